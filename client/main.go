@@ -1,0 +1,31 @@
+// Command client sends to a Unix domain socket and prints what comes back.
+//
+//	client [--connect ADDR] [MESSAGE]
+//	client [--connect ADDR] - < FILE
+//
+// An ADDR is stream:PATH; a bare PATH means the same. The payload goes to
+// standard output and nothing else does; events go to standard error.
+package main
+
+import (
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/udsecho/udsecho/internal/cli"
+)
+
+type commands struct {
+	Echo echoCmd `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
+}
+
+func main() {
+	// A reader of the output that goes away must not end the process before
+	// it has removed its socket: the write fails instead.
+	signal.Ignore(syscall.SIGPIPE)
+	os.Exit(cli.Main("client", "Send to a Unix domain socket and print what comes back.", &commands{},
+		[]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP},
+		kong.Vars{"message": defaultMessage}))
+}

@@ -1,0 +1,113 @@
+#!/bin/sh
+# Sees to it that the images which the Dockerfiles start from are there.
+#
+# Where a registry can be reached there is nothing to do: the engine pulls them.
+# Where none can be, they are made from this machine's own Go toolchain and a
+# static busybox, and handed to the builds through GO_IMAGE and BASE_IMAGE in
+# .env, which compose reads by itself. Calling it again takes a second.
+#
+#     images/base.sh        says what it does on standard error
+#     images/base.sh -q     says only what it makes
+set -eu
+cd "$(dirname "$0")/.."
+
+go_image=golang:1.26-alpine
+base_image=busybox:1.37-musl
+local_go=udsecho-golang:local
+local_base=udsecho-busybox:local
+label=udsecho.made-from
+
+say() { echo "images: $*" >&2; }
+die() { say "$*"; exit 1; }
+have() { docker image inspect "$1" >/dev/null 2>&1; }
+made_from() { docker image inspect -f "{{index .Config.Labels \"$label\"}}" "$1" 2>/dev/null; }
+
+# hand VAR IMAGE: let .env name an image, or with no IMAGE none.
+hand() {
+	{ grep -v "^$1=" .env 2>/dev/null || true; [ $# -eq 1 ] || echo "$1=$2"; } >.env.new
+	if [ -s .env.new ]; then mv .env.new .env; else rm -f .env .env.new; fi
+}
+
+# ensure VAR IMAGE LOCAL MAKER: the image that VAR names, or else IMAGE, or else
+# LOCAL, which MAKER makes.
+ensure() {
+	named=$(eval "echo \"\${$1:-}\"")
+	[ -n "$named" ] || named=$(sed -n "s/^$1=//p" .env 2>/dev/null | tail -n 1)
+	if [ -n "$named" ] && [ "$named" != "$3" ]; then
+		have "$named" || docker pull -q "$named" >/dev/null || die "$1 names $named, which is neither here nor can be pulled: correct it in the environment or in .env"
+	elif have "$2" || { ! have "$3" && docker pull -q "$2" >/dev/null 2>&1; }; then
+		named=$2
+		hand "$1"
+	else
+		named=$3
+		find_busybox
+		"$4"
+		hand "$1" "$3"
+	fi
+	[ "$quiet" = -q ] || say "using $named"
+}
+
+# find_busybox sets busybox to the path of a static one; it installs it where
+# there is none.
+find_busybox() {
+	for busybox in "$(command -v busybox || true)" /bin/busybox /usr/bin/busybox; do
+		# ldd fails on what is statically linked.
+		if [ -x "$busybox" ] && ! ldd "$busybox" >/dev/null 2>&1; then return; fi
+	done
+	[ $# -eq 0 ] || die "the package busybox-static is installed, but no static busybox is found"
+	say "installing busybox-static, which local images are made from"
+	{ apt-get install -y -q busybox-static || { apt-get update -q && apt-get install -y -q busybox-static; }; } >&2 ||
+		die "no static busybox here and none to be installed: install the package busybox-static, as root"
+	find_busybox again
+}
+
+# plant_busybox DIR: a root file system with a shell and its tools.
+plant_busybox() {
+	mkdir -p "$1/bin" "$1/etc" "$1/tmp"
+	chmod 1777 "$1/tmp"
+	cp "$busybox" "$1/bin/busybox"
+	for applet in $("$busybox" --list); do
+		[ "$applet" = busybox ] || ln -s busybox "$1/bin/$applet"
+	done
+}
+
+# import DIR IMAGE FROM ENV: the image that holds DIR.
+import() {
+	tar -C "$1" --owner=0 --group=0 -c . |
+		docker import -c "LABEL $label=\"$3\"" -c "ENV $4" -c 'CMD ["sh"]' - "$2" >/dev/null
+}
+
+make_base() {
+	from="busybox $(cksum <"$busybox" | cut -d ' ' -f 1)"
+	[ "$(made_from "$local_base")" != "$from" ] || return 0
+	say "$base_image cannot be pulled: making $local_base from $busybox"
+	plant_busybox "$work/base"
+	import "$work/base" "$local_base" "$from" PATH=/usr/local/bin:/bin
+}
+
+make_go() {
+	command -v go >/dev/null || die "$go_image cannot be pulled, and no Go is installed here to make it from: install Go 1.26"
+	root=$(go env GOROOT)
+	from=$(go env GOVERSION)
+	[ "$(made_from "$local_go")" != "$from" ] || return 0
+	say "$go_image cannot be pulled: making $local_go from $from in $root"
+	plant_busybox "$work/go"
+	mkdir -p "$work/go/etc/ssl/certs" "$work/go/usr/local/go"
+	cp -L /etc/ssl/certs/ca-certificates.crt "$work/go/etc/ssl/certs/"
+	for part in bin pkg src lib VERSION go.env; do
+		[ ! -e "$root/$part" ] || cp -a "$root/$part" "$work/go/usr/local/go/"
+	done
+	import "$work/go" "$local_go" "$from" 'PATH=/usr/local/go/bin:/usr/local/bin:/bin GOTOOLCHAIN=local'
+}
+
+quiet=${1:-}
+
+command -v docker >/dev/null || die "no docker command: install Docker Engine and its command line"
+problem=$(docker version 2>&1 >/dev/null) ||
+	die "the Docker Engine does not answer: start it, or add yourself to its group ($(echo "$problem" | tail -n 1))"
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' INT TERM
+ensure BASE_IMAGE "$base_image" "$local_base" make_base
+ensure GO_IMAGE "$go_image" "$local_go" make_go

@@ -1,0 +1,179 @@
+package echo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// A Client sends and takes back what it sent.
+type Client struct {
+	Chunk   int           // size of one receive on a stream, in bytes
+	Timeout time.Duration // the longest wait for bytes that are due; 0: no limit
+	Log     zerolog.Logger
+}
+
+// Message sends message over a stream and writes to out what comes back, until
+// it is as long as the message.
+func (c *Client) Message(ctx context.Context, conn *uds.Conn, message []byte, out io.Writer) error {
+	c.Log.Info().Int("bytes", len(message)).Msg("sending " + Quote(message))
+	return c.exchange(ctx, conn, bytes.NewReader(message), out, int64(len(message)), zerolog.InfoLevel)
+}
+
+// Copy sends in over a stream to its end and writes to out what comes back,
+// reading while it writes: a client that wrote everything first would block as
+// soon as the buffers in both directions are full, while the server, which
+// cannot send, has stopped receiving. It then ends its own direction and reads
+// to the end of the server's. Single chunks are events of debug level, as there
+// may be millions.
+func (c *Client) Copy(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer) error {
+	c.Log.Info().Msg("sending standard input")
+	return c.exchange(ctx, conn, in, out, -1, zerolog.DebugLevel)
+}
+
+// exchange receives want bytes, or to the end where want is negative.
+func (c *Client) exchange(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	s := &sender{conn: conn, in: in, end: want < 0}
+	go s.run()
+
+	got, err := c.receive(s, out, want, level)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if inErr := s.inputError(); inErr != nil {
+		return fmt.Errorf("read the input: %w", inErr)
+	}
+	if err != nil {
+		return err
+	}
+	if short := got < want || want < 0 && (!s.done.Load() || got < s.sent.Load()); short {
+		return fmt.Errorf("the server closed the connection: %d bytes are back of %d sent", got, s.sent.Load())
+	}
+	return nil
+}
+
+func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Level) (got int64, err error) {
+	buf := make([]byte, c.Chunk)
+	for got != want {
+		due := s.done.Load() || s.sent.Load() != got
+		if c.Timeout > 0 {
+			if err := s.conn.SetReadDeadline(time.Now().Add(c.Timeout)); err != nil {
+				return got, err
+			}
+		}
+		part := buf
+		if want >= 0 {
+			part = buf[:min(int64(len(buf)), want-got)]
+		}
+		n, err := s.conn.Read(part)
+		if n > 0 {
+			if c.Log.GetLevel() <= level {
+				c.Log.WithLevel(level).Int("bytes", n).Msg("received " + Quote(part[:n]))
+			}
+			got += int64(n)
+			if _, err := out.Write(part[:n]); err != nil {
+				return got, fmt.Errorf("write the output: %w", err)
+			}
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded) && !due: // nothing was owed
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return got, fmt.Errorf("no answer for %v: %d bytes are back of %d sent: is the server paused or overloaded?",
+				c.Timeout, got, s.sent.Load())
+		case errors.Is(err, io.EOF):
+			return got, nil
+		default:
+			return got, fmt.Errorf("receive: %w", err)
+		}
+	}
+	return got, nil
+}
+
+// sender is the direction to the server.
+type sender struct {
+	conn *uds.Conn
+	in   io.Reader
+	end  bool // end the direction after the input
+	sent atomic.Int64
+	done atomic.Bool // all of the input has been sent
+	bad  atomic.Pointer[error]
+}
+
+// run copies the input to the connection. Where the input fails it closes the
+// connection, which ends the receiver; where the connection fails, the receiver
+// sees that itself.
+func (s *sender) run() {
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := s.in.Read(buf)
+		if n > 0 {
+			w, err := s.conn.Write(buf[:n])
+			s.sent.Add(int64(w))
+			if err != nil {
+				return
+			}
+		}
+		switch {
+		case err == nil:
+		case err == io.EOF:
+			s.done.Store(true)
+			if s.end {
+				_ = s.conn.CloseWrite()
+			}
+			return
+		default:
+			s.bad.Store(&err)
+			_ = s.conn.Close()
+			return
+		}
+	}
+}
+
+func (s *sender) inputError() error {
+	if err := s.bad.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// HealthCheck does one echo round trip with the server at a and tells why it
+// failed. The client's name marks it for the server, which does not mention it
+// at info level, see [Server].
+func HealthCheck(ctx context.Context, a uds.Addr) error {
+	conn, err := uds.DialConfig{Bind: healthName + uds.AutoName("")}.Dial(ctx, a)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := conn.SetDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	sent := []byte("are you well?")
+	if _, err := conn.Write(sent); err != nil {
+		return fmt.Errorf("health check of %s: %w", a, err)
+	}
+	back := make([]byte, len(sent))
+	if _, err := io.ReadFull(conn, back); err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("health check of %s: connected, but no echo in time: the server is paused or overloaded", a)
+		}
+		return fmt.Errorf("health check of %s: %w", a, err)
+	}
+	if !bytes.Equal(back, sent) {
+		return fmt.Errorf("health check of %s: sent %s, got back %s: that is no echo server", a, Quote(sent), Quote(back))
+	}
+	return nil
+}

@@ -1,0 +1,64 @@
+package echo
+
+import (
+	"fmt"
+	"unicode"
+	"unicode/utf8"
+)
+
+// maxQuoted is how many bytes of a payload a message shows: a line of the log
+// stays a line that a person can read, whatever a peer sends.
+const maxQuoted = 256
+
+// Quote is a payload as the log shows it: in single quotes, with every byte
+// that is not printable ASCII, and ' and \ themselves, escaped, so that no peer
+// can write control characters into somebody's terminal. Past 256 bytes the
+// rest is counted, not shown.
+func Quote(payload []byte) string {
+	shown := payload[:min(len(payload), maxQuoted)]
+	out := make([]byte, 0, len(shown)+2)
+	out = append(out, '\'')
+	out = appendEscaped(out, shown, '\'')
+	out = append(out, '\'')
+	if more := len(payload) - len(shown); more > 0 {
+		out = fmt.Appendf(out, " and %d bytes more", more)
+	}
+	return string(out)
+}
+
+// Escape is text, such as a path or an error, as it may be shown on a terminal:
+// on one line, every character that does not print escaped.
+func Escape(text string) string {
+	out := make([]byte, 0, len(text))
+	for len(text) > 0 {
+		r, n := utf8.DecodeRuneInString(text)
+		if r == utf8.RuneError && n == 1 || !unicode.IsPrint(r) {
+			out = appendEscaped(out, []byte(text[:n]), 0)
+		} else {
+			out = append(out, text[:n]...)
+		}
+		text = text[n:]
+	}
+	return string(out)
+}
+
+func appendEscaped(out, in []byte, quote byte) []byte {
+	const hex = "0123456789abcdef"
+	for _, b := range in {
+		switch {
+		case b == '\n':
+			out = append(out, '\\', 'n')
+		case b == '\r':
+			out = append(out, '\\', 'r')
+		case b == '\t':
+			out = append(out, '\\', 't')
+		case quote != 0 && (b == quote || b == '\\'):
+			out = append(out, '\\', b)
+		case b < 0x20 || b > 0x7e:
+			out = append(out, '\\', 'x', hex[b>>4], hex[b&15])
+		default:
+			out = append(out, b)
+		}
+	}
+	return out
+}

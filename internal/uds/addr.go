@@ -1,0 +1,131 @@
+package uds
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxPath is how many bytes of path fit sun_path with its closing NUL,
+// unix(7), "Address format".
+const MaxPath = len(unix.RawSockaddrUnix{}.Path) - 1
+
+// Type is a socket type by the name that the field gives it, socket(2).
+type Type string
+
+// The three types of AF_UNIX.
+const (
+	Stream    Type = "stream"    // SOCK_STREAM: bytes, no boundaries
+	Datagram  Type = "datagram"  // SOCK_DGRAM: messages, no connection
+	Seqpacket Type = "seqpacket" // SOCK_SEQPACKET: messages over a connection
+)
+
+var types = []Type{Stream, Datagram, Seqpacket}
+
+func (t Type) sotype() int {
+	switch t {
+	case Datagram:
+		return unix.SOCK_DGRAM
+	case Seqpacket:
+		return unix.SOCK_SEQPACKET
+	default:
+		return unix.SOCK_STREAM
+	}
+}
+
+// Addr is one end as it is written on the command line, TYPE:PATH. A path that
+// starts with @ is an abstract name: it is no file, and belongs to the network
+// namespace, so that it does not cross containers.
+type Addr struct {
+	Type Type
+	Path string
+}
+
+// ParseAddr reads TYPE:PATH; a bare path means stream. It returns an
+// [ErrAddress] for what cannot be bound or dialled whatever the file system
+// holds: bind(2) would take an empty path for "choose me an abstract name" and
+// end a path at its first NUL, silently.
+func ParseAddr(s string) (Addr, error) {
+	a := Addr{Stream, s}
+	if form, path, ok := strings.Cut(s, ":"); ok && !strings.ContainsAny(form, "/@.") {
+		a = Addr{Type(form), path}
+		if !known(a.Type) {
+			return Addr{}, fmt.Errorf("%w %q: unknown form %q: write one of %s, or ./%s for a path with a colon",
+				ErrAddress, s, form, forms(), s)
+		}
+	}
+	switch {
+	case a.Path == "" || a.Path == "@":
+		return Addr{}, fmt.Errorf("%w %q: the path is empty: write %s:PATH", ErrAddress, s, a.Type)
+	case strings.ContainsRune(a.Path, 0):
+		return Addr{}, fmt.Errorf("%w %q: the path holds a NUL byte: leave it out", ErrAddress, s)
+	case strings.HasSuffix(a.Path, "/"):
+		return Addr{}, fmt.Errorf("%w %q: the path is a directory: name the socket file in it", ErrAddress, s)
+	}
+	if err := checkLength(a.Path); err != nil {
+		return Addr{}, err
+	}
+	return a, nil
+}
+
+func known(t Type) bool {
+	for _, k := range types {
+		if t == k {
+			return true
+		}
+	}
+	return false
+}
+
+func forms() string {
+	var b strings.Builder
+	for i, t := range types {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(string(t) + ":PATH")
+	}
+	return b.String()
+}
+
+func checkLength(path string) error {
+	limit := MaxPath
+	if path[0] == '@' {
+		limit++ // an abstract name needs no closing NUL, and @ stands for its leading one
+	}
+	if len(path) > limit {
+		return fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d: choose a shorter path, or change to its directory and use a relative one",
+			ErrAddress, path, len(path), limit)
+	}
+	return nil
+}
+
+// Abstract tells whether the address is a name in the network namespace and
+// no file, unix(7), "abstract".
+func (a Addr) Abstract() bool { return strings.HasPrefix(a.Path, "@") }
+
+// Network is the name that package net has for the type.
+func (a Addr) Network() string {
+	switch a.Type {
+	case Datagram:
+		return "unixgram"
+	case Seqpacket:
+		return "unixpacket"
+	default:
+		return "unix"
+	}
+}
+
+// String is the address as [ParseAddr] reads it.
+func (a Addr) String() string { return string(a.Type) + ":" + a.Path }
+
+// UnmarshalText lets an Addr be a flag or a variable of the environment.
+func (a *Addr) UnmarshalText(text []byte) error {
+	parsed, err := ParseAddr(string(text))
+	if err != nil {
+		return err
+	}
+	*a = parsed
+	return nil
+}

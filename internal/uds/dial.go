@@ -1,0 +1,142 @@
+package uds
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// DialConfig says how to connect. Its zero value works.
+type DialConfig struct {
+	// Bind names the client's own socket, so that the server can tell it from
+	// others and answer its datagrams. Empty: the client has no name. See
+	// [AutoName].
+	Bind string
+}
+
+// A Conn is a connection and, where the client bound one, the file of its own
+// socket, which Close removes.
+type Conn struct {
+	net.Conn
+	name *file
+}
+
+// Dial connects to a. The error is the kernel's errno, for errors.Is, with the
+// address and the cure: ENOENT and ECONNREFUSED where no server is, EAGAIN
+// where its backlog is full (connect(2) on a non-blocking AF_UNIX socket does
+// not wait), EACCES without write permission on the socket file, EPROTOTYPE
+// where it is of another type.
+func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
+	conn, err := c.dial(ctx, a)
+	if err != nil {
+		return nil, fmt.Errorf("connect %s: %w", a, err)
+	}
+	return conn, nil
+}
+
+func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
+	if err := checkLength(a.Path); err != nil {
+		return nil, err
+	}
+	var name *file
+	dialer := net.Dialer{ControlContext: func(_ context.Context, _, _ string, raw syscall.RawConn) error {
+		if c.Bind == "" {
+			return nil
+		}
+		var err error
+		ctrlErr := raw.Control(func(fd uintptr) { name, err = bindClient(int(fd), c.Bind) })
+		return errors.Join(ctrlErr, err)
+	}}
+	conn, err := dialer.DialContext(ctx, a.Network(), a.Path)
+	if err == nil && name != nil {
+		err = name.chmod(clientMode)
+	}
+	if err != nil {
+		if conn != nil {
+			_ = conn.Close()
+		}
+		name.remove()
+		var bindErr *bindError
+		if errors.As(err, &bindErr) {
+			return nil, bindErr
+		}
+		return nil, explain(a.Path, err)
+	}
+	return &Conn{conn, name}, nil
+}
+
+// The server may run as another user and must be able to write to the client's
+// socket. Nobody else profits: a connected datagram socket takes messages from
+// its peer only, connect(2). Until it is connected, it is closed to others.
+const clientMode, unconnectedMode fs.FileMode = 0o666, 0o600
+
+func bindClient(fd int, path string) (*file, error) {
+	if err := checkLength(path); err != nil {
+		return nil, &bindError{path, err}
+	}
+	if (Addr{Path: path}).Abstract() {
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+			return nil, &bindError{path, err}
+		}
+		return nil, nil
+	}
+	f, err := bindFile(fd, path, unconnectedMode)
+	if err != nil {
+		return nil, &bindError{path, err}
+	}
+	return f, nil
+}
+
+type bindError struct {
+	path string
+	err  error
+}
+
+func (e *bindError) Error() string {
+	return fmt.Sprintf("bind the client's own name %s: %v", e.path, e.err)
+}
+func (e *bindError) Unwrap() error { return e.err }
+
+// Close closes the connection and removes the client's own socket file.
+func (c *Conn) Close() error {
+	c.name.remove()
+	return c.Conn.Close()
+}
+
+// CloseWrite ends the stream towards the server, shutdown(2) with SHUT_WR: the
+// server reads end of file, and its answers still arrive.
+func (c *Conn) CloseWrite() error {
+	w, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return w.CloseWrite()
+}
+
+// AutoName makes a name for the client's own socket that no other client has:
+// in directory dir, or an abstract one where dir is "@". The process id alone
+// would not do, as every client is process 1 of its container; so the host
+// name and a random part come with it.
+func AutoName(dir string) string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	if len(host) > 12 { // enough for a container's id; sun_path is short
+		host = host[:12]
+	}
+	name := fmt.Sprintf("client.%s.%d.%s", host, os.Getpid(), strings.ToLower(rand.Text()[:8]))
+	if dir == "@" {
+		return dir + name
+	}
+	return filepath.Join(dir, name)
+}

@@ -1,0 +1,183 @@
+package uds
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultMode leaves a socket file the mode that the umask gives it: 0777
+// without the umask's bits, 0755 on most systems.
+const DefaultMode fs.FileMode = 0
+
+// A file is a socket file that this process made, known by what cannot be
+// faked through its name.
+type file struct {
+	path     string
+	dev, ino uint64
+}
+
+// bindFile binds fd to path and gives the file its mode. A mode of
+// [DefaultMode] leaves it to the umask.
+//
+// The file takes its mode from the inode of the socket, without the umask's
+// bits, so fchmod(2) before bind(2) makes a file that is never more open than
+// asked for; that matters for datagrams, which arrive from bind on. What the
+// umask then took away is given back through a descriptor, because chmod(2) on
+// the path would follow a symbolic link that somebody puts there meanwhile.
+func bindFile(fd int, path string, mode fs.FileMode) (*file, error) {
+	if mode != DefaultMode {
+		if err := unix.Fchmod(fd, uint32(mode.Perm())); err != nil {
+			return nil, os.NewSyscallError("fchmod", err)
+		}
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		if err == unix.EADDRINUSE {
+			return nil, fmt.Errorf("%w: %s appeared meanwhile: somebody else made it; it is left alone", ErrInUse, path)
+		}
+		return nil, explain(path, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return nil, explain(path, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != os.Geteuid() {
+		return nil, fmt.Errorf("%s was replaced while it was made: let nobody else write to its directory", path)
+	}
+	f := &file{path, st.Dev, st.Ino}
+	if mode != DefaultMode && fs.FileMode(st.Mode).Perm() != mode.Perm() {
+		if err := f.chmod(mode); err != nil {
+			f.remove()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+func (f *file) chmod(mode fs.FileMode) error {
+	fd, err := retry(func() (int, error) {
+		return unix.Open(f.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return fmt.Errorf("set mode %04o: %w", mode.Perm(), explain(f.path, err))
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if !f.is(&st) {
+		return fmt.Errorf("set mode %04o: %s was replaced meanwhile: let nobody else write to its directory", mode.Perm(), f.path)
+	}
+	// fchmod(2) takes no O_PATH descriptor; its path in /proc does.
+	if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), uint32(mode.Perm())); err != nil {
+		return fmt.Errorf("set mode %04o on %s: %w", mode.Perm(), f.path, err)
+	}
+	return nil
+}
+
+// remove unlinks the file if the path still leads to it. Device and inode
+// identify it as long as the socket is open, which keeps the inode from being
+// used again; so remove comes before close.
+func (f *file) remove() {
+	if f != nil && f.ours() {
+		_ = unix.Unlink(f.path)
+	}
+}
+
+func (f *file) ours() bool {
+	var st unix.Stat_t
+	return unix.Lstat(f.path, &st) == nil && f.is(&st)
+}
+
+func (f *file) is(st *unix.Stat_t) bool { return st.Dev == f.dev && st.Ino == f.ino }
+
+// removeStale makes room at path for a new socket. It removes a socket that
+// nobody serves and nothing else. The caller holds the lock of path.
+func removeStale(path string) error {
+	var st unix.Stat_t
+	switch err := unix.Lstat(path, &st); {
+	case err == unix.ENOENT:
+		return nil
+	case err != nil:
+		return explain(path, err)
+	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
+		return fmt.Errorf("%w: %s is a %s; it is left alone: remove it yourself or choose another path",
+			ErrNotSocket, path, kind(st.Mode))
+	}
+	// connect(2) to a regular file is refused just like to a stale socket,
+	// therefore lstat comes first.
+	switch t, err := probe(path); {
+	case err == unix.ECONNREFUSED:
+	case err == unix.ENOENT:
+		return nil
+	case err == nil:
+		return fmt.Errorf("%w: a server answers on %s (%s): stop it first or choose another path", ErrInUse, path, t)
+	default:
+		return fmt.Errorf("cannot tell whether %s is served, so it is left alone: %w", path, explain(path, err))
+	}
+	if f := (&file{path, st.Dev, st.Ino}); !f.ours() {
+		return fmt.Errorf("%w: %s changed meanwhile: somebody else made it; it is left alone", ErrInUse, path)
+	}
+	if err := unix.Unlink(path); err != nil && err != unix.ENOENT {
+		return fmt.Errorf("remove the stale socket %s: %w", path, explain(path, err))
+	}
+	return nil
+}
+
+// probe finds which type of socket is served at path by connecting with each;
+// a wrong type fails with EPROTOTYPE, unix(7). The result is ECONNREFUSED where
+// nobody serves it.
+func probe(path string) (Type, error) {
+	var err error
+	for _, t := range types {
+		switch err = connects(t, path); err {
+		case unix.EPROTOTYPE:
+			continue
+		case nil, unix.EAGAIN: // EAGAIN: it is served, and its backlog is full
+			return t, nil
+		default:
+			return t, err
+		}
+	}
+	return "", err
+}
+
+func connects(t Type, path string) error {
+	fd, err := socket(t)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return retryErr(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) })
+}
+
+func socket(t Type) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, t.sotype()|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if errors.Is(err, unix.EMFILE) {
+		return -1, fmt.Errorf("%w (EMFILE): raise the limit of open files", err)
+	}
+	return fd, os.NewSyscallError("socket", err)
+}
+
+func kind(mode uint32) string {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return "regular file"
+	case unix.S_IFDIR:
+		return "directory"
+	case unix.S_IFLNK:
+		return "symbolic link"
+	case unix.S_IFIFO:
+		return "named pipe"
+	case unix.S_IFCHR:
+		return "character device"
+	case unix.S_IFBLK:
+		return "block device"
+	default:
+		return "socket"
+	}
+}

@@ -1,0 +1,30 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/udsecho/udsecho/internal/echo"
+)
+
+type healthcheckCmd struct {
+	listenFlag
+	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"How long all the answers together may take (default: ${default})."`
+}
+
+// Run asks for an echo on every address. It needs no shell in the image, and
+// a server that is stopped, or hangs, fails it: connecting alone would succeed.
+func (c *healthcheckCmd) Run() error {
+	if c.Timeout <= 0 {
+		return fmt.Errorf("--timeout %v: choose more than 0s", c.Timeout)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
+	defer cancel()
+	for _, a := range c.Listen {
+		if err := echo.HealthCheck(ctx, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,73 @@
+// Command server echoes what it receives on Unix domain sockets, until it is
+// told to stop.
+//
+//	server [--listen ADDR]... [--mode OCTAL] [--chunk BYTES]
+//	server healthcheck [--listen ADDR]...
+//
+// An ADDR is stream:PATH; a bare PATH means the same.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/udsecho/udsecho/internal/cli"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+type commands struct {
+	Serve       serveCmd       `cmd:"" default:"withargs" help:"Echo to every client, until SIGTERM or SIGINT. This is the default."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server for an echo on every --listen address; exit status 0 or 1."`
+}
+
+func main() {
+	os.Exit(cli.Main("server", "Echo what is received on Unix domain sockets.", &commands{},
+		[]os.Signal{syscall.SIGTERM, syscall.SIGINT}))
+}
+
+// mode is --mode, in octal.
+type mode fs.FileMode
+
+func (m *mode) UnmarshalText(text []byte) error {
+	parsed, err := uds.ParseMode(string(text))
+	*m = mode(parsed)
+	return err
+}
+
+// listenFlag is what both commands need to know.
+type listenFlag struct {
+	Listen []uds.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, or stream:@NAME for an abstract name, which does not cross containers. Repeatable; the variable takes a list with commas (default: ${default})."`
+}
+
+// Validate turns away what no server can listen on.
+func (f *listenFlag) Validate() error {
+	seen := map[string]bool{}
+	for _, a := range f.Listen {
+		if a.Type != uds.Stream {
+			return fmt.Errorf("--listen %s: only stream sockets are served", a)
+		}
+		if seen[a.Path] {
+			return fmt.Errorf("--listen %s: the path is given twice", a)
+		}
+		seen[a.Path] = true
+	}
+	if len(f.Listen) == 0 {
+		return errors.New("--listen: no address: write stream:PATH")
+	}
+	return nil
+}
+
+// abstract are the addresses that are names in the network namespace.
+func (f *listenFlag) abstract() string {
+	var names []string
+	for _, a := range f.Listen {
+		if a.Abstract() {
+			names = append(names, a.String())
+		}
+	}
+	return strings.Join(names, ", ")
+}
