@@ -124,9 +124,9 @@ func (s *sender) run() {
 				return
 			}
 		}
-		switch {
-		case err == nil:
-		case err == io.EOF:
+		switch err {
+		case nil:
+		case io.EOF:
 			s.done.Store(true)
 			if s.end {
 				_ = s.conn.CloseWrite()

@@ -110,11 +110,11 @@ func removeStale(path string) error {
 	}
 	// connect(2) to a regular file is refused just like to a stale socket,
 	// therefore lstat comes first.
-	switch t, err := probe(path); {
-	case err == unix.ECONNREFUSED:
-	case err == unix.ENOENT:
+	switch t, err := probe(path); err {
+	case unix.ECONNREFUSED:
+	case unix.ENOENT:
 		return nil
-	case err == nil:
+	case nil:
 		return fmt.Errorf("%w: a server answers on %s (%s): stop it first or choose another path", ErrInUse, path, t)
 	default:
 		return fmt.Errorf("cannot tell whether %s is served, so it is left alone: %w", path, explain(path, err))

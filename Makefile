@@ -1,0 +1,19 @@
+.PHONY: demo test lint fmt clean
+
+demo: # the stack, both transcripts, the socket file; takes everything down again
+	@integration/demo.sh
+
+test: # every test: unit, race, process, containers
+	go vet ./...
+	go test -race -count=1 ./...
+
+lint:
+	go tool -modfile=tools/go.mod golangci-lint run ./...
+
+fmt:
+	gofmt -w client integration internal server
+
+clean: # the images that demo and test keep for the next time
+	@docker image ls -q --filter 'reference=udsecho-*' | sort -u | xargs -r docker image rm -f
+	@docker image prune -f --filter label=udsecho.stage=build
+	@rm -rf .env .bin

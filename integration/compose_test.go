@@ -1,0 +1,175 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/volume"
+	"github.com/google/go-cmp/cmp"
+)
+
+// compose is a compose command on the project's own compose.yaml.
+type compose struct {
+	command []string
+	project string
+}
+
+// composes are the compose commands of this machine: both where both are.
+func composes(t *testing.T) map[string][]string {
+	t.Helper()
+	found := map[string][]string{}
+	if exec.CommandContext(t.Context(), "docker", "compose", "version").Run() == nil {
+		found["v2"] = []string{"docker", "compose"}
+	}
+	if exec.CommandContext(t.Context(), "docker-compose", "version").Run() == nil {
+		found["v1"] = []string{"docker-compose"}
+	}
+	if len(found) == 0 {
+		t.Fatal(`neither "docker compose" nor "docker-compose" is here: install the package docker-compose-plugin`)
+	}
+	return found
+}
+
+func (c compose) run(t *testing.T, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	all := append(append(c.command[1:len(c.command):len(c.command)], "-p", c.project), args...)
+	// Not the test's context: down must run when the test has ended.
+	cmd := exec.CommandContext(context.Background(), c.command[0], all...)
+	cmd.Dir = ".."
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	return out.String(), errs.String(), err
+}
+
+func (c compose) must(t *testing.T, args ...string) string {
+	t.Helper()
+	out, errs, err := c.run(t, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", strings.Join(c.command, " "), strings.Join(args, " "), err, out, errs)
+	}
+	return out
+}
+
+// left lists what the engine still has of the project.
+func (c compose) left(t *testing.T) []string {
+	t.Helper()
+	mine := filters.NewArgs(filters.Arg("label", "com.docker.compose.project="+c.project))
+	var left []string
+	containers, err := engine.ContainerList(t.Context(), container.ListOptions{All: true, Filters: mine})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range containers {
+		left = append(left, c.Names...)
+	}
+	volumes, err := engine.VolumeList(t.Context(), volume.ListOptions{Filters: mine})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range volumes.Volumes {
+		left = append(left, v.Name)
+	}
+	networks, err := engine.NetworkList(t.Context(), network.ListOptions{Filters: mine})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range networks {
+		left = append(left, n.Name)
+	}
+	return left
+}
+
+// ids are the containers of a service.
+func (c compose) ids(t *testing.T, service string) []string {
+	t.Helper()
+	containers, err := engine.ContainerList(t.Context(), container.ListOptions{All: true, Filters: filters.NewArgs(
+		filters.Arg("label", "com.docker.compose.project="+c.project),
+		filters.Arg("label", "com.docker.compose.service="+service))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for _, c := range containers {
+		ids = append(ids, c.ID)
+	}
+	return ids
+}
+
+// forEachCompose runs a test with each compose command, one after the other.
+func forEachCompose(t *testing.T, test func(t *testing.T, c compose)) {
+	for name, command := range composes(t) {
+		t.Run(name, func(t *testing.T) {
+			c := compose{command, project()}
+			t.Cleanup(func() { c.must(t, "down", "-v", "--rmi", "local", "--remove-orphans") })
+			c.must(t, "build")
+			test(t, c)
+		})
+	}
+}
+
+func TestComposeFile(t *testing.T) {
+	forEachCompose(t, func(t *testing.T, c compose) {
+		out, errs, err := c.run(t, "up", "--exit-code-from", "client")
+		if err != nil {
+			t.Fatalf("up: %v\n%s%s", err, out, errs)
+		}
+		if !strings.Contains(out+errs, "received ' repeated.'") {
+			t.Errorf("up shows no transcript:\n%s%s", out, errs)
+		}
+		wantServer, wantClient := transcripts(socketPath)
+		echoed, events := logs(t, c.ids(t, "client")[0])
+		if echoed != message || events != wantClient {
+			t.Errorf("client: output %q, events (-want +got):\n%s", echoed, cmp.Diff(wantClient, events))
+		}
+		// The server may be stopped before it has said that the client is gone.
+		if _, events := logs(t, c.ids(t, "server")[0]); !strings.HasPrefix(wantServer, events) || len(events) < len(wantServer)/2 {
+			t.Errorf("server's transcript (-want +got):\n%s", cmp.Diff(wantServer, events))
+		}
+
+		c.must(t, "up", "-d", "--scale", "client=20")
+		if row := c.must(t, "exec", "-T", "server", "ls", "-l", "/run/uds"); !strings.Contains(row, "\nsrw-rw----") {
+			t.Errorf("ls -l shows no socket of mode 0660:\n%s", row)
+		}
+		for _, id := range c.ids(t, "client") {
+			if code := awaitExit(t, id); code != 0 {
+				t.Errorf("one of 20 clients: exit %d, want 0", code)
+			}
+		}
+		if got := c.must(t, "run", "--rm", "-T", "client", "hello"); got != "hello" {
+			t.Errorf("run client hello: %q", got)
+		}
+		c.must(t, "down", "-v")
+		if left := c.left(t); len(left) > 0 {
+			t.Errorf("down -v leaves %v", left)
+		}
+	})
+}
+
+func TestDemoShowsWhatTheREADMESays(t *testing.T) {
+	demo := exec.CommandContext(t.Context(), "make", "--no-print-directory", "demo")
+	demo.Dir = ".."
+	demo.Env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+project())
+	var errs bytes.Buffer
+	demo.Stderr = &errs
+	out, err := demo.Output()
+	if err != nil {
+		t.Fatalf("make demo: %v\n%s%s", err, out, errs.String())
+	}
+	when := regexp.MustCompile(`[A-Z][a-z]{2} +\d+ +\d\d:\d\d `)
+	want := when.ReplaceAllString(readme(t, "demo"), "")
+	if d := cmp.Diff(want, when.ReplaceAllString(string(out), "")); d != "" {
+		t.Errorf("README.md and make demo (-README +demo):\n%s", d)
+	}
+	if left := (compose{project: project()}).left(t); len(left) > 0 {
+		t.Errorf("make demo leaves %v", left)
+	}
+}

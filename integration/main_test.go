@@ -1,0 +1,205 @@
+// Package integration shows the stack as its user sees it: through images,
+// containers, volumes and the compose file. It imports nothing of the project.
+package integration
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/image"
+	"github.com/docker/docker/api/types/volume"
+	"github.com/docker/docker/client"
+	"github.com/testcontainers/testcontainers-go"
+)
+
+// The images under test. They are kept between runs, so that the next one
+// builds only what has changed; `make clean` removes them.
+const (
+	serverImage = "udsecho-test-server:latest"
+	clientImage = "udsecho-test-client:latest"
+)
+
+// sessionLabel marks what a test made, with the process that made it.
+const sessionLabel = "udsecho.test"
+
+// engine is the API of the Docker Engine.
+var engine *client.Client
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if testing.Short() {
+		fmt.Println("integration: left out by -short")
+		return
+	}
+	if err := setUp(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, "integration:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func setUp(ctx context.Context) (err error) {
+	base := exec.CommandContext(ctx, "../images/base.sh", "-q")
+	base.Stdout, base.Stderr = os.Stderr, os.Stderr
+	if err := base.Run(); err != nil {
+		return fmt.Errorf("base images: %w", err)
+	}
+	if engine, err = client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation()); err != nil {
+		return err
+	}
+	// Ryuk, which removes what an aborted run leaves, is an image like others.
+	// What it would do is done at the next start instead.
+	//nolint:staticcheck // deprecated, but nothing else tells which image it would be
+	if _, err := engine.ImageInspect(ctx, testcontainers.ReaperDefaultImage); err != nil {
+		if err := os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true"); err != nil {
+			return err
+		}
+	}
+	if err := removeLeftovers(ctx); err != nil {
+		return fmt.Errorf("remove what an aborted run left: %w", err)
+	}
+	for _, name := range []string{"server", "client"} {
+		if err := build(ctx, name); err != nil {
+			return fmt.Errorf("build the %s image: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// build builds an image as its users do, from its own Dockerfile.
+func build(ctx context.Context, name string) error {
+	provider, err := testcontainers.NewDockerProvider()
+	if err != nil {
+		return err
+	}
+	args, err := buildArgs()
+	if err != nil {
+		return err
+	}
+	var log strings.Builder
+	_, err = provider.BuildImage(ctx, &testcontainers.ContainerRequest{
+		FromDockerfile: testcontainers.FromDockerfile{
+			Context:        "..",
+			Dockerfile:     name + "/Dockerfile",
+			Repo:           "udsecho-test-" + name,
+			Tag:            "latest",
+			BuildArgs:      args,
+			KeepImage:      true,
+			BuildLogWriter: &log,
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("%w\n%s", err, log.String())
+	}
+	return nil
+}
+
+// buildArgs are the base images that images/base.sh has chosen.
+func buildArgs() (map[string]*string, error) {
+	args := map[string]*string{}
+	f, err := os.Open("../.env")
+	if errors.Is(err, fs.ErrNotExist) {
+		return args, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), "=")
+		if name != "GO_IMAGE" && name != "BASE_IMAGE" {
+			continue
+		}
+		if v, ok := os.LookupEnv(name); ok {
+			value = v
+		}
+		args[name] = &value
+	}
+	return args, nil
+}
+
+// session names this process so that no later one is taken for it.
+var session = processSession(os.Getpid())
+
+// processSession is a process id with the time that it started at, "" where
+// there is no such process.
+func processSession(pid int) string {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	// The command, in parentheses, may hold anything; see proc_pid_stat(5).
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	return fmt.Sprintf("%d-%s", pid, fields[19])
+}
+
+// aborted tells whether session is of a process that is no more.
+func aborted(session string) bool {
+	var pid int
+	_, err := fmt.Sscanf(session, "%d-", &pid)
+	return err == nil && processSession(pid) != session
+}
+
+// project is the compose project of this process; see removeLeftovers.
+func project() string { return "udsecho-test-" + session }
+
+func labels() map[string]string { return map[string]string{sessionLabel: session} }
+
+// removeLeftovers removes the containers, volumes and images of runs that were
+// aborted: their processes are gone, and their label says which they were.
+func removeLeftovers(ctx context.Context) error {
+	isLeftover := func(labels map[string]string) bool {
+		if aborted(labels[sessionLabel]) {
+			return true
+		}
+		ofCompose, ok := strings.CutPrefix(labels["com.docker.compose.project"], "udsecho-test-")
+		return ok && aborted(ofCompose)
+	}
+	containers, err := engine.ContainerList(ctx, container.ListOptions{All: true})
+	if err != nil {
+		return err
+	}
+	for _, c := range containers {
+		if isLeftover(c.Labels) {
+			if err := engine.ContainerRemove(ctx, c.ID, container.RemoveOptions{Force: true, RemoveVolumes: true}); err != nil {
+				return err
+			}
+		}
+	}
+	volumes, err := engine.VolumeList(ctx, volume.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, v := range volumes.Volumes {
+		if isLeftover(v.Labels) {
+			if err := engine.VolumeRemove(ctx, v.Name, true); err != nil {
+				return err
+			}
+		}
+	}
+	images, err := engine.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", "udsecho-test-*"))})
+	if err != nil {
+		return err
+	}
+	for _, i := range images {
+		for _, tag := range i.RepoTags {
+			ofCompose := strings.TrimPrefix(tag, "udsecho-test-")
+			if aborted(ofCompose) {
+				if _, err := engine.ImageRemove(ctx, tag, image.RemoveOptions{}); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
