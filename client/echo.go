@@ -21,27 +21,31 @@ const defaultMessage = "This is the message.  It will be repeated."
 type echoCmd struct {
 	Message string `arg:"" optional:"" default:"${message}" help:"What to send; - sends standard input (default: a message of 42 bytes)."`
 
-	Connect uds.Addr      `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, or stream:@NAME for an abstract name (default: ${default})."`
-	Bind    string        `default:"none" placeholder:"NAME" help:"A name for the client's own socket, for the server to tell clients apart: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: ${default})."`
+	Connect uds.Addr      `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT, udp:HOST:PORT (default: ${default})."`
+	Bind    string        `placeholder:"NAME" help:"A name for the client's own socket, for the server to tell clients apart and to answer datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
 	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
-	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for bytes that are due. 0s: no limit (default: ${default})."`
-	Chunk   int           `default:"16" placeholder:"BYTES" help:"Size of one receive (default: ${default})."`
+	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for what is due. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
+	Chunk   int           `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream; of one message of - on the other types (default: 16; all of the input as one message)."`
+	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be on their way, on types other than stream (default: ${default})."`
+	Sndbuf  int           `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
 	cli.LogFlags
 }
 
 // Validate turns away what makes no sense.
 func (c *echoCmd) Validate() error {
 	switch {
-	case c.Chunk < 1 || c.Chunk > 16<<20:
-		return fmt.Errorf("--chunk %d: choose from 1 to %d bytes", c.Chunk, 16<<20)
+	case c.Chunk < 0 || c.Chunk > 16<<20:
+		return fmt.Errorf("--chunk %d: choose from 1 to %d bytes, or 0 for the default", c.Chunk, 16<<20)
+	case c.Window < 1 || c.Window > 1000:
+		return fmt.Errorf("--window %d: choose from 1 to 1000 messages, as many as the server keeps for a client", c.Window)
+	case c.Sndbuf < 0 || c.Sndbuf > 1<<30:
+		return fmt.Errorf("--sndbuf %d: choose from 0 to %d bytes", c.Sndbuf, 1<<30)
 	case c.Retry < 0:
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.Timeout < 0:
 		return fmt.Errorf("--timeout %v: choose 0s or more", c.Timeout)
-	case c.Bind == "":
-		return errors.New("--bind: empty: choose none, auto, DIR/ or a path")
-	case c.Connect.Type != uds.Stream:
-		return fmt.Errorf("--connect %s: only stream sockets are spoken to", c.Connect)
+	case c.Bind == "none" && c.Connect.Type == uds.Datagram:
+		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path")
 	}
 	return nil
 }
@@ -50,13 +54,13 @@ func (c *echoCmd) Validate() error {
 func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", c.Connect.String()).Msg("connecting to " + echo.Escape(c.Connect.Path))
-	conn, err := dial(ctx, c.Connect, c.name(), c.Retry)
+	conn, err := dial(ctx, c.Connect, uds.DialConfig{Bind: c.name(), SendBuffer: c.Sndbuf}, c.Retry)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
 
-	client := echo.Client{Chunk: c.Chunk, Timeout: c.Timeout, Log: log}
+	client := echo.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, Log: log}
 	if c.Message == "-" {
 		err = client.Copy(ctx, conn, std.In, std.Out)
 	} else {
@@ -70,24 +74,27 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 
 // name is the client's own name by --bind.
 func (c *echoCmd) name() string {
+	bind := c.Bind
+	if bind == "" && c.Connect.Type == uds.Datagram {
+		bind = "auto"
+	}
 	switch {
-	case c.Bind == "none":
+	case bind == "" || bind == "none" || !c.Connect.Type.Unix():
 		return ""
-	case c.Bind == "auto" && c.Connect.Abstract():
+	case bind == "auto" && c.Connect.Abstract():
 		return uds.AutoName("@")
-	case c.Bind == "auto":
+	case bind == "auto":
 		return uds.AutoName(filepath.Dir(c.Connect.Path))
-	case strings.HasSuffix(c.Bind, "/"):
-		return uds.AutoName(c.Bind)
+	case strings.HasSuffix(bind, "/"):
+		return uds.AutoName(bind)
 	default:
-		return c.Bind
+		return bind
 	}
 }
 
 // dial connects; it tries again for as long as patience allows where no server
 // is there yet: the path is missing or stale, or the backlog is full.
-func dial(ctx context.Context, a uds.Addr, name string, patience time.Duration) (*uds.Conn, error) {
-	config := uds.DialConfig{Bind: name}
+func dial(ctx context.Context, a uds.Addr, config uds.DialConfig, patience time.Duration) (*uds.Conn, error) {
 	if patience == 0 {
 		return config.Dial(ctx, a)
 	}

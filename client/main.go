@@ -3,7 +3,8 @@
 //	client [--connect ADDR] [MESSAGE]
 //	client [--connect ADDR] - < FILE
 //
-// An ADDR is stream:PATH; a bare PATH means the same. The payload goes to
+// An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
+// stream:PATH. For comparison there are tcp:HOST:PORT and udp:HOST:PORT. The payload goes to
 // standard output and nothing else does; events go to standard error.
 package main
 

@@ -126,6 +126,7 @@ func TestComposeFile(t *testing.T) {
 			t.Errorf("up shows no transcript:\n%s%s", out, errs)
 		}
 		wantServer, wantClient := transcripts(socketPath)
+		wantServer = strings.Replace(wantServer, "waiting", "starting up on /run/uds/uds_datagram\nstarting up on /run/uds/uds_seqpacket\nwaiting", 1)
 		echoed, events := logs(t, c.ids(t, "client")[0])
 		if echoed != message || events != wantClient {
 			t.Errorf("client: output %q, events (-want +got):\n%s", echoed, cmp.Diff(wantClient, events))
@@ -144,8 +145,14 @@ func TestComposeFile(t *testing.T) {
 				t.Errorf("one of 20 clients: exit %d, want 0", code)
 			}
 		}
-		if got := c.must(t, "run", "--rm", "-T", "client", "hello"); got != "hello" {
-			t.Errorf("run client hello: %q", got)
+		for kind, name := range map[string]string{"stream": "socket", "datagram": "datagram", "seqpacket": "seqpacket"} {
+			if got := c.must(t, "run", "--rm", "-T", "client", "--connect", kind+":/run/uds/uds_"+name, "hello"); got != "hello" {
+				t.Errorf("run client --connect %s hello: %q", kind, got)
+			}
+		}
+		const want = "/run/clients:\n\n/run/uds:\nuds_datagram\nuds_datagram.lock\nuds_seqpacket\nuds_seqpacket.lock\nuds_socket\nuds_socket.lock\n"
+		if left := c.must(t, "exec", "-T", "server", "ls", "-A", "/run/clients", "/run/uds"); left != want {
+			t.Errorf("left in the volumes (-want +got):\n%s", cmp.Diff(want, left))
 		}
 		c.must(t, "down", "-v")
 		if left := c.left(t); len(left) > 0 {

@@ -172,6 +172,18 @@ func await(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// withHost changes what start asks for; WithHostConfigModifier would replace it.
+func withHost(change func(h *container.HostConfig)) testcontainers.CustomizeRequestOption {
+	return func(r *testcontainers.GenericContainerRequest) error {
+		before := r.HostConfigModifier
+		r.HostConfigModifier = func(h *container.HostConfig) {
+			before(h)
+			change(h)
+		}
+		return nil
+	}
+}
+
 func withUser(user string) testcontainers.CustomizeRequestOption {
 	return testcontainers.WithConfigModifier(func(c *container.Config) { c.User = user })
 }

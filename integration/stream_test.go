@@ -51,7 +51,7 @@ func TestLsShowsTheLetterOfEachFileType(t *testing.T) {
 	server := start(t, serverImage, volume, withUser("0"),
 		testcontainers.WithEnv(map[string]string{"UDS_LISTEN": "stream:./socket"}),
 		testcontainers.WithWaitStrategy(wait.ForLog("waiting for a connection")),
-		testcontainers.WithHostConfigModifier(func(h *container.HostConfig) { h.CapDrop = nil })) // mknod needs one
+		withHost(func(h *container.HostConfig) { h.CapDrop = nil })) // mknod needs one
 	rows := server.exec(t, "sh", "-c", `
 		touch regular && mkdir directory && ln -s regular link &&
 		mknod character c 1 3 && mknod block b 7 0 && mkfifo pipe && ls -l`)

@@ -4,7 +4,8 @@
 //	server [--listen ADDR]... [--mode OCTAL] [--chunk BYTES]
 //	server healthcheck [--listen ADDR]...
 //
-// An ADDR is stream:PATH; a bare PATH means the same.
+// An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
+// stream:PATH. For comparison there are tcp:HOST:PORT and udp:HOST:PORT.
 package main
 
 import (
@@ -40,20 +41,22 @@ func (m *mode) UnmarshalText(text []byte) error {
 
 // listenFlag is what both commands need to know.
 type listenFlag struct {
-	Listen []uds.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, or stream:@NAME for an abstract name, which does not cross containers. Repeatable; the variable takes a list with commas (default: ${default})."`
+	Listen []uds.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH, which does not cross containers; for comparison tcp:HOST:PORT, udp:HOST:PORT. Repeatable; the variable takes a list with commas (default: ${default})."`
 }
 
 // Validate turns away what no server can listen on.
 func (f *listenFlag) Validate() error {
 	seen := map[string]bool{}
 	for _, a := range f.Listen {
-		if a.Type != uds.Stream {
-			return fmt.Errorf("--listen %s: only stream sockets are served", a)
+		// TCP and UDP may have the same port, two sockets not the same path.
+		key := a.Path
+		if !a.Type.Unix() {
+			key = a.String()
 		}
-		if seen[a.Path] {
+		if seen[key] {
 			return fmt.Errorf("--listen %s: the path is given twice", a)
 		}
-		seen[a.Path] = true
+		seen[key] = true
 	}
 	if len(f.Listen) == 0 {
 		return errors.New("--listen: no address: write stream:PATH")

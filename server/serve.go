@@ -16,6 +16,7 @@ type serveCmd struct {
 	Mode           mode          `placeholder:"OCTAL" help:"Permission bits of the socket file; who may write may connect (default: what the umask leaves of 0777)."`
 	Chunk          int           `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
 	Backlog        int           `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
+	Sndbuf         int           `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
 	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away. 0: no limit (default: ${default})."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
 	cli.LogFlags
@@ -28,6 +29,8 @@ func (c *serveCmd) Validate() error {
 		return fmt.Errorf("--chunk %d: choose from 1 to %d bytes", c.Chunk, 16<<20)
 	case c.Backlog < 0 || c.Backlog > 1<<16:
 		return fmt.Errorf("--backlog %d: choose from 0 to %d connections", c.Backlog, 1<<16)
+	case c.Sndbuf < 0 || c.Sndbuf > 1<<30:
+		return fmt.Errorf("--sndbuf %d: choose from 0 to %d bytes", c.Sndbuf, 1<<30)
 	case c.MaxConnections < 0:
 		return fmt.Errorf("--max-connections %d: choose 0 for no limit, or more", c.MaxConnections)
 	case c.DrainTimeout < 0:
@@ -42,7 +45,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if names := c.abstract(); names != "" {
 		log.Warn().Msg(echo.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
-	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog}
+	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf}
 	var sockets []*uds.Socket
 	for _, a := range c.Listen {
 		s, err := config.Listen(a)
@@ -54,6 +57,8 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		}
 		sockets = append(sockets, s)
 	}
-	server := echo.Server{Chunk: c.Chunk, MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout, Log: log}
+	server := echo.Server{
+		Chunk: c.Chunk, SendBuffer: c.Sndbuf, MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout, Log: log,
+	}
 	return server.Serve(ctx, sockets...)
 }

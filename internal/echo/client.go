@@ -2,6 +2,7 @@ package echo
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,28 +18,42 @@ import (
 
 // A Client sends and takes back what it sent.
 type Client struct {
-	Chunk   int           // size of one receive on a stream, in bytes
+	Chunk   int           // size of one receive on a stream, or of one message of Copy, in bytes; 0: see Copy
+	Window  int           // messages that may be on their way, of the types that keep boundaries; 0: one
 	Timeout time.Duration // the longest wait for bytes that are due; 0: no limit
 	Log     zerolog.Logger
 }
 
-// Message sends message over a stream and writes to out what comes back, until
-// it is as long as the message.
+// Message sends message and writes to out what comes back: of a stream until it
+// is as long as the message, of the other types one message.
 func (c *Client) Message(ctx context.Context, conn *uds.Conn, message []byte, out io.Writer) error {
 	c.Log.Info().Int("bytes", len(message)).Msg("sending " + Quote(message))
+	if conn.Type().Messages() {
+		return c.messages(ctx, conn, bytes.NewReader(message), 0, out, zerolog.InfoLevel)
+	}
 	return c.exchange(ctx, conn, bytes.NewReader(message), out, int64(len(message)), zerolog.InfoLevel)
 }
 
-// Copy sends in over a stream to its end and writes to out what comes back,
-// reading while it writes: a client that wrote everything first would block as
-// soon as the buffers in both directions are full, while the server, which
-// cannot send, has stopped receiving. It then ends its own direction and reads
-// to the end of the server's. Single chunks are events of debug level, as there
-// may be millions.
+// Copy sends in to its end and writes to out what comes back. Single chunks and
+// messages are events of debug level, as there may be millions.
+//
+// Over a stream it reads while it writes: a client that wrote everything first
+// would block as soon as the buffers in both directions are full, while the
+// server, which cannot send, has stopped receiving. It then ends its own
+// direction and reads to the end of the server's.
+//
+// Over the other types it sends messages of Chunk bytes, or all of the input as
+// one where Chunk is 0.
 func (c *Client) Copy(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer) error {
 	c.Log.Info().Msg("sending standard input")
+	if conn.Type().Messages() {
+		return c.messages(ctx, conn, in, c.Chunk, out, zerolog.DebugLevel)
+	}
 	return c.exchange(ctx, conn, in, out, -1, zerolog.DebugLevel)
 }
+
+// streamChunk is the size of one receive where none is given: the source's.
+const streamChunk = 16
 
 // exchange receives want bytes, or to the end where want is negative.
 func (c *Client) exchange(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
@@ -63,7 +78,7 @@ func (c *Client) exchange(ctx context.Context, conn *uds.Conn, in io.Reader, out
 }
 
 func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Level) (got int64, err error) {
-	buf := make([]byte, c.Chunk)
+	buf := make([]byte, cmp.Or(c.Chunk, streamChunk))
 	for got != want {
 		due := s.done.Load() || s.sent.Load() != got
 		if c.Timeout > 0 {
@@ -156,24 +171,17 @@ func HealthCheck(ctx context.Context, a uds.Addr) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := conn.SetDeadline(deadline); err != nil {
-			return err
-		}
-	}
 	sent := []byte("are you well?")
-	if _, err := conn.Write(sent); err != nil {
-		return fmt.Errorf("health check of %s: %w", a, err)
-	}
-	back := make([]byte, len(sent))
-	if _, err := io.ReadFull(conn, back); err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) {
+	var back bytes.Buffer
+	client := Client{Log: zerolog.Nop()}
+	if err := client.Message(ctx, conn, sent, &back); err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
 			return fmt.Errorf("health check of %s: connected, but no echo in time: the server is paused or overloaded", a)
 		}
 		return fmt.Errorf("health check of %s: %w", a, err)
 	}
-	if !bytes.Equal(back, sent) {
-		return fmt.Errorf("health check of %s: sent %s, got back %s: that is no echo server", a, Quote(sent), Quote(back))
+	if !bytes.Equal(back.Bytes(), sent) {
+		return fmt.Errorf("health check of %s: sent %s, got back %s: that is no echo server", a, Quote(sent), Quote(back.Bytes()))
 	}
 	return nil
 }

@@ -17,9 +17,9 @@ type loop struct {
 }
 
 type handler interface {
-	// ready is called when the descriptor is; it must not block. What it
-	// leaves undone brings the next call.
-	ready()
+	// ready is called with the events for which the descriptor is; it must not
+	// block. What it leaves undone brings the next call.
+	ready(events uint32)
 }
 
 func (l *loop) start() (err error) {
@@ -79,7 +79,7 @@ func (l *loop) wait(timeout time.Duration) error {
 	}
 	for _, ev := range l.events[:max(n, 0)] {
 		if h := l.handlers[ev.Fd]; h != nil {
-			h.ready()
+			h.ready(ev.Events)
 		}
 	}
 	return nil
@@ -90,7 +90,7 @@ func (l *loop) interrupt() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 
 
 type waker loop
 
-func (w *waker) ready() {
+func (w *waker) ready(uint32) {
 	var n [8]byte
 	_, _ = unix.Read(w.wake, n[:])
 }

@@ -21,6 +21,7 @@ import (
 // A Server echoes to any number of clients at once.
 type Server struct {
 	Chunk          int           // size of one receive on a stream, in bytes
+	SendBuffer     int           // SO_SNDBUF of seqpacket connections, in bytes; 0: the system's
 	MaxConnections int           // further clients are turned away; 0: no limit
 	DrainTimeout   time.Duration // how long running echoes may take once the server is told to stop
 	Log            zerolog.Logger
@@ -31,22 +32,29 @@ type Server struct {
 // run to its end or to the drain timeout, and returns nil.
 func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	l := &loop{wake: -1, epoll: -1}
-	e := &server{Server: s, loop: l, buf: make([]byte, s.Chunk), uid: uint32(os.Geteuid())}
+	e := &server{Server: s, loop: l, uid: uint32(os.Geteuid())}
 	e.warn = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	defer e.close()
-	for _, socket := range sockets {
-		e.listeners = append(e.listeners, &listener{server: e, socket: socket})
-	}
 	if err := l.start(); err != nil {
+		for _, socket := range sockets {
+			_ = socket.Close()
+		}
 		return err
 	}
-	for _, ln := range e.listeners {
-		s.Log.Info().Str("listen", ln.socket.Addr.String()).Msg("starting up on " + Escape(ln.socket.Addr.Path))
-		if err := l.add(ln.socket.FD, ln, unix.EPOLLIN); err != nil {
+	waiting := "waiting for a message"
+	for i, socket := range sockets {
+		s.Log.Info().Str("listen", socket.Addr.String()).Msg("starting up on " + Escape(socket.Addr.Path))
+		if err := e.serve(socket); err != nil {
+			for _, socket := range sockets[i:] {
+				_ = socket.Close()
+			}
 			return err
 		}
+		if socket.Addr.Type.Connects() {
+			waiting = waitingConnection
+		}
 	}
-	s.Log.Info().Msg("waiting for a connection")
+	s.Log.Info().Msg(waiting)
 
 	// The loop stays on one thread: handing it over would cost more than an
 	// echo takes.
@@ -56,14 +64,40 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	return e.run(ctx)
 }
 
+const waitingConnection = "waiting for a connection"
+
+// serve adds a socket to the loop, with the buffers that its type needs.
+func (s *server) serve(socket *uds.Socket) error {
+	t := socket.Addr.Type
+	if !t.Messages() && s.buf == nil {
+		s.buf = make([]byte, s.Chunk)
+	}
+	if t.Messages() && s.receiver == nil {
+		s.receiver = uds.NewReceiver(uds.MaxMessage())
+	}
+	if t.Connects() {
+		ln := &listener{server: s, socket: socket}
+		s.listeners = append(s.listeners, ln)
+		return s.add(socket.FD, ln, unix.EPOLLIN)
+	}
+	d, err := newDatagrams(s, socket)
+	if err != nil {
+		return err
+	}
+	s.datagrams = append(s.datagrams, d)
+	return s.add(socket.FD, d, unix.EPOLLIN)
+}
+
 // server is what a running Server knows. One goroutine owns all of it.
 type server struct {
 	*Server
 	*loop
 	listeners   []*listener
+	datagrams   []*datagrams
 	open        int // connections
 	lastID      uint64
-	buf         []byte // one receive, shared by all connections
+	buf         []byte // one receive, shared by all stream connections
+	receiver    *uds.Receiver
 	uid         uint32
 	warn        zerolog.Logger // for what a client can cause as often as it likes
 	acceptAgain time.Time      // while the system lacks descriptors
@@ -76,39 +110,52 @@ func (s *server) run(ctx context.Context) error {
 			return err
 		}
 		now := time.Now()
-		switch {
-		case ctx.Err() != nil && s.drainUntil.IsZero():
+		if ctx.Err() != nil && s.drainUntil.IsZero() {
 			s.drainUntil = now.Add(s.DrainTimeout)
 			if err := s.drain(); err != nil {
 				return err
 			}
-		case !s.acceptAgain.IsZero() && now.After(s.acceptAgain):
+		}
+		if !s.acceptAgain.IsZero() && now.After(s.acceptAgain) {
 			s.acceptAgain = time.Time{}
 			s.watchListeners(unix.EPOLLIN)
 		}
-		if !s.drainUntil.IsZero() {
-			if s.open == 0 {
-				return nil
-			}
-			if now.After(s.drainUntil) {
-				s.Log.Warn().Int("connections", s.open).Dur("drain_timeout", s.DrainTimeout).
-					Msg("drain timeout is over: closing the connections that are left")
-				return nil
-			}
+		waiting := 0
+		for _, d := range s.datagrams {
+			d.sendWaiting(now)
+			waiting += d.waiting
+		}
+		if s.drainUntil.IsZero() {
+			continue
+		}
+		if s.open+waiting == 0 {
+			return nil
+		}
+		if now.After(s.drainUntil) {
+			s.Log.Warn().Int("connections", s.open).Int("replies", waiting).Dur("drain_timeout", s.DrainTimeout).
+				Msg("drain timeout is over: closing what is left")
+			return nil
 		}
 	}
 }
 
 // timeout is how long the loop may sleep, -1 for as long as nothing happens.
 func (s *server) timeout() time.Duration {
-	switch {
-	case !s.drainUntil.IsZero():
-		return max(time.Until(s.drainUntil), 0)
-	case !s.acceptAgain.IsZero():
-		return max(time.Until(s.acceptAgain), 0)
-	default:
+	var first time.Time
+	earlier := func(t time.Time) {
+		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
+			first = t
+		}
+	}
+	earlier(s.drainUntil)
+	earlier(s.acceptAgain)
+	for _, d := range s.datagrams {
+		earlier(d.tryAgain)
+	}
+	if first.IsZero() {
 		return -1
 	}
+	return max(time.Until(first), 0)
 }
 
 // drain turns new clients away. The files go first, so that a client finds no
@@ -117,6 +164,7 @@ func (s *server) drain() error {
 	s.Log.Debug().Int("connections", s.open).Msg("draining")
 	for _, ln := range s.listeners {
 		ln.socket.Unlink()
+		ln.acceptAll()
 		if err := ln.socket.Refuse(); err != nil {
 			return err
 		}
@@ -127,6 +175,14 @@ func (s *server) drain() error {
 		}
 	}
 	s.listeners, s.acceptAgain = nil, time.Time{}
+	for _, d := range s.datagrams {
+		d.socket.Unlink()
+		if err := d.socket.Refuse(); err != nil {
+			return err
+		}
+		d.receiveAll()
+		s.remove(d.socket.FD) // its replies may still be waiting
+	}
 	return nil
 }
 
@@ -134,8 +190,14 @@ func (s *server) close() {
 	for _, ln := range s.listeners {
 		_ = ln.socket.Close()
 	}
+	for _, d := range s.datagrams {
+		_ = d.socket.Close()
+	}
 	for _, h := range s.handlers {
-		if c, ok := h.(*conn); ok {
+		switch c := h.(type) {
+		case *conn:
+			_ = unix.Close(c.fd)
+		case *records:
 			_ = unix.Close(c.fd)
 		}
 	}

@@ -1,6 +1,7 @@
 package echo
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -19,7 +20,7 @@ type listener struct {
 	socket *uds.Socket
 }
 
-func (ln *listener) ready() { ln.accept(64) }
+func (ln *listener) ready(uint32) { ln.accept(64) }
 
 func (ln *listener) acceptAll() { ln.accept(-1) }
 
@@ -44,11 +45,24 @@ func (ln *listener) accept(limit int) {
 }
 
 func (ln *listener) welcome(fd int, sa unix.Sockaddr) {
-	c := &conn{server: ln.server, fd: fd}
-	if name, ok := sa.(*unix.SockaddrUnix); ok {
-		c.peer = name.Name
+	c := &conn{server: ln.server, fd: fd, peer: peerName(sa)}
+	var cred *unix.Ucred
+	if ln.socket.Addr.Type.Unix() {
+		cred, _ = uds.PeerCred(fd)
 	}
-	cred, _ := uds.PeerCred(fd)
+	events, h := uint32(unix.EPOLLIN), handler(c)
+	switch ln.socket.Addr.Type {
+	case uds.TCP:
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	case uds.Seqpacket:
+		h, events = (*records)(c), unix.EPOLLIN|unix.EPOLLRDHUP
+		if ln.SendBuffer > 0 {
+			if err := uds.SetSendBuffer(fd, ln.SendBuffer); err != nil {
+				ln.warn.Warn().Err(err).Msg(err.Error())
+			}
+		}
+	}
+	c.events = events
 	c.quiet = ln.isHealthCheck(c.peer, cred)
 	if ln.MaxConnections > 0 && ln.open >= ln.MaxConnections {
 		ln.warn.Warn().Str("peer", c.peer).Int("max_connections", ln.MaxConnections).
@@ -56,7 +70,7 @@ func (ln *listener) welcome(fd int, sa unix.Sockaddr) {
 		_ = unix.Close(fd)
 		return
 	}
-	if err := ln.add(fd, c, unix.EPOLLIN); err != nil {
+	if err := ln.add(fd, h, events); err != nil {
 		ln.warn.Warn().Err(err).Msgf("turned a client away: %v", err)
 		_ = unix.Close(fd)
 		return
@@ -65,34 +79,54 @@ func (ln *listener) welcome(fd int, sa unix.Sockaddr) {
 	c.id = ln.lastID
 	ln.open++
 	if ev := c.event(); ev != nil {
-		if cred != nil {
-			ev = ev.Uint32("uid", cred.Uid).Uint32("gid", cred.Gid)
-			if cred.Pid > 0 {
-				ev = ev.Int32("pid", cred.Pid)
-			} else {
-				ev = ev.Str("pid", "unknown")
-			}
-		}
-		ev.Msg("connection from")
+		withCred(ev, cred).Msg("connection from")
 	}
+}
+
+// withCred adds who the peer is, by the kernel's word.
+func withCred(ev *zerolog.Event, cred *unix.Ucred) *zerolog.Event {
+	if cred == nil {
+		return ev
+	}
+	ev = ev.Uint32("uid", cred.Uid).Uint32("gid", cred.Gid)
+	if cred.Pid == 0 {
+		return ev.Str("pid", "unknown") // it lives in another process id namespace
+	}
+	return ev.Int32("pid", cred.Pid)
+}
+
+func peerName(sa unix.Sockaddr) string {
+	switch sa := sa.(type) {
+	case *unix.SockaddrUnix:
+		if sa.Name != "@" { // how package unix shows a client without a name
+			return sa.Name
+		}
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)).String()
+	}
+	return ""
 }
 
 // A conn is one client. It costs the server what is here: the bytes that are
 // under way are in the kernel's buffers.
 type conn struct {
 	*server
-	fd    int
-	quiet bool
-	id    uint64
-	peer  string
-	rest  []byte // received and not yet sent back; while there is any, nothing is received
+	fd      int
+	events  uint32 // what the loop waits for while nothing is blocked
+	quiet   bool
+	blocked bool // rest waits for the client to read; meanwhile nothing is received
+	id      uint64
+	peer    string
+	rest    []byte // received and not yet sent back
 }
 
 // maxTurn is how many receives one client gets before the others' turn.
 const maxTurn = 16
 
-func (c *conn) ready() {
-	if len(c.rest) > 0 && !c.send() {
+func (c *conn) ready(uint32) {
+	if c.blocked && !c.send() {
 		return
 	}
 	for range maxTurn {
@@ -106,50 +140,60 @@ func (c *conn) ready() {
 			c.end(err)
 			return
 		}
-		if ev := c.event(); ev != nil {
-			ev.Int("bytes", n).Msg("received " + Quote(c.buf[:n]))
-		}
+		c.received(c.buf[:n])
 		if n == 0 {
 			c.end(nil)
 			return
 		}
-		if ev := c.event(); ev != nil {
-			ev.Int("bytes", n).Msg("sending data back to the client")
-		}
-		c.rest = c.buf[:n]
-		if !c.send() || n < len(c.buf) {
+		if !c.sendBack(c.buf[:n]) || n < len(c.buf) {
 			return
 		}
 	}
 }
 
+func (c *conn) received(payload []byte) {
+	if ev := c.event(); ev != nil {
+		ev.Int("bytes", len(payload)).Msg("received " + Quote(payload))
+	}
+}
+
+func (c *conn) sendBack(payload []byte) bool {
+	if ev := c.event(); ev != nil {
+		ev.Int("bytes", len(payload)).Msg("sending data back to the client")
+	}
+	c.rest = payload
+	return c.send()
+}
+
 // send sends the rest and tells whether all of it is gone. What the client does
-// not take now is kept, at most one chunk, and nothing more is received from a
-// client that does not read.
+// not take now is kept, at most one chunk or record, and nothing more is
+// received from a client that does not read.
 func (c *conn) send() bool {
-	kept := &c.rest[0] != &c.buf[0]
-	for len(c.rest) > 0 {
+	for {
 		n, err := unix.SendmsgN(c.fd, c.rest, nil, nil, unix.MSG_NOSIGNAL)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
-			if !kept {
-				c.rest = append([]byte(nil), c.rest...)
+			if !c.blocked {
+				c.blocked = true
+				c.rest = append([]byte(nil), c.rest...) // the buffer is everybody's
 				c.watch(c.fd, unix.EPOLLOUT)
 			}
 			return false
 		case err != nil:
 			c.end(err)
 			return false
-		default:
+		case n < len(c.rest):
 			c.rest = c.rest[n:]
+		default:
+			if c.blocked {
+				c.blocked = false
+				c.watch(c.fd, c.events)
+			}
+			c.rest = nil
+			return true
 		}
 	}
-	c.rest = nil
-	if kept {
-		c.watch(c.fd, unix.EPOLLIN)
-	}
-	return true
 }
 
 // end closes the connection, after end of file or, with err, because it broke.
@@ -157,7 +201,7 @@ func (c *conn) end(err error) {
 	switch ev := c.event(); {
 	case ev == nil:
 	case err != nil:
-		ev.Err(err).Msgf("lost the connection: %v", err)
+		ev.Err(err).Msgf("lost the connection: %v", uds.ExplainSize(c.fd, len(c.rest), err))
 	default:
 		ev.Msg("no data from")
 	}
@@ -165,7 +209,7 @@ func (c *conn) end(err error) {
 	_ = unix.Close(c.fd)
 	c.open--
 	if ev := c.event(); ev != nil && c.drainUntil.IsZero() {
-		ev.Msg("waiting for a connection")
+		ev.Msg(waitingConnection)
 	}
 }
 

@@ -2,6 +2,9 @@ package uds
 
 import (
 	"fmt"
+	"net"
+	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -14,14 +17,25 @@ const MaxPath = len(unix.RawSockaddrUnix{}.Path) - 1
 // Type is a socket type by the name that the field gives it, socket(2).
 type Type string
 
-// The three types of AF_UNIX.
+// The three types of AF_UNIX, and what they are compared with.
 const (
 	Stream    Type = "stream"    // SOCK_STREAM: bytes, no boundaries
 	Datagram  Type = "datagram"  // SOCK_DGRAM: messages, no connection
 	Seqpacket Type = "seqpacket" // SOCK_SEQPACKET: messages over a connection
+	TCP       Type = "tcp"       // an internet stream
+	UDP       Type = "udp"       // internet datagrams
 )
 
 var types = []Type{Stream, Datagram, Seqpacket}
+
+// Unix tells whether the type is one of AF_UNIX.
+func (t Type) Unix() bool { return t != TCP && t != UDP }
+
+// Messages tells whether the type keeps the boundaries of messages.
+func (t Type) Messages() bool { return t == Datagram || t == Seqpacket || t == UDP }
+
+// Connects tells whether a server of the type accepts connections.
+func (t Type) Connects() bool { return t != Datagram && t != UDP }
 
 func (t Type) sotype() int {
 	switch t {
@@ -36,7 +50,8 @@ func (t Type) sotype() int {
 
 // Addr is one end as it is written on the command line, TYPE:PATH. A path that
 // starts with @ is an abstract name: it is no file, and belongs to the network
-// namespace, so that it does not cross containers.
+// namespace, so that it does not cross containers. For comparison there are
+// tcp:HOST:PORT and udp:HOST:PORT, whose Path is HOST:PORT.
 type Addr struct {
 	Type Type
 	Path string
@@ -50,8 +65,11 @@ func ParseAddr(s string) (Addr, error) {
 	a := Addr{Stream, s}
 	if form, path, ok := strings.Cut(s, ":"); ok && !strings.ContainsAny(form, "/@.") {
 		a = Addr{Type(form), path}
-		if !known(a.Type) {
-			return Addr{}, fmt.Errorf("%w %q: unknown form %q: write one of %s, or ./%s for a path with a colon",
+		if !a.Type.Unix() {
+			return a, checkHostPort(s, path)
+		}
+		if !slices.Contains(types, a.Type) {
+			return Addr{}, fmt.Errorf("%w %q: unknown form %q: write %s, or ./%s for a path with a colon",
 				ErrAddress, s, form, forms(), s)
 		}
 	}
@@ -69,13 +87,15 @@ func ParseAddr(s string) (Addr, error) {
 	return a, nil
 }
 
-func known(t Type) bool {
-	for _, k := range types {
-		if t == k {
-			return true
-		}
+func checkHostPort(s, hostPort string) error {
+	_, port, err := net.SplitHostPort(hostPort)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
 	}
-	return false
+	if err != nil {
+		return fmt.Errorf("%w %q: %q is no HOST:PORT: write 127.0.0.1:7000, or [::1]:7000", ErrAddress, s, hostPort)
+	}
+	return nil
 }
 
 func forms() string {
@@ -86,7 +106,7 @@ func forms() string {
 		}
 		b.WriteString(string(t) + ":PATH")
 	}
-	return b.String()
+	return b.String() + ", tcp:HOST:PORT, udp:HOST:PORT"
 }
 
 func checkLength(path string) error {
@@ -103,7 +123,7 @@ func checkLength(path string) error {
 
 // Abstract tells whether the address is a name in the network namespace and
 // no file, unix(7), "abstract".
-func (a Addr) Abstract() bool { return strings.HasPrefix(a.Path, "@") }
+func (a Addr) Abstract() bool { return a.Type.Unix() && strings.HasPrefix(a.Path, "@") }
 
 // Network is the name that package net has for the type.
 func (a Addr) Network() string {
@@ -112,6 +132,8 @@ func (a Addr) Network() string {
 		return "unixgram"
 	case Seqpacket:
 		return "unixpacket"
+	case TCP, UDP:
+		return string(a.Type)
 	default:
 		return "unix"
 	}

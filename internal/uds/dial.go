@@ -21,12 +21,15 @@ type DialConfig struct {
 	// others and answer its datagrams. Empty: the client has no name. See
 	// [AutoName].
 	Bind string
+	// SendBuffer is as in [ListenConfig].
+	SendBuffer int
 }
 
 // A Conn is a connection and, where the client bound one, the file of its own
 // socket, which Close removes.
 type Conn struct {
 	net.Conn
+	addr Addr
 	name *file
 }
 
@@ -44,16 +47,26 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 }
 
 func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
+	if !a.Type.Unix() {
+		conn, err := new(net.Dialer).DialContext(ctx, a.Network(), a.Path)
+		return &Conn{Conn: conn, addr: a}, err
+	}
 	if err := checkLength(a.Path); err != nil {
 		return nil, err
 	}
 	var name *file
-	dialer := net.Dialer{ControlContext: func(_ context.Context, _, _ string, raw syscall.RawConn) error {
-		if c.Bind == "" {
-			return nil
+	prepare := func(fd int) (err error) {
+		if c.SendBuffer > 0 {
+			err = SetSendBuffer(fd, c.SendBuffer)
 		}
+		if err == nil && c.Bind != "" {
+			name, err = bindClient(fd, c.Bind)
+		}
+		return err
+	}
+	dialer := net.Dialer{ControlContext: func(_ context.Context, _, _ string, raw syscall.RawConn) error {
 		var err error
-		ctrlErr := raw.Control(func(fd uintptr) { name, err = bindClient(int(fd), c.Bind) })
+		ctrlErr := raw.Control(func(fd uintptr) { err = prepare(int(fd)) })
 		return errors.Join(ctrlErr, err)
 	}}
 	conn, err := dialer.DialContext(ctx, a.Network(), a.Path)
@@ -65,13 +78,13 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 			_ = conn.Close()
 		}
 		name.remove()
-		var bindErr *bindError
-		if errors.As(err, &bindErr) {
-			return nil, bindErr
+		var own *ownError
+		if errors.As(err, &own) {
+			return nil, own
 		}
 		return nil, explain(a.Path, err)
 	}
-	return &Conn{conn, name}, nil
+	return &Conn{Conn: conn, addr: a, name: name}, nil
 }
 
 // The server may run as another user and must be able to write to the client's
@@ -81,30 +94,34 @@ const clientMode, unconnectedMode fs.FileMode = 0o666, 0o600
 
 func bindClient(fd int, path string) (*file, error) {
 	if err := checkLength(path); err != nil {
-		return nil, &bindError{path, err}
+		return nil, &ownError{path, err}
 	}
-	if (Addr{Path: path}).Abstract() {
+	if (Addr{Stream, path}).Abstract() {
 		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-			return nil, &bindError{path, err}
+			return nil, &ownError{path, err}
 		}
 		return nil, nil
 	}
 	f, err := bindFile(fd, path, unconnectedMode)
 	if err != nil {
-		return nil, &bindError{path, err}
+		return nil, &ownError{path, err}
 	}
 	return f, nil
 }
 
-type bindError struct {
+// An ownError is about the client's own socket, not the server's.
+type ownError struct {
 	path string
 	err  error
 }
 
-func (e *bindError) Error() string {
+func (e *ownError) Error() string {
 	return fmt.Sprintf("bind the client's own name %s: %v", e.path, e.err)
 }
-func (e *bindError) Unwrap() error { return e.err }
+func (e *ownError) Unwrap() error { return e.err }
+
+// Type is the type of the socket.
+func (c *Conn) Type() Type { return c.addr.Type }
 
 // Close closes the connection and removes the client's own socket file.
 func (c *Conn) Close() error {

@@ -3,9 +3,11 @@ package uds
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
+	"syscall"
 
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
@@ -20,6 +22,10 @@ type ListenConfig struct {
 	// Backlog is how many connections may wait to be accepted, listen(2);
 	// 0 means as many as the system allows.
 	Backlog int
+	// SendBuffer is SO_SNDBUF in bytes as the kernel counts them, socket(7); a
+	// message may be 32 bytes less. 0 leaves the system's. The connections
+	// that a seqpacket socket accepts do not inherit it, see [SetSendBuffer].
+	SendBuffer int
 }
 
 // A Socket is a bound socket with the files that it owns: the socket file and
@@ -46,11 +52,20 @@ func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 }
 
 func (c ListenConfig) listen(s *Socket) (err error) {
+	if !s.Addr.Type.Unix() {
+		s.FD, err = listenInternet(s.Addr, c.Backlog)
+		return err
+	}
 	if err := checkLength(s.Addr.Path); err != nil {
 		return err
 	}
 	if s.FD, err = socket(s.Addr.Type); err != nil {
 		return err
+	}
+	if c.SendBuffer > 0 {
+		if err := SetSendBuffer(s.FD, c.SendBuffer); err != nil {
+			return err
+		}
 	}
 	if s.Addr.Abstract() {
 		err = unix.Bind(s.FD, &unix.SockaddrUnix{Name: s.Addr.Path})
@@ -74,11 +89,47 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	if s.Addr.Type == Datagram {
 		return nil
 	}
-	backlog := c.Backlog
+	return os.NewSyscallError("listen", unix.Listen(s.FD, backlogOrMax(c.Backlog)))
+}
+
+func backlogOrMax(backlog int) int {
 	if backlog == 0 {
-		backlog = unix.SOMAXCONN
+		return unix.SOMAXCONN
 	}
-	return os.NewSyscallError("listen", unix.Listen(s.FD, backlog))
+	return backlog
+}
+
+// listenInternet lets package net find the address, and takes its socket.
+func listenInternet(a Addr, backlog int) (fd int, err error) {
+	var l interface {
+		syscall.Conn
+		io.Closer
+	}
+	if a.Type == TCP {
+		var n net.Listener
+		if n, err = net.Listen("tcp", a.Path); err == nil {
+			l = n.(*net.TCPListener)
+		}
+	} else {
+		var n net.PacketConn
+		if n, err = net.ListenPacket("udp", a.Path); err == nil {
+			l = n.(*net.UDPConn)
+		}
+	}
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = l.Close() }()
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	ctrlErr := raw.Control(func(theirs uintptr) {
+		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil && a.Type == TCP {
+			err = unix.Listen(fd, backlogOrMax(backlog)) // again: package net does not ask how many
+		}
+	})
+	return fd, errors.Join(ctrlErr, err)
 }
 
 // Unlink removes the socket file, if it is still the one that this socket
@@ -92,7 +143,11 @@ func (s *Socket) Unlink() {
 // Refuse turns further clients away, while those that have connected already
 // can still be accepted: accept(2) gives them and then EAGAIN. So nobody who
 // was let in is lost.
+// (Internet sockets know no such half-way; nothing is done.)
 func (s *Socket) Refuse() error {
+	if !s.Addr.Type.Unix() {
+		return nil
+	}
 	return os.NewSyscallError("shutdown", unix.Shutdown(s.FD, unix.SHUT_RD))
 }
 
@@ -107,7 +162,7 @@ func (s *Socket) Close() error {
 	return os.NewSyscallError("close", err)
 }
 
-// Listener gives the socket, a stream or a seqpacket one, to package net. It
+// Listener gives the socket, one of a type that connects, to package net. It
 // takes the socket over: closing the listener closes the socket.
 func (s *Socket) Listener() (net.Listener, error) {
 	fd, err := unix.FcntlInt(uintptr(s.FD), unix.F_DUPFD_CLOEXEC, 0)

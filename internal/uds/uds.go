@@ -64,6 +64,9 @@ func explain(path string, err error) error {
 		cure = fmt.Sprintf("nobody serves %s, the file is stale: start the server again, it replaces the file", path)
 	case unix.EPROTOTYPE:
 		cure = "the server's socket is of another type"
+		if t, err := probe(path); err == nil {
+			cure = fmt.Sprintf("%s is a %s socket: use %s:%s", path, t, t, path)
+		}
 	case unix.EAGAIN:
 		cure = "the server's backlog is full: try again, or wait with --retry"
 	}

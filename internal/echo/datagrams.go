@@ -1,0 +1,219 @@
+package echo
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// Replies that a datagram client does not take wait for it: so many, and so
+// many bytes of all clients, and for so long.
+const (
+	maxWaiting      = 1024
+	maxWaitingBytes = 16 << 20
+	maxWait         = 10 * time.Second
+)
+
+// datagrams is a socket that receives from everybody: there is no connection,
+// and nothing to accept.
+type datagrams struct {
+	*server
+	socket   *uds.Socket
+	creds    bool
+	queues   map[uds.Sender]*queue // of clients that are behind, by address
+	waiting  int                   // replies in all queues
+	bytes    int
+	tryAgain time.Time
+	pause    time.Duration
+	dropped  uint64
+}
+
+// A queue is what one client has not taken yet, oldest first.
+type queue struct {
+	replies [][]byte
+	since   time.Time // when the client last took one
+}
+
+func newDatagrams(s *server, socket *uds.Socket) (*datagrams, error) {
+	d := &datagrams{server: s, socket: socket, queues: map[uds.Sender]*queue{}}
+	if !socket.Addr.Type.Unix() {
+		return d, nil
+	}
+	// A reply counts against the send buffer until its client has read it, so
+	// that clients that do not read would stop the replies to all others.
+	_ = unix.SetsockoptInt(socket.FD, unix.SOL_SOCKET, unix.SO_SNDBUF, uds.MaxMessage()/2)
+	// Credentials are for the log only.
+	d.creds = s.Log.GetLevel() <= zerolog.InfoLevel
+	if d.creds {
+		return d, uds.PassCred(socket.FD)
+	}
+	return d, nil
+}
+
+func (d *datagrams) ready(uint32) {
+	for range maxTurn {
+		if !d.receive() {
+			return
+		}
+	}
+}
+
+func (d *datagrams) receiveAll() {
+	for d.receive() {
+	}
+}
+
+// receive echoes one message and tells whether there may be more.
+func (d *datagrams) receive() bool {
+	receive := d.receiver.Receive
+	if d.creds {
+		receive = d.receiver.ReceiveCred
+	}
+	message, err := receive(d.socket.FD)
+	switch {
+	case err == unix.EAGAIN:
+		return false
+	case err != nil:
+		d.warn.Warn().Err(err).Str("peer", d.receiver.Sender().String()).Msgf("refused a message: %v", err)
+		return !errors.As(err, new(unix.Errno))
+	}
+	quiet := false
+	if d.creds {
+		quiet = d.log(message)
+	}
+	if !d.receiver.Named() {
+		d.warn.Warn().Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
+		return true
+	}
+	if ev := d.event(quiet); ev != nil {
+		ev.Int("bytes", len(message)).Msg("sending data back to the client")
+	}
+	if len(d.queues) > 0 {
+		if q := d.queues[d.receiver.Sender()]; q != nil {
+			d.wait(d.receiver.Sender(), q, message)
+			return true
+		}
+	}
+	switch err := d.receiver.Reply(d.socket.FD, message); {
+	case err == unix.EAGAIN:
+		q := &queue{since: time.Now()}
+		sender := d.receiver.Sender()
+		d.queues[sender] = q
+		d.wait(sender, q, message)
+	case err != nil:
+		d.drop(1, d.receiver.Sender().String(), uds.ExplainSize(d.socket.FD, len(message), err))
+	}
+	return true
+}
+
+// log says what was received and tells whether its sender is a health check.
+func (d *datagrams) log(message []byte) (quiet bool) {
+	var who *unix.Ucred
+	if cred, ok := d.receiver.Cred(); ok {
+		who = &cred
+	}
+	peer := d.receiver.Sender().String()
+	quiet = d.isHealthCheck(peer, who)
+	if ev := d.event(quiet); ev != nil {
+		withCred(ev.Str("peer", peer), who).Int("bytes", len(message)).Msg("received " + Quote(message))
+	}
+	return quiet
+}
+
+func (d *datagrams) event(quiet bool) *zerolog.Event {
+	level := zerolog.InfoLevel
+	if quiet {
+		level = zerolog.DebugLevel
+	}
+	if d.Log.GetLevel() > level {
+		return nil
+	}
+	return d.Log.WithLevel(level)
+}
+
+// wait keeps a reply for a client whose queue is full: net.unix.max_dgram_qlen,
+// 10 messages by default.
+func (d *datagrams) wait(sender uds.Sender, q *queue, message []byte) {
+	if len(q.replies) >= maxWaiting || d.bytes+len(message) > maxWaitingBytes {
+		d.drop(1, sender.String(), errors.New("it does not read its replies"))
+		return
+	}
+	q.replies = append(q.replies, append([]byte(nil), message...))
+	d.waiting++
+	d.bytes += len(message)
+	if d.tryAgain.IsZero() {
+		d.pause = time.Millisecond
+		d.tryAgain = time.Now().Add(d.pause)
+	}
+}
+
+// sendWaiting sends what clients now take. No event tells when a client has
+// read, so it is tried again and again, ever more seldom while nothing goes.
+func (d *datagrams) sendWaiting(now time.Time) {
+	if d.tryAgain.IsZero() || now.Before(d.tryAgain) {
+		return
+	}
+	sent := 0
+	for sender, q := range d.queues {
+		n, err := d.sendQueue(sender, q)
+		sent += n
+		if n > 0 {
+			q.since = now
+		}
+		if err == nil && len(q.replies) > 0 && now.Sub(q.since) > maxWait {
+			err = fmt.Errorf("it has not read for %v", maxWait)
+		}
+		if err != nil {
+			d.drop(len(q.replies), sender.String(), err)
+			for _, r := range q.replies {
+				d.forget(r)
+			}
+			q.replies = nil
+		}
+		if len(q.replies) == 0 {
+			delete(d.queues, sender)
+		}
+	}
+	switch {
+	case d.waiting == 0:
+		d.tryAgain = time.Time{}
+		return
+	case sent > 0:
+		d.pause = time.Millisecond
+	default:
+		d.pause = min(2*d.pause, 100*time.Millisecond)
+	}
+	d.tryAgain = now.Add(d.pause)
+}
+
+func (d *datagrams) sendQueue(sender uds.Sender, q *queue) (sent int, err error) {
+	for len(q.replies) > 0 {
+		switch err := uds.ReplyTo(d.socket.FD, q.replies[0], sender); err {
+		case nil:
+			d.forget(q.replies[0])
+			q.replies = q.replies[1:]
+			sent++
+		case unix.EAGAIN:
+			return sent, nil
+		default:
+			return sent, err
+		}
+	}
+	return sent, nil
+}
+
+func (d *datagrams) forget(reply []byte) {
+	d.waiting--
+	d.bytes -= len(reply)
+}
+
+func (d *datagrams) drop(n int, peer string, err error) {
+	d.dropped += uint64(n)
+	d.warn.Warn().Err(err).Str("peer", peer).Int("replies", n).Uint64("dropped", d.dropped).
+		Msgf("dropped replies to a client: %v", err)
+}

@@ -1,0 +1,131 @@
+package echo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// udpPatience is how long a UDP client waits before it takes messages for
+// lost, where no timeout is given.
+const udpPatience = time.Second
+
+// messages sends in as messages of size bytes, or as one where size is 0, and
+// receives one message for each.
+func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, size int, out io.Writer, level zerolog.Level) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+
+	// The sizes of the messages under way. It holds one less than the window,
+	// as the receiver takes one out before it waits for the reply.
+	sizes := make(chan int, max(c.Window, 1)-1)
+	go func() {
+		defer close(sizes)
+		if err := sendMessages(ctx, conn, in, size, sizes); err != nil {
+			cancel(err)
+		}
+	}()
+	r := &replies{Client: c, conn: conn, receiver: uds.NewReceiver(uds.MaxMessage()), out: out, level: level}
+	err := r.receive(sizes)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err == nil && r.lost > 0 {
+		err = fmt.Errorf("%d of %d messages did not come back", r.lost, r.lost+r.got)
+	}
+	return err
+}
+
+func sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader, size int, sizes chan<- int) error {
+	send := func(message []byte) error {
+		select {
+		case sizes <- len(message):
+			return conn.Send(message)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if size == 0 {
+		message, err := io.ReadAll(io.LimitReader(in, int64(uds.MaxMessage())+1))
+		if err != nil {
+			return fmt.Errorf("read the input: %w", err)
+		}
+		return send(message)
+	}
+	buf := make([]byte, size)
+	for {
+		n, err := io.ReadFull(in, buf)
+		if n > 0 {
+			if err := send(buf[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == nil:
+		case err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF):
+			return nil
+		default:
+			return fmt.Errorf("read the input: %w", err)
+		}
+	}
+}
+
+// replies is the direction from the server.
+type replies struct {
+	*Client
+	conn      *uds.Conn
+	receiver  *uds.Receiver
+	out       io.Writer
+	level     zerolog.Level
+	got, lost int
+}
+
+func (r *replies) receive(sizes <-chan int) error {
+	patience := r.Timeout
+	isUDP := r.conn.Type() == uds.UDP
+	if isUDP && patience == 0 {
+		patience = udpPatience
+	}
+	for size := range sizes {
+		if patience > 0 {
+			if err := r.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+				return err
+			}
+		}
+		message, err := r.conn.Receive(r.receiver)
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded) && isUDP:
+			// Whatever was under way has had its time.
+			for r.lost++; len(sizes) > 0; r.lost++ {
+				<-sizes
+			}
+			continue
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return fmt.Errorf("no answer for %v: %d messages are back: is the server paused or overloaded?", patience, r.got)
+		case errors.Is(err, io.EOF):
+			return fmt.Errorf("the server closed the connection: %d messages are back, the next of %d bytes is not", r.got, size)
+		default:
+			return fmt.Errorf("receive: %w", err)
+		}
+		if len(message) != size && !isUDP {
+			return fmt.Errorf("a message of %d bytes came back as one of %d: that is no echo server", size, len(message))
+		}
+		r.got++
+		if r.Log.GetLevel() <= r.level {
+			r.Log.WithLevel(r.level).Int("bytes", len(message)).Msg("received " + Quote(message))
+		}
+		if _, err := r.out.Write(message); err != nil {
+			return fmt.Errorf("write the output: %w", err)
+		}
+	}
+	return nil
+}

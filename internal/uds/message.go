@@ -1,0 +1,297 @@
+package uds
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// overhead is what unix(7) keeps of the send buffer: the largest message is
+// SO_SNDBUF less 32 bytes.
+const overhead = 32
+
+// maxUDP is what fits a UDP datagram over IPv4, udp(7).
+const maxUDP = 65507
+
+// ErrTruncated is a message larger than the receive buffer. What was received
+// is a prefix of it and must not be taken for the message.
+var ErrTruncated = errors.New("message is larger than the receive buffer")
+
+// ErrDescriptors is a message that came with file descriptors, which nobody
+// asked for. They are closed already: no room was made for them.
+var ErrDescriptors = errors.New("message carries file descriptors")
+
+// MaxMessage is how many bytes a message can have that any process without
+// privileges can send on this system: twice net.core.wmem_max, which the kernel
+// doubles, less the 32 bytes that it keeps.
+func MaxMessage() int {
+	wmem := 212992 // the kernel's default
+	if text, err := os.ReadFile("/proc/sys/net/core/wmem_max"); err == nil {
+		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
+			wmem = n
+		}
+	}
+	return 2*wmem - overhead
+}
+
+// SendLimit is the largest message in bytes that fd can send.
+func SendLimit(fd int) (int, error) {
+	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || domain != unix.AF_UNIX {
+		return maxUDP, os.NewSyscallError("getsockopt SO_DOMAIN", err)
+	}
+	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
+	return n - overhead, os.NewSyscallError("getsockopt SO_SNDBUF", err)
+}
+
+// SetSendBuffer makes SO_SNDBUF of fd at least n bytes, as the kernel counts
+// them: it doubles what it is asked for.
+func SetSendBuffer(fd, n int) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, (n+1)/2); err != nil {
+		return os.NewSyscallError("setsockopt SO_SNDBUF", err)
+	}
+	limit, err := SendLimit(fd)
+	if err != nil {
+		return err
+	}
+	if got := limit + overhead; got < n {
+		return fmt.Errorf("send buffer of %d bytes: the system allows %d: raise net.core.wmem_max", n, got)
+	}
+	return nil
+}
+
+// A Receiver receives messages from datagram, seqpacket and UDP sockets, one at
+// a time and whole, and can answer who sent the last one. It does not allocate
+// once it is made.
+type Receiver struct {
+	buf     []byte
+	name    unix.RawSockaddrAny
+	nameLen uint32
+	control [controlLen]byte
+	iov     unix.Iovec
+	hdr     unix.Msghdr
+}
+
+// controlLen is room for SCM_CREDENTIALS, unix(7), which come first, and for
+// nothing else: so the kernel installs no descriptor that a peer sends along.
+const controlLen = unix.SizeofCmsghdr + (unix.SizeofUcred+7)&^7
+
+// NewReceiver makes a receiver for messages of at most size bytes.
+func NewReceiver(size int) *Receiver { return &Receiver{buf: make([]byte, max(size, 1))} }
+
+// Receive receives the next message of fd, which is valid until the next call.
+// The error is EAGAIN where there is none, [ErrTruncated] for a message larger
+// than the receiver, [ErrDescriptors], or an errno of recvmsg(2). An empty
+// message is a message; on a seqpacket socket the end of the connection looks
+// the same, see [Receiver.ReceiveRecord].
+func (r *Receiver) Receive(fd int) ([]byte, error) { return r.receive(fd, 0) }
+
+// ReceiveCred is Receive for a socket with [PassCred], which must be on.
+func (r *Receiver) ReceiveCred(fd int) ([]byte, error) { return r.receive(fd, controlLen) }
+
+// ReceiveRecord is Receive for a seqpacket connection whose other end may be
+// closed: recvmsg(2) returns 0 for an empty record and for the end alike, but
+// with SO_PASSCRED on, only a record comes with credentials.
+func (r *Receiver) ReceiveRecord(fd int) (record []byte, end bool, err error) {
+	if err := PassCred(fd); err != nil {
+		return nil, false, err
+	}
+	record, err = r.ReceiveCred(fd)
+	_, isRecord := r.Cred()
+	return record, err == nil && !isRecord, err
+}
+
+func (r *Receiver) receive(fd, control int) ([]byte, error) {
+	r.iov.Base = &r.buf[0]
+	r.iov.SetLen(len(r.buf))
+	r.hdr = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&r.name)), Namelen: unix.SizeofSockaddrAny, Iov: &r.iov}
+	r.hdr.SetIovlen(1)
+	if control > 0 {
+		r.hdr.Control = &r.control[0]
+		r.hdr.SetControllen(control)
+	}
+	// MSG_TRUNC asks for the message's real length, recv(2).
+	n, errno := r.recvmsg(fd, unix.MSG_DONTWAIT|unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC)
+	r.nameLen = r.hdr.Namelen
+	switch {
+	case errno != 0:
+		return nil, errno
+	case n > len(r.buf):
+		return nil, fmt.Errorf("%w: %d bytes, %d fit", ErrTruncated, n, len(r.buf))
+	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
+		return nil, ErrDescriptors
+	}
+	return r.buf[:n], nil
+}
+
+// PassCred has each message of fd come with its sender's credentials, unix(7),
+// SO_PASSCRED.
+func PassCred(fd int) error {
+	return os.NewSyscallError("setsockopt SO_PASSCRED", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
+}
+
+// Cred is who sent the last message, by the kernel's word, where [PassCred] was
+// asked for before.
+func (r *Receiver) Cred() (cred unix.Ucred, ok bool) {
+	if r.hdr.Controllen < unix.SizeofCmsghdr+unix.SizeofUcred {
+		return cred, false
+	}
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&r.control[0]))
+	if h.Level != unix.SOL_SOCKET || h.Type != unix.SCM_CREDENTIALS {
+		return cred, false
+	}
+	return *(*unix.Ucred)(unsafe.Pointer(&r.control[unix.SizeofCmsghdr])), true
+}
+
+// Named tells whether who sent the last message can be answered: a datagram
+// client that has not bound a name cannot.
+func (r *Receiver) Named() bool { return r.nameLen > uint32(unsafe.Sizeof(r.name.Addr.Family)) }
+
+// A Sender is the address of who sent a message, as the kernel has it.
+type Sender string
+
+// Sender is who sent the last message.
+func (r *Receiver) Sender() Sender {
+	return Sender(unsafe.Slice((*byte)(unsafe.Pointer(&r.name)), r.nameLen))
+}
+
+// String is the address to read: a path, an @name, HOST:PORT, or "" where the
+// sender has none.
+func (s Sender) String() string {
+	var any unix.RawSockaddrAny
+	if copy(unsafe.Slice((*byte)(unsafe.Pointer(&any)), unsafe.Sizeof(any)), s) <= int(unsafe.Sizeof(any.Addr.Family)) {
+		return ""
+	}
+	switch any.Addr.Family {
+	case unix.AF_UNIX:
+		path := string(s[unsafe.Sizeof(any.Addr.Family):])
+		if path[0] == 0 {
+			return "@" + path[1:]
+		}
+		path, _, _ = strings.Cut(path, "\x00")
+		return path
+	case unix.AF_INET:
+		a := (*unix.RawSockaddrInet4)(unsafe.Pointer(&any))
+		return hostPort(a.Addr[:], a.Port)
+	case unix.AF_INET6:
+		a := (*unix.RawSockaddrInet6)(unsafe.Pointer(&any))
+		return hostPort(a.Addr[:], a.Port)
+	}
+	return ""
+}
+
+// Reply sends message to who sent the last one. The error is EAGAIN where the
+// client's queue is full (net.unix.max_dgram_qlen), ECONNREFUSED or ENOENT
+// where it is gone, EACCES where its socket's mode keeps this process out,
+// EMSGSIZE where the message is larger than [SendLimit].
+func (r *Receiver) Reply(fd int, message []byte) error {
+	return sendTo(fd, message, unsafe.Pointer(&r.name), r.nameLen)
+}
+
+// ReplyTo is [Receiver.Reply] to the sender of an earlier message.
+func ReplyTo(fd int, message []byte, to Sender) error {
+	return sendTo(fd, message, unsafe.Pointer(unsafe.StringData(string(to))), uint32(len(to)))
+}
+
+// Send sends a message over a connection, whole or not at all. A message larger
+// than [SendLimit] gets an error with the limit.
+func (c *Conn) Send(message []byte) error {
+	raw, err := c.raw()
+	if err != nil {
+		return err
+	}
+	waitErr := raw.Write(func(fd uintptr) bool {
+		err = ExplainSize(int(fd), len(message), sendTo(int(fd), message, nil, 0))
+		return err != unix.EAGAIN
+	})
+	if waitErr != nil {
+		return waitErr
+	}
+	return err
+}
+
+// Receive receives the next message of a connection; io.EOF is its end.
+func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
+	raw, err := c.raw()
+	if err != nil {
+		return nil, err
+	}
+	var end bool
+	waitErr := raw.Read(func(fd uintptr) bool {
+		if c.addr.Type == Seqpacket {
+			message, end, err = r.ReceiveRecord(int(fd))
+		} else {
+			message, err = r.Receive(int(fd))
+		}
+		return err != unix.EAGAIN
+	})
+	switch {
+	case waitErr != nil:
+		return nil, waitErr
+	case end:
+		return nil, io.EOF
+	}
+	return message, err
+}
+
+func (c *Conn) raw() (syscall.RawConn, error) {
+	s, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return s.SyscallConn()
+}
+
+// ExplainSize adds to EMSGSIZE what the limit of fd is, and leaves other errors
+// alone.
+func ExplainSize(fd, size int, err error) error {
+	if err != unix.EMSGSIZE {
+		return err
+	}
+	limit, limitErr := SendLimit(fd)
+	if limitErr != nil {
+		return err
+	}
+	cure := "raise it with --sndbuf"
+	if limit == maxUDP {
+		cure = "send smaller ones"
+	}
+	return fmt.Errorf("%w (EMSGSIZE): %d bytes, the socket sends at most %d: %s", err, size, limit, cure)
+}
+
+func sendTo(fd int, message []byte, name unsafe.Pointer, nameLen uint32) error {
+	for {
+		_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),
+			uintptr(unsafe.Pointer(unsafe.SliceData(message))), uintptr(len(message)),
+			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, uintptr(name), uintptr(nameLen))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno
+		}
+	}
+}
+
+func (r *Receiver) recvmsg(fd, flags int) (int, syscall.Errno) {
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.hdr)), uintptr(flags))
+		if errno != unix.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+func hostPort(ip []byte, port uint16) string {
+	addr, _ := netip.AddrFromSlice(ip)
+	swapped := port>>8 | port<<8 // it is in network byte order
+	return netip.AddrPortFrom(addr, swapped).String()
+}
