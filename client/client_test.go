@@ -1,0 +1,252 @@
+package main_test
+
+import (
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const message = "This is the message.  It will be repeated."
+
+// The source's server, in Python, but for its messages.
+const pythonServer = `
+import os, socket
+try:
+    os.unlink("./uds_socket")
+except OSError:
+    pass
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+sock.bind("./uds_socket")
+sock.listen(1)
+print("listening on ./uds_socket", flush=True)
+while True:
+    connection, peer = sock.accept()
+    try:
+        while True:
+            data = connection.recv(16)
+            if not data:
+                break
+            connection.sendall(data)
+    finally:
+        connection.close()
+`
+
+func TestStrangersServe(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		pkg  string
+		args []string
+	}{
+		{"socat", []string{"socat", "-d", "-d", "-t", "60", "UNIX-LISTEN:uds_socket,fork", "EXEC:cat"}},
+		{"python3", []string{"python3", "-c", pythonServer}},
+	} {
+		t.Run(tt.pkg, func(t *testing.T) {
+			t.Parallel()
+			if _, err := exec.LookPath(tt.args[0]); err != nil {
+				t.Fatalf("%v: install the package %s", err, tt.pkg)
+			}
+			d := dir(t)
+			server := start(t, d, nil, tt.args...)
+			listening := &server.out
+			if tt.pkg == "socat" {
+				listening = &server.err
+			}
+			listening.await(t, "listening on")
+
+			// More than the buffers hold in both directions.
+			much := strings.Repeat(message+"\n", 20_000)
+			for _, c := range []struct {
+				args        []string
+				stdin, want string
+			}{
+				{[]string{"--chunk", "1024"}, "", message},
+				{[]string{"--bind", "auto", "hello"}, "", "hello"},
+				{[]string{"--chunk", "65536", "-"}, much, much},
+				{[]string{"-"}, "", ""},
+			} {
+				status, stdout, stderr := run(t, d, c.stdin, c.args...)
+				if status != 0 || stdout != c.want {
+					t.Errorf("%q: exit status %d, %d bytes of output, %d wanted, error %q", c.args, status, len(stdout), len(c.want), stderr)
+				}
+			}
+			server.stop(t)
+		})
+	}
+}
+
+func TestTranscriptWithSourcesServer(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := start(t, d, nil, "python3", "-c", pythonServer)
+	server.out.await(t, "listening on")
+	status, stdout, stderr := run(t, d, "", "--log-format", "plain")
+	if status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q", status, stdout)
+	}
+	if diff := cmp.Diff(`connecting to ./uds_socket
+sending 'This is the message.  It will be repeated.'
+received 'This is the mess'
+received 'age.  It will be'
+received ' repeated.'
+closing socket
+`, stderr); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	server.stop(t)
+}
+
+func TestSignalRemovesBoundName(t *testing.T) {
+	t.Parallel()
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		t.Run(s.String(), func(t *testing.T) {
+			t.Parallel()
+			d, l := listen(t)
+			p := start(t, d, nil, client, "--bind", "auto", "-")
+			conn, err := l.Accept()
+			check(t, err)
+			defer func() { check(t, conn.Close()) }()
+			name := conn.RemoteAddr().String()
+			if ok, _ := filepath.Match("client.*.*.*", name); !ok {
+				t.Errorf("the client's name is %q", name)
+			}
+			wantFiles(t, d, name, "uds_socket")
+			p.err.await(t, "sending standard input")
+
+			check(t, p.Process.Signal(s))
+			if status := p.status(t); status != 1 {
+				t.Errorf("exit status %d", status)
+			}
+			wantWords(t, p.err.String(), "\nclient: "+s.String())
+			wantFiles(t, d, "uds_socket")
+		})
+	}
+}
+
+func TestBrokenPipeRemovesBoundName(t *testing.T) {
+	t.Parallel()
+	d, l := listen(t)
+	r, w, err := os.Pipe()
+	check(t, err)
+	check(t, r.Close())
+	p := start(t, d, w, client, "--bind", "auto")
+	check(t, w.Close())
+	conn, err := l.Accept()
+	check(t, err)
+	_, _ = io.CopyN(conn, conn, int64(len(message)))
+	check(t, conn.Close())
+	if status := p.status(t); status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	wantWords(t, p.err.String(), "client: write the output: ", "broken pipe")
+	wantFiles(t, d, "uds_socket")
+}
+
+func TestTimeoutTellsThatServerDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	d, _ := listen(t) // it never accepts
+	status, stdout, stderr := run(t, d, "", "--timeout", "50ms", "--bind", "auto", "--log-level", "warn")
+	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	wantWords(t, stderr, "client: no answer for 50ms", "of 42 sent", "paused or overloaded")
+	wantFiles(t, d, "uds_socket")
+}
+
+func TestServerThatClosesEarlyIsFailure(t *testing.T) {
+	t.Parallel()
+	d, l := listen(t)
+	p := start(t, d, nil, client)
+	conn, err := l.Accept()
+	check(t, err)
+	_, err = io.ReadFull(conn, make([]byte, len(message)))
+	check(t, err)
+	_, err = io.WriteString(conn, message[:16])
+	check(t, err)
+	check(t, conn.Close())
+	if status := p.status(t); status != 1 || p.out.String() != message[:16] {
+		t.Errorf("exit status %d, output %q", status, &p.out)
+	}
+	wantWords(t, p.err.String(), "client: the server closed the connection: 16 bytes are back of ")
+}
+
+func TestBindNames(t *testing.T) {
+	t.Parallel()
+	d, l := listen(t)
+	check(t, os.Mkdir(d+"/names", 0o755))
+	for bind, pattern := range map[string]string{
+		"none":                 "",
+		"auto":                 "client.*.*.*",
+		"names/":               "names/client.*.*.*",
+		"./me":                 "./me",
+		"@" + filepath.Base(d): "@" + filepath.Base(d),
+	} {
+		p := start(t, d, nil, client, "--bind", bind, "hello")
+		conn, err := l.Accept()
+		check(t, err)
+		name := conn.RemoteAddr().String()
+		if pattern == "" {
+			// Package net has no other word for a client without a name.
+			if name != "@" && name != "" {
+				t.Errorf("--bind none gives the name %q", name)
+			}
+		} else if ok, _ := filepath.Match(pattern, name); !ok {
+			t.Errorf("--bind %s gives the name %q", bind, name)
+		}
+		_, err = io.CopyN(conn, conn, 5)
+		check(t, err)
+		check(t, conn.Close())
+		if status := p.status(t); status != 0 || p.out.String() != "hello" {
+			t.Errorf("exit status %d, output %q, error %q", status, &p.out, &p.err)
+		}
+	}
+	wantFiles(t, d, "names", "uds_socket")
+	wantFiles(t, d+"/names")
+}
+
+func TestRefusesSocketOfAnotherType(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/uds_socket", Net: "unixgram"})
+	check(t, err)
+	defer func() { check(t, conn.Close()) }()
+	status, _, stderr := run(t, d, "", "--retry", "60s") // which would not help
+	if status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "EPROTOTYPE", "another type")
+}
+
+func TestUsageErrorIsStatus2(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	for _, tt := range []struct {
+		args  []string
+		words string
+	}{
+		{[]string{"--no-such-flag"}, "unknown flag --no-such-flag"},
+		{[]string{"one", "two"}, "two"},
+		{[]string{"--connect", "foo:bar"}, `unknown form "foo"`},
+		{[]string{"--connect", "seqpacket:s"}, "only stream sockets"},
+		{[]string{"--connect", ""}, "path is empty"},
+		{[]string{"--bind", ""}, "--bind: empty"},
+		{[]string{"--chunk", "0"}, "--chunk 0: choose from 1"},
+		{[]string{"--retry=-1s"}, "--retry -1s"},
+		{[]string{"--timeout=-1s"}, "--timeout -1s"},
+		{[]string{"--timeout", "soon"}, "duration"},
+	} {
+		status, stdout, stderr := run(t, d, "", tt.args...)
+		first, rest, _ := strings.Cut(stderr, "\n")
+		if status != 2 || stdout != "" || !strings.HasPrefix(first, "client: ") || rest != "Run \"client --help\" for what can be said.\n" {
+			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
+		}
+		wantWords(t, first, tt.words)
+	}
+	wantFiles(t, d)
+}

@@ -1,0 +1,353 @@
+package echo_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// stub is the address of a server that does what it is told for one client,
+// and then closes the connection.
+func stub(t *testing.T, server func(conn *net.UnixConn)) uds.Addr {
+	t.Helper()
+	socket := listen(t)
+	l, err := socket.Listener()
+	check(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		server(conn.(*net.UnixConn))
+		_ = conn.Close()
+	}()
+	t.Cleanup(func() {
+		check(t, l.Close())
+		<-done
+	})
+	return socket.Addr
+}
+
+// against gives a client's connection to a stub, without a deadline of its own.
+func against(t *testing.T, server func(conn *net.UnixConn)) *uds.Conn {
+	t.Helper()
+	conn := dial(t, stub(t, server))
+	check(t, conn.SetDeadline(time.Time{}))
+	return conn
+}
+
+// silent takes everything and answers nothing, until the client goes.
+func silent(conn *net.UnixConn) { _, _ = io.Copy(io.Discard, conn) }
+
+// mute is silent, and does not even end when the client's direction ends.
+func mute(over <-chan struct{}) func(*net.UnixConn) {
+	return func(conn *net.UnixConn) { silent(conn); <-over }
+}
+
+func quiet(timeout time.Duration) *echo.Client {
+	return &echo.Client{Chunk: 16, Timeout: timeout, Log: zerolog.Nop()}
+}
+
+func TestCopyOfMuchIsByteExact(t *testing.T) {
+	t.Parallel()
+	const size = 64 << 20
+	server := serve(t, echo.Server{Chunk: 64 << 10}, zerolog.Disabled)
+	journal := newJournal()
+	client := echo.Client{Chunk: 64 << 10, Log: journal.logger(zerolog.InfoLevel)}
+	conn := dial(t, server.addr)
+	sent, got := sha256.New(), sha256.New()
+	check(t, client.Copy(t.Context(), conn, io.TeeReader(random(3, size), sent), got))
+	if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
+		t.Error("what came back is not what was sent")
+	}
+	if diff := cmp.Diff([]string{"sending standard input"}, journal.messages()); diff != "" {
+		t.Errorf("at info level (-want +got):\n%s", diff)
+	}
+}
+
+func TestCopyOfNothingEnds(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{}, zerolog.Disabled)
+	out := &bytes.Buffer{}
+	check(t, quiet(0).Copy(t.Context(), dial(t, server.addr), strings.NewReader(""), out))
+	check(t, quiet(0).Message(t.Context(), dial(t, server.addr), nil, out))
+	if out.Len() > 0 {
+		t.Errorf("output is %q", out)
+	}
+}
+
+func TestMessageTakesBackNoMoreThanItSent(t *testing.T) {
+	t.Parallel()
+	conn := against(t, func(conn *net.UnixConn) {
+		_, _ = io.WriteString(conn, "hello and more")
+		silent(conn)
+	})
+	out := &bytes.Buffer{}
+	check(t, quiet(0).Message(t.Context(), conn, []byte("hello"), out))
+	if out.String() != "hello" {
+		t.Errorf("output is %q", out)
+	}
+}
+
+func TestClientTellsThatServerDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	for name, send := range map[string]func(*uds.Conn) error{
+		"message": func(conn *uds.Conn) error {
+			return quiet(50*time.Millisecond).Message(t.Context(), conn, []byte(message), io.Discard)
+		},
+		"copy": func(conn *uds.Conn) error {
+			return quiet(50*time.Millisecond).Copy(t.Context(), conn, strings.NewReader(message), io.Discard)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			over := make(chan struct{})
+			conn := against(t, mute(over))
+			err := send(conn)
+			close(over)
+			wantWords(t, err, "no answer for 50ms", "0 bytes are back of 42 sent", "paused or overloaded")
+			check(t, conn.Close())
+		})
+	}
+}
+
+// watched tells of each wait for bytes.
+type watched struct {
+	*net.UnixConn
+	waits chan struct{}
+}
+
+func (w *watched) SetReadDeadline(d time.Time) error {
+	w.waits <- struct{}{}
+	return w.UnixConn.SetReadDeadline(d)
+}
+
+// idle is an input that has nothing more to say until it is over.
+type idle struct {
+	first io.Reader
+	asked chan<- struct{} // closed when the first is sent and more is asked for
+	over  <-chan struct{}
+}
+
+func (i *idle) Read(p []byte) (int, error) {
+	if n, err := i.first.Read(p); err == nil {
+		return n, nil
+	}
+	close(i.asked)
+	<-i.over
+	return 0, io.EOF
+}
+
+func TestIdleInputIsNoTimeout(t *testing.T) {
+	t.Parallel()
+	for _, first := range []string{"", "hello"} {
+		t.Run("after "+first, func(t *testing.T) {
+			t.Parallel()
+			timeout := 20 * time.Millisecond
+			if first != "" {
+				timeout = time.Second // bounds the answer too, on a machine that may be busy
+			}
+			asked, over := make(chan struct{}), make(chan struct{})
+			echoed := make(chan struct{})
+			conn := against(t, func(conn *net.UnixConn) {
+				<-asked
+				_, _ = io.WriteString(conn, first)
+				close(echoed)
+				silent(conn)
+			})
+			w := &watched{conn.Conn.(*net.UnixConn), make(chan struct{})}
+			result, out := make(chan error), &bytes.Buffer{}
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			go func() {
+				result <- quiet(timeout).Copy(ctx, &uds.Conn{Conn: w}, &idle{strings.NewReader(first), asked, over}, out)
+			}()
+			// The first wait ends with the answer, the others by the timeout.
+			for n := 0; n < 3; {
+				select {
+				case <-w.waits:
+					select {
+					case <-echoed:
+						n++
+					default:
+					}
+				case err := <-result:
+					t.Fatalf("an input that is idle ends it: %v", err)
+				}
+			}
+			stop()
+			for {
+				select {
+				case <-w.waits:
+					continue
+				case err := <-result:
+					if !errors.Is(err, context.Canceled) {
+						t.Errorf("error is %v", err)
+					}
+				}
+				break
+			}
+			close(over)
+			if out.String() != first {
+				t.Errorf("output is %q", out)
+			}
+		})
+	}
+}
+
+func TestServerThatClosesEarlyIsAnErrorWithCounts(t *testing.T) {
+	t.Parallel()
+	takes := func(n int, gives string, asked <-chan struct{}) func(*net.UnixConn) {
+		return func(conn *net.UnixConn) {
+			if _, err := io.ReadFull(conn, make([]byte, n)); err != nil {
+				t.Error(err)
+			}
+			<-asked
+			_, _ = io.WriteString(conn, gives)
+		}
+	}
+	now, over := make(chan struct{}), make(chan struct{})
+	close(now)
+
+	conn := against(t, takes(len(message), message[:10], now))
+	err := quiet(0).Message(t.Context(), conn, []byte(message), io.Discard)
+	wantWords(t, err, "the server closed the connection: 10 bytes are back of ")
+
+	asked := make(chan struct{})
+	conn = against(t, takes(len(message), message[:10], asked))
+	err = quiet(0).Copy(t.Context(), conn, &idle{strings.NewReader(message), asked, now}, io.Discard)
+	wantWords(t, err, "the server closed the connection: 10 bytes are back of 42 sent")
+
+	// Before the end of the input: there would be nobody to take the rest.
+	defer close(over)
+	asked = make(chan struct{})
+	conn = against(t, takes(len(message), message, asked))
+	err = quiet(0).Copy(t.Context(), conn, &idle{strings.NewReader(message), asked, over}, io.Discard)
+	wantWords(t, err, "the server closed the connection: 42 bytes are back of 42 sent")
+}
+
+func TestClientEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	reason := errors.New("enough")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	conn := against(t, func(conn *net.UnixConn) {
+		_, _ = io.ReadFull(conn, make([]byte, len(message)))
+		cancel(reason)
+		silent(conn)
+	})
+	if err := quiet(0).Message(ctx, conn, []byte(message), io.Discard); !errors.Is(err, reason) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+type broken struct{ err error }
+
+func (b broken) Read([]byte) (int, error)  { return 0, b.err }
+func (b broken) Write([]byte) (int, error) { return 0, b.err }
+
+func TestBrokenInputAndOutputAreErrors(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{}, zerolog.Disabled)
+	err := quiet(0).Copy(t.Context(), dial(t, server.addr), broken{unix.EIO}, io.Discard)
+	if !errors.Is(err, unix.EIO) {
+		t.Errorf("error is %v", err)
+	}
+	wantWords(t, err, "read the input")
+	err = quiet(0).Message(t.Context(), dial(t, server.addr), []byte(message), broken{unix.EPIPE})
+	if !errors.Is(err, unix.EPIPE) {
+		t.Errorf("error is %v", err)
+	}
+	wantWords(t, err, "write the output")
+}
+
+func TestHealthCheckPassesAndIsNotMentioned(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{}, zerolog.InfoLevel)
+	check(t, echo.HealthCheck(t.Context(), server.addr))
+	conn := dial(t, server.addr)
+	wantEcho(t, conn, "hello")
+	check(t, conn.Close())
+	server.log.await(t, 2, "waiting for a connection")
+	if diff := cmp.Diff([]string{
+		"starting up on " + server.addr.Path,
+		"waiting for a connection",
+		"connection from",
+		"received 'hello'",
+		"sending data back to the client",
+		"received ''",
+		"no data from",
+		"waiting for a connection",
+	}, server.log.messages()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestHealthCheckIsMentionedAtDebugLevel(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{}, zerolog.DebugLevel)
+	check(t, echo.HealthCheck(t.Context(), server.addr))
+	server.log.await(t, 1, "no data from")
+	for _, e := range server.log.all() {
+		if e.Message == "connection from" && e.Level != "debug" {
+			t.Errorf("a health check is an event of level %s", e.Level)
+		}
+	}
+}
+
+func TestHealthCheckFails(t *testing.T) {
+	t.Parallel()
+	t.Run("nobody there", func(t *testing.T) {
+		t.Parallel()
+		s := listen(t)
+		check(t, s.Close())
+		err := echo.HealthCheck(t.Context(), s.Addr)
+		if !errors.Is(err, unix.ENOENT) {
+			t.Errorf("error is %v", err)
+		}
+	})
+	t.Run("never accepts", func(t *testing.T) {
+		t.Parallel()
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		s := listen(t)
+		wantWords(t, echo.HealthCheck(ctx, s.Addr), s.Addr.String(), "connected, but no echo in time", "paused or overloaded")
+	})
+	for name, tt := range map[string]struct {
+		server func(*net.UnixConn)
+		words  string
+	}{
+		"never answers": {silent, "no echo in time"},
+		"other answer": {func(conn *net.UnixConn) {
+			_, _ = io.ReadFull(conn, make([]byte, 13))
+			_, _ = io.WriteString(conn, "I am\nnot well and have much to say")
+			silent(conn)
+		}, `got back 'I am\nnot well': that is no echo server`},
+		"closes": {func(conn *net.UnixConn) { _, _ = io.ReadFull(conn, make([]byte, 13)) }, "EOF"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+			if name != "never answers" {
+				ctx = t.Context()
+			}
+			a := stub(t, tt.server)
+			wantWords(t, echo.HealthCheck(ctx, a), a.String(), tt.words)
+		})
+	}
+}

@@ -1,0 +1,210 @@
+package echo_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience bounds every wait for an event; it is no measure of anything.
+const patience = 20 * time.Second
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantWords(t testing.TB, err error, words ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want one that says %q", words)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%q does not say %q", err, w)
+		}
+	}
+}
+
+// An event is one of the log, by what the tests look at.
+type event struct {
+	Level, Message, Peer string
+	Conn                 uint64
+	Bytes                *int
+}
+
+// A journal is a log that can be waited for.
+type journal struct {
+	mu      sync.Mutex
+	events  []event
+	changed chan struct{}
+}
+
+func newJournal() *journal { return &journal{changed: make(chan struct{})} }
+
+func (j *journal) logger(level zerolog.Level) zerolog.Logger { return zerolog.New(j).Level(level) }
+
+func (j *journal) Write(line []byte) (int, error) {
+	var e event
+	if err := json.Unmarshal(line, &e); err != nil {
+		return 0, err
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.events = append(j.events, e)
+	close(j.changed)
+	j.changed = make(chan struct{})
+	return len(line), nil
+}
+
+// await waits until n events have a message that starts with prefix.
+func (j *journal) await(t testing.TB, n int, prefix string) {
+	t.Helper()
+	late := time.After(patience)
+	for {
+		j.mu.Lock()
+		found, changed := 0, j.changed
+		for _, e := range j.events {
+			if strings.HasPrefix(e.Message, prefix) {
+				found++
+			}
+		}
+		j.mu.Unlock()
+		if found >= n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			t.Fatalf("%q came %d times, not %d; the log is %q", prefix, found, n, j.messages())
+		}
+	}
+}
+
+func (j *journal) all() []event {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return append([]event(nil), j.events...)
+}
+
+func (j *journal) messages() []string {
+	var m []string
+	for _, e := range j.all() {
+		m = append(m, e.Message)
+	}
+	return m
+}
+
+// listen makes a socket in a directory with a short path.
+func listen(t testing.TB) *uds.Socket {
+	t.Helper()
+	d, err := os.MkdirTemp("", "uds")
+	check(t, err)
+	t.Cleanup(func() {
+		if err := os.Remove(d); err != nil {
+			t.Errorf("something is left behind: %v", err)
+		}
+	})
+	s, err := uds.ListenConfig{Mode: 0o666}.Listen(uds.Addr{Type: uds.Stream, Path: d + "/s"})
+	check(t, err)
+	t.Cleanup(func() { check(t, s.Close()) })
+	return s
+}
+
+// A running server. Its log is at info level unless the server has one.
+type running struct {
+	addr uds.Addr
+	log  *journal
+	stop context.CancelFunc
+	done chan error
+}
+
+func serve(t testing.TB, s echo.Server, level zerolog.Level) *running {
+	t.Helper()
+	socket := listen(t)
+	r := &running{addr: socket.Addr, log: newJournal(), done: make(chan error, 1)}
+	s.Log = zerolog.Nop()
+	if level != zerolog.Disabled {
+		s.Log = r.log.logger(level)
+	}
+	if s.Chunk == 0 {
+		s.Chunk = 16
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	r.stop = stop
+	go func() { r.done <- s.Serve(ctx, socket) }()
+	t.Cleanup(func() {
+		stop()
+		r.ended(t)
+	})
+	return r
+}
+
+// ended waits for the server, which must have nothing to complain of.
+func (r *running) ended(t testing.TB) {
+	t.Helper()
+	select {
+	case err := <-r.done:
+		if err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+		r.done <- nil
+	case <-time.After(patience):
+		t.Fatal("the server does not end")
+	}
+}
+
+func dial(t testing.TB, a uds.Addr) *uds.Conn {
+	t.Helper()
+	conn, err := uds.DialConfig{}.Dial(t.Context(), a)
+	check(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	return conn
+}
+
+// wantEcho sends on conn and must get the same back.
+func wantEcho(t testing.TB, conn net.Conn, message string) {
+	t.Helper()
+	if _, err := io.WriteString(conn, message); err != nil {
+		t.Fatal(err)
+	}
+	back := make([]byte, len(message))
+	if _, err := io.ReadFull(conn, back); err != nil {
+		t.Fatal(err)
+	}
+	if string(back) != message {
+		t.Fatalf("sent %q, got back %q", message, back)
+	}
+}
+
+// random is n bytes that are the same for the same seed.
+func random(seed byte, n int64) io.Reader {
+	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
+}
+
+func gone(t testing.TB, path string) {
+	t.Helper()
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left behind (%v)", path, err)
+	}
+}

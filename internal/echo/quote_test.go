@@ -1,0 +1,91 @@
+package echo_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"unicode"
+
+	"github.com/udsecho/udsecho/internal/echo"
+)
+
+func TestQuote(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"":                          `''`,
+		"This is the mess":          `'This is the mess'`,
+		" ~":                        `' ~'`,
+		"it's":                      `'it\'s'`,
+		`a\n`:                       `'a\\n'`,
+		"\n\r\t":                    `'\n\r\t'`,
+		"\x00\x01\x7f":              `'\x00\x01\x7f'`,
+		"\x1b[31mred\x1b[0m":        `'\x1b[31mred\x1b[0m'`,
+		"\x9b\xff":                  `'\x9b\xff'`,
+		"é":                         `'\xc3\xa9'`,
+		`"`:                         `'"'`,
+		strings.Repeat("a", 256):    `'` + strings.Repeat("a", 256) + `'`,
+		strings.Repeat("a", 257):    `'` + strings.Repeat("a", 256) + `' and 1 bytes more`,
+		strings.Repeat("\n", 65536): `'` + strings.Repeat(`\n`, 256) + `' and 65280 bytes more`,
+	} {
+		if got := echo.Quote([]byte(in)); got != want {
+			t.Errorf("%q is quoted as %s, want %s", in, got, want)
+		}
+	}
+}
+
+func TestQuotePassesNoByteThatDoesNotPrint(t *testing.T) {
+	t.Parallel()
+	seen := map[string]byte{}
+	for b := range 256 {
+		got := echo.Quote([]byte{byte(b)})
+		for i := range len(got) {
+			if got[i] < 0x20 || got[i] > 0x7e {
+				t.Errorf("%#02x is quoted as %q", b, got)
+			}
+		}
+		if other, ok := seen[got]; ok {
+			t.Errorf("%#02x and %#02x are both quoted as %s", b, other, got)
+		}
+		seen[got] = byte(b)
+	}
+}
+
+func TestEscape(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"":                    "",
+		"./uds_socket":        "./uds_socket",
+		"it's a \\ \"quote\"": "it's a \\ \"quote\"",
+		"Grüße, 世界":           "Grüße, 世界",
+		"two\nlines\r\t":      `two\nlines\r\t`,
+		"\x1b]0;title\x07":    `\x1b]0;title\x07`,
+		"\x7f":                `\x7f`,
+		"\u009b31m":           `\xc2\x9b31m`,    // CSI in one character
+		"a\u202eb":            `a\xe2\x80\xaeb`, // turns the direction of writing
+		"a\u2028b":            `a\xe2\x80\xa8b`, // a line separator
+		"\xff\xfe":            `\xff\xfe`,       // no UTF-8
+		"\ufffd":              "\ufffd",         // its replacement, spelled out
+		"\x1b" + "é" + "\x1b": `\x1b` + "é" + `\x1b`,
+	} {
+		if got := echo.Escape(in); got != want {
+			t.Errorf("%q is escaped as %q, want %q", in, got, want)
+		}
+	}
+}
+
+func FuzzEscape(f *testing.F) {
+	f.Add("plain")
+	f.Add("\x1b[2J\u009b\u202e\xff\n")
+	f.Fuzz(func(t *testing.T, s string) {
+		for _, r := range echo.Escape(s) {
+			if !unicode.IsPrint(r) {
+				t.Fatalf("%q is escaped as %q, with %U", s, echo.Escape(s), r)
+			}
+		}
+	})
+}
+
+func ExampleQuote() {
+	fmt.Println(echo.Quote([]byte("it's\x1b[31m red\n")))
+	// Output: 'it\'s\x1b[31m red\n'
+}

@@ -1,0 +1,308 @@
+package echo_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+const message = "This is the message.  It will be repeated."
+
+func TestTranscripts(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{}, zerolog.InfoLevel)
+	journal, out := newJournal(), &bytes.Buffer{}
+	client := echo.Client{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	conn := dial(t, server.addr)
+	check(t, client.Message(t.Context(), conn, []byte(message), out))
+	check(t, conn.Close())
+	server.log.await(t, 2, "waiting for a connection")
+
+	if diff := cmp.Diff([]string{
+		"starting up on " + server.addr.Path,
+		"waiting for a connection",
+		"connection from",
+		"received 'This is the mess'",
+		"sending data back to the client",
+		"received 'age.  It will be'",
+		"sending data back to the client",
+		"received ' repeated.'",
+		"sending data back to the client",
+		"received ''",
+		"no data from",
+		"waiting for a connection",
+	}, server.log.messages()); diff != "" {
+		t.Errorf("server (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{
+		"sending 'This is the message.  It will be repeated.'",
+		"received 'This is the mess'",
+		"received 'age.  It will be'",
+		"received ' repeated.'",
+	}, journal.messages()); diff != "" {
+		t.Errorf("client (-want +got):\n%s", diff)
+	}
+	if out.String() != message {
+		t.Errorf("output is %q", out)
+	}
+}
+
+func TestEventsNameTheirClientInFields(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{}, zerolog.InfoLevel)
+	name := uds.AutoName("@")
+	for served := range 2 {
+		conn, err := uds.DialConfig{Bind: name}.Dial(t.Context(), server.addr)
+		check(t, err)
+		wantEcho(t, conn, "hello")
+		check(t, conn.Close())
+		server.log.await(t, served+2, "waiting for a connection")
+	}
+	five, zero := 5, 0
+	var want []event
+	for id := range uint64(2) {
+		of := event{Level: "info", Peer: name, Conn: id + 1}
+		for _, e := range []event{
+			{Message: "connection from"},
+			{Message: "received 'hello'", Bytes: &five},
+			{Message: "sending data back to the client", Bytes: &five},
+			{Message: "received ''", Bytes: &zero},
+			{Message: "no data from"},
+			{Message: "waiting for a connection"},
+		} {
+			of.Message, of.Bytes = e.Message, e.Bytes
+			want = append(want, of)
+		}
+	}
+	if diff := cmp.Diff(want, server.log.all()[2:]); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+}
+
+func TestManyClientsAtOnceGetTheirOwnBytes(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{}, zerolog.Disabled)
+	var wg sync.WaitGroup
+	for i := range 100 {
+		conn := dial(t, server.addr)
+		wg.Go(func() {
+			sent, err := io.ReadAll(random(byte(i), 20_000))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			out := &bytes.Buffer{}
+			client := echo.Client{Chunk: 1000, Log: zerolog.Nop()}
+			if err := client.Copy(t.Context(), conn, bytes.NewReader(sent), out); err != nil {
+				t.Error(err)
+			}
+			if !bytes.Equal(out.Bytes(), sent) {
+				t.Errorf("client %d got other bytes than it sent", i)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestServesSeveralSockets(t *testing.T) {
+	t.Parallel()
+	a, b := listen(t), listen(t)
+	journal := newJournal()
+	server := echo.Server{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- server.Serve(ctx, a, b) }()
+	for _, s := range []uds.Addr{a.Addr, b.Addr, a.Addr} {
+		wantEcho(t, dial(t, s), "hello")
+	}
+	stop()
+	check(t, <-done)
+	if diff := cmp.Diff([]string{
+		"starting up on " + a.Addr.Path,
+		"starting up on " + b.Addr.Path,
+		"waiting for a connection",
+	}, journal.messages()[:3]); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{Chunk: 4096}, zerolog.Disabled)
+	sent, err := io.ReadAll(random(1, 8<<20))
+	check(t, err)
+
+	// It writes until nothing more is taken.
+	lazy := dial(t, server.addr)
+	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
+	n, err := lazy.Write(sent)
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("%d bytes were taken from a client that does not read: %v", n, err)
+	}
+
+	for range 10 {
+		wantEcho(t, dial(t, server.addr), message)
+	}
+
+	check(t, lazy.CloseWrite())
+	got, err := io.ReadAll(lazy)
+	check(t, err)
+	if !bytes.Equal(got, sent[:n]) {
+		t.Errorf("%d bytes were taken, %d came back, equal: %t", n, len(got), bytes.HasPrefix(sent, got))
+	}
+}
+
+func TestHalfCloseLosesNothing(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{Chunk: 64 << 10}, zerolog.Disabled)
+	sent, err := io.ReadAll(random(2, 16<<20))
+	check(t, err)
+	conn := dial(t, server.addr)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if _, err := conn.Write(sent); err != nil {
+			t.Error(err)
+		}
+		if err := conn.CloseWrite(); err != nil {
+			t.Error(err)
+		}
+	})
+	got, err := io.ReadAll(conn)
+	check(t, err)
+	if !bytes.Equal(got, sent) {
+		t.Errorf("%d bytes came back of %d sent", len(got), len(sent))
+	}
+}
+
+func TestClientThatBreaksOffIsNoTroubleToOthers(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{}, zerolog.InfoLevel)
+	for range 5 {
+		conn := dial(t, server.addr)
+		_, err := conn.Write(make([]byte, 1000))
+		check(t, err)
+		// With bytes unread: the server's sends fail, and its receives.
+		check(t, conn.Close())
+	}
+	server.log.await(t, 6, "waiting for a connection")
+	wantEcho(t, dial(t, server.addr), message)
+}
+
+func TestDrainLetsRunningEchoesEnd(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{DrainTimeout: patience}, zerolog.DebugLevel)
+	conn := dial(t, server.addr)
+	wantEcho(t, conn, "before")
+	server.stop()
+	server.log.await(t, 1, "draining")
+
+	wantEcho(t, conn, "after")
+	check(t, conn.CloseWrite())
+	rest, err := io.ReadAll(conn)
+	if err != nil || len(rest) > 0 {
+		t.Errorf("at the end came %q, %v", rest, err)
+	}
+	server.ended(t)
+	gone(t, server.addr.Path)
+	gone(t, server.addr.Path+".lock")
+	_, err = uds.DialConfig{}.Dial(t.Context(), server.addr)
+	if !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a late client gets %v", err)
+	}
+}
+
+func TestDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
+	t.Parallel()
+	socket := listen(t)
+	// More than the server accepts in one turn, and it is to stop after one.
+	var conns []*uds.Conn
+	for i := range 200 {
+		conn := dial(t, socket.Addr)
+		_, err := fmt.Fprintf(conn, "client %d", i)
+		check(t, err)
+		check(t, conn.CloseWrite())
+		conns = append(conns, conn)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	server := echo.Server{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
+	check(t, server.Serve(ctx, socket))
+	for i, conn := range conns {
+		got, err := io.ReadAll(conn)
+		check(t, err)
+		if want := fmt.Sprintf("client %d", i); string(got) != want {
+			t.Fatalf("got back %q, not %q", got, want)
+		}
+	}
+}
+
+func TestDrainTimeoutClosesClientThatNeverEnds(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{DrainTimeout: 50 * time.Millisecond}, zerolog.InfoLevel)
+	conn := dial(t, server.addr)
+	wantEcho(t, conn, "before")
+	server.stop()
+	server.ended(t)
+	if n, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("read gives %d, %v", n, err)
+	}
+	server.log.await(t, 1, "drain timeout is over")
+	gone(t, server.addr.Path)
+}
+
+func TestStopWithoutClientsIsImmediate(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{DrainTimeout: time.Hour}, zerolog.InfoLevel)
+	server.log.await(t, 1, "waiting for a connection")
+	server.stop()
+	server.ended(t)
+}
+
+func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{MaxConnections: 2}, zerolog.InfoLevel)
+	first, second := dial(t, server.addr), dial(t, server.addr)
+	wantEcho(t, first, "first")
+	wantEcho(t, second, "second")
+
+	if n, err := dial(t, server.addr).Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("a third client reads %d, %v", n, err)
+	}
+	server.log.await(t, 1, "turned a client away: 2 connections are open")
+
+	check(t, first.Close())
+	server.log.await(t, 2, "waiting for a connection")
+	wantEcho(t, dial(t, server.addr), "third")
+	wantEcho(t, second, "second")
+}
+
+func BenchmarkEcho(b *testing.B) {
+	server := serve(b, echo.Server{}, zerolog.Disabled)
+	conn := dial(b, server.addr)
+	check(b, conn.SetDeadline(time.Time{}))
+	buf := make([]byte, len(message))
+	b.SetBytes(int64(len(message)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := io.WriteString(conn, message); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

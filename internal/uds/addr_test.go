@@ -1,0 +1,105 @@
+package uds_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+func TestParseAddr(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		in       string
+		want     uds.Addr
+		network  string
+		abstract bool
+	}{
+		{"stream:/run/uds/s", uds.Addr{Type: uds.Stream, Path: "/run/uds/s"}, "unix", false},
+		{"datagram:/run/uds/d", uds.Addr{Type: uds.Datagram, Path: "/run/uds/d"}, "unixgram", false},
+		{"seqpacket:q", uds.Addr{Type: uds.Seqpacket, Path: "q"}, "unixpacket", false},
+		{"./uds_socket", uds.Addr{Type: uds.Stream, Path: "./uds_socket"}, "unix", false},
+		{"uds_socket", uds.Addr{Type: uds.Stream, Path: "uds_socket"}, "unix", false},
+		{"/run/uds/a:b", uds.Addr{Type: uds.Stream, Path: "/run/uds/a:b"}, "unix", false},
+		{"./datagram:b", uds.Addr{Type: uds.Stream, Path: "./datagram:b"}, "unix", false},
+		{"stream:a:b", uds.Addr{Type: uds.Stream, Path: "a:b"}, "unix", false},
+		{"stream:@name", uds.Addr{Type: uds.Stream, Path: "@name"}, "unix", true},
+		{"@name", uds.Addr{Type: uds.Stream, Path: "@name"}, "unix", true},
+		{"@a:b", uds.Addr{Type: uds.Stream, Path: "@a:b"}, "unix", true},
+		{"datagram:@name", uds.Addr{Type: uds.Datagram, Path: "@name"}, "unixgram", true},
+		{"with space\nand more", uds.Addr{Type: uds.Stream, Path: "with space\nand more"}, "unix", false},
+	} {
+		got, err := uds.ParseAddr(tt.in)
+		if err != nil {
+			t.Errorf("%q: %v", tt.in, err)
+			continue
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", tt.in, diff)
+		}
+		if got.Network() != tt.network || got.Abstract() != tt.abstract {
+			t.Errorf("%q: network %s, abstract %t", tt.in, got.Network(), got.Abstract())
+		}
+		if again, err := uds.ParseAddr(got.String()); err != nil || again != got {
+			t.Errorf("%q: %q does not come back: %v, %v", tt.in, got.String(), again, err)
+		}
+	}
+}
+
+func TestParseAddrRefusesWhatCannotBeMeant(t *testing.T) {
+	t.Parallel()
+	for in, words := range map[string]string{
+		"":                             "path is empty: write stream:PATH",
+		"stream:":                      "path is empty: write stream:PATH",
+		"datagram:":                    "path is empty: write datagram:PATH",
+		"@":                            "path is empty",
+		"stream:@":                     "path is empty",
+		"a\x00b":                       "NUL",
+		"stream:\x00":                  "NUL",
+		"unix:/run/s":                  `unknown form "unix": write one of stream:PATH, datagram:PATH, seqpacket:PATH, or ./unix:/run/s`,
+		"STREAM:/run/s":                `unknown form "STREAM"`,
+		":/run/s":                      `unknown form ""`,
+		"/run/uds/":                    "is a directory",
+		"stream:/":                     "is a directory",
+		"/" + strings.Repeat("s", 107): "path is 108 bytes, sun_path holds 107",
+		"@" + strings.Repeat("s", 108): "path is 109 bytes",
+	} {
+		_, err := uds.ParseAddr(in)
+		wantError(t, err, uds.ErrAddress, words)
+
+		a := uds.Addr{Type: uds.Stream, Path: "before"}
+		wantError(t, a.UnmarshalText([]byte(in)), uds.ErrAddress)
+		if a.Path != "before" {
+			t.Errorf("%q changed the address to %v", in, a)
+		}
+	}
+}
+
+func TestAddrUnmarshalText(t *testing.T) {
+	t.Parallel()
+	var a uds.Addr
+	check(t, a.UnmarshalText([]byte("seqpacket:/run/q")))
+	if want := (uds.Addr{Type: uds.Seqpacket, Path: "/run/q"}); a != want {
+		t.Errorf("address is %v", a)
+	}
+}
+
+func TestParseMode(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]uint32{"0660": 0o660, "660": 0o660, "0777": 0o777, "1": 1} {
+		got, err := uds.ParseMode(in)
+		if err != nil || uint32(got) != want {
+			t.Errorf("%q gives %v, %v", in, got, err)
+		}
+	}
+	for _, in := range []string{"", "0", "000", "1000", "1777", "888", "rw-rw----", "-660", "+660", "0x1ff", "0o600", "660 ", "99999999999"} {
+		got, err := uds.ParseMode(in)
+		if err == nil {
+			t.Errorf("%q gives %v", in, got)
+			continue
+		}
+		wantWords(t, err.Error(), "octal", "0660")
+	}
+}

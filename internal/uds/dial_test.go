@@ -1,0 +1,253 @@
+package uds_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/net/nettest"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+func TestConn(t *testing.T) {
+	t.Parallel()
+	for _, bind := range []string{"", "client"} {
+		t.Run("bind "+bind, func(t *testing.T) {
+			t.Parallel()
+			nettest.TestConn(t, func() (_, _ net.Conn, _ func(), err error) {
+				d, err := os.MkdirTemp("", "uds")
+				if err != nil {
+					return nil, nil, nil, err
+				}
+				s, err := uds.ListenConfig{}.Listen(stream(d + "/s"))
+				if err != nil {
+					return nil, nil, nil, err
+				}
+				l, err := s.Listener()
+				if err != nil {
+					return nil, nil, nil, err
+				}
+				config := uds.DialConfig{}
+				if bind != "" {
+					config.Bind = d + "/" + bind
+				}
+				c1, err := config.Dial(t.Context(), s.Addr)
+				if err != nil {
+					return nil, nil, nil, err
+				}
+				c2, err := l.Accept()
+				return c1, c2, func() {
+					// The connections may be closed already.
+					_, _ = c1.Close(), c2.Close()
+					if err := errors.Join(l.Close(), os.Remove(d)); err != nil {
+						t.Error(err)
+					}
+				}, err
+			})
+		})
+	}
+}
+
+// fill connects until the backlog is full.
+func fill(t *testing.T, a uds.Addr) {
+	t.Helper()
+	for range 5 {
+		conn, err := uds.DialConfig{}.Dial(t.Context(), a)
+		if errors.Is(err, unix.EAGAIN) {
+			return
+		}
+		check(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	t.Fatal("the backlog of 1 takes 5 connections")
+}
+
+func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		errno error
+		make  func(t *testing.T, path string)
+		words []string
+	}{
+		{"missing", unix.ENOENT, func(*testing.T, string) {}, []string{"ENOENT", "start the server first", "--retry"}},
+		{"stale", unix.ECONNREFUSED, func(t *testing.T, path string) { stale(t, path) }, []string{"ECONNREFUSED", "stale", "start the server again"}},
+		{"backlog full", unix.EAGAIN, func(t *testing.T, path string) {
+			listen(t, uds.ListenConfig{Backlog: 1}, stream(path))
+			fill(t, stream(path))
+		}, []string{"EAGAIN", "backlog is full", "--retry"}},
+		{"datagram", unix.EPROTOTYPE, func(t *testing.T, path string) {
+			listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Datagram, Path: path})
+		}, []string{"EPROTOTYPE", "another type"}},
+		{"seqpacket", unix.EPROTOTYPE, func(t *testing.T, path string) {
+			listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Seqpacket, Path: path})
+		}, []string{"EPROTOTYPE", "another type"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			tt.make(t, d+"/s")
+			// With a name: nothing of it must be left.
+			_, err := uds.DialConfig{Bind: d + "/client"}.Dial(t.Context(), stream(d+"/s"))
+			wantError(t, err, tt.errno, append(tt.words, "connect stream:"+d+"/s")...)
+			gone(t, d+"/client")
+		})
+	}
+}
+
+func TestDialInMissingDirectory(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	_, err := uds.DialConfig{}.Dial(t.Context(), stream(d+"/none/s"))
+	wantError(t, err, unix.ENOENT, "directory "+d+"/none does not exist", "mount the volume")
+}
+
+func TestDialWithoutPermission(t *testing.T) {
+	t.Parallel()
+	a := stream(dir(t) + "/s")
+	listen(t, uds.ListenConfig{Mode: closedMode()}, a)
+	o := start(t, stranger, nil, "dial", a.String()).outcome(t)
+	if o.Errno != unix.EACCES {
+		t.Fatalf("error is %q", o.Err)
+	}
+	wantWords(t, o.Err, "EACCES", "connect "+a.String(), a.Path+" is owned by "+strconv.Itoa(os.Geteuid())+":", "this process is", "give it the group, or the mode")
+}
+
+func TestDialIsLetInByMode(t *testing.T) {
+	t.Parallel()
+	a := stream(dir(t) + "/s")
+	listen(t, uds.ListenConfig{Mode: 0o666}, a)
+	if o := start(t, stranger, nil, "dial", a.String()).outcome(t); o.Err != "" {
+		t.Error(o.Err)
+	}
+}
+
+func TestDialEndsWithContext(t *testing.T) {
+	t.Parallel()
+	a := stream(dir(t) + "/s")
+	listen(t, uds.ListenConfig{}, a)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if conn, err := (uds.DialConfig{}).Dial(ctx, a); err == nil {
+		_ = conn.Close()
+		t.Error("connected although the context is over")
+	}
+}
+
+func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	s := listen(t, uds.ListenConfig{}, stream(d+"/s"))
+	l, err := s.Listener()
+	check(t, err)
+	defer func() { check(t, l.Close()) }()
+	for _, name := range []string{d + "/client", uds.AutoName(d), uds.AutoName("@")} {
+		conn, err := uds.DialConfig{Bind: name}.Dial(t.Context(), s.Addr)
+		check(t, err)
+		served, err := l.Accept()
+		check(t, err)
+		if got := served.RemoteAddr().String(); got != name {
+			t.Errorf("the server sees %q, not %q", got, name)
+		}
+		if name[0] != '@' {
+			// The server, maybe of another user, answers datagrams through it.
+			info, err := os.Lstat(name)
+			check(t, err)
+			if info.Mode().Perm() != 0o666 {
+				t.Errorf("mode of %s is %v", name, info.Mode())
+			}
+		}
+		check(t, conn.Close())
+		gone(t, name)
+		check(t, served.Close())
+	}
+}
+
+func TestBindLeavesAloneWhatIsThere(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	a := stream(d + "/s")
+	listen(t, uds.ListenConfig{}, a)
+	check(t, os.WriteFile(d+"/file", []byte("precious"), 0o640))
+	stale(t, d+"/stale")
+	for _, name := range []string{d + "/file", d + "/stale"} {
+		before := take(t, name)
+		_, err := uds.DialConfig{Bind: name}.Dial(t.Context(), a)
+		wantError(t, err, uds.ErrInUse, "bind the client's own name "+name, "left alone")
+		if after := take(t, name); after != before {
+			t.Errorf("%s changed: %+v, was %+v", name, after, before)
+		}
+	}
+	_, err := uds.DialConfig{Bind: d + "/none/client"}.Dial(t.Context(), a)
+	wantError(t, err, unix.ENOENT, "bind the client's own name", "directory "+d+"/none does not exist")
+}
+
+func TestAutoNameIsUniqueAndShort(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for range 1000 {
+		name := uds.AutoName("/run/uds")
+		if seen[name] {
+			t.Fatalf("%s came twice", name)
+		}
+		seen[name] = true
+		if filepath.Dir(name) != "/run/uds" || len(filepath.Base(name)) > 40 {
+			t.Fatalf("name is %s", name)
+		}
+		if !strings.Contains(name, "."+strconv.Itoa(os.Getpid())+".") {
+			t.Fatalf("%s has no process id", name)
+		}
+	}
+	if name := uds.AutoName("@"); !strings.HasPrefix(name, "@client.") {
+		t.Errorf("abstract name is %s", name)
+	}
+	if name := uds.AutoName("."); strings.Contains(name, "/") {
+		t.Errorf("name in this directory is %s", name)
+	}
+}
+
+func TestCloseWriteEndsOneDirection(t *testing.T) {
+	t.Parallel()
+	s := listen(t, uds.ListenConfig{}, stream(dir(t)+"/s"))
+	l, err := s.Listener()
+	check(t, err)
+	defer func() { check(t, l.Close()) }()
+	conn := dial(t, s.Addr)
+	served, err := l.Accept()
+	check(t, err)
+	check(t, conn.CloseWrite())
+	_, err = io.Copy(served, served)
+	check(t, err)
+	_, err = served.Write([]byte("still here"))
+	check(t, err)
+	check(t, served.Close())
+	got, err := io.ReadAll(conn)
+	check(t, err)
+	if string(got) != "still here" {
+		t.Errorf("received %q", got)
+	}
+}
+
+func TestPeerCredIsWhoConnected(t *testing.T) {
+	t.Parallel()
+	s := listen(t, uds.ListenConfig{}, stream(dir(t)+"/s"))
+	dial(t, s.Addr)
+	fd, _, err := unix.Accept(s.FD)
+	check(t, err)
+	defer func() { check(t, unix.Close(fd)) }()
+	cred, err := uds.PeerCred(fd)
+	check(t, err)
+	if want := (unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}); *cred != want {
+		t.Errorf("peer is %+v, not %+v", *cred, want)
+	}
+	_, err = uds.PeerCred(-1)
+	wantError(t, err, unix.EBADF, "SO_PEERCRED")
+}

@@ -1,0 +1,308 @@
+package uds_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// A child is this test binary again, in a process of its own: the umask and
+// the user belong to a process, and only a process can be killed. Its role is
+// in the environment.
+const roleVar = "UDS_TEST_ROLE"
+
+var roles = map[string]func(args []string) error{
+	"listen":  listenRole,
+	"dial":    dialRole,
+	"restart": restartRole,
+	"knock":   knockRole,
+}
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVar); role != "" {
+		if err := roles[role](os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// stranger is a user whom nobody has granted anything.
+const stranger = 10003
+
+type child struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser // its end is the cue
+	out *bufio.Scanner
+}
+
+// start starts a child, as the stranger where uid is his. A test that is not
+// run by root has no choice of users; see [closedMode].
+func start(t *testing.T, uid int, files []*os.File, role string, args ...string) *child {
+	t.Helper()
+	// The test binary lies in a directory that is closed to the stranger; the
+	// link in /proc leads to it all the same.
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), roleVar+"="+role, "GORACE=atexit_sleep_ms=0") // or each takes a second to end
+	cmd.Dir = "/"
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = files
+	if os.Geteuid() == 0 && uid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	}
+	in, err := cmd.StdinPipe()
+	check(t, err)
+	out, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	t.Cleanup(func() {
+		_ = in.Close()
+		cancel()
+		_ = cmd.Wait()
+	})
+	return &child{cmd, in, bufio.NewScanner(out)}
+}
+
+// closedMode is a mode of a socket file that keeps the stranger out. Without
+// root the stranger is this user himself, whom only a file that nobody may
+// write to keeps out.
+func closedMode() fs.FileMode {
+	if os.Geteuid() == 0 {
+		return 0o600
+	}
+	return 0o400
+}
+
+func (c *child) line(t *testing.T) string {
+	t.Helper()
+	if !c.out.Scan() {
+		t.Fatalf("the child ended early: %v", c.out.Err())
+	}
+	return c.out.Text()
+}
+
+// end gives the cue and waits for the child to end well.
+func (c *child) end(t *testing.T) {
+	t.Helper()
+	check(t, c.in.Close())
+	for c.out.Scan() {
+	}
+	check(t, c.cmd.Wait())
+}
+
+// outcome is an error as a child reports it.
+type outcome struct {
+	Err                       string
+	Errno                     syscall.Errno
+	InUse, NotSocket, Address bool
+}
+
+func report(err error) {
+	var o outcome
+	if err != nil {
+		o.Err = err.Error()
+		errors.As(err, &o.Errno)
+		o.InUse, o.NotSocket, o.Address = errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket), errors.Is(err, uds.ErrAddress)
+	}
+	_ = json.NewEncoder(os.Stdout).Encode(o)
+}
+
+func (c *child) outcome(t *testing.T) outcome {
+	t.Helper()
+	var o outcome
+	check(t, json.Unmarshal([]byte(c.line(t)), &o))
+	return o
+}
+
+// listenRole listens once and holds the socket until the cue. Where it was
+// given another file, that file's end is the cue to begin.
+func listenRole(args []string) error {
+	address, mode, umask := mustParse(args[0]), octal(args[1]), octal(args[2])
+	unix.Umask(int(umask))
+	if begin := os.NewFile(3, "begin"); len(args) > 3 {
+		_, _ = io.Copy(io.Discard, begin)
+	}
+	s, err := uds.ListenConfig{Mode: mode}.Listen(address)
+	report(err)
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	if err != nil {
+		return nil
+	}
+	return s.Close()
+}
+
+func dialRole(args []string) error {
+	conn, err := uds.DialConfig{}.Dial(context.Background(), mustParse(args[0]))
+	report(err)
+	if err != nil {
+		return nil
+	}
+	return conn.Close()
+}
+
+// restartRole listens many times under umask 0, and the last time until the cue.
+func restartRole(args []string) error {
+	unix.Umask(0)
+	address, mode := mustParse(args[0]), octal(args[1])
+	for range 100 {
+		s, err := uds.ListenConfig{Mode: mode}.Listen(address)
+		if err != nil {
+			return err
+		}
+		if err := s.Close(); err != nil {
+			return err
+		}
+	}
+	s, err := uds.ListenConfig{Mode: mode}.Listen(address)
+	report(err)
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return errors.Join(err, s.Close())
+}
+
+// knockRole tries to connect again and again until the cue. It says when it
+// starts, when it was denied first, and at the end how often it got past the
+// file's mode: connected, or refused only because nobody was listening yet.
+func knockRole(args []string) error {
+	address := mustParse(args[0])
+	sotype := map[uds.Type]int{uds.Stream: unix.SOCK_STREAM, uds.Datagram: unix.SOCK_DGRAM}[address.Type]
+	over := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(over)
+	}()
+	fmt.Println("knocking")
+	denied, passed := false, 0
+	for {
+		select {
+		case <-over:
+			fmt.Println(passed)
+			return nil
+		default:
+		}
+		fd, err := unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return err
+		}
+		switch err := unix.Connect(fd, &unix.SockaddrUnix{Name: address.Path}); {
+		case err == unix.EACCES && !denied:
+			denied = true
+			fmt.Println("denied")
+		case err != unix.EACCES && err != unix.ENOENT:
+			passed++
+		}
+		if err := unix.Close(fd); err != nil {
+			return err
+		}
+	}
+}
+
+func mustParse(s string) uds.Addr {
+	a, err := uds.ParseAddr(s)
+	if err != nil {
+		panic(err)
+	}
+	return a
+}
+
+func octal(s string) fs.FileMode {
+	m, err := strconv.ParseUint(s, 8, 32)
+	if err != nil {
+		panic(err)
+	}
+	return fs.FileMode(m)
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dir is a directory with a short path, which t.TempDir's, with the test's
+// name in it, is not: sun_path is short.
+func dir(t testing.TB) string {
+	t.Helper()
+	d, err := os.MkdirTemp("", "uds")
+	check(t, err)
+	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
+	check(t, os.Chmod(d, 0o755))
+	return d
+}
+
+func stream(path string) uds.Addr { return uds.Addr{Type: uds.Stream, Path: path} }
+
+func listen(t testing.TB, c uds.ListenConfig, a uds.Addr) *uds.Socket {
+	t.Helper()
+	s, err := c.Listen(a)
+	check(t, err)
+	t.Cleanup(func() { check(t, s.Close()) })
+	return s
+}
+
+func dial(t testing.TB, a uds.Addr) *uds.Conn {
+	t.Helper()
+	conn, err := uds.DialConfig{}.Dial(t.Context(), a)
+	check(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+// stale leaves the file of a socket that nobody serves.
+func stale(t testing.TB, path string) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	check(t, unix.Close(fd))
+}
+
+func inode(t testing.TB, path string) uint64 {
+	t.Helper()
+	var st unix.Stat_t
+	check(t, unix.Lstat(path, &st))
+	return st.Ino
+}
+
+func gone(t testing.TB, path string) {
+	t.Helper()
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left behind (%v)", path, err)
+	}
+}
+
+func wantError(t testing.TB, err, want error, words ...string) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Fatalf("error is %v, not %v", err, want)
+	}
+	wantWords(t, err.Error(), words...)
+}
+
+func wantWords(t testing.TB, text string, words ...string) {
+	t.Helper()
+	for _, w := range words {
+		if !strings.Contains(text, w) {
+			t.Errorf("%q does not say %q", text, w)
+		}
+	}
+}

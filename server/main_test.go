@@ -1,0 +1,227 @@
+package main_test
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// bin holds both programs, built as they are.
+var bin string
+
+func TestMain(m *testing.M) {
+	var err error
+	if bin, err = build(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
+		_ = os.RemoveAll(bin)
+		os.Exit(status)
+	}))
+}
+
+func build() (string, error) {
+	d, err := os.MkdirTemp("", "bin")
+	if err != nil {
+		return "", err
+	}
+	// Other users are to run them too.
+	if err := os.Chmod(d, 0o755); err != nil {
+		return "", err
+	}
+	if out, err := exec.Command("go", "build", "-o", d, ".", "../client").CombinedOutput(); err != nil {
+		_ = os.RemoveAll(d)
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return d, nil
+}
+
+// patience bounds every wait for an event; it is no measure of anything.
+const patience = 20 * time.Second
+
+// A text is what a process writes, and can be waited for.
+type text struct {
+	mu      sync.Mutex
+	b       strings.Builder
+	changed chan struct{}
+}
+
+func (x *text) Write(p []byte) (int, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	close(x.changed)
+	x.changed = make(chan struct{})
+	return x.b.Write(p)
+}
+
+func (x *text) String() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.b.String()
+}
+
+// await waits until words are there n times.
+func (x *text) await(t *testing.T, n int, words string) {
+	t.Helper()
+	late := time.After(patience)
+	for {
+		x.mu.Lock()
+		found, changed := strings.Count(x.b.String(), words), x.changed
+		x.mu.Unlock()
+		if found >= n {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			t.Fatalf("%q came %d times, not %d, in:\n%s", words, found, n, x)
+		}
+	}
+}
+
+type process struct {
+	*exec.Cmd
+	in       io.WriteCloser
+	out, err text
+	ended    chan struct{}
+}
+
+// start starts one of our programs, or another, in directory d. It is killed
+// at the end of the test if it is still there.
+func start(t *testing.T, d string, args ...string) *process {
+	t.Helper()
+	return startAs(t, os.Geteuid(), d, args...)
+}
+
+func startAs(t *testing.T, uid int, d string, args ...string) *process {
+	t.Helper()
+	program := args[0]
+	if program == "server" || program == "client" {
+		program = bin + "/" + program
+	}
+	p := &process{Cmd: exec.CommandContext(t.Context(), program, args[1:]...), ended: make(chan struct{})}
+	p.out.changed, p.err.changed = make(chan struct{}), make(chan struct{})
+	p.Dir = d
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "UDS_") {
+			p.Env = append(p.Env, v)
+		}
+	}
+	p.Stdout, p.Stderr = &p.out, &p.err
+	p.WaitDelay = patience
+	if uid != os.Geteuid() {
+		p.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	}
+	var err error
+	p.in, err = p.StdinPipe()
+	check(t, err)
+	check(t, p.Start())
+	go func() {
+		defer close(p.ended)
+		_ = p.Wait()
+	}()
+	t.Cleanup(func() { <-p.ended })
+	return p
+}
+
+// status waits for the end and gives the exit status, -1 after a signal.
+func (p *process) status(t *testing.T) int {
+	t.Helper()
+	select {
+	case <-p.ended:
+		return p.ProcessState.ExitCode()
+	case <-time.After(patience):
+		t.Fatalf("%v does not end; it wrote:\n%s%s", p.Args, &p.out, &p.err)
+		return 0
+	}
+}
+
+// run runs a program to its end.
+func run(t *testing.T, d, stdin string, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	p := start(t, d, args...)
+	// Not everybody reads all of it.
+	_, _ = io.WriteString(p.in, stdin)
+	_ = p.in.Close()
+	return p.status(t), p.out.String(), p.err.String()
+}
+
+// serve starts a server in d and waits until it serves.
+func serve(t *testing.T, d string, args ...string) *process {
+	t.Helper()
+	p := start(t, d, append([]string{"server"}, args...)...)
+	p.err.await(t, 1, "waiting for a connection")
+	return p
+}
+
+func (p *process) signal(t *testing.T, s os.Signal) {
+	t.Helper()
+	check(t, p.Process.Signal(s))
+}
+
+// stop ends a server, which must leave nothing behind.
+func (p *process) stop(t *testing.T) {
+	t.Helper()
+	p.signal(t, syscall.SIGTERM)
+	if status := p.status(t); status != 0 {
+		t.Errorf("exit status is %d after:\n%s", status, &p.err)
+	}
+	wantFiles(t, p.Dir)
+}
+
+// dir is a fresh directory with a short path, as sun_path is short.
+func dir(t *testing.T) string {
+	t.Helper()
+	d, err := os.MkdirTemp("", "uds")
+	check(t, err)
+	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
+	check(t, os.Chmod(d, 0o755))
+	return d
+}
+
+func wantFiles(t *testing.T, d string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(d)
+	check(t, err)
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the directory holds %q, not %q", got, want)
+	}
+}
+
+func wantWords(t *testing.T, text string, words ...string) {
+	t.Helper()
+	for _, w := range words {
+		if !strings.Contains(text, w) {
+			t.Errorf("%q does not say %q", text, w)
+		}
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// need is a program of the system that a test talks to.
+func need(t *testing.T, program, pkg string) {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		t.Fatalf("%v: install the package %s", err, pkg)
+	}
+}

@@ -1,0 +1,579 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+const message = "This is the message.  It will be repeated."
+
+func TestTranscripts(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--log-format", "plain")
+	status, stdout, stderr := run(t, d, "", "client", "--log-format", "plain")
+	server.err.await(t, 2, "waiting for a connection\n")
+
+	if diff := cmp.Diff(`starting up on ./uds_socket
+waiting for a connection
+connection from
+received 'This is the mess'
+sending data back to the client
+received 'age.  It will be'
+sending data back to the client
+received ' repeated.'
+sending data back to the client
+received ''
+no data from
+waiting for a connection
+`, server.err.String()); diff != "" {
+		t.Errorf("server (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(`connecting to ./uds_socket
+sending 'This is the message.  It will be repeated.'
+received 'This is the mess'
+received 'age.  It will be'
+received ' repeated.'
+closing socket
+`, stderr); diff != "" {
+		t.Errorf("client (-want +got):\n%s", diff)
+	}
+	if status != 0 || stdout != message {
+		t.Errorf("the client's exit status is %d, its output %q", status, stdout)
+	}
+	server.stop(t)
+	if out := server.out.String(); out != "" {
+		t.Errorf("the server's output is %q", out)
+	}
+}
+
+func TestFailureIsStatus1AndOneLine(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name  string
+		args  []string
+		words string
+	}{
+		{"directory missing", []string{"server", "--listen", "none/s"}, "server: listen stream:none/s: "},
+		{"directory in the way", []string{"server", "--listen", "."}, "not a socket"},
+		{"no server to check", []string{"server", "healthcheck"}, "server: connect stream:./uds_socket: no such file or directory (ENOENT)"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			status, stdout, stderr := run(t, d, "", tt.args...)
+			if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasSuffix(stderr, "\n") {
+				t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+			}
+			wantWords(t, stderr, tt.words)
+			wantFiles(t, d)
+		})
+	}
+}
+
+func TestUsageErrorIsStatus2(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	for _, tt := range []struct {
+		args  []string
+		words string
+	}{
+		{[]string{"server", "--no-such-flag"}, "unknown flag --no-such-flag"},
+		{[]string{"server", "surplus"}, "surplus"},
+		{[]string{"server", "--listen", "unix:/s"}, `unknown form "unix"`},
+		{[]string{"server", "--listen", "datagram:d"}, "only stream sockets"},
+		{[]string{"server", "--listen", "s", "--listen", "stream:s"}, "given twice"},
+		{[]string{"server", "--listen", strings.Repeat("s", 108)}, "path is 108 bytes, sun_path holds 107"},
+		{[]string{"server", "--mode", "rw-rw----"}, "octal"},
+		{[]string{"server", "--chunk", "0"}, "--chunk 0: choose from 1"},
+		{[]string{"server", "--backlog=-1"}, "--backlog -1"},
+		{[]string{"server", "--max-connections=-1"}, "--max-connections -1"},
+		{[]string{"server", "--drain-timeout=-1s"}, "--drain-timeout -1s"},
+		{[]string{"server", "--log-format", "xml"}, "plain"},
+		{[]string{"server", "healthcheck", "--listen", ""}, "no address"},
+	} {
+		status, stdout, stderr := run(t, d, "", tt.args...)
+		first, rest, _ := strings.Cut(stderr, "\n")
+		if status != 2 || stdout != "" || !strings.HasPrefix(first, "server: ") || rest != "Run \"server --help\" for what can be said.\n" {
+			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
+		}
+		wantWords(t, first, tt.words)
+	}
+	wantFiles(t, d)
+}
+
+func TestHelpIsOutputAndStatus0(t *testing.T) {
+	t.Parallel()
+	for _, program := range []string{"server", "client"} {
+		status, stdout, stderr := run(t, dir(t), "", program, "--help")
+		if status != 0 || stderr != "" {
+			t.Errorf("exit status %d, error %q", status, stderr)
+		}
+		wantWords(t, stdout, "Usage: "+program, "--log-format", "--chunk")
+	}
+}
+
+func TestEnvironmentSetsFlags(t *testing.T) {
+	t.Parallel()
+	need(t, "env", "coreutils")
+	d := dir(t)
+	server := start(t, d, "env", "UDS_LISTEN=stream:a,b", "UDS_MODE=0600", "UDS_LOG_FORMAT=plain", bin+"/server")
+	server.err.await(t, 1, "starting up on a\nstarting up on b\nwaiting for a connection\n")
+	info, err := os.Lstat(d + "/b")
+	check(t, err)
+	if info.Mode().Perm() != 0o600 {
+		t.Errorf("mode is %v", info.Mode())
+	}
+	for _, path := range []string{"a", "b"} {
+		if status, stdout, stderr := run(t, d, "", "env", "UDS_CONNECT="+path, bin+"/client", "hello"); status != 0 || stdout != "hello" {
+			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+		}
+	}
+	server.stop(t)
+}
+
+func TestServerLeavesRegularFileAlone(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	path := d + "/uds_socket"
+	check(t, os.WriteFile(path, []byte("precious"), 0o640))
+	status, _, stderr := run(t, d, "", "server")
+	if status != 1 || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("exit status %d, error %q", status, stderr)
+	}
+	wantWords(t, stderr, "server: listen stream:./uds_socket: not a socket: ./uds_socket is a regular file", "left alone")
+	if got, err := os.ReadFile(path); err != nil || string(got) != "precious" {
+		t.Errorf("the file holds %q (%v)", got, err)
+	}
+	wantFiles(t, d, "uds_socket")
+}
+
+func TestSecondServerIsRefused(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	first := serve(t, d)
+	// It listens on all of its addresses or on none.
+	status, _, stderr := run(t, d, "", "server", "--listen", "free", "--listen", "uds_socket")
+	if status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	wantWords(t, stderr, "in use")
+	wantFiles(t, d, "uds_socket", "uds_socket.lock")
+	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	first.stop(t)
+}
+
+func TestKilledServerIsReplaced(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	first := serve(t, d)
+	first.signal(t, syscall.SIGKILL)
+	first.status(t)
+	wantFiles(t, d, "uds_socket", "uds_socket.lock")
+	second := serve(t, d)
+	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	second.stop(t)
+}
+
+func TestSignalDrains(t *testing.T) {
+	t.Parallel()
+	for _, s := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(s.String(), func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			server := serve(t, d, "--log-format", "plain", "--log-level", "debug", "--drain-timeout", "60s")
+			client := start(t, d, "client", "-")
+			_, err := io.WriteString(client.in, "before ")
+			check(t, err)
+			client.out.await(t, 1, "before ")
+
+			server.signal(t, s)
+			server.err.await(t, 1, "draining")
+			_, err = io.WriteString(client.in, "after")
+			check(t, err)
+			check(t, client.in.Close())
+			if status := client.status(t); status != 0 || client.out.String() != "before after" {
+				t.Errorf("the client's exit status is %d, its output %q, its error %q", status, &client.out, &client.err)
+			}
+			if status := server.status(t); status != 0 {
+				t.Errorf("exit status is %d after:\n%s", status, &server.err)
+			}
+			wantFiles(t, d)
+		})
+	}
+}
+
+func TestSecondSignalEndsServerAtOnce(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--drain-timeout", "60s")
+	hanging, err := net.Dial("unix", d+"/uds_socket")
+	check(t, err)
+	defer func() { _ = hanging.Close() }()
+	server.err.await(t, 1, "connection from")
+	server.signal(t, syscall.SIGTERM)
+	awaitEmpty(t, d)
+
+	// The server takes its hand off the signals at about this moment; one that
+	// comes before counts with the first.
+	late, again := time.After(patience), time.NewTicker(10*time.Millisecond)
+	defer again.Stop()
+	for {
+		_ = server.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-server.ended:
+			ws := server.ProcessState.Sys().(syscall.WaitStatus)
+			if !ws.Signaled() || ws.Signal() != syscall.SIGTERM {
+				t.Errorf("the server ended with %v", server.ProcessState)
+			}
+			wantFiles(t, d)
+			return
+		case <-again.C:
+		case <-late:
+			t.Fatal("the server goes on draining")
+		}
+	}
+}
+
+// awaitEmpty waits until the server has removed its files, of which it says
+// nothing.
+func awaitEmpty(t *testing.T, d string) {
+	t.Helper()
+	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		entries, err := os.ReadDir(d)
+		check(t, err)
+		if len(entries) == 0 {
+			return
+		}
+		if time.Now().After(late) {
+			t.Fatalf("%v is still there", entries)
+		}
+	}
+}
+
+func TestDrainTimeoutEndsHangingClient(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--drain-timeout", "50ms")
+	hanging, err := net.Dial("unix", d+"/uds_socket")
+	check(t, err)
+	defer func() { _ = hanging.Close() }()
+	server.err.await(t, 1, "connection from")
+	server.stop(t)
+	wantWords(t, server.err.String(), "drain timeout is over", "connections=1")
+}
+
+// hostile is a name with what a terminal, or a line of the log, must not get:
+// colours, a new title, a new line, the end of a string.
+const hostile = "x\x1b[31m\x1b]0;title\x07\r\n\t\x01\x7f'\"\\ y=1"
+
+func TestHostileBytesNeverReachTheLog(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{"plain", "console", "json"} {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			server := serve(t, d, "--log-format", format, "--listen", hostile+"server")
+			status, stdout, stderr := run(t, d, "", "client", "--log-format", format, "--connect", "./"+hostile+"server",
+				"--bind", hostile+"client", "--chunk", "1024", hostile)
+			if status != 0 || stdout != hostile {
+				t.Errorf("exit status %d, output %q", status, stdout)
+			}
+			server.err.await(t, 2, "waiting for a connection")
+			server.stop(t)
+			wantPrintable(t, stderr)
+			wantPrintable(t, server.err.String())
+			// Two lines for each receive of 16 bytes, and for the shorter one.
+			if got, want := strings.Count(server.err.String(), "\n"), 8+2*(len(hostile)/16); got != want {
+				t.Errorf("%d lines, want %d:\n%s", got, want, &server.err)
+			}
+			if format != "plain" && !strings.Contains(server.err.String(), "[31m") {
+				t.Errorf("the peer is not named in:\n%s", &server.err)
+			}
+		})
+	}
+}
+
+func TestHostileBytesNeverReachTheErrorLine(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	for _, args := range [][]string{
+		{"client", "--connect", "./" + hostile},
+		{"client", "--bind", hostile + "/client"},
+		{"client", "--" + hostile},
+		{"server", "--listen", "./" + hostile + "/s"},
+		{"server", "--listen", hostile + ":s"},
+		{"server", "--mode", hostile},
+		{"server", "healthcheck", "--listen", "./" + hostile},
+	} {
+		status, _, stderr := run(t, d, "", args...)
+		if status == 0 {
+			t.Errorf("%q: exit status 0", args)
+		}
+		wantPrintable(t, stderr)
+	}
+}
+
+func wantPrintable(t *testing.T, text string) {
+	t.Helper()
+	for _, b := range []byte(text) {
+		if b != '\n' && (b < 0x20 || b > 0x7e) {
+			t.Errorf("byte %#02x is in %q", b, text)
+			return
+		}
+	}
+}
+
+func TestJSONLinesHaveTypedFields(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--log-format", "json")
+	client := start(t, d, "client", "--log-format", "json", "--bind", "./me", "hello")
+	if status := client.status(t); status != 0 {
+		t.Fatal(status)
+	}
+	server.err.await(t, 2, "waiting for a connection")
+	pid, uid, gid := float64(client.Process.Pid), float64(os.Geteuid()), float64(os.Getegid())
+	for _, tt := range []struct {
+		who, text string
+		want      []map[string]any
+	}{
+		{"server", server.err.String(), []map[string]any{
+			{"message": "starting up on ./uds_socket", "listen": "stream:./uds_socket"},
+			{"message": "waiting for a connection"},
+			{"message": "connection from", "conn": 1.0, "peer": "./me", "uid": uid, "gid": gid, "pid": pid},
+			{"message": "received 'hello'", "conn": 1.0, "peer": "./me", "bytes": 5.0},
+			{"message": "sending data back to the client", "conn": 1.0, "peer": "./me", "bytes": 5.0},
+			{"message": "received ''", "conn": 1.0, "peer": "./me", "bytes": 0.0},
+			{"message": "no data from", "conn": 1.0, "peer": "./me"},
+			{"message": "waiting for a connection", "conn": 1.0, "peer": "./me"},
+		}},
+		{"client", client.err.String(), []map[string]any{
+			{"message": "connecting to ./uds_socket", "connect": "stream:./uds_socket"},
+			{"message": "sending 'hello'", "bytes": 5.0},
+			{"message": "received 'hello'", "bytes": 5.0},
+			{"message": "closing socket"},
+		}},
+	} {
+		var got []map[string]any
+		for line := range strings.Lines(tt.text) {
+			e := map[string]any{}
+			if err := json.Unmarshal([]byte(line), &e); err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			if _, err := time.Parse(time.RFC3339, fmt.Sprint(e["time"])); err != nil || e["level"] != "info" {
+				t.Errorf("time %v, level %v", e["time"], e["level"])
+			}
+			delete(e, "time")
+			delete(e, "level")
+			got = append(got, e)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.who, diff)
+		}
+	}
+}
+
+func TestRetryWaitsForServer(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	client := start(t, d, "client", "--retry", "60s", "--bind", "auto")
+	client.err.await(t, 1, "connecting to")
+	server := serve(t, d)
+	if status := client.status(t); status != 0 || client.out.String() != message {
+		t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
+	}
+	server.stop(t)
+}
+
+func TestWithoutServer(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name        string
+		args, words []string
+	}{
+		{"at once", nil, []string{"client: connect stream:./uds_socket: no such file or directory (ENOENT)", "start the server first"}},
+		{"after a while", []string{"--retry", "50ms"}, []string{"(ENOENT)", "tried for 50ms"}},
+		{"with a name", []string{"--bind", "auto"}, []string{"(ENOENT)"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			status, stdout, stderr := run(t, d, "", append([]string{"client", "--log-level", "warn"}, tt.args...)...)
+			if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+			}
+			wantWords(t, stderr, tt.words...)
+			wantFiles(t, d)
+		})
+	}
+}
+
+func TestHealthCheck(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--log-format", "plain")
+	healthy := func() {
+		t.Helper()
+		if status, stdout, stderr := run(t, d, "", "server", "healthcheck", "--timeout", "20s"); status != 0 || stdout != "" || stderr != "" {
+			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+		}
+	}
+	healthy()
+
+	server.signal(t, syscall.SIGSTOP)
+	check(t, unix.Waitid(unix.P_PID, server.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
+	status, _, stderr := run(t, d, "", "server", "healthcheck", "--timeout", "100ms")
+	if status != 1 || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("exit status %d, error %q", status, stderr)
+	}
+	wantWords(t, stderr, "server: health check of stream:./uds_socket: connected, but no echo in time", "paused or overloaded")
+
+	server.signal(t, syscall.SIGCONT)
+	healthy()
+	server.stop(t)
+	if diff := cmp.Diff("starting up on ./uds_socket\nwaiting for a connection\n", server.err.String()); diff != "" {
+		t.Errorf("health checks are mentioned (-want +got):\n%s", diff)
+	}
+
+	status, _, stderr = run(t, d, "", "server", "healthcheck")
+	if status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	wantWords(t, stderr, "ENOENT", "start the server first")
+}
+
+// Anybody can take a name like a health check's; that must not keep him out of
+// the log.
+func TestHealthCheckNameHidesNobodyElse(t *testing.T) {
+	t.Parallel()
+	uid := os.Geteuid()
+	if uid == 0 {
+		uid = 10003
+	}
+	d := dir(t)
+	server := serve(t, d, "--log-format", "plain", "--mode", "0666")
+	client := startAs(t, uid, d, "client", "--bind", "@udsecho.healthcheck."+filepath.Base(d), "let me in")
+	if status := client.status(t); status != 0 {
+		t.Fatalf("exit status %d, error %q", status, &client.err)
+	}
+	if status, _, stderr := run(t, d, "", "client"); status != 0 {
+		t.Fatal(stderr)
+	}
+	server.err.await(t, 1, "received ' repeated.'")
+	server.stop(t)
+	foreign := uid != os.Geteuid() // only root can be somebody else here
+	if mentioned := strings.Contains(server.err.String(), "received 'let me in'"); mentioned != foreign {
+		t.Errorf("a client of user %d is mentioned: %t, by a server of user %d:\n%s", uid, mentioned, os.Geteuid(), &server.err)
+	}
+}
+
+func TestServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d)
+	var before unix.Rlimit
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
+	client := start(t, d, "client")
+
+	// The log tells 5 times a second at most: the sixth takes that long.
+	server.err.await(t, 6, "cannot accept: too many open files: trying again in 100ms")
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
+	if status := client.status(t); status != 0 || client.out.String() != message {
+		t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
+	}
+	server.stop(t)
+	if busy := server.ProcessState.UserTime() + server.ProcessState.SystemTime(); busy > 500*time.Millisecond {
+		t.Errorf("the server was busy for %v", busy)
+	}
+}
+
+func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--max-connections", "1")
+	first := start(t, d, "client", "-")
+	_, err := io.WriteString(first.in, "hello")
+	check(t, err)
+	first.out.await(t, 1, "hello")
+
+	status, stdout, stderr := run(t, d, "", "client", "--bind", "auto")
+	if status != 1 || stdout != "" {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	server.err.await(t, 1, "turned a client away: 1 connections are open")
+	check(t, first.in.Close())
+	if status := first.status(t); status != 0 {
+		t.Errorf("exit status %d, error %q", status, &first.err)
+	}
+	server.err.await(t, 2, "waiting for a connection")
+	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	server.stop(t)
+}
+
+func TestAbstractName(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	name := "stream:@" + filepath.Base(d)
+	server := serve(t, d, "--listen", name)
+	wantWords(t, server.err.String(), "clients in other containers do not find it")
+	if status, stdout, stderr := run(t, d, "", "client", "--connect", name, "--bind", "auto"); status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	wantFiles(t, d)
+	server.stop(t)
+}
+
+// The source's client, in Python, but for its messages.
+const pythonClient = `
+import socket, sys
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+sock.connect("./uds_socket")
+message = sys.stdin.buffer.read()
+sock.sendall(message)
+received = 0
+while received < len(message):
+    data = sock.recv(16)
+    received += len(data)
+    sys.stdout.buffer.write(data)
+sock.close()
+`
+
+func TestStrangersAreServed(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d)
+	for _, tt := range []struct {
+		pkg  string
+		args []string
+	}{
+		{"socat", []string{"socat", "-t", "60", "-", "UNIX-CONNECT:uds_socket"}},
+		{"netcat-openbsd", []string{"nc", "-N", "-U", "uds_socket"}},
+		{"python3", []string{"python3", "-c", pythonClient}},
+	} {
+		need(t, tt.args[0], tt.pkg)
+		status, stdout, stderr := run(t, d, message+"\n", tt.args...)
+		if status != 0 || stdout != message+"\n" {
+			t.Errorf("%s: exit status %d, output %q, error %q", tt.args[0], status, stdout, stderr)
+		}
+	}
+	server.stop(t)
+}
