@@ -96,22 +96,31 @@ func (c *echoCmd) name() string {
 // is there yet: the path is missing or stale, or the backlog is full.
 func dial(ctx context.Context, a uds.Addr, config uds.DialConfig, patience time.Duration) (*uds.Conn, error) {
 	if patience == 0 {
-		return config.Dial(ctx, a)
+		conn, err := config.Dial(ctx, a)
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return conn, err
 	}
 	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back as one
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
 	conn, err := backoff.Retry(ctx, func() (*uds.Conn, error) {
 		conn, err := config.Dial(ctx, a)
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EAGAIN) {
-			return nil, backoff.Permanent(err)
+		if err != nil && !notThereYet(err) {
+			err = backoff.Permanent(err)
 		}
 		return conn, err
 	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(patience))
-	if err != nil && ctx.Err() == nil {
-		var permanent *backoff.PermanentError
-		if !errors.As(err, &permanent) {
-			err = fmt.Errorf("%w (tried for %v)", err, patience)
-		}
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil && notThereYet(err):
+		return nil, fmt.Errorf("%w (tried for %v)", err, patience)
 	}
 	return conn, err
+}
+
+// notThereYet tells whether a server may be about to start, or be free soon.
+func notThereYet(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN)
 }

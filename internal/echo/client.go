@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -106,7 +107,8 @@ func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Lev
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return got, fmt.Errorf("no answer for %v: %d bytes are back of %d sent: is the server paused or overloaded?",
 				c.Timeout, got, s.sent.Load())
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
+			// ECONNRESET is end of file too, of a server that had not read all.
 			return got, nil
 		default:
 			return got, fmt.Errorf("receive: %w", err)
@@ -133,9 +135,8 @@ func (s *sender) run() {
 	for {
 		n, err := s.in.Read(buf)
 		if n > 0 {
-			w, err := s.conn.Write(buf[:n])
-			s.sent.Add(int64(w))
-			if err != nil {
+			s.sent.Add(int64(n)) // before, so that what comes back was never not sent
+			if _, err := s.conn.Write(buf[:n]); err != nil {
 				return
 			}
 		}

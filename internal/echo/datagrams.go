@@ -17,6 +17,7 @@ const (
 	maxWaiting      = 1024
 	maxWaitingBytes = 16 << 20
 	maxWait         = 10 * time.Second
+	minPause        = time.Millisecond
 )
 
 // datagrams is a socket that receives from everybody: there is no connection,
@@ -79,7 +80,7 @@ func (d *datagrams) receive() bool {
 	case err == unix.EAGAIN:
 		return false
 	case err != nil:
-		d.warn.Warn().Err(err).Str("peer", d.receiver.Sender().String()).Msgf("refused a message: %v", err)
+		d.warn.Warn().Err(err).Str("peer", Escape(d.receiver.Sender().String())).Msgf("refused a message: %v", err)
 		return !errors.As(err, new(unix.Errno))
 	}
 	quiet := false
@@ -120,7 +121,7 @@ func (d *datagrams) log(message []byte) (quiet bool) {
 	peer := d.receiver.Sender().String()
 	quiet = d.isHealthCheck(peer, who)
 	if ev := d.event(quiet); ev != nil {
-		withCred(ev.Str("peer", peer), who).Int("bytes", len(message)).Msg("received " + Quote(message))
+		withCred(ev.Str("peer", Escape(peer)), who).Int("bytes", len(message)).Msg("received " + Quote(message))
 	}
 	return quiet
 }
@@ -147,15 +148,16 @@ func (d *datagrams) wait(sender uds.Sender, q *queue, message []byte) {
 	d.waiting++
 	d.bytes += len(message)
 	if d.tryAgain.IsZero() {
-		d.pause = time.Millisecond
+		d.pause = minPause
 		d.tryAgain = time.Now().Add(d.pause)
 	}
 }
 
 // sendWaiting sends what clients now take. No event tells when a client has
-// read, so it is tried again and again, ever more seldom while nothing goes.
+// read, so it is tried at every turn of the loop, and ever more seldom while
+// nothing goes.
 func (d *datagrams) sendWaiting(now time.Time) {
-	if d.tryAgain.IsZero() || now.Before(d.tryAgain) {
+	if d.waiting == 0 || d.pause > minPause && now.Before(d.tryAgain) {
 		return
 	}
 	sent := 0
@@ -184,9 +186,11 @@ func (d *datagrams) sendWaiting(now time.Time) {
 		d.tryAgain = time.Time{}
 		return
 	case sent > 0:
-		d.pause = time.Millisecond
-	default:
+		d.pause = minPause
+	case now.After(d.tryAgain):
 		d.pause = min(2*d.pause, 100*time.Millisecond)
+	default:
+		return
 	}
 	d.tryAgain = now.Add(d.pause)
 }
@@ -214,6 +218,6 @@ func (d *datagrams) forget(reply []byte) {
 
 func (d *datagrams) drop(n int, peer string, err error) {
 	d.dropped += uint64(n)
-	d.warn.Warn().Err(err).Str("peer", peer).Int("replies", n).Uint64("dropped", d.dropped).
+	d.warn.Warn().Err(err).Str("peer", Escape(peer)).Int("replies", n).Uint64("dropped", d.dropped).
 		Msgf("dropped replies to a client: %v", err)
 }

@@ -60,7 +60,13 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	// echo takes.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	defer context.AfterFunc(ctx, l.interrupt)()
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { l.interrupt(); close(woken) })
+	defer func() {
+		if !stop() {
+			<-woken // it must not write to a descriptor that is closed by then
+		}
+	}()
 	return e.run(ctx)
 }
 

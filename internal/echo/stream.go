@@ -65,7 +65,7 @@ func (ln *listener) welcome(fd int, sa unix.Sockaddr) {
 	c.events = events
 	c.quiet = ln.isHealthCheck(c.peer, cred)
 	if ln.MaxConnections > 0 && ln.open >= ln.MaxConnections {
-		ln.warn.Warn().Str("peer", c.peer).Int("max_connections", ln.MaxConnections).
+		ln.warn.Warn().Str("peer", Escape(c.peer)).Int("max_connections", ln.MaxConnections).
 			Msgf("turned a client away: %d connections are open, the most allowed", ln.open)
 		_ = unix.Close(fd)
 		return
@@ -222,5 +222,5 @@ func (c *conn) event() *zerolog.Event {
 	if c.Log.GetLevel() > level {
 		return nil
 	}
-	return c.Log.WithLevel(level).Uint64("conn", c.id).Str("peer", c.peer)
+	return c.Log.WithLevel(level).Uint64("conn", c.id).Str("peer", Escape(c.peer))
 }

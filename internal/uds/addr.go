@@ -110,13 +110,12 @@ func forms() string {
 }
 
 func checkLength(path string) error {
-	limit := MaxPath
-	if path[0] == '@' {
-		limit++ // an abstract name needs no closing NUL, and @ stands for its leading one
+	if path == "" {
+		return fmt.Errorf("%w: the path is empty", ErrAddress)
 	}
-	if len(path) > limit {
+	if len(path) > MaxPath {
 		return fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d: choose a shorter path, or change to its directory and use a relative one",
-			ErrAddress, path, len(path), limit)
+			ErrAddress, path, len(path), MaxPath)
 	}
 	return nil
 }

@@ -62,6 +62,14 @@ func explain(path string, err error) error {
 		cure = fmt.Sprintf("the file system of %s is full: make room", dir)
 	case unix.ECONNREFUSED:
 		cure = fmt.Sprintf("nobody serves %s, the file is stale: start the server again, it replaces the file", path)
+		if path[0] == '@' {
+			cure = fmt.Sprintf("no server has the name %s in this network namespace: abstract names do not cross containers", path)
+			break
+		}
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+			cure = fmt.Sprintf("%s is a %s, no socket: use the path of a server's socket", path, kind(st.Mode))
+		}
 	case unix.EPROTOTYPE:
 		cure = "the server's socket is of another type"
 		if t, err := probe(path); err == nil {
