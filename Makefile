@@ -1,4 +1,4 @@
-.PHONY: demo test lint fmt clean
+.PHONY: demo test bench bench-peers lint fmt clean
 
 demo: # the stack, both transcripts, the socket file; takes everything down again
 	@integration/demo.sh
@@ -6,6 +6,12 @@ demo: # the stack, both transcripts, the socket file; takes everything down agai
 test: # every test: unit, race, process, containers
 	go vet ./...
 	go test -race -count=1 ./...
+
+bench: # Unix socket or TCP? in containers: tables, bench.json, bench.png
+	@bench/run.sh
+
+bench-peers: # our server beside C and others that one could pick
+	@bench/peers.sh
 
 lint:
 	go tool -modfile=tools/go.mod golangci-lint run ./...

@@ -2,6 +2,7 @@
 //
 //	client [--connect ADDR] [MESSAGE]
 //	client [--connect ADDR] - < FILE
+//	client bench [--connect ADDR]... [--size BYTES,...] [--connections N,...]
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
 // stream:PATH. For comparison there are tcp:HOST:PORT and udp:HOST:PORT. The payload goes to
@@ -19,7 +20,8 @@ import (
 )
 
 type commands struct {
-	Echo echoCmd `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
+	Bench benchCmd `cmd:"" help:"Measure one server, or several side by side."`
+	Echo  echoCmd  `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
 }
 
 func main() {

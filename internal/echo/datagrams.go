@@ -56,7 +56,7 @@ func newDatagrams(s *server, socket *uds.Socket) (*datagrams, error) {
 	return d, nil
 }
 
-func (d *datagrams) ready(uint32) {
+func (d *datagrams) Ready(uint32) {
 	for range maxTurn {
 		if !d.receive() {
 			return

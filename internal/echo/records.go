@@ -8,10 +8,10 @@ import (
 // and goes back as one.
 type records conn
 
-// ready receives one record. Only then is an empty record told from the end of
+// Ready receives one record. Only then is an empty record told from the end of
 // the connection, both of which recvmsg(2) reports as 0 bytes: where epoll did
 // not say that the peer has shut down, there was a record.
-func (r *records) ready(events uint32) {
+func (r *records) Ready(events uint32) {
 	c := (*conn)(r)
 	if c.blocked && !c.send() {
 		return

@@ -15,12 +15,14 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
 // A Server echoes to any number of clients at once.
 type Server struct {
 	Chunk          int           // size of one receive on a stream, in bytes
+	Spin           int           // how often to ask again before sleeping, see package loop; 0: never
 	SendBuffer     int           // SO_SNDBUF of seqpacket connections, in bytes; 0: the system's
 	MaxConnections int           // further clients are turned away; 0: no limit
 	DrainTimeout   time.Duration // how long running echoes may take once the server is told to stop
@@ -31,16 +33,16 @@ type Server struct {
 // the socket files, still accepts who had connected before, lets every echo
 // run to its end or to the drain timeout, and returns nil.
 func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
-	l := &loop{wake: -1, epoll: -1}
-	e := &server{Server: s, loop: l, uid: uint32(os.Geteuid())}
-	e.warn = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
-	defer e.close()
-	if err := l.start(); err != nil {
+	l, err := loop.New(s.Spin)
+	if err != nil {
 		for _, socket := range sockets {
 			_ = socket.Close()
 		}
 		return err
 	}
+	e := &server{Server: s, Loop: l, uid: uint32(os.Geteuid())}
+	e.warn = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+	defer e.close()
 	waiting := "waiting for a message"
 	for i, socket := range sockets {
 		s.Log.Info().Str("listen", socket.Addr.String()).Msg("starting up on " + Escape(socket.Addr.Path))
@@ -61,7 +63,7 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	woken := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { l.interrupt(); close(woken) })
+	stop := context.AfterFunc(ctx, func() { l.Interrupt(); close(woken) })
 	defer func() {
 		if !stop() {
 			<-woken // it must not write to a descriptor that is closed by then
@@ -84,20 +86,20 @@ func (s *server) serve(socket *uds.Socket) error {
 	if t.Connects() {
 		ln := &listener{server: s, socket: socket}
 		s.listeners = append(s.listeners, ln)
-		return s.add(socket.FD, ln, unix.EPOLLIN)
+		return s.Add(socket.FD, ln, unix.EPOLLIN)
 	}
 	d, err := newDatagrams(s, socket)
 	if err != nil {
 		return err
 	}
 	s.datagrams = append(s.datagrams, d)
-	return s.add(socket.FD, d, unix.EPOLLIN)
+	return s.Add(socket.FD, d, unix.EPOLLIN)
 }
 
 // server is what a running Server knows. One goroutine owns all of it.
 type server struct {
 	*Server
-	*loop
+	*loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
 	open        int // connections
@@ -112,7 +114,7 @@ type server struct {
 
 func (s *server) run(ctx context.Context) error {
 	for {
-		if err := s.wait(s.timeout()); err != nil {
+		if err := s.Wait(s.timeout()); err != nil {
 			return err
 		}
 		now := time.Now()
@@ -175,7 +177,7 @@ func (s *server) drain() error {
 			return err
 		}
 		ln.acceptAll()
-		s.remove(ln.socket.FD)
+		s.Remove(ln.socket.FD)
 		if err := ln.socket.Close(); err != nil {
 			return err
 		}
@@ -187,7 +189,7 @@ func (s *server) drain() error {
 			return err
 		}
 		d.receiveAll()
-		s.remove(d.socket.FD) // its replies may still be waiting
+		s.Remove(d.socket.FD) // its replies may still be waiting
 	}
 	return nil
 }
@@ -199,7 +201,7 @@ func (s *server) close() {
 	for _, d := range s.datagrams {
 		_ = d.socket.Close()
 	}
-	for _, h := range s.handlers {
+	for h := range s.Handlers {
 		switch c := h.(type) {
 		case *conn:
 			_ = unix.Close(c.fd)
@@ -207,12 +209,12 @@ func (s *server) close() {
 			_ = unix.Close(c.fd)
 		}
 	}
-	s.loop.close()
+	s.Close()
 }
 
 func (s *server) watchListeners(events uint32) {
 	for _, ln := range s.listeners {
-		s.watch(ln.socket.FD, events)
+		s.Watch(ln.socket.FD, events)
 	}
 }
 

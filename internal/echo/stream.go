@@ -7,6 +7,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -20,7 +21,7 @@ type listener struct {
 	socket *uds.Socket
 }
 
-func (ln *listener) ready(uint32) { ln.accept(64) }
+func (ln *listener) Ready(uint32) { ln.accept(64) }
 
 func (ln *listener) acceptAll() { ln.accept(-1) }
 
@@ -50,7 +51,7 @@ func (ln *listener) welcome(fd int, sa unix.Sockaddr) {
 	if ln.socket.Addr.Type.Unix() {
 		cred, _ = uds.PeerCred(fd)
 	}
-	events, h := uint32(unix.EPOLLIN), handler(c)
+	events, h := uint32(unix.EPOLLIN), loop.Handler(c)
 	switch ln.socket.Addr.Type {
 	case uds.TCP:
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
@@ -70,7 +71,7 @@ func (ln *listener) welcome(fd int, sa unix.Sockaddr) {
 		_ = unix.Close(fd)
 		return
 	}
-	if err := ln.add(fd, h, events); err != nil {
+	if err := ln.Add(fd, h, events); err != nil {
 		ln.warn.Warn().Err(err).Msgf("turned a client away: %v", err)
 		_ = unix.Close(fd)
 		return
@@ -125,12 +126,12 @@ type conn struct {
 // maxTurn is how many receives one client gets before the others' turn.
 const maxTurn = 16
 
-func (c *conn) ready(uint32) {
+func (c *conn) Ready(uint32) {
 	if c.blocked && !c.send() {
 		return
 	}
 	for range maxTurn {
-		n, err := unix.Read(c.fd, c.buf)
+		n, err := loop.Read(c.fd, c.buf)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -170,14 +171,14 @@ func (c *conn) sendBack(payload []byte) bool {
 // received from a client that does not read.
 func (c *conn) send() bool {
 	for {
-		n, err := unix.SendmsgN(c.fd, c.rest, nil, nil, unix.MSG_NOSIGNAL)
+		n, err := loop.Send(c.fd, c.rest)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
 			if !c.blocked {
 				c.blocked = true
 				c.rest = append([]byte(nil), c.rest...) // the buffer is everybody's
-				c.watch(c.fd, unix.EPOLLOUT)
+				c.Watch(c.fd, unix.EPOLLOUT)
 			}
 			return false
 		case err != nil:
@@ -188,7 +189,7 @@ func (c *conn) send() bool {
 		default:
 			if c.blocked {
 				c.blocked = false
-				c.watch(c.fd, c.events)
+				c.Watch(c.fd, c.events)
 			}
 			c.rest = nil
 			return true
@@ -205,7 +206,7 @@ func (c *conn) end(err error) {
 	default:
 		ev.Msg("no data from")
 	}
-	c.remove(c.fd)
+	c.Remove(c.fd)
 	_ = unix.Close(c.fd)
 	c.open--
 	if ev := c.event(); ev != nil && c.drainUntil.IsZero() {

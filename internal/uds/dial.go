@@ -157,3 +157,20 @@ func AutoName(dir string) string {
 	}
 	return filepath.Join(dir, name)
 }
+
+// Detach gives the descriptor of the connection, non-blocking, to the caller,
+// who closes it: package net reads and writes it no more. Close still removes
+// the client's own socket file.
+func (c *Conn) Detach() (fd int, err error) {
+	raw, err := c.raw()
+	if err != nil {
+		return -1, err
+	}
+	ctrlErr := raw.Control(func(theirs uintptr) {
+		fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	if err := errors.Join(ctrlErr, os.NewSyscallError("fcntl", err)); err != nil {
+		return -1, err
+	}
+	return fd, c.Conn.Close()
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/bench"
+	"github.com/udsecho/udsecho/internal/cli"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+type benchCmd struct {
+	Connect     []uds.Addr    `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo; Repeatable, or with commas (default: ${default})."`
+	Size        []int         `default:"64" placeholder:"BYTES,..." help:"Sizes of a message (default: ${default})."`
+	Connections []int         `default:"1" placeholder:"N,..." help:"Numbers of connections (default: ${default})."`
+	Window      int           `default:"1" placeholder:"N" help:"Messages that each connection has on their way (default: ${default})."`
+	Rate        float64       `default:"0" placeholder:"N" help:"Messages a second in all: an open loop, whose latencies count from when a message was to be sent. 0: as fast as they come back (default: ${default})."`
+	Duration    time.Duration `default:"1s" placeholder:"DURATION" help:"Of what counts, for each address in each round (default: ${default})."`
+	Warmup      time.Duration `default:"200ms" placeholder:"DURATION" help:"Before it (default: ${default})."`
+	Rounds      int           `default:"5" placeholder:"N" help:"Each takes all addresses in turn, in an order that rotates (default: ${default})."`
+	Baseline    int           `default:"1" placeholder:"N" help:"Ratios are to the fastest of the first N addresses of the round (default: ${default})."`
+	Spin        int           `default:"60" placeholder:"N" help:"How often the client asks again before it sleeps, as the server's --spin (default: ${default})."`
+	Bind        string        `placeholder:"DIR/" help:"Where datagram clients bind their names (default: beside the server's socket)."`
+	Retry       time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
+	Format      string        `default:"table" enum:"table,json" placeholder:"FORMAT" help:"table for people, json for programs (default: ${default})."`
+	JSON        string        `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file too."`
+	Plot        string        `placeholder:"FILE" help:"Draw latency and throughput, to a file .svg or .png."`
+}
+
+// Validate turns away what makes no sense.
+func (c *benchCmd) Validate() error {
+	for _, s := range c.Size {
+		if s < 1 || s > 16<<20 {
+			return fmt.Errorf("--size %d: choose from 1 to %d bytes", s, 16<<20)
+		}
+	}
+	for _, n := range c.Connections {
+		if n < 1 || n > 100_000 {
+			return fmt.Errorf("--connections %d: choose from 1 to 100000", n)
+		}
+	}
+	switch {
+	case len(c.Connect) == 0:
+		return errors.New("--connect: no address: write stream:PATH")
+	case c.Window < 1 || c.Window > 10_000:
+		return fmt.Errorf("--window %d: choose from 1 to 10000 messages", c.Window)
+	case c.Rate < 0:
+		return fmt.Errorf("--rate %v: choose 0 or more", c.Rate)
+	case c.Duration <= 0 || c.Warmup < 0:
+		return errors.New("--duration, --warmup: choose more than 0s, and 0s or more")
+	case c.Rounds < 1 || c.Rounds > 1000:
+		return fmt.Errorf("--rounds %d: choose from 1 to 1000", c.Rounds)
+	case c.Baseline < 1 || c.Baseline > len(c.Connect):
+		return fmt.Errorf("--baseline %d: choose from 1 to %d, the number of addresses", c.Baseline, len(c.Connect))
+	case c.Spin < 0 || c.Spin > 1e6:
+		return fmt.Errorf("--spin %d: choose from 0 to 1000000 times", c.Spin)
+	}
+	if ext := strings.ToLower(filepath.Ext(c.Plot)); c.Plot != "" && ext != ".svg" && ext != ".png" {
+		return fmt.Errorf("--plot %s: unknown format %q: name a file .svg or .png", c.Plot, ext)
+	}
+	return nil
+}
+
+// Run measures and reports.
+func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
+	open := func(ctx context.Context, a uds.Addr) (*uds.Conn, error) { return dial(ctx, a, c.dialConfig(a), c.Retry) }
+	config := bench.Config{
+		Addrs: c.Connect, Dial: open, Sizes: c.Size, Connections: c.Connections, Window: c.Window, Rate: c.Rate,
+		Warmup: c.Warmup, Duration: c.Duration, Rounds: c.Rounds, Baseline: c.Baseline, Spin: c.Spin,
+	}
+	if isTerminal(std.Err) {
+		config.Progress = func(what string) { fmt.Fprintf(std.Err, "\r\x1b[K%s", what) }
+	}
+	result, err := config.Run(ctx)
+	if config.Progress != nil {
+		fmt.Fprint(std.Err, "\r\x1b[K")
+	}
+	if err != nil {
+		return err
+	}
+	if c.Format == "json" {
+		err = result.WriteJSON(std.Out)
+	} else {
+		err = result.WriteTable(std.Out)
+	}
+	if err == nil && c.JSON != "" {
+		err = bench.WriteFile(c.JSON, result.WriteJSON)
+	}
+	if err == nil && c.Plot != "" {
+		err = result.WritePlot(c.Plot)
+	}
+	return err
+}
+
+func (c *benchCmd) dialConfig(a uds.Addr) (config uds.DialConfig) {
+	for _, size := range c.Size {
+		if a.Type.Messages() && a.Type.Unix() {
+			config.SendBuffer = max(config.SendBuffer, size+1024)
+		}
+	}
+	if a.Type != uds.Datagram {
+		return config
+	}
+	dir := filepath.Dir(a.Path)
+	if c.Bind != "" {
+		dir = strings.TrimSuffix(c.Bind, "/")
+	}
+	if a.Abstract() {
+		dir = "@"
+	}
+	config.Bind = uds.AutoName(dir)
+	return config
+}
+
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}

@@ -1,0 +1,277 @@
+package bench_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/udsecho/udsecho/internal/bench"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// serve runs a server for all types until the test has ended.
+func serve(t testing.TB) (addrs []uds.Addr) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "uds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []uds.Type{uds.Stream, uds.Seqpacket, uds.Datagram} {
+		addrs = append(addrs, uds.Addr{Type: kind, Path: filepath.Join(dir, string(kind))})
+	}
+	addrs = append(addrs, uds.Addr{Type: uds.TCP, Path: freePort(t)})
+	var sockets []*uds.Socket
+	for _, a := range addrs {
+		s, err := uds.ListenConfig{}.Listen(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sockets = append(sockets, s)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() {
+		server := echo.Server{Chunk: 64 << 10, Spin: 60, Log: zerolog.Nop()}
+		done <- server.Serve(ctx, sockets...)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return addrs
+}
+
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}
+
+func dial(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
+	var config uds.DialConfig
+	if a.Type == uds.Datagram {
+		config.Bind = uds.AutoName(filepath.Dir(a.Path))
+	}
+	return config.Dial(ctx, a)
+}
+
+func config(addrs ...uds.Addr) bench.Config {
+	return bench.Config{
+		Addrs: addrs, Dial: dial, Sizes: []int{64}, Connections: []int{1}, Window: 1, Baseline: 1,
+		Duration: 50 * time.Millisecond, Warmup: 10 * time.Millisecond, Rounds: 2, Spin: 60,
+	}
+}
+
+func TestMeasuresEveryCombinationAndLosesNothing(t *testing.T) {
+	c := config(serve(t)...)
+	c.Sizes, c.Connections, c.Window = []int{1, 64, 100_000}, []int{1, 20}, 3
+	result, err := c.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := len(c.Addrs) * len(c.Sizes) * len(c.Connections); len(result.Rows) != want {
+		t.Fatalf("%d rows, want %d", len(result.Rows), want)
+	}
+	for _, row := range result.Rows {
+		if row.Errors != 0 || row.Rate <= 0 || row.P50 <= 0 || row.P99 < row.P50 || row.Max < row.P999 || len(row.Rates) != c.Rounds {
+			t.Errorf("%+v", row)
+		}
+		if row.Address == c.Addrs[0].String() && (row.Ratio != 1 || row.RatioMin != 1 || row.RatioMax != 1) {
+			t.Errorf("the baseline's ratio to itself: %+v", row)
+		}
+	}
+}
+
+func TestOpenLoopKeepsItsRate(t *testing.T) {
+	c := config(serve(t)[0])
+	c.Rate, c.Connections, c.Duration, c.Window = 2000, []int{4}, 500*time.Millisecond, 100
+	result, err := c.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Never faster, however fast the server; how much slower is up to the machine.
+	if row := result.Rows[0]; row.Rate > 2100 || row.Errors != 0 {
+		t.Errorf("%+v", row)
+	}
+}
+
+// An open loop against a server that stalls: what was to be sent meanwhile has
+// waited, and the latencies say so (coordinated omission).
+func TestOpenLoopCountsTheWaitBeforeSending(t *testing.T) {
+	const stall = 300 * time.Millisecond
+	a := serveWith(t, func(conn net.Conn) {
+		buf := make([]byte, 64)
+		for i := 0; ; i++ {
+			if _, err := io.ReadFull(conn, buf); err != nil {
+				return
+			}
+			if i == 20 {
+				time.Sleep(stall) // the fault itself
+			}
+			if _, err := conn.Write(buf); err != nil {
+				return
+			}
+		}
+	})
+	c := config(a)
+	c.Rate, c.Duration, c.Warmup, c.Rounds = 200, time.Second, 0, 1
+	result, err := c.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 200 messages in all; some 60 of them fell into the stall.
+	if row := result.Rows[0]; row.P99 < int64(stall/2) {
+		t.Errorf("p99 %v with a stall of %v for a third of the messages", time.Duration(row.P99), stall)
+	}
+}
+
+func TestServerThatAltersAByteIsAnError(t *testing.T) {
+	a := serveWith(t, func(conn net.Conn) {
+		buf := make([]byte, 64)
+		for i := 0; ; i++ {
+			if _, err := io.ReadFull(conn, buf); err != nil {
+				return
+			}
+			if i == 5 {
+				buf[40] ^= 1
+			}
+			if _, err := conn.Write(buf); err != nil {
+				return
+			}
+		}
+	})
+	result, err := config(a).Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.Rows[0].Errors == 0 {
+		t.Errorf("no error: %+v", result.Rows[0])
+	}
+}
+
+func TestUnreachableServerIsNamed(t *testing.T) {
+	_, err := config(uds.Addr{Type: uds.Stream, Path: "/nowhere/s"}).Run(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "stream:/nowhere/s") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestTableAndJSONHoldTheSameNumbers(t *testing.T) {
+	result, err := config(serve(t)...).Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var table, text bytes.Buffer
+	if err := result.WriteTable(&table); err != nil {
+		t.Fatal(err)
+	}
+	if err := result.WriteJSON(&text); err != nil {
+		t.Fatal(err)
+	}
+	var back bench.Result
+	if err := json.Unmarshal(text.Bytes(), &back); err != nil {
+		t.Fatal(err)
+	}
+	var again bytes.Buffer
+	if err := back.WriteTable(&again); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(table.String(), again.String()); d != "" {
+		t.Errorf("table (-measured +from JSON):\n%s", d)
+	}
+}
+
+func TestPlotsBothFormats(t *testing.T) {
+	c := config(serve(t)[:2]...)
+	c.Connections = []int{1, 2}
+	result, err := c.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ext, start := range map[string]string{".svg": "<?xml", ".png": "\x89PNG"} {
+		path := filepath.Join(t.TempDir(), "plot"+ext)
+		if err := result.WritePlot(path); err != nil {
+			t.Fatal(err)
+		}
+		content, err := os.ReadFile(path)
+		if err != nil || !strings.HasPrefix(string(content), start) {
+			t.Errorf("%s: %v, %.20q", ext, err, content)
+		}
+	}
+}
+
+// serveWith runs a server of the test's own for one connection.
+func serveWith(t *testing.T, echo func(net.Conn)) uds.Addr {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "uds")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := uds.Addr{Type: uds.Stream, Path: filepath.Join(dir, "s")}
+	l, err := net.Listen("unix", a.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			echo(conn)
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+		_ = os.RemoveAll(dir)
+	})
+	return a
+}
+
+// BenchmarkLoad is the client's side of an echo, and the server's: neither
+// allocates.
+func BenchmarkLoad(b *testing.B) {
+	for _, a := range serve(b)[:3] {
+		b.Run(string(a.Type), func(b *testing.B) {
+			b.ReportAllocs()
+			c := config(a)
+			c.Rounds = 1
+			messages := 0.0
+			for b.Loop() {
+				result, err := c.Run(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				messages += result.Rows[0].Rate * c.Duration.Seconds()
+			}
+			b.ReportMetric(messages/b.Elapsed().Seconds(), "messages/s")
+		})
+	}
+}

@@ -1,0 +1,302 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// grace is how long the last messages may take to come back; those that do not
+// are errors.
+const grace = 5 * time.Second
+
+// measurement is one round of one row.
+type measurement struct {
+	histogram *hdrhistogram.Histogram
+	messages  int64
+	errors    int64
+	elapsed   time.Duration
+	cpu       time.Duration // of this process
+}
+
+// load is what all connections of a measurement have alike.
+type load struct {
+	*loop.Loop
+	measurement
+	size     int
+	window   uint64
+	interval time.Duration // between the messages of one connection, in an open loop
+	pattern  []byte        // all messages are pieces of it
+	buf      []byte
+	epoch    time.Time
+	from, to time.Duration // what counts, since epoch
+	lanes    []*lane
+	running  int // lanes that wait for something
+}
+
+func (c Config) measure(ctx context.Context, a uds.Addr, size, connections int) (_ *measurement, err error) {
+	l := &load{size: size, window: uint64(c.Window), pattern: newPattern(size), buf: make([]byte, max(size, 64<<10))}
+	l.histogram = newHistogram()
+	if c.Rate > 0 {
+		l.interval = time.Duration(float64(connections) / c.Rate * float64(time.Second))
+	}
+	if l.Loop, err = loop.New(c.Spin); err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	for i := range connections {
+		conn, err := c.Dial(ctx, a)
+		if err != nil {
+			return nil, fmt.Errorf("connection %d of %d: %w", i+1, connections, err)
+		}
+		defer func() { _ = conn.Close() }()
+		fd, err := conn.Detach()
+		if err != nil {
+			return nil, err
+		}
+		n := &lane{load: l, fd: fd, messages: a.Type.Messages(), phase: uint64(i), starts: make([]time.Duration, c.Window)}
+		n.due = l.interval * time.Duration(i) / time.Duration(connections)
+		l.lanes = append(l.lanes, n)
+		defer n.close()
+		if err := l.Add(fd, n, unix.EPOLLIN); err != nil {
+			return nil, err
+		}
+	}
+
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer context.AfterFunc(ctx, l.Interrupt)()
+	l.epoch = time.Now()
+	l.from, l.to = c.Warmup, c.Warmup+c.Duration
+	l.running = len(l.lanes)
+	for _, n := range l.lanes {
+		n.send(0)
+	}
+	cpu, counting := time.Duration(0), false
+	for l.running > 0 {
+		if err := l.Wait(l.timeout()); err != nil {
+			return nil, err
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		now := l.now()
+		if !counting && now >= l.from {
+			cpu, counting = cpuTime(), true
+		}
+		if l.interval > 0 {
+			for _, n := range l.lanes {
+				n.send(now)
+			}
+		}
+		if now < l.to {
+			continue
+		}
+		if l.elapsed == 0 {
+			l.elapsed, l.cpu = c.Duration, cpuTime()-cpu
+			for _, n := range l.lanes {
+				n.finish()
+			}
+		}
+		if now > l.to+grace {
+			for _, n := range l.lanes {
+				l.errors += int64(n.sent - n.got)
+			}
+			break
+		}
+	}
+	if l.elapsed == 0 { // every connection broke
+		l.elapsed = max(l.now()-l.from, time.Millisecond)
+	}
+	return &l.measurement, nil
+}
+
+func (l *load) now() time.Duration { return time.Since(l.epoch) }
+
+// timeout is until the next message of an open loop is due: with 0 the loop
+// does not sleep, as epoll_wait(2) counts in milliseconds.
+func (l *load) timeout() time.Duration {
+	now := l.now()
+	if l.interval == 0 || now >= l.to {
+		return max(l.to-now, time.Millisecond)
+	}
+	next := l.to
+	for _, n := range l.lanes {
+		next = min(next, n.due)
+	}
+	return max((next - now).Truncate(time.Millisecond), 0)
+}
+
+// A lane is one connection.
+type lane struct {
+	*load
+	fd       int
+	messages bool // the type keeps boundaries
+	phase    uint64
+	sent     uint64 // messages begun
+	got      uint64 // messages that are back
+	outOff   int    // bytes sent of message sent, where the socket took a part
+	inOff    int    // bytes back of message got
+	starts   []time.Duration
+	due      time.Duration // of the next message in an open loop
+	blocked  bool
+	done     bool
+}
+
+// message is the k-th message of the lane: a piece of the pattern that begins
+// elsewhere for each, so that a byte in a wrong place is found.
+func (n *lane) message(k uint64) []byte {
+	off := (n.phase*31 + k) % patternPhases
+	return n.pattern[off : off+uint64(n.size)]
+}
+
+const patternPhases = 251
+
+func newPattern(size int) []byte {
+	p := make([]byte, size+patternPhases)
+	x := uint32(1)
+	for i := range p {
+		x = x*1664525 + 1013904223
+		p[i] = byte(x >> 24)
+	}
+	return p
+}
+
+// send sends as many messages as the window and the time allow.
+func (n *lane) send(now time.Duration) {
+	for !n.done && !n.blocked && (n.outOff > 0 || now < n.to && n.sent-n.got < n.window) {
+		if n.outOff == 0 {
+			start := now
+			if n.interval > 0 {
+				if n.due > now {
+					return
+				}
+				// The time at which it was to be sent: what it waited in here
+				// is part of what its user waits (coordinated omission).
+				start = n.due
+				n.due += n.interval
+			}
+			n.starts[n.sent%n.window] = start
+			n.sent++
+		}
+		m := n.message(n.sent - 1)[n.outOff:]
+		w, err := loop.Send(n.fd, m)
+		switch {
+		case err == unix.EAGAIN:
+			if n.outOff == 0 {
+				n.sent--
+				if n.interval > 0 {
+					n.due -= n.interval
+				}
+			}
+			n.blocked = true
+			n.Watch(n.fd, unix.EPOLLIN|unix.EPOLLOUT)
+			return
+		case err == unix.EINTR:
+			w = 0
+		case err != nil:
+			n.fail(1)
+			return
+		}
+		if n.outOff += w; n.outOff == n.size {
+			n.outOff = 0
+		}
+	}
+}
+
+// Ready takes what is back and sends what may follow.
+func (n *lane) Ready(events uint32) {
+	if n.done {
+		return
+	}
+	now := time.Duration(0)
+	if events&(unix.EPOLLIN|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		r, err := loop.Read(n.fd, n.buf)
+		switch {
+		case err == unix.EAGAIN || err == unix.EINTR:
+		case err != nil || r == 0 && n.size > 0:
+			n.fail(int64(n.sent - n.got))
+			return
+		default:
+			now = n.now()
+			n.receive(n.buf[:r], now)
+		}
+	}
+	if n.done {
+		return
+	}
+	if n.blocked && events&unix.EPOLLOUT != 0 {
+		n.blocked = false
+		n.Watch(n.fd, unix.EPOLLIN)
+	}
+	if now == 0 {
+		now = n.now()
+	}
+	n.send(now)
+	n.finish()
+}
+
+func (n *lane) receive(p []byte, now time.Duration) {
+	if n.messages && len(p) != n.size {
+		n.fail(1)
+		return
+	}
+	for len(p) > 0 {
+		if n.got == n.sent {
+			n.fail(1) // more than was sent
+			return
+		}
+		part := p[:min(len(p), n.size-n.inOff)]
+		if !bytes.Equal(part, n.message(n.got)[n.inOff:n.inOff+len(part)]) {
+			n.fail(1)
+			return
+		}
+		p = p[len(part):]
+		if n.inOff += len(part); n.inOff < n.size {
+			return
+		}
+		n.inOff = 0
+		if now >= n.from && now < n.to {
+			n.load.messages++
+			_ = n.histogram.RecordValue(int64(now - n.starts[n.got%n.window]))
+		}
+		n.got++
+	}
+}
+
+// finish ends a lane that waits for nothing any more.
+func (n *lane) finish() {
+	if !n.done && n.now() >= n.to && n.got == n.sent && n.outOff == 0 {
+		n.done = true
+		n.running--
+	}
+}
+
+func (n *lane) fail(count int64) {
+	n.errors += count
+	n.sent, n.got = 0, 0
+	n.done = true
+	n.running--
+	n.Watch(n.fd, 0)
+	n.Remove(n.fd)
+}
+
+func (n *lane) close() { _ = unix.Close(n.fd) }
+
+// cpuTime is what this process has used.
+func cpuTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		panic(errors.Join(errors.New("getrusage"), err))
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}

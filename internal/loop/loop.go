@@ -1,0 +1,214 @@
+// Package loop awaits readiness with epoll(7) for handlers that do the reading
+// and writing: many connections on one thread, and next to nothing for each.
+package loop
+
+import (
+	"os"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Spin is how often a loop asks again, after it had something to do, before it
+// sleeps. Falling asleep and being woken costs more than an echo does; 60 times
+// is some 20 µs.
+const Spin = 60
+
+// hold is how long a sleeping loop keeps its processor from the Go scheduler.
+// Handing it over and getting it back costs a good part of an echo, but a
+// garbage collection would have to wait for it.
+const hold = time.Millisecond
+
+// A Handler does what its descriptor is ready for.
+type Handler interface {
+	// Ready is called with the events for which the descriptor is; it must not
+	// block. What it leaves undone brings the next call: epoll is
+	// level-triggered here.
+	Ready(events uint32)
+}
+
+// A Loop belongs to one goroutine, which has locked its thread; only Interrupt
+// is for others.
+type Loop struct {
+	epoll    int
+	wake     int // an eventfd(2)
+	handlers []Handler
+	events   [256]unix.EpollEvent
+
+	spin int  // how often to ask again; 0: never
+	busy bool // the last wait found something
+	miss int  // spins in a row that found nothing
+	sit  int  // waits that the next spin sits out, so that misses cost less and less
+}
+
+// New makes a loop that asks up to spin times again before it sleeps. With one
+// processor it does not: whom it waits for could not run.
+func New(spin int) (l *Loop, err error) {
+	l = &Loop{epoll: -1, wake: -1}
+	if runtime.GOMAXPROCS(0) > 1 {
+		l.spin = spin
+	}
+	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		l.Close()
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	if err := l.Add(l.wake, (*waker)(l), unix.EPOLLIN); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// Close closes the loop, not what was added to it.
+func (l *Loop) Close() {
+	for _, fd := range []int{l.wake, l.epoll} {
+		if fd >= 0 {
+			_ = unix.Close(fd)
+		}
+	}
+}
+
+// Add has h handle the events of fd, EPOLLIN for example.
+func (l *Loop) Add(fd int, h Handler, events uint32) error {
+	ev := unix.EpollEvent{Events: events, Fd: int32(fd)}
+	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
+		return os.NewSyscallError("epoll_ctl", err)
+	}
+	if fd >= len(l.handlers) {
+		l.handlers = append(l.handlers, make([]Handler, fd+1-len(l.handlers))...)
+	}
+	l.handlers[fd] = h
+	return nil
+}
+
+// Watch changes what the loop waits for. It cannot fail on a descriptor that
+// was added.
+func (l *Loop) Watch(fd int, events uint32) {
+	ev := unix.EpollEvent{Events: events, Fd: int32(fd)}
+	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_MOD, fd, &ev)
+}
+
+// Remove forgets a descriptor that is about to be closed. An event of it that
+// was already taken from the kernel finds no handler, or that of a new
+// connection with the same number, which then reads and finds nothing.
+func (l *Loop) Remove(fd int) {
+	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+	l.handlers[fd] = nil
+}
+
+// Handlers yields what was added and not removed.
+func (l *Loop) Handlers(yield func(Handler) bool) {
+	for _, h := range l.handlers {
+		if h != nil && !yield(h) {
+			return
+		}
+	}
+}
+
+// Wait sleeps until something is ready, or for timeout where it is not
+// negative, and calls the handlers of what is, once each.
+func (l *Loop) Wait(timeout time.Duration) error {
+	n, err := l.await(timeout)
+	if err != nil {
+		return os.NewSyscallError("epoll_wait", err)
+	}
+	l.busy = n > 0
+	for _, ev := range l.events[:n] {
+		if h := l.handlers[ev.Fd]; h != nil {
+			h.Ready(ev.Events)
+		}
+	}
+	return nil
+}
+
+func (l *Loop) await(timeout time.Duration) (int, error) {
+	if timeout == 0 {
+		return l.poll(0)
+	}
+	if l.busy {
+		if n := l.ask(); n > 0 {
+			return n, nil
+		}
+		n, err := l.poll(hold)
+		if n > 0 || err != nil || timeout > 0 && timeout <= hold {
+			return n, err
+		}
+	}
+	ms := -1
+	if timeout > 0 {
+		ms = milliseconds(timeout)
+	}
+	n, err := unix.EpollWait(l.epoll, l.events[:], ms)
+	if err == unix.EINTR {
+		return 0, nil
+	}
+	return n, err
+}
+
+// ask spins. Who answers late makes it miss, and every miss makes it rest for
+// twice as long before it tries again.
+func (l *Loop) ask() int {
+	if l.sit > 0 {
+		l.sit--
+		return 0
+	}
+	for range l.spin {
+		if n, err := l.poll(0); n > 0 || err != nil {
+			l.miss = 0
+			return n
+		}
+	}
+	l.miss = min(l.miss+1, 10)
+	l.sit = 1 << l.miss
+	return 0
+}
+
+// poll is epoll_wait(2) without a word to the Go scheduler.
+func (l *Loop) poll(timeout time.Duration) (int, error) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll),
+		uintptr(unsafe.Pointer(&l.events[0])), uintptr(len(l.events)), uintptr(milliseconds(timeout)), 0, 0)
+	switch errno {
+	case 0:
+		return int(n), nil
+	case unix.EINTR:
+		return 0, nil
+	}
+	return 0, errno
+}
+
+func milliseconds(d time.Duration) int { return int((d + time.Millisecond - 1) / time.Millisecond) }
+
+// Interrupt ends a wait from another goroutine.
+func (l *Loop) Interrupt() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+
+type waker Loop
+
+func (w *waker) Ready(uint32) {
+	var n [8]byte
+	_, _ = unix.Read(w.wake, n[:])
+}
+
+// Read is read(2) on a non-blocking descriptor, without a word to the Go
+// scheduler: that would cost a good part of what the call does.
+func Read(fd int, p []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// Send is send(2), likewise. It never blocks and raises no SIGPIPE.
+func Send(fd int, p []byte) (int, error) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+		unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
