@@ -18,16 +18,7 @@ func TestBenchEndsInTableAndPlotOfTheSameNumbers(t *testing.T) {
 	if out, err := tree.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	cmd := exec.CommandContext(t.Context(), "make", "--no-print-directory", "bench")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+project(),
-		"UDS_SIZE=64", "UDS_CONNECTIONS=2", "UDS_ROUNDS=1", "UDS_DURATION=50ms")
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("make bench: %v\n%s%s", err, out, errs.String())
-	}
+	out := makeTarget(t, dir, "bench", "UDS_SIZE=64", "UDS_CONNECTIONS=2", "UDS_ROUNDS=1", "UDS_DURATION=50ms")
 	text, err := os.ReadFile(filepath.Join(dir, "bench.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -45,7 +36,7 @@ func TestBenchEndsInTableAndPlotOfTheSameNumbers(t *testing.T) {
 	if len(result.Rows) != 5 {
 		t.Errorf("%d rows in bench.json, want one for each of 5 addresses", len(result.Rows))
 	}
-	_, table, _ := strings.Cut(string(out), "--- round trips")
+	_, table, _ := strings.Cut(out, "--- round trips")
 	for _, row := range result.Rows {
 		if row.Errors != 0 || !strings.Contains(table, row.Address) || !strings.Contains(table, strconv.FormatFloat(row.Rate, 'f', 0, 64)) {
 			t.Errorf("%+v is not in the table:\n%s", row, table)
@@ -53,8 +44,5 @@ func TestBenchEndsInTableAndPlotOfTheSameNumbers(t *testing.T) {
 	}
 	if plot, err := os.ReadFile(filepath.Join(dir, "bench.png")); err != nil || !bytes.HasPrefix(plot, []byte("\x89PNG")) {
 		t.Errorf("bench.png: %v", err)
-	}
-	if left := (compose{project: project()}).left(t); len(left) > 0 {
-		t.Errorf("make bench leaves %v", left)
 	}
 }

@@ -161,22 +161,35 @@ func TestComposeFile(t *testing.T) {
 	})
 }
 
-func TestDemoShowsWhatTheREADMESays(t *testing.T) {
-	demo := exec.CommandContext(t.Context(), "make", "--no-print-directory", "demo")
-	demo.Dir = ".."
-	demo.Env = append(os.Environ(), "COMPOSE_PROJECT_NAME="+project())
+// makeTarget runs make with a compose project of the test's own in dir. It
+// returns standard output and sees to it that nothing is left.
+func makeTarget(t *testing.T, dir, target string, env ...string) string {
+	t.Helper()
+	t.Cleanup(func() {
+		if err := removeImages(context.Background(), func(tag string) bool { return strings.HasPrefix(tag, project()) }); err != nil {
+			t.Error(err)
+		}
+	})
+	cmd := exec.CommandContext(t.Context(), "make", "--no-print-directory", target)
+	cmd.Dir = dir
+	cmd.Env = append(append(os.Environ(), "COMPOSE_PROJECT_NAME="+project()), env...)
 	var errs bytes.Buffer
-	demo.Stderr = &errs
-	out, err := demo.Output()
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("make demo: %v\n%s%s", err, out, errs.String())
-	}
-	when := regexp.MustCompile(`[A-Z][a-z]{2} +\d+ +\d\d:\d\d `)
-	want := when.ReplaceAllString(readme(t, "demo"), "")
-	if d := cmp.Diff(want, when.ReplaceAllString(string(out), "")); d != "" {
-		t.Errorf("README.md and make demo (-README +demo):\n%s", d)
+		t.Fatalf("make %s: %v\n%s%s", target, err, out, errs.String())
 	}
 	if left := (compose{project: project()}).left(t); len(left) > 0 {
-		t.Errorf("make demo leaves %v", left)
+		t.Errorf("make %s leaves %v", target, left)
+	}
+	return string(out)
+}
+
+func TestDemoShowsWhatTheREADMESays(t *testing.T) {
+	out := makeTarget(t, "..", "demo")
+	when := regexp.MustCompile(`[A-Z][a-z]{2} +\d+ +\d\d:\d\d `)
+	want := when.ReplaceAllString(readme(t, "demo"), "")
+	if d := cmp.Diff(want, when.ReplaceAllString(out, "")); d != "" {
+		t.Errorf("README.md and make demo (-README +demo):\n%s", d)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -143,9 +144,13 @@ func processSession(pid int) string {
 	return fmt.Sprintf("%d-%s", pid, fields[19])
 }
 
-// aborted tells whether session is of a process that is no more.
-func aborted(session string) bool {
+var sessionName = regexp.MustCompile(`^\d+-\d+`)
+
+// aborted tells whether a name begins with the session of a process that is no
+// more.
+func aborted(name string) bool {
 	var pid int
+	session := sessionName.FindString(name)
 	_, err := fmt.Sscanf(session, "%d-", &pid)
 	return err == nil && processSession(pid) != session
 }
@@ -187,14 +192,18 @@ func removeLeftovers(ctx context.Context) error {
 			}
 		}
 	}
+	return removeImages(ctx, func(tag string) bool { return aborted(strings.TrimPrefix(tag, "udsecho-test-")) })
+}
+
+// removeImages removes the images that compose has built for test projects.
+func removeImages(ctx context.Context, which func(tag string) bool) error {
 	images, err := engine.ImageList(ctx, image.ListOptions{Filters: filters.NewArgs(filters.Arg("reference", "udsecho-test-*"))})
 	if err != nil {
 		return err
 	}
 	for _, i := range images {
 		for _, tag := range i.RepoTags {
-			ofCompose := strings.TrimPrefix(tag, "udsecho-test-")
-			if aborted(ofCompose) {
+			if which(tag) {
 				if _, err := engine.ImageRemove(ctx, tag, image.RemoveOptions{}); err != nil {
 					return err
 				}
