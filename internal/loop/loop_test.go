@@ -1,0 +1,150 @@
+package loop_test
+
+import (
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/loop"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type handler func(events uint32)
+
+func (h handler) Ready(events uint32) { h(events) }
+
+func pair(t *testing.T) (a, b int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = unix.Close(fds[0]), unix.Close(fds[1]) })
+	return fds[0], fds[1]
+}
+
+func newLoop(t *testing.T, spin int) *loop.Loop {
+	t.Helper()
+	l, err := loop.New(spin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	return l
+}
+
+func send(t *testing.T, fd int) {
+	t.Helper()
+	if n, err := loop.Send(fd, []byte("x")); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+}
+
+func TestCallsTheHandlerUntilItHasReadAll(t *testing.T) {
+	l := newLoop(t, 60)
+	a, b := pair(t)
+	calls := 0
+	if err := l.Add(b, handler(func(events uint32) {
+		if events&unix.EPOLLIN == 0 {
+			t.Errorf("events %#x", events)
+		}
+		calls++
+		if n, err := loop.Read(b, make([]byte, 1)); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+	}), unix.EPOLLIN); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		send(t, a)
+	}
+	for range 3 {
+		if err := l.Wait(time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if calls != 3 {
+		t.Errorf("%d calls for 3 bytes", calls)
+	}
+	if err := l.Wait(0); err != nil || calls != 3 {
+		t.Errorf("%v, %d calls with nothing to read", err, calls)
+	}
+	if n, err := loop.Read(b, make([]byte, 1)); err != unix.EAGAIN {
+		t.Error(n, err)
+	}
+}
+
+func TestWaitEndsAtTheTimeout(t *testing.T) {
+	for _, spin := range []int{0, 60} {
+		l := newLoop(t, spin)
+		for range 3 {
+			from := time.Now()
+			if err := l.Wait(5 * time.Millisecond); err != nil {
+				t.Fatal(err)
+			}
+			if d := time.Since(from); d < 5*time.Millisecond {
+				t.Errorf("spin %d: after %v", spin, d)
+			}
+		}
+	}
+}
+
+func TestInterruptEndsAWait(t *testing.T) {
+	l := newLoop(t, 60)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		l.Interrupt()
+	}()
+	if err := l.Wait(-1); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+}
+
+func TestWatchedForNothingIsLeftAlone(t *testing.T) {
+	l := newLoop(t, 0)
+	a, b := pair(t)
+	if err := l.Add(b, handler(func(uint32) { t.Error("called") }), unix.EPOLLIN); err != nil {
+		t.Fatal(err)
+	}
+	l.Watch(b, 0)
+	send(t, a)
+	if err := l.Wait(time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRemovedWhileItsEventIsUnderWay(t *testing.T) {
+	l := newLoop(t, 0)
+	calls := 0
+	var fds [2]int
+	for i := range fds {
+		a, b := pair(t)
+		fds[i] = b
+		send(t, a)
+		if err := l.Add(b, handler(func(uint32) {
+			calls++
+			for _, fd := range fds { // the other's event is in the same batch
+				l.Remove(fd)
+			}
+		}), unix.EPOLLIN); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Wait(time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if calls != 1 {
+		t.Errorf("%d calls, want 1", calls)
+	}
+	for range l.Handlers {
+		calls++
+	}
+	if calls != 2 { // its own, which Interrupt wakes
+		t.Errorf("%d handlers are left", calls-1)
+	}
+}
