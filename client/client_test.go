@@ -81,6 +81,23 @@ func TestStrangersServe(t *testing.T) {
 	}
 }
 
+func TestEmptySettingsMeanTheDefault(t *testing.T) {
+	t.Parallel()
+	d, l := listen(t)
+	p := start(t, d, nil, client, "--log-format", "plain", "--chunk", "0", "--bind", "")
+	conn, err := l.Accept()
+	check(t, err)
+	if name := conn.RemoteAddr().String(); name != "@" && name != "" {
+		t.Errorf("the client's name is %q", name)
+	}
+	_, _ = io.CopyN(conn, conn, int64(len(message)))
+	check(t, conn.Close())
+	if status := p.status(t); status != 0 || p.out.String() != message {
+		t.Errorf("exit status %d, output %q", status, &p.out)
+	}
+	wantWords(t, p.err.String(), "received 'This is the mess'\nreceived 'age.  It will be'\nreceived ' repeated.'\n")
+}
+
 func TestTranscriptWithSourcesServer(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -159,6 +176,24 @@ func TestTimeoutTellsThatServerDoesNotAnswer(t *testing.T) {
 	wantFiles(t, d, "uds_socket")
 }
 
+// A server that had not read everything resets the connection.
+func TestServerThatClosesUnreadIsFailure(t *testing.T) {
+	t.Parallel()
+	d, l := listen(t)
+	p := start(t, d, nil, client)
+	conn, err := l.Accept()
+	check(t, err)
+	_, err = io.ReadFull(conn, make([]byte, 16))
+	check(t, err)
+	_, err = io.WriteString(conn, message[:16])
+	check(t, err)
+	check(t, conn.Close())
+	if status := p.status(t); status != 1 || p.out.String() != message[:16] {
+		t.Errorf("exit status %d, output %q", status, &p.out)
+	}
+	wantWords(t, p.err.String(), "client: the server closed the connection: 16 bytes are back of 42 sent")
+}
+
 func TestServerThatClosesEarlyIsFailure(t *testing.T) {
 	t.Parallel()
 	d, l := listen(t)
@@ -210,6 +245,18 @@ func TestBindNames(t *testing.T) {
 	wantFiles(t, d+"/names")
 }
 
+func TestConnectToWhatIsNoSocketNamesIt(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	check(t, os.WriteFile(d+"/uds_socket", []byte("precious"), 0o640))
+	status, stdout, stderr := run(t, d, "", "--bind", "auto", "--log-level", "warn")
+	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "ECONNREFUSED", "./uds_socket is a regular file, no socket")
+	wantFiles(t, d, "uds_socket")
+}
+
 func TestRefusesSocketOfAnotherType(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -220,7 +267,7 @@ func TestRefusesSocketOfAnotherType(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "EPROTOTYPE", "another type")
+	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "EPROTOTYPE", "./uds_socket is a datagram socket: use datagram:./uds_socket")
 }
 
 func TestUsageErrorIsStatus2(t *testing.T) {
@@ -233,10 +280,13 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"--no-such-flag"}, "unknown flag --no-such-flag"},
 		{[]string{"one", "two"}, "two"},
 		{[]string{"--connect", "foo:bar"}, `unknown form "foo"`},
-		{[]string{"--connect", "seqpacket:s"}, "only stream sockets"},
+		{[]string{"--connect", "tcp:localhost:http"}, "is no HOST:PORT"},
 		{[]string{"--connect", ""}, "path is empty"},
-		{[]string{"--bind", ""}, "--bind: empty"},
-		{[]string{"--chunk", "0"}, "--chunk 0: choose from 1"},
+		{[]string{"--connect", "datagram:d", "--bind", "none"}, "a datagram client without a name cannot be answered"},
+		{[]string{"--chunk=-1"}, "--chunk -1: choose from 1"},
+		{[]string{"--window", "0"}, "--window 0: choose from 1 to 1000"},
+		{[]string{"--window", "1001"}, "--window 1001: choose from 1 to 1000"},
+		{[]string{"--sndbuf=-1"}, "--sndbuf -1: choose from 0"},
 		{[]string{"--retry=-1s"}, "--retry -1s"},
 		{[]string{"--timeout=-1s"}, "--timeout -1s"},
 		{[]string{"--timeout", "soon"}, "duration"},

@@ -53,7 +53,7 @@ func (c *echoCmd) Validate() error {
 // Run sends and takes back.
 func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
-	log.Info().Str("connect", c.Connect.String()).Msg("connecting to " + echo.Escape(c.Connect.Path))
+	log.Info().Str("connect", echo.Escape(c.Connect.String())).Msg("connecting to " + echo.Escape(c.Connect.Path))
 	conn, err := dial(ctx, c.Connect, uds.DialConfig{Bind: c.name(), SendBuffer: c.Sndbuf}, c.Retry)
 	if err != nil {
 		return err

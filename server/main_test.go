@@ -160,7 +160,7 @@ func run(t *testing.T, d, stdin string, args ...string) (status int, stdout, std
 func serve(t *testing.T, d string, args ...string) *process {
 	t.Helper()
 	p := start(t, d, append([]string{"server"}, args...)...)
-	p.err.await(t, 1, "waiting for a connection")
+	p.err.await(t, 1, "waiting for a ")
 	return p
 }
 

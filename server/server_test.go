@@ -92,12 +92,16 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"server", "--no-such-flag"}, "unknown flag --no-such-flag"},
 		{[]string{"server", "surplus"}, "surplus"},
 		{[]string{"server", "--listen", "unix:/s"}, `unknown form "unix"`},
-		{[]string{"server", "--listen", "datagram:d"}, "only stream sockets"},
+		{[]string{"server", "--listen", "tcp:7000"}, `"7000" is no HOST:PORT`},
 		{[]string{"server", "--listen", "s", "--listen", "stream:s"}, "given twice"},
+		{[]string{"server", "--listen", "stream:s", "--listen", "datagram:s"}, "given twice"},
+		{[]string{"server", "--listen", "udp:127.0.0.1:7000", "--listen", "udp:127.0.0.1:7000"}, "given twice"},
 		{[]string{"server", "--listen", strings.Repeat("s", 108)}, "path is 108 bytes, sun_path holds 107"},
+		{[]string{"server", "--listen", "@" + strings.Repeat("s", 107)}, "path is 108 bytes, sun_path holds 107"},
 		{[]string{"server", "--mode", "rw-rw----"}, "octal"},
 		{[]string{"server", "--chunk", "0"}, "--chunk 0: choose from 1"},
 		{[]string{"server", "--backlog=-1"}, "--backlog -1"},
+		{[]string{"server", "--sndbuf=-1"}, "--sndbuf -1: choose from 0"},
 		{[]string{"server", "--max-connections=-1"}, "--max-connections -1"},
 		{[]string{"server", "--drain-timeout=-1s"}, "--drain-timeout -1s"},
 		{[]string{"server", "--log-format", "xml"}, "plain"},
@@ -279,8 +283,9 @@ func TestDrainTimeoutEndsHangingClient(t *testing.T) {
 }
 
 // hostile is a name with what a terminal, or a line of the log, must not get:
-// colours, a new title, a new line, the end of a string.
-const hostile = "x\x1b[31m\x1b]0;title\x07\r\n\t\x01\x7f'\"\\ y=1"
+// colours, a new title, a new line, the end of a string, a control character in
+// two bytes, another direction of writing.
+const hostile = "x\x1b[31m\x1b]0;title\x07\r\n\t\x01\x7f'\"\\ y=1\u009b31m\u202e"
 
 func TestHostileBytesNeverReachTheLog(t *testing.T) {
 	t.Parallel()

@@ -241,6 +241,77 @@ func TestServerThatClosesEarlyIsAnErrorWithCounts(t *testing.T) {
 	wantWords(t, err, "the server closed the connection: 42 bytes are back of 42 sent")
 }
 
+// A server that had not read all that came resets the connection.
+func TestServerThatClosesUnreadIsAnErrorWithCounts(t *testing.T) {
+	t.Parallel()
+	conn := against(t, func(conn *net.UnixConn) {
+		_, _ = io.ReadFull(conn, make([]byte, 10))
+		_, _ = io.WriteString(conn, message[:10])
+	})
+	out := &bytes.Buffer{}
+	err := quiet(0).Message(t.Context(), conn, []byte(message), out)
+	wantWords(t, err, "the server closed the connection: 10 bytes are back of 42 sent")
+	if out.String() != message[:10] {
+		t.Errorf("output is %q", out)
+	}
+}
+
+// late is a connection whose Write tells that all is sent, and returns only when
+// it may.
+type late struct {
+	*watched
+	written chan<- struct{}
+	back    <-chan struct{}
+}
+
+func (l *late) Write(p []byte) (int, error) {
+	n, err := l.watched.Write(p)
+	close(l.written)
+	<-l.back
+	return n, err
+}
+
+// The goroutine that writes may be woken long after the echo has come back: its
+// bytes are no longer due by then.
+func TestWriteThatReturnsLateIsNoTimeout(t *testing.T) {
+	t.Parallel()
+	server := serve(t, echo.Server{Chunk: len(message)}, zerolog.Disabled)
+	written, back := make(chan struct{}), make(chan struct{})
+	asked, over := make(chan struct{}), make(chan struct{})
+	waits := make(chan struct{})
+	conn := &late{&watched{dial(t, server.addr).Conn.(*net.UnixConn), waits}, written, back}
+	result, out := make(chan error), &bytes.Buffer{}
+	go func() {
+		// Long enough for the echo, on a machine that may be busy.
+		client := quiet(time.Second)
+		client.Chunk = len(message)
+		result <- client.Copy(t.Context(), &uds.Conn{Conn: conn}, &idle{strings.NewReader(message), asked, over}, out)
+	}()
+	<-written
+	for range 3 { // for the echo, for more, and again after the timeout
+		select {
+		case <-waits:
+		case err := <-result:
+			t.Fatalf("what came back in time ends it: %v", err)
+		}
+	}
+	close(back)
+	for ended := false; !ended; {
+		select {
+		case <-asked:
+			close(over)
+			asked = nil
+		case <-waits:
+		case err := <-result:
+			check(t, err)
+			ended = true
+		}
+	}
+	if out.String() != message {
+		t.Errorf("output is %q", out)
+	}
+}
+
 func TestClientEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	reason := errors.New("enough")
@@ -337,7 +408,7 @@ func TestHealthCheckFails(t *testing.T) {
 			_, _ = io.WriteString(conn, "I am\nnot well and have much to say")
 			silent(conn)
 		}, `got back 'I am\nnot well': that is no echo server`},
-		"closes": {func(conn *net.UnixConn) { _, _ = io.ReadFull(conn, make([]byte, 13)) }, "EOF"},
+		"closes": {func(conn *net.UnixConn) { _, _ = io.ReadFull(conn, make([]byte, 13)) }, "the server closed the connection: 0 bytes are back of 13 sent"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -47,7 +47,8 @@ func newDatagrams(s *server, socket *uds.Socket) (*datagrams, error) {
 	}
 	// A reply counts against the send buffer until its client has read it, so
 	// that clients that do not read would stop the replies to all others.
-	_ = unix.SetsockoptInt(socket.FD, unix.SOL_SOCKET, unix.SO_SNDBUF, uds.MaxMessage()/2)
+	// The kernel doubles the number and keeps 32 bytes.
+	_ = unix.SetsockoptInt(socket.FD, unix.SOL_SOCKET, unix.SO_SNDBUF, uds.MaxMessage()/2+16)
 	// Credentials are for the log only.
 	d.creds = s.Log.GetLevel() <= zerolog.InfoLevel
 	if d.creds {

@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/uds"
@@ -50,6 +53,7 @@ type event struct {
 	Level, Message, Peer string
 	Conn                 uint64
 	Bytes                *int
+	Dropped              uint64
 }
 
 // A journal is a log that can be waited for.
@@ -114,8 +118,16 @@ func (j *journal) messages() []string {
 	return m
 }
 
-// listen makes a socket in a directory with a short path.
+// listen makes a stream socket in a directory with a short path.
 func listen(t testing.TB) *uds.Socket {
+	t.Helper()
+	return listenOn(t, uds.Stream)
+}
+
+// unixTypes are the types that are served alike.
+var unixTypes = []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket}
+
+func listenOn(t testing.TB, typ uds.Type) *uds.Socket {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
@@ -124,7 +136,7 @@ func listen(t testing.TB) *uds.Socket {
 			t.Errorf("something is left behind: %v", err)
 		}
 	})
-	s, err := uds.ListenConfig{Mode: 0o666}.Listen(uds.Addr{Type: uds.Stream, Path: d + "/s"})
+	s, err := uds.ListenConfig{Mode: 0o666}.Listen(uds.Addr{Type: typ, Path: d + "/s"})
 	check(t, err)
 	t.Cleanup(func() { check(t, s.Close()) })
 	return s
@@ -140,7 +152,11 @@ type running struct {
 
 func serve(t testing.TB, s echo.Server, level zerolog.Level) *running {
 	t.Helper()
-	socket := listen(t)
+	return serveSocket(t, listen(t), s, level)
+}
+
+func serveSocket(t testing.TB, socket *uds.Socket, s echo.Server, level zerolog.Level) *running {
+	t.Helper()
 	r := &running{addr: socket.Addr, log: newJournal(), done: make(chan error, 1)}
 	s.Log = zerolog.Nop()
 	if level != zerolog.Disabled {
@@ -175,7 +191,11 @@ func (r *running) ended(t testing.TB) {
 
 func dial(t testing.TB, a uds.Addr) *uds.Conn {
 	t.Helper()
-	conn, err := uds.DialConfig{}.Dial(t.Context(), a)
+	config := uds.DialConfig{}
+	if a.Type == uds.Datagram {
+		config.Bind = uds.AutoName(filepath.Dir(a.Path))
+	}
+	conn, err := config.Dial(t.Context(), a)
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -207,4 +227,12 @@ func gone(t testing.TB, path string) {
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("%s is left behind (%v)", path, err)
 	}
+}
+
+// boundTo is where an internet socket listens, whose port the kernel chose.
+func boundTo(t testing.TB, s *uds.Socket) string {
+	t.Helper()
+	sa, err := unix.Getsockname(s.FD)
+	check(t, err)
+	return fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port)
 }

@@ -104,9 +104,12 @@ func (r *replies) receive(sizes <-chan int) error {
 		switch {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded) && isUDP:
-			// Whatever was under way has had its time.
-			for r.lost++; len(sizes) > 0; r.lost++ {
+			// Whatever was under way has had its time; what the sender adds now
+			// has not.
+			r.lost++
+			for n := len(sizes); n > 0; n-- {
 				<-sizes
+				r.lost++
 			}
 			continue
 		case errors.Is(err, os.ErrDeadlineExceeded):

@@ -13,7 +13,8 @@ type records conn
 // not say that the peer has shut down, there was a record.
 func (r *records) Ready(events uint32) {
 	c := (*conn)(r)
-	if c.blocked && !c.send() {
+	if c.blocked {
+		c.send() // what has come meanwhile brings the next call, with its events
 		return
 	}
 	var record []byte

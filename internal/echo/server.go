@@ -45,7 +45,7 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	defer e.close()
 	waiting := "waiting for a message"
 	for i, socket := range sockets {
-		s.Log.Info().Str("listen", socket.Addr.String()).Msg("starting up on " + Escape(socket.Addr.Path))
+		s.Log.Info().Str("listen", Escape(socket.Addr.String())).Msg("starting up on " + Escape(socket.Addr.Path))
 		if err := e.serve(socket); err != nil {
 			for _, socket := range sockets[i:] {
 				_ = socket.Close()

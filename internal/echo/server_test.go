@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -290,19 +291,34 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	wantEcho(t, second, "second")
 }
 
-func BenchmarkEcho(b *testing.B) {
-	server := serve(b, echo.Server{}, zerolog.Disabled)
-	conn := dial(b, server.addr)
-	check(b, conn.SetDeadline(time.Time{}))
-	buf := make([]byte, len(message))
-	b.SetBytes(int64(len(message)))
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := io.WriteString(conn, message); err != nil {
-			b.Fatal(err)
+// A server that ends by itself just when it is told to may be gone before the
+// word comes, which must not go into whatever has its descriptor's number then.
+//
+// Not parallel: nobody else is to take the numbers.
+func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
+	for range 100 {
+		socket := listenOn(t, uds.Datagram)
+		client := correspond(t, socket.Addr)
+		client.send(t, "wake up") // so that nobody waits for the word
+		ctx, stop := context.WithCancel(t.Context())
+		stop()
+		check(t, (&echo.Server{Log: zerolog.Nop()}).Serve(ctx, socket))
+		var counters []int
+		for range 4 {
+			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+			check(t, err)
+			counters = append(counters, fd)
 		}
-		if _, err := io.ReadFull(conn, buf); err != nil {
-			b.Fatal(err)
+		if got := client.receive(t); got != "wake up" {
+			t.Fatalf("came back %q", got)
 		}
+		runtime.Gosched()
+		for _, fd := range counters {
+			if n, err := unix.Read(fd, make([]byte, 8)); err != unix.EAGAIN {
+				t.Fatalf("somebody wrote to it: %d, %v", n, err)
+			}
+			check(t, unix.Close(fd))
+		}
+		check(t, client.Close())
 	}
 }

@@ -29,6 +29,11 @@ func TestParseAddr(t *testing.T) {
 		{"@name", uds.Addr{Type: uds.Stream, Path: "@name"}, "unix", true},
 		{"@a:b", uds.Addr{Type: uds.Stream, Path: "@a:b"}, "unix", true},
 		{"datagram:@name", uds.Addr{Type: uds.Datagram, Path: "@name"}, "unixgram", true},
+		{"tcp:127.0.0.1:7000", uds.Addr{Type: uds.TCP, Path: "127.0.0.1:7000"}, "tcp", false},
+		{"udp:[::1]:7000", uds.Addr{Type: uds.UDP, Path: "[::1]:7000"}, "udp", false},
+		{"udp::7000", uds.Addr{Type: uds.UDP, Path: ":7000"}, "udp", false},
+		{"tcp:server:0", uds.Addr{Type: uds.TCP, Path: "server:0"}, "tcp", false},
+		{"./tcp:7000", uds.Addr{Type: uds.Stream, Path: "./tcp:7000"}, "unix", false},
 		{"with space\nand more", uds.Addr{Type: uds.Stream, Path: "with space\nand more"}, "unix", false},
 	} {
 		got, err := uds.ParseAddr(tt.in)
@@ -58,13 +63,21 @@ func TestParseAddrRefusesWhatCannotBeMeant(t *testing.T) {
 		"stream:@":                     "path is empty",
 		"a\x00b":                       "NUL",
 		"stream:\x00":                  "NUL",
-		"unix:/run/s":                  `unknown form "unix": write one of stream:PATH, datagram:PATH, seqpacket:PATH, or ./unix:/run/s`,
+		"unix:/run/s":                  `unknown form "unix": write stream:PATH, datagram:PATH, seqpacket:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./unix:/run/s for a path with a colon`,
 		"STREAM:/run/s":                `unknown form "STREAM"`,
 		":/run/s":                      `unknown form ""`,
 		"/run/uds/":                    "is a directory",
 		"stream:/":                     "is a directory",
 		"/" + strings.Repeat("s", 107): "path is 108 bytes, sun_path holds 107",
-		"@" + strings.Repeat("s", 108): "path is 109 bytes",
+		"@" + strings.Repeat("s", 107): "path is 108 bytes",
+		"tcp:":                         `"" is no HOST:PORT: write 127.0.0.1:7000`,
+		"tcp:7000":                     "is no HOST:PORT",
+		"udp:localhost":                "is no HOST:PORT",
+		"udp:localhost:":               "is no HOST:PORT",
+		"udp:localhost:http":           "is no HOST:PORT",
+		"tcp:127.0.0.1:65536":          "is no HOST:PORT",
+		"tcp:127.0.0.1:-1":             "is no HOST:PORT",
+		"tcp:::1:7000":                 "is no HOST:PORT: write 127.0.0.1:7000, or [::1]:7000",
 	} {
 		_, err := uds.ParseAddr(in)
 		wantError(t, err, uds.ErrAddress, words)
@@ -83,6 +96,21 @@ func TestAddrUnmarshalText(t *testing.T) {
 	check(t, a.UnmarshalText([]byte("seqpacket:/run/q")))
 	if want := (uds.Addr{Type: uds.Seqpacket, Path: "/run/q"}); a != want {
 		t.Errorf("address is %v", a)
+	}
+}
+
+func TestTypesByWhatTheyDo(t *testing.T) {
+	t.Parallel()
+	for typ, want := range map[uds.Type][3]bool{
+		uds.Stream:    {true, false, true},
+		uds.Datagram:  {true, true, false},
+		uds.Seqpacket: {true, true, true},
+		uds.TCP:       {false, false, true},
+		uds.UDP:       {false, true, false},
+	} {
+		if got := [3]bool{typ.Unix(), typ.Messages(), typ.Connects()}; got != want {
+			t.Errorf("%s: of AF_UNIX, keeps boundaries, connects: %v, not %v", typ, got, want)
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package uds_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/net/nettest"
 	"golang.org/x/sys/unix"
@@ -84,12 +86,12 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 			listen(t, uds.ListenConfig{Backlog: 1}, stream(path))
 			fill(t, stream(path))
 		}, []string{"EAGAIN", "backlog is full", "--retry"}},
-		{"datagram", unix.EPROTOTYPE, func(t *testing.T, path string) {
-			listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Datagram, Path: path})
-		}, []string{"EPROTOTYPE", "another type"}},
-		{"seqpacket", unix.EPROTOTYPE, func(t *testing.T, path string) {
-			listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Seqpacket, Path: path})
-		}, []string{"EPROTOTYPE", "another type"}},
+		{"regular file", unix.ECONNREFUSED, func(t *testing.T, path string) {
+			check(t, os.WriteFile(path, []byte("precious"), 0o640))
+		}, []string{"ECONNREFUSED", "/s is a regular file, no socket", "use the path of a server's socket"}},
+		{"directory", unix.ECONNREFUSED, func(t *testing.T, path string) {
+			check(t, os.Mkdir(path, 0o750))
+		}, []string{"ECONNREFUSED", "/s is a directory, no socket"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -100,6 +102,28 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 			wantError(t, err, tt.errno, append(tt.words, "connect stream:"+d+"/s")...)
 			gone(t, d+"/client")
 		})
+	}
+}
+
+func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
+	t.Parallel()
+	types := []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket}
+	for _, real := range types {
+		for _, asked := range types {
+			if asked == real {
+				continue
+			}
+			t.Run(string(asked)+" to "+string(real), func(t *testing.T) {
+				t.Parallel()
+				d := dir(t)
+				path := d + "/s"
+				listen(t, uds.ListenConfig{}, uds.Addr{Type: real, Path: path})
+				_, err := uds.DialConfig{Bind: d + "/client"}.Dial(t.Context(), uds.Addr{Type: asked, Path: path})
+				wantError(t, err, unix.EPROTOTYPE, "connect "+string(asked)+":"+path+": ", "(EPROTOTYPE)",
+					fmt.Sprintf("%s is a %s socket: use %s:%s", path, real, real, path))
+				gone(t, d+"/client")
+			})
+		}
 	}
 }
 
@@ -169,6 +193,64 @@ func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
 		gone(t, name)
 		check(t, served.Close())
 	}
+}
+
+// Its server may be another user, who writes to the client's socket file.
+func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	check(t, os.Chmod(d, 0o777))
+	server := start(t, stranger, nil, "answer", "datagram:"+d+"/s")
+	if o := server.outcome(t); o.Err != "" {
+		t.Fatal(o.Err)
+	}
+	conn, err := uds.DialConfig{Bind: d + "/client"}.Dial(t.Context(), datagram(d+"/s"))
+	check(t, err)
+	defer func() { _ = conn.Close() }()
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	check(t, conn.Send([]byte("hello")))
+	if o := server.outcome(t); o.Err != "" {
+		t.Fatalf("the server cannot answer: %s", o.Err)
+	}
+	message, err := conn.Receive(uds.NewReceiver(100))
+	if err != nil || string(message) != "hello" {
+		t.Errorf("received %q, %v", message, err)
+	}
+	check(t, conn.Close())
+	server.end(t)
+	if names := ls(t, d); names != nil {
+		t.Errorf("left behind: %v", names)
+	}
+}
+
+// The file's mode lets everybody in, but only after connect(2) has closed the
+// socket to all but the server.
+func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	listen(t, uds.ListenConfig{}, datagram(d+"/s"))
+	poking := start(t, stranger, nil, "poke", d+"/client")
+	if got := poking.line(t); got != "poking" {
+		t.Fatal(got)
+	}
+	client := start(t, 0, nil, "redial", "datagram:"+d+"/s", d+"/client")
+	if o := client.outcome(t); o.Err != "" {
+		t.Fatal(o.Err)
+	}
+	// The last of the clients stays until the stranger has met one.
+	for poking.line(t) != "EPERM" {
+	}
+	check(t, poking.in.Close())
+	passed := poking.line(t)
+	if passed == "EACCES" {
+		passed = poking.line(t)
+	}
+	// Only root can have somebody else be the stranger.
+	if os.Geteuid() == 0 && passed != "0" {
+		t.Errorf("the stranger got %s datagrams in", passed)
+	}
+	client.end(t)
+	gone(t, d+"/client")
 }
 
 func TestBindLeavesAloneWhatIsThere(t *testing.T) {

@@ -80,8 +80,7 @@ func TestListenRefusesLiveSocket(t *testing.T) {
 // bound is a socket that is served without this package.
 func bound(t *testing.T, a uds.Addr) int {
 	t.Helper()
-	sotype := map[uds.Type]int{uds.Stream: unix.SOCK_STREAM, uds.Datagram: unix.SOCK_DGRAM, uds.Seqpacket: unix.SOCK_SEQPACKET}[a.Type]
-	fd, err := unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	t.Cleanup(func() { check(t, unix.Close(fd)) })
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: a.Path}))
@@ -301,7 +300,7 @@ func TestLengthOfPath(t *testing.T) {
 	}
 	for tooLong, words := range map[string][]string{
 		path(108):     {"path is 108 bytes", "holds 107", "shorter"},
-		abstract(109): {"path is 109 bytes", "shorter"},
+		abstract(108): {"path is 108 bytes", "holds 107", "shorter"},
 	} {
 		_, err := uds.ListenConfig{}.Listen(stream(tooLong))
 		wantError(t, err, uds.ErrAddress, words...)
@@ -355,7 +354,7 @@ func TestModeIsExactUnderAnyUmask(t *testing.T) {
 // umask 0 that lets everybody in.
 func TestSocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram} {
+	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			a := uds.Addr{Type: typ, Path: dir(t) + "/s"}
@@ -377,6 +376,16 @@ func TestSocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 			}
 			server.end(t)
 		})
+	}
+}
+
+func TestListenOnWhatCannotBeMeant(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+		_, err := uds.ListenConfig{}.Listen(uds.Addr{Type: typ})
+		wantError(t, err, uds.ErrAddress, "path is empty")
+		_, err = uds.DialConfig{}.Dial(t.Context(), uds.Addr{Type: typ})
+		wantError(t, err, uds.ErrAddress, "path is empty")
 	}
 }
 

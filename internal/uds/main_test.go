@@ -32,6 +32,10 @@ var roles = map[string]func(args []string) error{
 	"dial":    dialRole,
 	"restart": restartRole,
 	"knock":   knockRole,
+	"send":    sendRole,
+	"answer":  answerRole,
+	"redial":  redialRole,
+	"poke":    pokeRole,
 }
 
 func TestMain(m *testing.M) {
@@ -44,6 +48,9 @@ func TestMain(m *testing.M) {
 	}
 	goleak.VerifyTestMain(m)
 }
+
+// patience bounds every wait for an event; it is no measure of anything.
+const patience = 20 * time.Second
 
 // stranger is a user whom nobody has granted anything.
 const stranger = 10003
@@ -60,7 +67,7 @@ func start(t *testing.T, uid int, files []*os.File, role string, args ...string)
 	t.Helper()
 	// The test binary lies in a directory that is closed to the stranger; the
 	// link in /proc leads to it all the same.
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), roleVar+"="+role, "GORACE=atexit_sleep_ms=0") // or each takes a second to end
 	cmd.Dir = "/"
@@ -178,12 +185,13 @@ func restartRole(args []string) error {
 	return errors.Join(err, s.Close())
 }
 
-// knockRole tries to connect again and again until the cue. It says when it
-// starts, when it was denied first, and at the end how often it got past the
-// file's mode: connected, or refused only because nobody was listening yet.
+// knockRole tries again and again, until the cue, to connect or to send a
+// datagram. It says when it starts, when it was denied first, and at the end how
+// often it got past the file's mode: let in, or refused only because nobody was
+// listening yet.
 func knockRole(args []string) error {
 	address := mustParse(args[0])
-	sotype := map[uds.Type]int{uds.Stream: unix.SOCK_STREAM, uds.Datagram: unix.SOCK_DGRAM}[address.Type]
+	server := &unix.SockaddrUnix{Name: address.Path}
 	over := make(chan struct{})
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
@@ -198,11 +206,16 @@ func knockRole(args []string) error {
 			return nil
 		default:
 		}
-		fd, err := unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_NONBLOCK, 0)
+		fd, err := unix.Socket(unix.AF_UNIX, sotypes[address.Type]|unix.SOCK_NONBLOCK, 0)
 		if err != nil {
 			return err
 		}
-		switch err := unix.Connect(fd, &unix.SockaddrUnix{Name: address.Path}); {
+		if address.Type == uds.Datagram {
+			err = unix.Sendto(fd, []byte("knock"), 0, server)
+		} else {
+			err = unix.Connect(fd, server)
+		}
+		switch {
 		case err == unix.EACCES && !denied:
 			denied = true
 			fmt.Println("denied")
@@ -214,6 +227,94 @@ func knockRole(args []string) error {
 		}
 	}
 }
+
+// sendRole sends a message.
+func sendRole(args []string) error {
+	conn, err := uds.DialConfig{}.Dial(context.Background(), mustParse(args[0]))
+	if err == nil {
+		err = errors.Join(conn.Send([]byte(args[1])), conn.Close())
+	}
+	report(err)
+	return nil
+}
+
+// answerRole answers the first datagram.
+func answerRole(args []string) error {
+	s, err := uds.ListenConfig{Mode: 0o666}.Listen(mustParse(args[0]))
+	report(err)
+	if err != nil {
+		return nil
+	}
+	if err := unix.SetNonblock(s.FD, false); err != nil {
+		return err
+	}
+	buf := make([]byte, 100)
+	n, client, err := unix.Recvfrom(s.FD, buf, 0)
+	if err == nil {
+		err = unix.Sendto(s.FD, buf[:n], 0, client)
+	}
+	report(err)
+	return s.Close()
+}
+
+// redialRole makes a datagram client many times under umask 0, and the last
+// time until the cue.
+func redialRole(args []string) error {
+	unix.Umask(0)
+	server, config := mustParse(args[0]), uds.DialConfig{Bind: args[1]}
+	for range 100 {
+		conn, err := config.Dial(context.Background(), server)
+		if err != nil {
+			return err
+		}
+		if err := conn.Close(); err != nil {
+			return err
+		}
+	}
+	conn, err := config.Dial(context.Background(), server)
+	report(err)
+	if err != nil {
+		return nil
+	}
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return conn.Close()
+}
+
+// pokeRole sends datagrams to a client's own socket until the cue. It says when
+// it starts, when the mode has kept it out first, when the connection has, and
+// at the end how many it got in.
+func pokeRole(args []string) error {
+	over := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(over)
+	}()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	fmt.Println("poking")
+	got, passed := map[error]bool{}, 0
+	for {
+		select {
+		case <-over:
+			fmt.Println(passed)
+			return unix.Close(fd)
+		default:
+		}
+		switch err := unix.Sendto(fd, []byte("poke"), 0, &unix.SockaddrUnix{Name: args[0]}); err {
+		case unix.EACCES, unix.EPERM:
+			if !got[err] {
+				got[err] = true
+				fmt.Println(unix.ErrnoName(err.(unix.Errno)))
+			}
+		case nil, unix.EAGAIN:
+			passed++
+		}
+	}
+}
+
+var sotypes = map[uds.Type]int{uds.Stream: unix.SOCK_STREAM, uds.Datagram: unix.SOCK_DGRAM, uds.Seqpacket: unix.SOCK_SEQPACKET}
 
 func mustParse(s string) uds.Addr {
 	a, err := uds.ParseAddr(s)
@@ -249,7 +350,8 @@ func dir(t testing.TB) string {
 	return d
 }
 
-func stream(path string) uds.Addr { return uds.Addr{Type: uds.Stream, Path: path} }
+func stream(path string) uds.Addr   { return uds.Addr{Type: uds.Stream, Path: path} }
+func datagram(path string) uds.Addr { return uds.Addr{Type: uds.Datagram, Path: path} }
 
 func listen(t testing.TB, c uds.ListenConfig, a uds.Addr) *uds.Socket {
 	t.Helper()

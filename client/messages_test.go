@@ -1,0 +1,255 @@
+package main_test
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var networks = map[string]string{"stream": "unix", "datagram": "unixgram", "seqpacket": "unixpacket"}
+
+// listenDatagram is a datagram server's socket in a fresh directory.
+func listenDatagram(t *testing.T) (d string, conn *net.UnixConn) {
+	t.Helper()
+	d = dir(t)
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
+	check(t, err)
+	t.Cleanup(func() { check(t, conn.Close()) })
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	return d, conn
+}
+
+// next is the next datagram and who sent it.
+func next(t *testing.T, conn *net.UnixConn) (message string, client net.Addr) {
+	t.Helper()
+	buf := make([]byte, 100)
+	n, client, err := conn.ReadFrom(buf)
+	check(t, err)
+	return string(buf[:n]), client
+}
+
+func TestWrongTypeIsAnErrorThatNamesTheRightOne(t *testing.T) {
+	t.Parallel()
+	for real, network := range networks {
+		for asked := range networks {
+			if asked == real {
+				continue
+			}
+			t.Run(asked+" to "+real, func(t *testing.T) {
+				t.Parallel()
+				d := dir(t)
+				if real == "datagram" {
+					conn, err := net.ListenUnixgram(network, &net.UnixAddr{Name: d + "/s", Net: network})
+					check(t, err)
+					defer func() { check(t, conn.Close()) }()
+				} else {
+					l, err := net.Listen(network, d+"/s")
+					check(t, err)
+					defer func() { check(t, l.Close()) }()
+				}
+				status, stdout, stderr := run(t, d, "", "--log-level", "warn", "--bind", "auto", "--retry", "60s", "--connect", asked+":s")
+				if status != 1 || stdout != "" {
+					t.Errorf("exit status %d, output %q", status, stdout)
+				}
+				want := fmt.Sprintf("client: connect %s:s: protocol wrong type for socket (EPROTOTYPE): s is a %s socket: use %s:s\n", asked, real, real)
+				if diff := cmp.Diff(want, stderr); diff != "" {
+					t.Errorf("(-want +got):\n%s", diff)
+				}
+				wantFiles(t, d, "s")
+			})
+		}
+	}
+}
+
+func TestSignalRemovesNameOfDatagramClientThatWaits(t *testing.T) {
+	t.Parallel()
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		t.Run(s.String(), func(t *testing.T) {
+			t.Parallel()
+			d, conn := listenDatagram(t)
+			p := start(t, d, nil, client, "--connect", "datagram:s", "hello")
+			got, sender := next(t, conn)
+			if ok, _ := filepath.Match("client.*.*.*", sender.String()); !ok || got != "hello" {
+				t.Errorf("%q came from %q", got, sender)
+			}
+			wantFiles(t, d, sender.String(), "s")
+			info, err := os.Lstat(filepath.Join(d, sender.String()))
+			check(t, err)
+			if info.Mode() != os.ModeSocket|0o666 {
+				t.Errorf("the mode of its socket is %v", info.Mode())
+			}
+
+			check(t, p.Process.Signal(s))
+			if status := p.status(t); status != 1 {
+				t.Errorf("exit status %d", status)
+			}
+			wantWords(t, p.err.String(), "\nclient: "+s.String())
+			wantFiles(t, d, "s")
+		})
+	}
+}
+
+func TestDatagramClientsNames(t *testing.T) {
+	t.Parallel()
+	d, conn := listenDatagram(t)
+	check(t, os.Mkdir(d+"/names", 0o755))
+	for bind, pattern := range map[string]string{
+		"":                     d + "/client.*.*.*",
+		"auto":                 d + "/client.*.*.*",
+		d + "/names/":          d + "/names/client.*.*.*",
+		d + "/me":              d + "/me",
+		"@" + filepath.Base(d): "@" + filepath.Base(d),
+	} {
+		p := start(t, d, nil, client, "--connect", "datagram:"+d+"/s", "--bind", bind, "hello")
+		_, sender := next(t, conn)
+		if ok, _ := filepath.Match(pattern, sender.String()); !ok {
+			t.Errorf("--bind %q gives the name %q", bind, sender)
+		}
+		_, err := conn.WriteTo([]byte("hello"), sender)
+		check(t, err)
+		if status := p.status(t); status != 0 || p.out.String() != "hello" {
+			t.Errorf("exit status %d, output %q, error %q", status, &p.out, &p.err)
+		}
+	}
+	wantFiles(t, d, "names", "s")
+	wantFiles(t, d+"/names")
+}
+
+func TestDatagramServerThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	d, _ := listenDatagram(t)
+	status, stdout, stderr := run(t, d, "", "--connect", "datagram:s", "--timeout", "50ms", "--log-level", "warn")
+	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	wantWords(t, stderr, "client: no answer for 50ms: 0 messages are back", "paused or overloaded")
+	wantFiles(t, d, "s")
+}
+
+func TestReplyOfAnotherLengthIsFailure(t *testing.T) {
+	t.Parallel()
+	d, conn := listenDatagram(t)
+	p := start(t, d, nil, client, "--connect", "datagram:"+d+"/s", "hello")
+	_, sender := next(t, conn)
+	_, err := conn.WriteTo([]byte("hell"), sender)
+	check(t, err)
+	if status := p.status(t); status != 1 || p.out.String() != "" {
+		t.Errorf("exit status %d, output %q", status, &p.out)
+	}
+	wantWords(t, p.err.String(), "client: a message of 5 bytes came back as one of 4: that is no echo server")
+	wantFiles(t, d, "s")
+}
+
+func TestSeqpacketServerThatClosesEarlyIsFailure(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	l, err := net.Listen("unixpacket", d+"/s")
+	check(t, err)
+	defer func() { check(t, l.Close()) }()
+	p := start(t, d, nil, client, "--connect", "seqpacket:s", "--bind", "auto", "hello")
+	conn, err := l.Accept()
+	check(t, err)
+	_, err = conn.Read(make([]byte, 100))
+	check(t, err)
+	check(t, conn.Close())
+	if status := p.status(t); status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	wantWords(t, p.err.String(), "client: the server closed the connection: 0 messages are back, the next of 5 bytes is not")
+	wantFiles(t, d, "s")
+}
+
+func TestUDPClientTellsHowManyAreLost(t *testing.T) {
+	t.Parallel()
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	check(t, err)
+	done := make(chan struct{})
+	defer func() {
+		check(t, conn.Close())
+		<-done
+	}()
+	go func() {
+		defer close(done)
+		buf := make([]byte, 100)
+		for n := 1; ; n++ {
+			size, client, err := conn.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			if n%3 != 0 { // every third is lost
+				_, _ = conn.WriteToUDPAddrPort(buf[:size], client)
+			}
+		}
+	}()
+	var in, want bytes.Buffer
+	for i := range 12 {
+		fmt.Fprintf(&in, "%02d\n", i)
+		if i%3 != 2 {
+			fmt.Fprintf(&want, "%02d\n", i)
+		}
+	}
+	status, stdout, stderr := run(t, dir(t), in.String(), "--connect", "udp:"+conn.LocalAddr().String(),
+		"--chunk", "3", "--window", "4", "--timeout", "500ms", "--log-level", "warn", "-")
+	if status != 1 || stderr != "client: 4 of 12 messages did not come back\n" {
+		t.Errorf("exit status %d, error %q", status, stderr)
+	}
+	if diff := cmp.Diff(want.String(), stdout); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// The source's server, but for its messages, over the two other types.
+const pythonMessages = `
+import socket, sys
+kind = sys.argv[1]
+sock = socket.socket(socket.AF_UNIX, {"datagram": socket.SOCK_DGRAM, "seqpacket": socket.SOCK_SEQPACKET}[kind])
+sock.bind("./s")
+if kind == "seqpacket":
+    sock.listen(1)
+print("listening", flush=True)
+while True:
+    if kind == "datagram":
+        data, peer = sock.recvfrom(1 << 20)
+        sock.sendto(data, peer)
+        continue
+    connection, peer = sock.accept()
+    while data := connection.recv(1 << 20):
+        connection.send(data)
+    connection.close()
+`
+
+func TestStrangersServeInMessages(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"datagram", "seqpacket"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			server := start(t, d, nil, "python3", "-c", pythonMessages, kind)
+			server.out.await(t, "listening")
+			much := strings.Repeat(message+"\n", 4000)
+			for _, c := range []struct {
+				args        []string
+				stdin, want string
+			}{
+				{nil, "", message},
+				{[]string{"-"}, much, much},
+				{[]string{"--chunk", "1000", "-"}, much, much},
+			} {
+				status, stdout, stderr := run(t, d, c.stdin, append([]string{"--connect", kind + ":s"}, c.args...)...)
+				if status != 0 || stdout != c.want {
+					t.Errorf("%q: exit status %d, %d bytes of output, %d wanted, error %q", c.args, status, len(stdout), len(c.want), stderr)
+				}
+			}
+			wantFiles(t, d, "s")
+			server.stop(t)
+		})
+	}
+}

@@ -1,0 +1,82 @@
+package echo_test
+
+import (
+	"runtime"
+	"testing"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// A bare client costs nothing but its system calls.
+type bare struct {
+	fd         int
+	sent, back []byte
+}
+
+func newBare(t testing.TB, server uds.Addr) *bare {
+	t.Helper()
+	sotype := map[uds.Type]int{uds.Stream: unix.SOCK_STREAM, uds.Datagram: unix.SOCK_DGRAM, uds.Seqpacket: unix.SOCK_SEQPACKET}[server.Type]
+	fd, err := unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	t.Cleanup(func() { check(t, unix.Close(fd)) })
+	if server.Type == uds.Datagram {
+		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: uds.AutoName("@")}))
+	}
+	check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: server.Path}))
+	late := unix.NsecToTimeval(patience.Nanoseconds())
+	check(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &late))
+	return &bare{fd, []byte(message), make([]byte, len(message))}
+}
+
+func (c *bare) echo(t testing.TB) {
+	if _, err := unix.Write(c.fd, c.sent); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; n < len(c.sent); {
+		m, err := unix.Read(c.fd, c.back[n:])
+		if err != nil && err != unix.EINTR || m == 0 {
+			t.Fatal(m, err)
+		}
+		n += max(m, 0)
+	}
+}
+
+// Not parallel: it counts the allocations of the process.
+func TestEchoDoesNotAllocate(t *testing.T) {
+	for _, typ := range unixTypes {
+		t.Run(string(typ), func(t *testing.T) {
+			client := newBare(t, serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.Disabled).addr)
+			const echoes = 2000
+			for range 10 {
+				client.echo(t)
+			}
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			for range echoes {
+				client.echo(t)
+			}
+			runtime.ReadMemStats(&after)
+			// The runtime has some of its own.
+			if n := after.Mallocs - before.Mallocs; n > echoes/20 {
+				t.Errorf("%d echoes cost %d allocations", echoes, n)
+			}
+		})
+	}
+}
+
+func BenchmarkEcho(b *testing.B) {
+	for _, typ := range unixTypes {
+		b.Run(string(typ), func(b *testing.B) {
+			client := newBare(b, serveSocket(b, listenOn(b, typ), echo.Server{}, zerolog.Disabled).addr)
+			b.SetBytes(int64(len(message)))
+			b.ReportAllocs()
+			for b.Loop() {
+				client.echo(b)
+			}
+		})
+	}
+}

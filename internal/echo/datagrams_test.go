@@ -1,0 +1,341 @@
+package echo_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// A correspondent is a datagram client that does not connect: its queue takes
+// net.unix.max_dgram_qlen messages and one.
+type correspondent struct {
+	*net.UnixConn
+	server *net.UnixAddr
+}
+
+func correspond(t testing.TB, server uds.Addr) *correspondent {
+	t.Helper()
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: uds.AutoName("@"), Net: "unixgram"})
+	check(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	return &correspondent{conn, &net.UnixAddr{Name: server.Path, Net: "unixgram"}}
+}
+
+func (c *correspondent) send(t testing.TB, message string) {
+	t.Helper()
+	_, err := c.WriteTo([]byte(message), c.server)
+	check(t, err)
+}
+
+func (c *correspondent) receive(t testing.TB) string {
+	t.Helper()
+	buf := make([]byte, 1<<20)
+	n, err := c.Read(buf)
+	check(t, err)
+	return string(buf[:n])
+}
+
+// queueLength is how many datagrams a socket that is not connected to their
+// sender takes: the kernel looks whether there are more than the limit.
+func queueLength(t testing.TB) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/net/unix/max_dgram_qlen")
+	check(t, err)
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	check(t, err)
+	return n + 1
+}
+
+// kept is how many replies the server keeps for a client that is behind.
+const kept = 1024
+
+func TestDatagramTranscripts(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.InfoLevel)
+	server.log.await(t, 1, "waiting for a message")
+	journal, out := newJournal(), &bytes.Buffer{}
+	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
+	conn := dial(t, server.addr)
+	check(t, client.Message(t.Context(), conn, []byte(message), out))
+	if diff := cmp.Diff([]string{
+		"starting up on " + server.addr.Path,
+		"waiting for a message",
+		"received 'This is the message.  It will be repeated.'",
+		"sending data back to the client",
+	}, server.log.messages()); diff != "" {
+		t.Errorf("server (-want +got):\n%s", diff)
+	}
+	if e := server.log.all()[2]; e.Peer != conn.LocalAddr().String() || e.Bytes == nil || *e.Bytes != 42 {
+		t.Errorf("event is %+v, the client %s", e, conn.LocalAddr())
+	}
+	if diff := cmp.Diff([]string{
+		"sending 'This is the message.  It will be repeated.'",
+		"received 'This is the message.  It will be repeated.'",
+	}, journal.messages()); diff != "" {
+		t.Errorf("client (-want +got):\n%s", diff)
+	}
+	if out.String() != message {
+		t.Errorf("output is %q", out)
+	}
+}
+
+func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
+	t.Parallel()
+	const warning = "cannot answer a client without a name: it has to bind one"
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.WarnLevel)
+	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: server.addr.Path, Net: "unixgram"})
+	check(t, err)
+	defer func() { check(t, nameless.Close()) }()
+	check(t, nameless.SetDeadline(time.Now().Add(patience)))
+	began := time.Now()
+	for range 1000 {
+		_, err := nameless.Write([]byte(message))
+		check(t, err)
+	}
+	// It is answered in its turn.
+	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
+	seconds := int(time.Since(began)/time.Second) + 1
+	server.log.await(t, 1, warning)
+	messages := server.log.messages()
+	for _, m := range messages {
+		if m != warning {
+			t.Errorf("the server warns of %q", m)
+		}
+	}
+	if n := len(messages); n > 5*seconds {
+		t.Errorf("1000 messages in %d s are told of %d times", seconds, n)
+	}
+}
+
+func TestDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.WarnLevel)
+	lazy := correspond(t, server.addr)
+	for range queueLength(t) + kept + 1 {
+		lazy.send(t, message)
+	}
+	// It goes on sending, too.
+	over := make(chan struct{})
+	var clients, flood sync.WaitGroup
+	flood.Go(func() {
+		for {
+			select {
+			case <-over:
+				return
+			default:
+			}
+			if _, err := lazy.WriteTo([]byte(message), lazy.server); err != nil {
+				t.Errorf("the client that never reads: %v", err)
+				return
+			}
+		}
+	})
+	for i := range 50 {
+		conn := dial(t, server.addr)
+		clients.Go(func() {
+			r := uds.NewReceiver(100)
+			for n := range 100 {
+				sent := fmt.Sprintf("client %d, message %d", i, n)
+				if err := conn.Send([]byte(sent)); err != nil {
+					t.Errorf("%s: %v", sent, err)
+					return
+				}
+				if back, err := conn.Receive(r); err != nil || string(back) != sent {
+					t.Errorf("%s: came back %q, %v", sent, back, err)
+					return
+				}
+			}
+		})
+	}
+	clients.Wait()
+	close(over)
+	flood.Wait()
+	server.log.await(t, 1, "dropped replies to a client: it does not read its replies")
+}
+
+func TestConnectedDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.WarnLevel)
+	// As many as the client program may have on their way.
+	lazy := dial(t, server.addr)
+	for range 1000 {
+		check(t, lazy.Send(make([]byte, 1024)))
+	}
+	r := uds.NewReceiver(100)
+	for range 50 {
+		wantBack(t, dial(t, server.addr), r, message)
+	}
+}
+
+func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.InfoLevel)
+	client := correspond(t, server.addr)
+	total := queueLength(t) + kept
+	for range 2 { // it can fall behind again
+		var want []string
+		for i := range total {
+			// Of several sizes, none of which is lost either.
+			want = append(want, fmt.Sprintf("%0*d", i%100, i))
+			client.send(t, want[i])
+		}
+		for i := range total {
+			if got := client.receive(t); got != want[i] {
+				t.Fatalf("reply %d is %q, not %q", i, got, want[i])
+			}
+		}
+	}
+	if n := strings.Count(strings.Join(server.log.messages(), "\n"), "sending data back"); n != 2*total {
+		t.Errorf("%d replies are told of, not %d", n, 2*total)
+	}
+	for _, e := range server.log.all() {
+		if e.Level != "info" {
+			t.Errorf("an event that should not be: %+v", e)
+		}
+	}
+}
+
+func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.InfoLevel)
+	client := correspond(t, server.addr)
+	total := queueLength(t) + kept
+	const more = 3 // the log has room for all of them
+	for i := range total + more {
+		client.send(t, strconv.Itoa(i))
+	}
+	server.log.await(t, more, "dropped replies to a client: it does not read its replies")
+	var dropped []uint64
+	for _, e := range server.log.all() {
+		if e.Level == "warn" {
+			dropped = append(dropped, e.Dropped)
+			if e.Peer != client.LocalAddr().String() {
+				t.Errorf("the client is %q, not %s", e.Peer, client.LocalAddr())
+			}
+		}
+	}
+	if diff := cmp.Diff([]uint64{1, 2, 3}, dropped); diff != "" {
+		t.Errorf("dropped (-want +got):\n%s", diff)
+	}
+	for i := range total {
+		if got := client.receive(t); got != strconv.Itoa(i) {
+			t.Fatalf("reply %d is %q", i, got)
+		}
+	}
+	client.send(t, "and on it goes")
+	if got := client.receive(t); got != "and on it goes" {
+		t.Errorf("then came %q", got)
+	}
+}
+
+func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.WarnLevel)
+	d, err := os.MkdirTemp("", "uds")
+	check(t, err)
+	defer func() { check(t, os.RemoveAll(d)) }()
+	client, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/client", Net: "unixgram"})
+	check(t, err)
+	behind := &correspondent{client, &net.UnixAddr{Name: server.addr.Path, Net: "unixgram"}}
+	for range queueLength(t) + 5 {
+		behind.send(t, message)
+	}
+	// It is answered in its turn, so that the others' replies are waiting.
+	r := uds.NewReceiver(100)
+	wantBack(t, dial(t, server.addr), r, message)
+	check(t, client.Close())
+	server.log.await(t, 1, "dropped replies to a client: connection refused")
+	if e := server.log.all()[0]; e.Dropped != 5 || e.Peer != d+"/client" {
+		t.Errorf("event is %+v", e)
+	}
+	wantBack(t, dial(t, server.addr), r, message)
+}
+
+func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
+	t.Parallel()
+	for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
+		server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, level)
+		client := correspond(t, server.addr)
+		sendDescriptor(t, client.UnixConn, client.server)
+		client.send(t, "next")
+		if got := client.receive(t); got != "next" {
+			t.Errorf("came back %q", got)
+		}
+		server.log.await(t, 1, "refused a message: message carries file descriptors")
+	}
+}
+
+func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
+	t.Parallel()
+	socket := listenOn(t, uds.Datagram)
+	client := correspond(t, socket.Addr)
+	n := queueLength(t)
+	for i := range n {
+		client.send(t, strconv.Itoa(i))
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	server := echo.Server{DrainTimeout: patience, Log: zerolog.Nop()}
+	check(t, server.Serve(ctx, socket))
+	for i := range n {
+		if got := client.receive(t); got != strconv.Itoa(i) {
+			t.Fatalf("reply %d is %q", i, got)
+		}
+	}
+	_, err := client.WriteTo([]byte("late"), client.server)
+	if !errors.Is(err, unix.ENOENT) {
+		t.Errorf("a late client gets %v", err)
+	}
+}
+
+func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{DrainTimeout: patience}, zerolog.DebugLevel)
+	client, connected := correspond(t, server.addr), dial(t, server.addr)
+	total := queueLength(t) + 100
+	for i := range total {
+		client.send(t, strconv.Itoa(i))
+	}
+	server.stop()
+	server.log.await(t, 1, "draining")
+	for i := range total {
+		if got := client.receive(t); got != strconv.Itoa(i) {
+			t.Fatalf("reply %d is %q", i, got)
+		}
+	}
+	server.ended(t)
+	gone(t, server.addr.Path)
+	gone(t, server.addr.Path+".lock")
+	if err := connected.Send(nil); !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ECONNRESET) {
+		t.Errorf("a client that sends too late gets %v", err)
+	}
+}
+
+func TestDrainTimeoutEndsTheWaitForDatagramClients(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
+	client := correspond(t, server.addr)
+	for range queueLength(t) + 5 {
+		client.send(t, message)
+	}
+	server.stop()
+	server.ended(t)
+	server.log.await(t, 1, "drain timeout is over")
+	gone(t, server.addr.Path)
+}

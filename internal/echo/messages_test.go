@@ -1,0 +1,398 @@
+package echo_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// wantBack sends a message on conn and must get the same back.
+func wantBack(t testing.TB, conn *uds.Conn, r *uds.Receiver, message string) {
+	t.Helper()
+	check(t, conn.Send([]byte(message)))
+	back, err := conn.Receive(r)
+	check(t, err)
+	if string(back) != message {
+		t.Fatalf("sent %d bytes, got back %d", len(message), len(back))
+	}
+}
+
+func TestMessagesComeBackWhole(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			server := serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.Disabled)
+			conn, r := dial(t, server.addr), uds.NewReceiver(uds.MaxMessage())
+			// The next one is answered too, whatever came before it.
+			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
+				sent, err := io.ReadAll(random(byte(size), int64(size)))
+				check(t, err)
+				wantBack(t, conn, r, string(sent))
+			}
+		})
+	}
+}
+
+func TestMessagesUnderWayKeepTheirBoundaries(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			server := serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.Disabled)
+			conn, r := dial(t, server.addr), uds.NewReceiver(100)
+			messages := []string{"one", "", "two", "", "", "three", "12345678901234567", ""}
+			for _, m := range messages {
+				check(t, conn.Send([]byte(m)))
+			}
+			for i, want := range messages {
+				if got, err := conn.Receive(r); err != nil || string(got) != want {
+					t.Fatalf("message %d is %q, %v, not %q", i, got, err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestServesAllTypesAtOnce(t *testing.T) {
+	t.Parallel()
+	var sockets []*uds.Socket
+	want := []string{}
+	for _, typ := range unixTypes {
+		s := listenOn(t, typ)
+		sockets = append(sockets, s)
+		want = append(want, "starting up on "+s.Addr.Path)
+	}
+	journal := newJournal()
+	server := echo.Server{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- server.Serve(ctx, sockets...) }()
+	for range 3 {
+		for _, s := range sockets {
+			out := &bytes.Buffer{}
+			check(t, quiet(0).Message(t.Context(), dial(t, s.Addr), []byte(message), out))
+			if out.String() != message {
+				t.Errorf("%s: output is %q", s.Addr, out)
+			}
+		}
+	}
+	stop()
+	check(t, <-done)
+	if diff := cmp.Diff(append(want, "waiting for a connection"), journal.messages()[:4]); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestHealthCheckOfEachTypePassesAndIsNotMentioned(t *testing.T) {
+	t.Parallel()
+	for _, typ := range unixTypes {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
+				server := serveSocket(t, listenOn(t, typ), echo.Server{}, level)
+				if level == zerolog.InfoLevel {
+					server.log.await(t, 1, "waiting for a")
+				}
+				for range 3 {
+					check(t, echo.HealthCheck(t.Context(), server.addr))
+				}
+				server.stop()
+				server.ended(t)
+				for _, e := range server.log.all() {
+					if level == zerolog.WarnLevel || e.Peer != "" {
+						t.Errorf("at level %v: %+v", level, e)
+					}
+				}
+			}
+			server := serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.DebugLevel)
+			server.log.await(t, 1, "waiting for a")
+			check(t, echo.HealthCheck(t.Context(), server.addr))
+			server.log.await(t, 1, "received 'are you well?")
+			for _, e := range server.log.all() {
+				if strings.HasPrefix(e.Message, "received") && e.Level != "debug" {
+					t.Errorf("a health check is an event of level %s", e.Level)
+				}
+			}
+		})
+	}
+}
+
+func TestHealthCheckOfMessageTypesFails(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			silent := listenOn(t, typ)
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			wantWords(t, echo.HealthCheck(ctx, silent.Addr), silent.Addr.String(), "connected, but no echo in time")
+			check(t, silent.Close())
+			wantWords(t, echo.HealthCheck(t.Context(), silent.Addr), silent.Addr.String(), "ENOENT")
+		})
+	}
+}
+
+// numbered is n messages of seven bytes.
+func numbered(n int) []byte {
+	var b bytes.Buffer
+	for i := range n {
+		fmt.Fprintf(&b, "%06d\n", i)
+	}
+	return b.Bytes()
+}
+
+func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		typ              uds.Type
+		window, messages int
+	}{
+		{uds.Datagram, 8, 100_000},
+		{uds.Datagram, 256, 100_000},
+		{uds.Datagram, 1, 1000},
+		{uds.Seqpacket, 8, 10_000},
+		{uds.Seqpacket, 256, 10_000},
+	} {
+		t.Run(fmt.Sprintf("%s with %d under way", tt.typ, tt.window), func(t *testing.T) {
+			t.Parallel()
+			server := serveSocket(t, listenOn(t, tt.typ), echo.Server{}, zerolog.WarnLevel)
+			sent, out := numbered(tt.messages), &bytes.Buffer{}
+			client := echo.Client{Chunk: 7, Window: tt.window, Log: zerolog.Nop()}
+			conn := dial(t, server.addr)
+			check(t, conn.SetDeadline(time.Time{}))
+			check(t, client.Copy(t.Context(), conn, bytes.NewReader(sent), out))
+			if !bytes.Equal(out.Bytes(), sent) {
+				t.Error("what came back is not what was sent")
+			}
+			if m := server.log.messages(); m != nil {
+				t.Errorf("the server warns of %q", m)
+			}
+		})
+	}
+}
+
+// recorder is a server that keeps what comes, and echoes it.
+func recorder(t *testing.T) (a uds.Addr, messages <-chan string) {
+	t.Helper()
+	kept := make(chan string, 100)
+	a = odd(t, func(message []byte) [][]byte {
+		kept <- string(message)
+		return [][]byte{message}
+	})
+	return a, kept
+}
+
+// odd is a datagram server that answers each message as it is told.
+func odd(t *testing.T, answers func(message []byte) [][]byte) uds.Addr {
+	t.Helper()
+	name := uds.AutoName("@")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
+	check(t, err)
+	answerAll(t, conn, answers)
+	return uds.Addr{Type: uds.Datagram, Path: name}
+}
+
+func answerAll(t *testing.T, conn net.PacketConn, answers func(message []byte) [][]byte) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 1<<20)
+		for {
+			n, client, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			for _, answer := range answers(buf[:n]) {
+				_, _ = conn.WriteTo(answer, client)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		check(t, conn.Close())
+		<-done
+	})
+}
+
+func TestCopySendsInputInMessages(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		chunk int
+		in    string
+		want  []string
+	}{
+		{0, "all of it", []string{"all of it"}},
+		{0, "", []string{""}},
+		{4, "all of it", []string{"all ", "of i", "t"}},
+		{3, "all of it", []string{"all", " of", " it"}},
+		{4, "", nil},
+	} {
+		a, messages := recorder(t)
+		out := &bytes.Buffer{}
+		client := echo.Client{Chunk: tt.chunk, Window: 2, Log: zerolog.Nop()}
+		// In pieces that are no measure of the messages.
+		in := io.MultiReader(strings.NewReader(tt.in[:len(tt.in)/2]), strings.NewReader(tt.in[len(tt.in)/2:]))
+		check(t, client.Copy(t.Context(), dial(t, a), in, out))
+		var got []string
+		for len(messages) > 0 {
+			got = append(got, <-messages)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%q by %d bytes (-want +got):\n%s", tt.in, tt.chunk, diff)
+		}
+		if out.String() != tt.in {
+			t.Errorf("output is %q", out)
+		}
+	}
+}
+
+func TestNoMoreMessagesAreUnderWayThanTheWindow(t *testing.T) {
+	t.Parallel()
+	a := odd(t, func([]byte) [][]byte { return nil })
+	asked := make(chan struct{}, 100)
+	in := readerFunc(func(p []byte) (int, error) {
+		asked <- struct{}{}
+		return copy(p, "x"), nil
+	})
+	client := echo.Client{Chunk: 1, Window: 3, Timeout: 100 * time.Millisecond, Log: zerolog.Nop()}
+	err := client.Copy(t.Context(), dial(t, a), in, io.Discard)
+	wantWords(t, err, "no answer for 100ms: 0 messages are back", "paused or overloaded")
+	if n := len(asked); n != 4 { // the fourth waits for its turn
+		t.Errorf("%d messages were made of the input, not 4", n)
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestReplyOfAnotherLengthIsAnError(t *testing.T) {
+	t.Parallel()
+	for _, reply := range []string{"", message[:16], message + "!"} {
+		a := odd(t, func([]byte) [][]byte { return [][]byte{[]byte(reply)} })
+		out := &bytes.Buffer{}
+		err := quiet(0).Message(t.Context(), dial(t, a), []byte(message), out)
+		wantWords(t, err, fmt.Sprintf("a message of 42 bytes came back as one of %d: that is no echo server", len(reply)))
+		if out.Len() > 0 {
+			t.Errorf("output is %q", out)
+		}
+	}
+}
+
+func TestMessageClientFails(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.Disabled)
+	reason := errors.New("enough")
+	for name, tt := range map[string]struct {
+		in    io.Reader
+		out   io.Writer
+		words string
+	}{
+		"input":     {broken{reason}, io.Discard, "read the input: enough"},
+		"output":    {strings.NewReader(message), broken{reason}, "write the output: enough"},
+		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960: raise it with --sndbuf"},
+	} {
+		conn, err := uds.DialConfig{Bind: uds.AutoName("@"), SendBuffer: 212_992}.Dial(t.Context(), server.addr)
+		check(t, err)
+		err = quietMessages().Copy(t.Context(), conn, tt.in, tt.out)
+		if err == nil || !strings.Contains(err.Error(), tt.words) {
+			t.Errorf("%s: error is %v, not %q", name, err, tt.words)
+		}
+		_ = conn.Close()
+	}
+
+	ctx, cancel := context.WithCancelCause(t.Context())
+	a := odd(t, func([]byte) [][]byte { cancel(reason); return nil })
+	if err := quietMessages().Message(ctx, dial(t, a), []byte(message), io.Discard); !errors.Is(err, reason) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func quietMessages() *echo.Client { return &echo.Client{Log: zerolog.Nop()} }
+
+func TestUDPClientCountsWhatIsLost(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		messages int
+		want     string
+	}{
+		{2, ""},
+		{3, "1 of 3 messages did not come back"},
+		{30, "10 of 30 messages did not come back"},
+	} {
+		conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
+		check(t, err)
+		n := 0
+		answerAll(t, conn, func(message []byte) [][]byte {
+			if n++; n%3 == 0 {
+				return nil
+			}
+			return [][]byte{message}
+		})
+		want := &bytes.Buffer{}
+		for i := range tt.messages {
+			if (i+1)%3 != 0 {
+				fmt.Fprintf(want, "%06d\n", i)
+			}
+		}
+		out := &bytes.Buffer{}
+		client := echo.Client{Chunk: 7, Window: 4, Timeout: 500 * time.Millisecond, Log: zerolog.Nop()}
+		err = client.Copy(t.Context(), dial(t, uds.Addr{Type: uds.UDP, Path: conn.LocalAddr().String()}), bytes.NewReader(numbered(tt.messages)), out)
+		if err == nil && tt.want != "" || err != nil && err.Error() != tt.want {
+			t.Errorf("of %d messages: %v, not %q", tt.messages, err, tt.want)
+		}
+		if diff := cmp.Diff(want.String(), out.String()); diff != "" {
+			t.Errorf("of %d messages (-want +got):\n%s", tt.messages, diff)
+		}
+	}
+}
+
+func TestUDPEcho(t *testing.T) {
+	t.Parallel()
+	s, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.UDP, Path: "127.0.0.1:0"})
+	check(t, err)
+	s.Addr.Path = boundTo(t, s)
+	server := serveSocket(t, s, echo.Server{}, zerolog.InfoLevel)
+	conn, r := dial(t, server.addr), uds.NewReceiver(uds.MaxMessage())
+	for _, size := range []int{0, 1, 16, 17, 65_507, 0} {
+		wantBack(t, conn, r, strings.Repeat("x", size))
+	}
+	server.log.await(t, 6, "sending data back to the client")
+	for _, e := range server.log.all()[2:] {
+		if strings.HasPrefix(e.Message, "received") && e.Peer != conn.LocalAddr().String() {
+			t.Errorf("the peer is %s, not %s", e.Peer, conn.LocalAddr())
+		}
+	}
+}
+
+func TestTCPEcho(t *testing.T) {
+	t.Parallel()
+	s, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.TCP, Path: "127.0.0.1:0"})
+	check(t, err)
+	s.Addr.Path = boundTo(t, s)
+	server := serveSocket(t, s, echo.Server{}, zerolog.InfoLevel)
+	conn, out := dial(t, server.addr), &bytes.Buffer{}
+	check(t, quiet(0).Copy(t.Context(), conn, strings.NewReader(message), out))
+	if out.String() != message {
+		t.Errorf("output is %q", out)
+	}
+	server.log.await(t, 2, "waiting for a connection")
+	for _, e := range server.log.all()[2:] {
+		if e.Peer != conn.LocalAddr().String() {
+			t.Errorf("the peer is %s, not %s", e.Peer, conn.LocalAddr())
+		}
+	}
+}

@@ -1,0 +1,231 @@
+package echo_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// wantRecords receives records that must be these, and then the end.
+func wantRecords(t *testing.T, conn *uds.Conn, records []string) {
+	t.Helper()
+	r := uds.NewReceiver(uds.MaxMessage())
+	for i, want := range records {
+		got, err := conn.Receive(r)
+		if err != nil {
+			t.Fatalf("record %d of %d: %v", i, len(records), err)
+		}
+		if string(got) != want {
+			t.Fatalf("record %d of %d is one of %d bytes, not of %d", i, len(records), len(got), len(want))
+		}
+	}
+	if got, err := conn.Receive(r); err != io.EOF {
+		t.Fatalf("after %d records came one more, %q, %v", len(records), got, err)
+	}
+}
+
+func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	for _, records := range [][]string{{}, {""}, {"", "", ""}, {"one", ""}, {"", "one", "", "", "two", "", "", ""}} {
+		for range 20 { // the end comes sooner or later than the server gets to it
+			conn := dial(t, server.addr)
+			for _, r := range records {
+				check(t, conn.Send([]byte(r)))
+			}
+			check(t, conn.CloseWrite())
+			wantRecords(t, conn, records)
+			check(t, conn.Close())
+		}
+	}
+}
+
+// The server finds all the records and the end when it starts, and can send back
+// few of them at a time.
+func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
+	t.Parallel()
+	for name, last := range map[string]string{"after a record": "last", "after an empty one": ""} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			socket := listenOn(t, uds.Seqpacket)
+			conn := dial(t, socket.Addr)
+			var records []string
+			for i := range 50 {
+				records = append(records, fmt.Sprintf("%01000d", i), "")
+			}
+			records = append(records, last)
+			for _, r := range records {
+				check(t, conn.Send([]byte(r)))
+			}
+			check(t, conn.CloseWrite())
+			serveSocket(t, socket, echo.Server{SendBuffer: 5000}, zerolog.Disabled)
+			wantRecords(t, conn, records)
+		})
+	}
+}
+
+func TestSeqpacketClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	lazy := dial(t, server.addr)
+	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
+	var taken []string
+	for {
+		record := fmt.Sprintf("%05000d", len(taken))
+		if err := lazy.Send([]byte(record)); err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatalf("%d records were taken from a client that does not read: %v", len(taken), err)
+			}
+			break
+		}
+		taken = append(taken, record)
+	}
+	r := uds.NewReceiver(100)
+	for range 10 {
+		wantBack(t, dial(t, server.addr), r, message)
+	}
+	check(t, lazy.CloseWrite())
+	wantRecords(t, lazy, taken)
+}
+
+func TestSeqpacketTranscripts(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.InfoLevel)
+	journal, out := newJournal(), &bytes.Buffer{}
+	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
+	conn := dial(t, server.addr)
+	check(t, client.Message(t.Context(), conn, []byte(message), out))
+	check(t, conn.Close())
+	server.log.await(t, 2, "waiting for a connection")
+	if diff := cmp.Diff([]string{
+		"starting up on " + server.addr.Path,
+		"waiting for a connection",
+		"connection from",
+		"received 'This is the message.  It will be repeated.'",
+		"sending data back to the client",
+		"no data from",
+		"waiting for a connection",
+	}, server.log.messages()); diff != "" {
+		t.Errorf("server (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{
+		"sending 'This is the message.  It will be repeated.'",
+		"received 'This is the message.  It will be repeated.'",
+	}, journal.messages()); diff != "" {
+		t.Errorf("client (-want +got):\n%s", diff)
+	}
+	if out.String() != message {
+		t.Errorf("output is %q", out)
+	}
+}
+
+func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	var clients sync.WaitGroup
+	for i := range 10 {
+		conn := dial(t, server.addr)
+		clients.Go(func() {
+			sent, err := io.ReadAll(random(byte(i), 500_000))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			out := &bytes.Buffer{}
+			client := echo.Client{Chunk: 1000 + i, Window: 8, Log: zerolog.Nop()}
+			if err := client.Copy(t.Context(), conn, bytes.NewReader(sent), out); err != nil {
+				t.Error(err)
+			}
+			if !bytes.Equal(out.Bytes(), sent) {
+				t.Errorf("client %d got other bytes than it sent", i)
+			}
+		})
+	}
+	clients.Wait()
+}
+
+func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{SendBuffer: 5000}, zerolog.InfoLevel)
+	conn := dial(t, server.addr)
+	check(t, conn.Send(make([]byte, 4968)))
+	if got, err := conn.Receive(uds.NewReceiver(uds.MaxMessage())); err != nil || len(got) != 4968 {
+		t.Fatalf("%d bytes came back: %v", len(got), err)
+	}
+	err := quiet(0).Message(t.Context(), conn, make([]byte, 4969), io.Discard)
+	wantWords(t, err, "the server closed the connection: 0 messages are back, the next of 4969 bytes is not")
+	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968: raise it with --sndbuf")
+	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
+}
+
+func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.InfoLevel)
+	conn := dial(t, server.addr)
+	sendDescriptor(t, conn.Conn, nil)
+	if got, err := conn.Receive(uds.NewReceiver(100)); err != io.EOF {
+		t.Errorf("came back %q, %v", got, err)
+	}
+	server.log.await(t, 1, "lost the connection: message carries file descriptors")
+	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
+}
+
+// sendDescriptor sends a message that a file comes along with.
+func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
+	t.Helper()
+	null, err := os.Open(os.DevNull)
+	check(t, err)
+	defer func() { _ = null.Close() }()
+	_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte("take this"), unix.UnixRights(int(null.Fd())), to)
+	check(t, err)
+}
+
+func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{DrainTimeout: patience}, zerolog.DebugLevel)
+	conn, r := dial(t, server.addr), uds.NewReceiver(100)
+	wantBack(t, conn, r, "before")
+	server.stop()
+	server.log.await(t, 1, "draining")
+	wantBack(t, conn, r, "after")
+	check(t, conn.CloseWrite())
+	if got, err := conn.Receive(r); err != io.EOF {
+		t.Errorf("at the end came %q, %v", got, err)
+	}
+	server.ended(t)
+	gone(t, server.addr.Path)
+}
+
+func TestSeqpacketDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
+	t.Parallel()
+	socket := listenOn(t, uds.Seqpacket)
+	var conns []*uds.Conn
+	for i := range 100 {
+		conn := dial(t, socket.Addr)
+		check(t, conn.Send(fmt.Appendf(nil, "client %d", i)))
+		check(t, conn.Send(nil))
+		check(t, conn.CloseWrite())
+		conns = append(conns, conn)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	server := echo.Server{DrainTimeout: patience, Log: zerolog.Nop()}
+	check(t, server.Serve(ctx, socket))
+	for i, conn := range conns {
+		wantRecords(t, conn, []string{fmt.Sprintf("client %d", i), ""})
+	}
+}

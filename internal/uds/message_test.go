@@ -1,0 +1,568 @@
+package uds_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// pair is two sockets of a type that keeps boundaries, connected to each other.
+func pair(t *testing.T, typ uds.Type) (a, b int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, sotypes[typ]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	check(t, err)
+	t.Cleanup(func() {
+		check(t, unix.Close(fds[0]))
+		check(t, unix.Close(fds[1]))
+	})
+	return fds[0], fds[1]
+}
+
+// send sends from a raw socket.
+func send(t *testing.T, fd int, message string) {
+	t.Helper()
+	check(t, unix.Sendto(fd, []byte(message), 0, nil))
+}
+
+// receiving are the ways to receive a message.
+var receiving = map[string]func(t *testing.T, r *uds.Receiver, fd int) ([]byte, error){
+	"alone": func(_ *testing.T, r *uds.Receiver, fd int) ([]byte, error) { return r.Receive(fd) },
+	"with credentials": func(t *testing.T, r *uds.Receiver, fd int) ([]byte, error) {
+		check(t, uds.PassCred(fd))
+		return r.ReceiveCred(fd)
+	},
+	"as a record": func(t *testing.T, r *uds.Receiver, fd int) ([]byte, error) {
+		record, end, err := r.ReceiveRecord(fd)
+		if end {
+			t.Error("a message is taken for the end")
+		}
+		return record, err
+	},
+}
+
+// eachWay runs a test for both types and all ways to receive.
+func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *uds.Receiver) ([]byte, error))) {
+	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+		for name, receive := range receiving {
+			t.Run(string(typ)+" "+name, func(t *testing.T) {
+				a, b := pair(t, typ)
+				test(t, a, b, func(r *uds.Receiver) ([]byte, error) { return receive(t, r, b) })
+			})
+		}
+	}
+}
+
+func TestReceiveGivesWholeMessagesInOrder(t *testing.T) {
+	t.Parallel()
+	eachWay(t, func(t *testing.T, a, _ int, receive func(r *uds.Receiver) ([]byte, error)) {
+		r := uds.NewReceiver(65536)
+		for _, size := range []int{1, 0, 16, 0, 0, 17, 65536} {
+			sent := bytes.Repeat([]byte{byte(size)}, size)
+			send(t, a, "before")
+			send(t, a, string(sent))
+			if got, err := receive(r); err != nil || string(got) != "before" {
+				t.Fatalf("received %q, %v", got, err)
+			}
+			if got, err := receive(r); err != nil || !bytes.Equal(got, sent) {
+				t.Fatalf("a message of %d bytes was received as one of %d: %v", size, len(got), err)
+			}
+			if got, err := r.Receive(a); err != unix.EAGAIN || got != nil {
+				t.Fatalf("without a message: %q, %v", got, err)
+			}
+		}
+	})
+}
+
+func TestReceiveOfLargerMessageIsAnErrorAndNeverAPrefix(t *testing.T) {
+	t.Parallel()
+	eachWay(t, func(t *testing.T, a, _ int, receive func(r *uds.Receiver) ([]byte, error)) {
+		r := uds.NewReceiver(16)
+		for _, size := range []int{17, 200_000} {
+			send(t, a, strings.Repeat("x", size))
+			send(t, a, "next")
+			got, err := receive(r)
+			if got != nil {
+				t.Errorf("received %q of a message that does not fit", got)
+			}
+			wantError(t, err, uds.ErrTruncated, strconv.Itoa(size)+" bytes, 16 fit")
+			if got, err := receive(r); err != nil || string(got) != "next" {
+				t.Errorf("then received %q, %v", got, err)
+			}
+		}
+	})
+}
+
+func TestReceiverOfNothingStillTellsEmptyFromMore(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t, uds.Datagram)
+	r := uds.NewReceiver(0)
+	send(t, a, "")
+	if got, err := r.Receive(b); err != nil || len(got) > 0 {
+		t.Errorf("received %q, %v", got, err)
+	}
+	send(t, a, "xx")
+	_, err := r.Receive(b)
+	wantError(t, err, uds.ErrTruncated)
+}
+
+// Not parallel: it counts the descriptors of the process.
+func TestDescriptorsThatComeAlongAreRefusedAndNoneStaysOpen(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	check(t, err)
+	defer func() { _ = null.Close() }()
+	for _, n := range []int{1, 4, 253} { // SCM_MAX_FD, unix(7)
+		fds := make([]int, n)
+		for i := range fds {
+			fds[i] = int(null.Fd())
+		}
+		eachWay(t, func(t *testing.T, a, _ int, receive func(r *uds.Receiver) ([]byte, error)) {
+			r := uds.NewReceiver(100)
+			before := descriptors(t)
+			check(t, unix.Sendmsg(a, []byte("take these"), unix.UnixRights(fds...), nil, 0))
+			send(t, a, "next")
+			got, err := receive(r)
+			if got != nil || !errors.Is(err, uds.ErrDescriptors) {
+				t.Errorf("received %q, %v", got, err)
+			}
+			if after := descriptors(t); after != before {
+				t.Errorf("%d descriptors came along, and %d are open now, %d were", n, after, before)
+			}
+			if got, err := receive(r); err != nil || string(got) != "next" {
+				t.Errorf("then received %q, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestReceiveRecordTellsEmptyRecordFromTheEnd(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(fd int) error{
+		"half-closed": func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) },
+		"closed":      unix.Close,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+			check(t, err)
+			a, b := fds[0], fds[1]
+			defer func() { check(t, unix.Close(b)) }()
+			r := uds.NewReceiver(100)
+			_, ended, err := r.ReceiveRecord(b)
+			if ended || err != unix.EAGAIN {
+				t.Fatalf("before anything came: end %t, %v", ended, err)
+			}
+			records := []string{"", "one", "", "", "", "two", ""}
+			for _, s := range records {
+				send(t, a, s)
+			}
+			check(t, end(a))
+			for i, want := range records {
+				got, ended, err := r.ReceiveRecord(b)
+				if err != nil || ended || string(got) != want {
+					t.Fatalf("record %d is %q, end %t, %v, not %q", i, got, ended, err, want)
+				}
+			}
+			for range 2 {
+				if got, ended, err := r.ReceiveRecord(b); err != nil || !ended || len(got) > 0 {
+					t.Errorf("at the end: %q, end %t, %v", got, ended, err)
+				}
+			}
+			if name == "half-closed" {
+				check(t, unix.Close(a))
+			}
+		})
+	}
+}
+
+// received is one message that a datagram socket has in its queue.
+func received(t *testing.T, fd int) *uds.Receiver {
+	t.Helper()
+	r := uds.NewReceiver(100)
+	_, err := r.Receive(fd)
+	check(t, err)
+	return r
+}
+
+func TestSenderIsWhoeverSentTheMessage(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	s := listen(t, uds.ListenConfig{}, datagram(d+"/s"))
+	longest := d + "/" + strings.Repeat("c", uds.MaxPath-len(d)-1)
+	for _, name := range []string{d + "/client", longest, uds.AutoName("@"), "@" + strings.Repeat("c", 106), ""} {
+		conn, err := uds.DialConfig{Bind: name}.Dial(t.Context(), s.Addr)
+		check(t, err)
+		check(t, conn.Send([]byte("hello")))
+		r := received(t, s.FD)
+		if got := r.Sender().String(); got != name {
+			t.Errorf("the sender is %q, not %q", got, name)
+		}
+		if r.Named() != (name != "") {
+			t.Errorf("%q: named is %t", name, r.Named())
+		}
+		if name != "" {
+			check(t, conn.SetDeadline(time.Now().Add(patience)))
+			check(t, r.Reply(s.FD, []byte("one")))
+			check(t, uds.ReplyTo(s.FD, []byte("two"), r.Sender()))
+			for _, want := range []string{"one", "two"} {
+				if got, err := conn.Receive(uds.NewReceiver(100)); err != nil || string(got) != want {
+					t.Errorf("%q: received %q, %v", name, got, err)
+				}
+			}
+		}
+		check(t, conn.Close())
+	}
+}
+
+func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
+	t.Parallel()
+	server, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	check(t, err)
+	defer func() { check(t, server.Close()) }()
+	conn := dial(t, uds.Addr{Type: uds.UDP, Path: server.LocalAddr().String()})
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	check(t, conn.Send([]byte("hello")))
+	raw, err := server.SyscallConn()
+	check(t, err)
+	r := uds.NewReceiver(100)
+	check(t, raw.Read(func(fd uintptr) bool {
+		var message []byte
+		if message, err = r.Receive(int(fd)); err != unix.EAGAIN && string(message) == "hello" {
+			err = r.Reply(int(fd), []byte("hello yourself"))
+		}
+		return err != unix.EAGAIN
+	}))
+	check(t, err)
+	if got, want := r.Sender().String(), conn.LocalAddr().String(); got != want {
+		t.Errorf("the sender is %s, not %s", got, want)
+	}
+	if got, err := conn.Receive(uds.NewReceiver(100)); err != nil || string(got) != "hello yourself" {
+		t.Errorf("received %q, %v", got, err)
+	}
+}
+
+// As recvmsg(2) writes them; a machine need not have IPv6.
+func TestSenderString(t *testing.T) {
+	t.Parallel()
+	family := func(f uint16) string { return string(binary.NativeEndian.AppendUint16(nil, f)) }
+	ip6 := net.ParseIP("2001:db8::1").To16()
+	for _, tt := range []struct{ raw, want string }{
+		{"", ""},
+		{"\x01", ""},
+		{family(unix.AF_UNIX), ""},
+		{family(unix.AF_UNIX) + "/run/c\x00", "/run/c"},
+		{family(unix.AF_UNIX) + "c", "c"},
+		{family(unix.AF_UNIX) + "\x00name", "@name"},
+		{family(unix.AF_UNIX) + "\x00na\x00me", "@na\x00me"},
+		{family(unix.AF_UNIX) + "\x00", "@"},
+		{family(unix.AF_INET) + "\x1b\x58" + "\x7f\x00\x00\x01" + strings.Repeat("\x00", 8), "127.0.0.1:7000"},
+		{family(unix.AF_INET6) + "\x1b\x58" + "\x00\x00\x00\x00" + string(ip6) + "\x00\x00\x00\x00", "[2001:db8::1]:7000"},
+		{family(unix.AF_INET6) + "\x00\x01" + "\x00\x00\x00\x00" + string(net.IPv6loopback) + "\x00\x00\x00\x00", "[::1]:1"},
+		{family(unix.AF_NETLINK) + "somebody", ""},
+	} {
+		if got := uds.Sender(tt.raw).String(); got != tt.want {
+			t.Errorf("%q reads %q, not %q", tt.raw, got, tt.want)
+		}
+	}
+}
+
+func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			s := listen(t, uds.ListenConfig{Mode: 0o666}, uds.Addr{Type: typ, Path: dir(t) + "/s"})
+			check(t, uds.PassCred(s.FD))
+			child := start(t, stranger, nil, "send", s.Addr.String(), "hello")
+			if o := child.outcome(t); o.Err != "" {
+				t.Fatal(o.Err)
+			}
+			fd := s.FD
+			if typ == uds.Seqpacket {
+				var err error
+				fd, _, err = unix.Accept(s.FD)
+				check(t, err)
+				defer func() { check(t, unix.Close(fd)) }()
+				check(t, uds.PassCred(fd))
+			}
+			r := uds.NewReceiver(100)
+			if _, ok := r.Cred(); ok {
+				t.Error("there are credentials before there is a message")
+			}
+			message, err := r.ReceiveCred(fd)
+			if err != nil || string(message) != "hello" {
+				t.Fatalf("received %q, %v", message, err)
+			}
+			want := unix.Ucred{Pid: int32(child.cmd.Process.Pid), Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
+			if os.Geteuid() == 0 {
+				want.Uid, want.Gid = stranger, stranger
+			}
+			if cred, ok := r.Cred(); !ok || cred != want {
+				t.Errorf("the sender is %+v (%t), not %+v", cred, ok, want)
+			}
+			child.end(t)
+		})
+	}
+}
+
+func TestReceiveAloneHasNoCredentials(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t, uds.Datagram)
+	send(t, a, "hello")
+	if cred, ok := received(t, b).Cred(); ok {
+		t.Errorf("nobody asked, and they are %+v", cred)
+	}
+	err := uds.PassCred(-1)
+	wantError(t, err, unix.EBADF, "SO_PASSCRED")
+}
+
+// A Receiver is what the server spends on a message.
+//
+// Not parallel: it counts the allocations of the process.
+func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
+	s := listen(t, uds.ListenConfig{}, datagram(uds.AutoName("@")))
+	check(t, uds.PassCred(s.FD))
+	client, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	defer func() { check(t, unix.Close(client)) }()
+	check(t, unix.Bind(client, &unix.SockaddrUnix{Name: uds.AutoName("@")}))
+	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: s.Addr.Path}))
+
+	r, sent, back := uds.NewReceiver(1000), make([]byte, 1000), make([]byte, 1000)
+	allocs := testing.AllocsPerRun(1000, func() {
+		if _, err := unix.Write(client, sent); err != nil {
+			t.Fatal(err)
+		}
+		message, err := r.ReceiveCred(s.FD)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := r.Cred(); !ok || !r.Named() {
+			t.Fatal("nobody sent it")
+		}
+		if err := r.Reply(s.FD, message); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := unix.Read(client, back); err != nil || n != len(sent) {
+			t.Fatal(n, err)
+		}
+	})
+	if allocs != 0 {
+		t.Errorf("a message costs %v allocations", allocs)
+	}
+}
+
+func TestReplyErrorsAreErrnos(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	s := listen(t, uds.ListenConfig{SendBuffer: 5000}, datagram(d+"/s"))
+	// Not connected, so that its queue has a limit.
+	client, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/client", Net: "unixgram"})
+	check(t, err)
+	_, err = client.WriteTo([]byte("hello"), &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
+	check(t, err)
+	r := received(t, s.FD)
+	if err := r.Reply(s.FD, make([]byte, 10_000)); err != unix.EMSGSIZE {
+		t.Errorf("a reply larger than the send buffer: %v", err)
+	}
+	for err = nil; err == nil; err = r.Reply(s.FD, nil) {
+	}
+	if err != unix.EAGAIN {
+		t.Errorf("the client's queue is full: %v", err)
+	}
+	check(t, client.Close())
+	if err := r.Reply(s.FD, nil); err != unix.ECONNREFUSED {
+		t.Errorf("the client is closed: %v", err)
+	}
+	check(t, os.Remove(d+"/client"))
+	if err := uds.ReplyTo(s.FD, nil, r.Sender()); err != unix.ENOENT {
+		t.Errorf("the client is gone: %v", err)
+	}
+}
+
+// setting is a number that the system has under net.
+func setting(t *testing.T, name string) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/net/" + name)
+	check(t, err)
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	check(t, err)
+	return n
+}
+
+func TestMaxMessageIsWhatTheSystemLetsAnybodySend(t *testing.T) {
+	t.Parallel()
+	a, _ := pair(t, uds.Datagram)
+	wmem := setting(t, "core/wmem_max")
+	check(t, uds.SetSendBuffer(a, 2*wmem))
+	limit, err := uds.SendLimit(a)
+	check(t, err)
+	if limit != uds.MaxMessage() || limit != 2*wmem-32 {
+		t.Errorf("the largest send buffer is for %d bytes, MaxMessage is %d, wmem_max %d", limit, uds.MaxMessage(), wmem)
+	}
+}
+
+func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
+	t.Parallel()
+	a, _ := pair(t, uds.Seqpacket)
+	wmem := setting(t, "core/wmem_max")
+	err := uds.SetSendBuffer(a, 2*wmem+1)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	wantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d: raise net.core.wmem_max", 2*wmem+1, 2*wmem))
+	wantError(t, uds.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
+
+	d := dir(t)
+	_, err = uds.ListenConfig{SendBuffer: 2*wmem + 1}.Listen(datagram(d + "/s"))
+	if err == nil {
+		t.Fatal("no error")
+	}
+	wantWords(t, err.Error(), "listen datagram:"+d+"/s: send buffer of ", strconv.Itoa(2*wmem))
+	if names := ls(t, d); names != nil {
+		t.Errorf("left behind: %v", names)
+	}
+	s := listen(t, uds.ListenConfig{}, datagram(d+"/s"))
+	_, err = uds.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1}.Dial(t.Context(), s.Addr)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	wantWords(t, err.Error(), "connect datagram:"+d+"/s: ", "send buffer of ", strconv.Itoa(2*wmem))
+	gone(t, d+"/client")
+}
+
+func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t, uds.Seqpacket)
+	for _, buffer := range []int{5000, 5001, 100_000, 300_000} {
+		check(t, uds.SetSendBuffer(a, buffer))
+		limit, err := uds.SendLimit(a)
+		check(t, err)
+		if limit < buffer-32 || limit > buffer+1-32 {
+			t.Errorf("a send buffer of %d is for %d bytes", buffer, limit)
+		}
+		send(t, a, strings.Repeat("x", limit))
+		if n, err := unix.Read(b, make([]byte, limit+1)); err != nil || n != limit {
+			t.Errorf("%d of %d bytes came: %v", n, limit, err)
+		}
+		err = unix.Send(a, make([]byte, limit+1), 0)
+		if err != unix.EMSGSIZE {
+			t.Errorf("one byte more: %v", err)
+		}
+		wantError(t, uds.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
+			fmt.Sprintf("%d bytes, the socket sends at most %d: raise it with --sndbuf", limit+1, limit))
+	}
+	if err := uds.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
+		t.Errorf("another error becomes %v", err)
+	}
+	_, err := uds.SendLimit(-1)
+	wantError(t, err, unix.EBADF)
+}
+
+func TestSendUpToTheLimitAndOneByteMore(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			s := listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: dir(t) + "/s"})
+			// The default where nobody has changed net.core.wmem_default.
+			conn, err := uds.DialConfig{SendBuffer: 212_992}.Dial(t.Context(), s.Addr)
+			check(t, err)
+			defer func() { check(t, conn.Close()) }()
+			check(t, conn.SetDeadline(time.Now().Add(patience)))
+			fd := s.FD
+			if typ == uds.Seqpacket {
+				fd, _, err = unix.Accept(s.FD)
+				check(t, err)
+				defer func() { check(t, unix.Close(fd)) }()
+			}
+			wantError(t, conn.Send(make([]byte, 212_961)), unix.EMSGSIZE,
+				"212961 bytes, the socket sends at most 212960: raise it with --sndbuf")
+			check(t, conn.Send(make([]byte, 212_960)))
+			if message, err := uds.NewReceiver(uds.MaxMessage()).Receive(fd); err != nil || len(message) != 212_960 {
+				t.Errorf("received %d bytes, %v", len(message), err)
+			}
+		})
+	}
+	conn := dial(t, uds.Addr{Type: uds.UDP, Path: "127.0.0.1:9"})
+	wantError(t, conn.Send(make([]byte, 65_508)), unix.EMSGSIZE, "65508 bytes, the socket sends at most 65507: send smaller ones")
+}
+
+func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
+	t.Parallel()
+	s := listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Seqpacket, Path: dir(t) + "/s"})
+	conn := dial(t, s.Addr)
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	fd, _, err := unix.Accept(s.FD)
+	check(t, err)
+	for _, record := range []string{"one", "", "two", ""} {
+		send(t, fd, record)
+	}
+	check(t, unix.Close(fd))
+	r := uds.NewReceiver(100)
+	for _, want := range []string{"one", "", "two", ""} {
+		if got, err := conn.Receive(r); err != nil || string(got) != want {
+			t.Fatalf("received %q, %v, not %q", got, err, want)
+		}
+	}
+	if got, err := conn.Receive(r); err != io.EOF || got != nil {
+		t.Errorf("at the end: %q, %v", got, err)
+	}
+	if err := conn.Send(nil); !errors.Is(err, unix.EPIPE) {
+		t.Errorf("sent to nobody: %v", err)
+	}
+}
+
+func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+		conn := dial(t, listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: dir(t) + "/s"}).Addr)
+		check(t, conn.SetDeadline(time.Now().Add(50*time.Millisecond)))
+		if _, err := conn.Receive(uds.NewReceiver(100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: receive: %v", typ, err)
+		}
+		var err error
+		for err == nil {
+			err = conn.Send([]byte("fill it"))
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: send: %v", typ, err)
+		}
+	}
+}
+
+func TestListenAndDialInternetAddresses(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.TCP, uds.UDP} {
+		s := listen(t, uds.ListenConfig{Backlog: 8}, uds.Addr{Type: typ, Path: "127.0.0.1:0"})
+		sa, err := unix.Getsockname(s.FD)
+		check(t, err)
+		a := uds.Addr{Type: typ, Path: "127.0.0.1:" + strconv.Itoa(sa.(*unix.SockaddrInet4).Port)}
+		conn, err := uds.DialConfig{Bind: "names are for Unix sockets"}.Dial(t.Context(), a)
+		check(t, err)
+		if conn.Type() != typ {
+			t.Errorf("the connection's type is %s", conn.Type())
+		}
+		check(t, conn.Close())
+		_, err = uds.ListenConfig{}.Listen(a)
+		wantError(t, err, unix.EADDRINUSE, "listen "+a.String())
+		check(t, s.Close())
+		if conn, err := (uds.DialConfig{}).Dial(t.Context(), a); typ == uds.TCP {
+			wantError(t, err, unix.ECONNREFUSED, "connect "+a.String())
+		} else {
+			check(t, err)
+			check(t, conn.Close())
+		}
+	}
+}
