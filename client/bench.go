@@ -70,7 +70,9 @@ func (c *benchCmd) Validate() error {
 
 // Run measures and reports.
 func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
-	open := func(ctx context.Context, a uds.Addr) (*uds.Conn, error) { return dial(ctx, a, c.dialConfig(a), c.Retry) }
+	open := func(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
+		return dial(ctx, a, c.dialConfig(a), c.Retry)
+	}
 	config := bench.Config{
 		Addrs: c.Connect, Dial: open, Sizes: c.Size, Connections: c.Connections, Window: c.Window, Rate: c.Rate,
 		Warmup: c.Warmup, Duration: c.Duration, Rounds: c.Rounds, Baseline: c.Baseline, Spin: c.Spin,
@@ -115,7 +117,7 @@ func (c *benchCmd) dialConfig(a uds.Addr) (config uds.DialConfig) {
 	if a.Abstract() {
 		dir = "@"
 	}
-	config.Bind = uds.AutoName(dir)
+	config.Bind = uds.AbsName(uds.AutoName(dir))
 	return config
 }
 

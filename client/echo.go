@@ -72,8 +72,17 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	return err
 }
 
-// name is the client's own name by --bind.
+// name is the client's own name by --bind. For a datagram socket it is
+// absolute, as the server looks it up in its own directory.
 func (c *echoCmd) name() string {
+	name := c.bindName()
+	if c.Connect.Type == uds.Datagram {
+		return uds.AbsName(name)
+	}
+	return name
+}
+
+func (c *echoCmd) bindName() string {
 	bind := c.Bind
 	if bind == "" && c.Connect.Type == uds.Datagram {
 		bind = "auto"

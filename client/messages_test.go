@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -77,11 +78,13 @@ func TestSignalRemovesNameOfDatagramClientThatWaits(t *testing.T) {
 			d, conn := listenDatagram(t)
 			p := start(t, d, nil, client, "--connect", "datagram:s", "hello")
 			got, sender := next(t, conn)
-			if ok, _ := filepath.Match("client.*.*.*", sender.String()); !ok || got != "hello" {
+			name, err := filepath.Rel(d, sender.String())
+			check(t, err)
+			if ok, _ := filepath.Match("client.*.*.*", name); !ok || got != "hello" {
 				t.Errorf("%q came from %q", got, sender)
 			}
-			wantFiles(t, d, sender.String(), "s")
-			info, err := os.Lstat(filepath.Join(d, sender.String()))
+			wantFiles(t, d, name, "s")
+			info, err := os.Lstat(sender.String())
 			check(t, err)
 			if info.Mode() != os.ModeSocket|0o666 {
 				t.Errorf("the mode of its socket is %v", info.Mode())
@@ -251,5 +254,37 @@ func TestStrangersServeInMessages(t *testing.T) {
 			wantFiles(t, d, "s")
 			server.stop(t)
 		})
+	}
+}
+
+func TestServerInAnotherDirectoryAnswersARelativeName(t *testing.T) {
+	t.Parallel()
+	d, conn := listenDatagram(t)
+	check(t, os.Mkdir(filepath.Join(d, "below"), 0o755))
+	p := start(t, filepath.Join(d, "below"), nil, client, "--connect", "datagram:../s", "hello")
+	_, sender := next(t, conn)
+	if !filepath.IsAbs(sender.String()) {
+		t.Errorf("the client's name is %q, which only its own directory has", sender)
+	}
+	p.stop(t)
+}
+
+func TestMessageAndPathThatAreNotUTF8GoByteForByte(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	l, err := net.Listen("unix", filepath.Join(d, "s\xff"))
+	check(t, err)
+	t.Cleanup(func() { check(t, l.Close()) })
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		_, _ = io.Copy(conn, conn)
+		_ = conn.Close()
+	}()
+	status, stdout, stderr := run(t, d, "", client, "--connect", "./s\xff", "a\xffb")
+	if status != 0 || stdout != "a\xffb" {
+		t.Errorf("exit status %d, output %q\n%s", status, stdout, stderr)
 	}
 }

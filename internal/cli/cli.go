@@ -32,6 +32,7 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	defer context.AfterFunc(ctx, stop)()
 
 	std := Std{os.Stdin, os.Stdout, os.Stderr}
+	options = append(options, values...)
 	options = append(options,
 		kong.Name(name),
 		kong.Description(description),

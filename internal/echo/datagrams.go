@@ -25,13 +25,13 @@ const (
 type datagrams struct {
 	*server
 	socket   *uds.Socket
-	creds    bool
 	queues   map[uds.Sender]*queue // of clients that are behind, by address
 	waiting  int                   // replies in all queues
 	bytes    int
 	tryAgain time.Time
 	pause    time.Duration
 	dropped  uint64
+	buffer   sendBuffer
 }
 
 // A queue is what one client has not taken yet, oldest first.
@@ -49,12 +49,9 @@ func newDatagrams(s *server, socket *uds.Socket) (*datagrams, error) {
 	// that clients that do not read would stop the replies to all others.
 	// The kernel doubles the number and keeps 32 bytes.
 	_ = unix.SetsockoptInt(socket.FD, unix.SOL_SOCKET, unix.SO_SNDBUF, uds.MaxMessage()/2+16)
-	// Credentials are for the log only.
-	d.creds = s.Log.GetLevel() <= zerolog.InfoLevel
-	if d.creds {
-		return d, uds.PassCred(socket.FD)
-	}
-	return d, nil
+	limit, err := uds.SendLimit(socket.FD)
+	d.buffer = sendBuffer{fd: socket.FD, size: limit, shares: map[uds.Sender]int{}, greedy: map[uds.Sender]bool{}}
+	return d, err
 }
 
 func (d *datagrams) Ready(uint32) {
@@ -72,20 +69,24 @@ func (d *datagrams) receiveAll() {
 
 // receive echoes one message and tells whether there may be more.
 func (d *datagrams) receive() bool {
+	unixSocket := d.socket.Addr.Type.Unix()
 	receive := d.receiver.Receive
-	if d.creds {
+	if unixSocket {
 		receive = d.receiver.ReceiveCred
 	}
 	message, err := receive(d.socket.FD)
 	switch {
 	case err == unix.EAGAIN:
 		return false
-	case err != nil:
+	case errors.Is(err, uds.ErrTruncated), errors.Is(err, uds.ErrDescriptors):
 		d.warn.Warn().Err(err).Str("peer", Escape(d.receiver.Sender().String())).Msgf("refused a message: %v", err)
-		return !errors.As(err, new(unix.Errno))
+		return true
+	case err != nil:
+		d.warn.Warn().Err(err).Msgf("cannot receive: %v", err)
+		return false
 	}
 	quiet := false
-	if d.creds {
+	if d.Log.GetLevel() <= zerolog.InfoLevel {
 		quiet = d.log(message)
 	}
 	if !d.receiver.Named() {
@@ -101,12 +102,13 @@ func (d *datagrams) receive() bool {
 			return true
 		}
 	}
+	if unixSocket && !d.buffer.admit(d.receiver, len(message)) {
+		d.waitFirst(message)
+		return true
+	}
 	switch err := d.receiver.Reply(d.socket.FD, message); {
 	case err == unix.EAGAIN:
-		q := &queue{since: time.Now()}
-		sender := d.receiver.Sender()
-		d.queues[sender] = q
-		d.wait(sender, q, message)
+		d.waitFirst(message)
 	case err != nil:
 		d.drop(1, d.receiver.Sender().String(), uds.ExplainSize(d.socket.FD, len(message), err))
 	}
@@ -138,6 +140,13 @@ func (d *datagrams) event(quiet bool) *zerolog.Event {
 	return d.Log.WithLevel(level)
 }
 
+// waitFirst is wait for a client that is not behind yet.
+func (d *datagrams) waitFirst(message []byte) {
+	sender, q := d.receiver.Sender(), &queue{since: time.Now()}
+	d.queues[sender] = q
+	d.wait(sender, q, message)
+}
+
 // wait keeps a reply for a client whose queue is full: net.unix.max_dgram_qlen,
 // 10 messages by default.
 func (d *datagrams) wait(sender uds.Sender, q *queue, message []byte) {
@@ -162,8 +171,14 @@ func (d *datagrams) sendWaiting(now time.Time) {
 		return
 	}
 	sent := 0
+	if len(d.buffer.greedy) > 0 {
+		d.buffer.look()
+	}
 	for sender, q := range d.queues {
-		n, err := d.sendQueue(sender, q)
+		n, err := 0, error(nil)
+		if !d.buffer.greedy[sender] {
+			n, err = d.sendQueue(sender, q)
+		}
 		sent += n
 		if n > 0 {
 			q.since = now
@@ -221,4 +236,54 @@ func (d *datagrams) drop(n int, peer string, err error) {
 	d.dropped += uint64(n)
 	d.warn.Warn().Err(err).Str("peer", Escape(peer)).Int("replies", n).Uint64("dropped", d.dropped).
 		Msgf("dropped replies to a client: %v", err)
+}
+
+// A sendBuffer sees to it that no client takes the whole send buffer of the
+// socket, which all replies share. A reply counts against it until the client
+// has read it, and the kernel's limit of a queue, max_dgram_qlen, does not hold
+// for a client that is connected to this socket. The kernel does not tell whose
+// replies fill it. So from the moment at which half of it is taken, replies are
+// counted by client, and who gets more than a sixteenth of it while it goes on
+// growing gets nothing more until it is less than half full again.
+type sendBuffer struct {
+	fd, size int
+	sent     int // since the last look
+	taken    int // at the last look
+	half     bool
+	shares   map[uds.Sender]int
+	greedy   map[uds.Sender]bool
+}
+
+// skbSize is about what the kernel counts for a message beyond its bytes.
+const skbSize = 768
+
+// admit tells whether a reply of n bytes to the last message may be sent.
+func (b *sendBuffer) admit(r *uds.Receiver, n int) bool {
+	n += skbSize
+	if b.sent += n; b.sent > b.size/8 {
+		b.look()
+	}
+	if !b.half {
+		return true
+	}
+	sender := r.Sender()
+	if b.shares[sender] += n; b.shares[sender] > b.size/16 {
+		b.greedy[sender] = true
+	}
+	return !b.greedy[sender]
+}
+
+func (b *sendBuffer) look() {
+	taken, err := unix.IoctlGetInt(b.fd, unix.SIOCOUTQ)
+	if err != nil {
+		return
+	}
+	b.half = taken > b.size/2
+	if !b.half {
+		clear(b.greedy)
+	}
+	if !b.half || taken <= b.taken {
+		clear(b.shares)
+	}
+	b.taken, b.sent = taken, 0
 }

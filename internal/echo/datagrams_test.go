@@ -171,15 +171,23 @@ func TestDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 
 func TestConnectedDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.WarnLevel)
-	// As many as the client program may have on their way.
-	lazy := dial(t, server.addr)
-	for range 1000 {
-		check(t, lazy.Send(make([]byte, 1024)))
-	}
-	r := uds.NewReceiver(100)
-	for range 50 {
-		wantBack(t, dial(t, server.addr), r, message)
+	for name, flood := range map[string]struct{ count, size int }{
+		"as the client program may": {1000, 1024},
+		"many small ones":           {30_000, 10},
+		"large ones":                {50, 200_000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.ErrorLevel)
+			lazy := dial(t, server.addr)
+			for range flood.count {
+				check(t, lazy.Send(make([]byte, flood.size)))
+			}
+			r := uds.NewReceiver(100)
+			for range 50 {
+				wantBack(t, dial(t, server.addr), r, message)
+			}
+		})
 	}
 }
 

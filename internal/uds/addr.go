@@ -66,7 +66,10 @@ func ParseAddr(s string) (Addr, error) {
 	if form, path, ok := strings.Cut(s, ":"); ok && !strings.ContainsAny(form, "/@.") {
 		a = Addr{Type(form), path}
 		if !a.Type.Unix() {
-			return a, checkHostPort(s, path)
+			if err := checkHostPort(s, path); err != nil {
+				return Addr{}, err
+			}
+			return a, nil
 		}
 		if !slices.Contains(types, a.Type) {
 			return Addr{}, fmt.Errorf("%w %q: unknown form %q: write %s, or ./%s for a path with a colon",
@@ -140,13 +143,3 @@ func (a Addr) Network() string {
 
 // String is the address as [ParseAddr] reads it.
 func (a Addr) String() string { return string(a.Type) + ":" + a.Path }
-
-// UnmarshalText lets an Addr be a flag or a variable of the environment.
-func (a *Addr) UnmarshalText(text []byte) error {
-	parsed, err := ParseAddr(string(text))
-	if err != nil {
-		return err
-	}
-	*a = parsed
-	return nil
-}

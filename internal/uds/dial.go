@@ -174,3 +174,13 @@ func (c *Conn) Detach() (fd int, err error) {
 	}
 	return fd, c.Conn.Close()
 }
+
+// AbsName makes the path of a client's own socket absolute, so that a server in
+// another directory finds it, where it still fits sun_path then.
+func AbsName(name string) string {
+	abs, err := filepath.Abs(name)
+	if err != nil || len(abs) > MaxPath || (Addr{Stream, name}).Abstract() {
+		return name
+	}
+	return abs
+}

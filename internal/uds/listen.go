@@ -39,7 +39,8 @@ type Socket struct {
 }
 
 // Listen makes a socket at a: lock, look, remove what is stale, bind, set the
-// mode, listen. The error names the address and the cure; it is an
+// mode, listen. The messages of a datagram socket come with credentials, see
+// [Receiver.ReceiveCred]. The error names the address and the cure; it is an
 // [ErrNotSocket] where something else is at the path and an [ErrInUse] where a
 // server is.
 func (c ListenConfig) Listen(a Addr) (*Socket, error) {
@@ -61,6 +62,12 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	}
 	if s.FD, err = socket(s.Addr.Type); err != nil {
 		return err
+	}
+	if s.Addr.Type == Datagram {
+		// Before anybody can send: later, what waits already has no sender.
+		if err := PassCred(s.FD); err != nil {
+			return err
+		}
 	}
 	if c.SendBuffer > 0 {
 		if err := SetSendBuffer(s.FD, c.SendBuffer); err != nil {

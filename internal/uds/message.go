@@ -252,6 +252,9 @@ func (c *Conn) raw() (syscall.RawConn, error) {
 // ExplainSize adds to EMSGSIZE what the limit of fd is, and leaves other errors
 // alone.
 func ExplainSize(fd, size int, err error) error {
+	if err == unix.ENOBUFS {
+		return fmt.Errorf("%w (ENOBUFS): %d bytes are more than the kernel puts into one message: send smaller ones", err, size)
+	}
 	if err != unix.EMSGSIZE {
 		return err
 	}

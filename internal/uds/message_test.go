@@ -190,7 +190,7 @@ func TestReceiveRecordTellsEmptyRecordFromTheEnd(t *testing.T) {
 func received(t *testing.T, fd int) *uds.Receiver {
 	t.Helper()
 	r := uds.NewReceiver(100)
-	_, err := r.Receive(fd)
+	_, err := r.ReceiveCred(fd)
 	check(t, err)
 	return r
 }
@@ -490,7 +490,7 @@ func TestSendUpToTheLimitAndOneByteMore(t *testing.T) {
 			wantError(t, conn.Send(make([]byte, 212_961)), unix.EMSGSIZE,
 				"212961 bytes, the socket sends at most 212960: raise it with --sndbuf")
 			check(t, conn.Send(make([]byte, 212_960)))
-			if message, err := uds.NewReceiver(uds.MaxMessage()).Receive(fd); err != nil || len(message) != 212_960 {
+			if message, err := uds.NewReceiver(uds.MaxMessage()).ReceiveCred(fd); err != nil || len(message) != 212_960 {
 				t.Errorf("received %d bytes, %v", len(message), err)
 			}
 		})

@@ -1,0 +1,54 @@
+package cli
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// values read arguments byte for byte. Kong's own mappers pass them through
+// JSON, which replaces what is not UTF-8; a path or a message may be anything.
+var values = []kong.Option{
+	kong.KindMapper(reflect.String, kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+		s, err := pop(ctx)
+		target.SetString(s)
+		return err
+	})),
+	kong.TypeMapper(reflect.TypeFor[uds.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+		s, err := pop(ctx)
+		if err != nil {
+			return err
+		}
+		a, err := uds.ParseAddr(s)
+		target.Set(reflect.ValueOf(a))
+		return err
+	})),
+	// A list has commas; a comma of a path is written \,
+	kong.TypeMapper(reflect.TypeFor[[]uds.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+		s, err := pop(ctx)
+		if err != nil || s == "" {
+			return err
+		}
+		const comma = "\x00" // which no argument can hold
+		for part := range strings.SplitSeq(strings.ReplaceAll(s, `\,`, comma), ",") {
+			a, err := uds.ParseAddr(strings.ReplaceAll(part, comma, ","))
+			if err != nil {
+				return err
+			}
+			target.Set(reflect.Append(target, reflect.ValueOf(a)))
+		}
+		return nil
+	})),
+}
+
+func pop(ctx *kong.DecodeContext) (string, error) {
+	token, err := ctx.Scan.PopValue("value")
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprint(token.Value), nil
+}
