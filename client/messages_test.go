@@ -283,7 +283,7 @@ func TestMessageAndPathThatAreNotUTF8GoByteForByte(t *testing.T) {
 		_, _ = io.Copy(conn, conn)
 		_ = conn.Close()
 	}()
-	status, stdout, stderr := run(t, d, "", client, "--connect", "./s\xff", "a\xffb")
+	status, stdout, stderr := run(t, d, "", "--connect", "./s\xff", "a\xffb")
 	if status != 0 || stdout != "a\xffb" {
 		t.Errorf("exit status %d, output %q\n%s", status, stdout, stderr)
 	}
