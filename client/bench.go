@@ -26,7 +26,7 @@ type benchCmd struct {
 	Warmup      time.Duration `default:"200ms" placeholder:"DURATION" help:"Before it (default: ${default})."`
 	Rounds      int           `default:"5" placeholder:"N" help:"Each takes all addresses in turn, in an order that rotates (default: ${default})."`
 	Baseline    int           `default:"1" placeholder:"N" help:"Ratios are to the fastest of the first N addresses of the round (default: ${default})."`
-	Spin        int           `default:"60" placeholder:"N" help:"How often the client asks again before it sleeps, as the server's --spin (default: ${default})."`
+	Spin        time.Duration `default:"100us" placeholder:"DURATION" help:"How long the client goes on asking before it sleeps, as the server's --spin (default: ${default})."`
 	Bind        string        `placeholder:"DIR/" help:"Where datagram clients bind their names (default: beside the server's socket)."`
 	Retry       time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
 	Format      string        `default:"table" enum:"table,json" placeholder:"FORMAT" help:"table for people, json for programs (default: ${default})."`
@@ -59,8 +59,8 @@ func (c *benchCmd) Validate() error {
 		return fmt.Errorf("--rounds %d: choose from 1 to 1000", c.Rounds)
 	case c.Baseline < 1 || c.Baseline > len(c.Connect):
 		return fmt.Errorf("--baseline %d: choose from 1 to %d, the number of addresses", c.Baseline, len(c.Connect))
-	case c.Spin < 0 || c.Spin > 1e6:
-		return fmt.Errorf("--spin %d: choose from 0 to 1000000 times", c.Spin)
+	case c.Spin < 0 || c.Spin > time.Second:
+		return fmt.Errorf("--spin %v: choose from 0s to 1s", c.Spin)
 	}
 	if ext := strings.ToLower(filepath.Ext(c.Plot)); c.Plot != "" && ext != ".svg" && ext != ".png" {
 		return fmt.Errorf("--plot %s: unknown format %q: name a file .svg or .png", c.Plot, ext)

@@ -17,7 +17,7 @@ type serveCmd struct {
 	Chunk          int           `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
 	Backlog        int           `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
 	Sndbuf         int           `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
-	Spin           int           `default:"60" placeholder:"N" help:"How often the server asks again, after it had something to do, before it sleeps: faster answers for some CPU time. 0: never; nor with one processor (default: ${default})."`
+	Spin           time.Duration `default:"100us" placeholder:"DURATION" help:"How long the server goes on asking, after it had something to do, before it sleeps: faster answers for some CPU time. 0s: not at all; nor with one processor (default: ${default})."`
 	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away. 0: no limit (default: ${default})."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
 	cli.LogFlags
@@ -32,8 +32,8 @@ func (c *serveCmd) Validate() error {
 		return fmt.Errorf("--backlog %d: choose from 0 to %d connections", c.Backlog, 1<<16)
 	case c.Sndbuf < 0 || c.Sndbuf > 1<<30:
 		return fmt.Errorf("--sndbuf %d: choose from 0 to %d bytes", c.Sndbuf, 1<<30)
-	case c.Spin < 0 || c.Spin > 1e6:
-		return fmt.Errorf("--spin %d: choose from 0 to 1000000 times", c.Spin)
+	case c.Spin < 0 || c.Spin > time.Second:
+		return fmt.Errorf("--spin %v: choose from 0s to 1s", c.Spin)
 	case c.MaxConnections < 0:
 		return fmt.Errorf("--max-connections %d: choose 0 for no limit, or more", c.MaxConnections)
 	case c.DrainTimeout < 0:

@@ -33,8 +33,8 @@ type Config struct {
 	Warmup      time.Duration // before what counts, each time
 	Duration    time.Duration // of what counts, each time
 	Rounds      int
-	Baseline    int // ratios are to the fastest of the first so many addresses
-	Spin        int // see package loop
+	Baseline    int           // ratios are to the fastest of the first so many addresses
+	Spin        time.Duration // see package loop
 	Progress    func(string)
 }
 

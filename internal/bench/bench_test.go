@@ -18,6 +18,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/bench"
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -45,7 +46,7 @@ func serve(t testing.TB) (addrs []uds.Addr) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() {
-		server := echo.Server{Chunk: 64 << 10, Spin: 60, Log: zerolog.Nop()}
+		server := echo.Server{Chunk: 64 << 10, Spin: loop.Spin, Log: zerolog.Nop()}
 		done <- server.Serve(ctx, sockets...)
 	}()
 	t.Cleanup(func() {
@@ -81,7 +82,7 @@ func dial(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
 func config(addrs ...uds.Addr) bench.Config {
 	return bench.Config{
 		Addrs: addrs, Dial: dial, Sizes: []int{64}, Connections: []int{1}, Window: 1, Baseline: 1,
-		Duration: 50 * time.Millisecond, Warmup: 10 * time.Millisecond, Rounds: 2, Spin: 60,
+		Duration: 50 * time.Millisecond, Warmup: 10 * time.Millisecond, Rounds: 2, Spin: loop.Spin,
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 // A Server echoes to any number of clients at once.
 type Server struct {
 	Chunk          int           // size of one receive on a stream, in bytes
-	Spin           int           // how often to ask again before sleeping, see package loop; 0: never
+	Spin           time.Duration // how long to go on asking before sleeping, see package loop; 0: not at all
 	SendBuffer     int           // SO_SNDBUF of seqpacket connections, in bytes; 0: the system's
 	MaxConnections int           // further clients are turned away; 0: no limit
 	DrainTimeout   time.Duration // how long running echoes may take once the server is told to stop

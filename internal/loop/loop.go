@@ -11,10 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Spin is how often a loop asks again, after it had something to do, before it
-// sleeps. Falling asleep and being woken costs more than an echo does; 60 times
-// is some 20 µs.
-const Spin = 60
+// Spin is how long a loop goes on asking, after it had something to do, before
+// it sleeps. Falling asleep and being woken costs more than an echo does. It is
+// longer than waking the other end takes on a virtual machine, some 50 µs: so
+// one that spins brings two that sleep back to answering at once.
+const Spin = 100 * time.Microsecond
 
 // hold is how long a sleeping loop keeps its processor from the Go scheduler.
 // Handing it over and getting it back costs a good part of an echo, but a
@@ -37,15 +38,15 @@ type Loop struct {
 	handlers []Handler
 	events   [256]unix.EpollEvent
 
-	spin int  // how often to ask again; 0: never
+	spin time.Duration
 	busy bool // the last wait found something
 	miss int  // spins in a row that found nothing
 	sit  int  // waits that the next spin sits out, so that misses cost less and less
 }
 
-// New makes a loop that asks up to spin times again before it sleeps. With one
+// New makes a loop that asks for so long before it sleeps; see [Spin]. With one
 // processor it does not: whom it waits for could not run.
-func New(spin int) (l *Loop, err error) {
+func New(spin time.Duration) (l *Loop, err error) {
 	l = &Loop{epoll: -1, wake: -1}
 	if runtime.GOMAXPROCS(0) > 1 {
 		l.spin = spin
@@ -150,20 +151,28 @@ func (l *Loop) await(timeout time.Duration) (int, error) {
 	return n, err
 }
 
+// maxMiss bounds how seldom a loop that misses spins: every 64th time.
+const maxMiss = 6
+
 // ask spins. Who answers late makes it miss, and every miss makes it rest for
 // twice as long before it tries again.
 func (l *Loop) ask() int {
+	if l.spin == 0 {
+		return 0
+	}
 	if l.sit > 0 {
 		l.sit--
 		return 0
 	}
-	for range l.spin {
-		if n, err := l.poll(0); n > 0 || err != nil {
-			l.miss = 0
-			return n
+	for from := time.Now(); time.Since(from) < l.spin; {
+		for range 8 {
+			if n, err := l.poll(0); n > 0 || err != nil {
+				l.miss = 0
+				return n
+			}
 		}
 	}
-	l.miss = min(l.miss+1, 10)
+	l.miss = min(l.miss+1, maxMiss)
 	l.sit = 1 << l.miss
 	return 0
 }

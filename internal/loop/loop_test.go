@@ -26,7 +26,7 @@ func pair(t *testing.T) (a, b int) {
 	return fds[0], fds[1]
 }
 
-func newLoop(t *testing.T, spin int) *loop.Loop {
+func newLoop(t *testing.T, spin time.Duration) *loop.Loop {
 	t.Helper()
 	l, err := loop.New(spin)
 	if err != nil {
@@ -44,7 +44,7 @@ func send(t *testing.T, fd int) {
 }
 
 func TestCallsTheHandlerUntilItHasReadAll(t *testing.T) {
-	l := newLoop(t, 60)
+	l := newLoop(t, loop.Spin)
 	a, b := pair(t)
 	calls := 0
 	if err := l.Add(b, handler(func(events uint32) {
@@ -78,7 +78,7 @@ func TestCallsTheHandlerUntilItHasReadAll(t *testing.T) {
 }
 
 func TestWaitEndsAtTheTimeout(t *testing.T) {
-	for _, spin := range []int{0, 60} {
+	for _, spin := range []time.Duration{0, loop.Spin} {
 		l := newLoop(t, spin)
 		for range 3 {
 			from := time.Now()
@@ -86,14 +86,14 @@ func TestWaitEndsAtTheTimeout(t *testing.T) {
 				t.Fatal(err)
 			}
 			if d := time.Since(from); d < 5*time.Millisecond {
-				t.Errorf("spin %d: after %v", spin, d)
+				t.Errorf("spin %v: after %v", spin, d)
 			}
 		}
 	}
 }
 
 func TestInterruptEndsAWait(t *testing.T) {
-	l := newLoop(t, 60)
+	l := newLoop(t, loop.Spin)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
