@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
@@ -72,8 +71,6 @@ func (c Config) measure(ctx context.Context, a uds.Addr, size, connections int) 
 		}
 	}
 
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer context.AfterFunc(ctx, l.Interrupt)()
 	l.epoch = time.Now()
 	l.from, l.to = c.Warmup, c.Warmup+c.Duration

@@ -8,7 +8,6 @@ package echo
 import (
 	"context"
 	"os"
-	"runtime"
 	"strings"
 	"time"
 
@@ -58,10 +57,6 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	}
 	s.Log.Info().Msg(waiting)
 
-	// The loop stays on one thread: handing it over would cost more than an
-	// echo takes.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { l.Interrupt(); close(woken) })
 	defer func() {

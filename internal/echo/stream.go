@@ -123,14 +123,18 @@ type conn struct {
 	rest    []byte // received and not yet sent back
 }
 
-// maxTurn is how many receives one client gets before the others' turn.
-const maxTurn = 16
+// What one client gets before the others' turn: so many receives, and of large
+// ones so many bytes, after which there is another.
+const (
+	maxTurn      = 16
+	maxTurnBytes = 32 << 10
+)
 
 func (c *conn) Ready(uint32) {
 	if c.blocked && !c.send() {
 		return
 	}
-	for range maxTurn {
+	for turn, bytes := 0, 0; turn < maxTurn && bytes < maxTurnBytes; turn++ {
 		n, err := loop.Read(c.fd, c.buf)
 		switch {
 		case err == unix.EINTR:
@@ -149,6 +153,7 @@ func (c *conn) Ready(uint32) {
 		if !c.sendBack(c.buf[:n]) || n < len(c.buf) {
 			return
 		}
+		bytes += n
 	}
 }
 

@@ -30,8 +30,7 @@ type Handler interface {
 	Ready(events uint32)
 }
 
-// A Loop belongs to one goroutine, which has locked its thread; only Interrupt
-// is for others.
+// A Loop belongs to one goroutine; only Interrupt is for others.
 type Loop struct {
 	epoll    int
 	wake     int // an eventfd(2)
