@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -254,6 +255,28 @@ func serveWith(t *testing.T, echo func(net.Conn)) uds.Addr {
 		_ = os.RemoveAll(dir)
 	})
 	return a
+}
+
+// Both ends are in this process, so that this counts the server's allocations
+// and the client's together; what a measurement takes to begin and to end
+// is allowed for.
+func TestNeitherEndAllocatesForAnEcho(t *testing.T) {
+	for _, a := range serve(t)[:3] {
+		c := config(a)
+		c.Rounds, c.Duration = 1, 300*time.Millisecond
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		result, err := c.Run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		runtime.ReadMemStats(&after)
+		messages := result.Rows[0].Rate * c.Duration.Seconds()
+		const begin = 2000
+		if allocs := float64(after.Mallocs - before.Mallocs); allocs > begin+messages/10 {
+			t.Errorf("%s: %.0f allocations for %.0f messages", a, allocs, messages)
+		}
+	}
 }
 
 // BenchmarkLoad is the client's side of an echo, and the server's: neither

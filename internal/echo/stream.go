@@ -29,10 +29,10 @@ func (ln *listener) acceptAll() { ln.accept(-1) }
 // connections must get their turn.
 func (ln *listener) accept(limit int) {
 	for ; limit != 0; limit-- {
-		fd, sa, err := unix.Accept4(ln.socket.FD, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, err := loop.Accept(ln.socket.FD)
 		switch err {
 		case nil:
-			ln.welcome(fd, sa)
+			ln.welcome(fd)
 		case unix.EINTR, unix.ECONNABORTED:
 		case unix.EAGAIN, unix.EINVAL: // EINVAL: the listener was shut down
 			return
@@ -45,11 +45,15 @@ func (ln *listener) accept(limit int) {
 	}
 }
 
-func (ln *listener) welcome(fd int, sa unix.Sockaddr) {
-	c := &conn{server: ln.server, fd: fd, peer: peerName(sa)}
+func (ln *listener) welcome(fd int) {
+	c := &conn{server: ln.server, fd: fd}
 	var cred *unix.Ucred
-	if ln.socket.Addr.Type.Unix() {
-		cred, _ = uds.PeerCred(fd)
+	if ln.Log.GetLevel() <= zerolog.InfoLevel {
+		c.peer = peerName(fd)
+		if ln.socket.Addr.Type.Unix() {
+			cred, _ = uds.PeerCred(fd)
+		}
+		c.quiet = ln.isHealthCheck(c.peer, cred)
 	}
 	events, h := uint32(unix.EPOLLIN), loop.Handler(c)
 	switch ln.socket.Addr.Type {
@@ -64,9 +68,8 @@ func (ln *listener) welcome(fd int, sa unix.Sockaddr) {
 		}
 	}
 	c.events = events
-	c.quiet = ln.isHealthCheck(c.peer, cred)
 	if ln.MaxConnections > 0 && ln.open >= ln.MaxConnections {
-		ln.warn.Warn().Str("peer", Escape(c.peer)).Int("max_connections", ln.MaxConnections).
+		ln.warn.Warn().Str("peer", Escape(peerName(fd))).Int("max_connections", ln.MaxConnections).
 			Msgf("turned a client away: %d connections are open, the most allowed", ln.open)
 		_ = unix.Close(fd)
 		return
@@ -96,7 +99,11 @@ func withCred(ev *zerolog.Event, cred *unix.Ucred) *zerolog.Event {
 	return ev.Int32("pid", cred.Pid)
 }
 
-func peerName(sa unix.Sockaddr) string {
+func peerName(fd int) string {
+	sa, err := unix.Getpeername(fd)
+	if err != nil {
+		return ""
+	}
 	switch sa := sa.(type) {
 	case *unix.SockaddrUnix:
 		if sa.Name != "@" { // how package unix shows a client without a name

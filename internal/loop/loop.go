@@ -220,3 +220,13 @@ func Send(fd int, p []byte) (int, error) {
 	}
 	return int(n), nil
 }
+
+// Accept is accept4(2), likewise; the connection is non-blocking. It does not
+// ask who connects: most often nobody wants to know.
+func Accept(fd int) (int, error) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	if errno != 0 {
+		return -1, errno
+	}
+	return int(n), nil
+}
