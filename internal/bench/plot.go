@@ -103,6 +103,7 @@ func latencies(rows []*Row) (*plot.Plot, error) {
 		p.Add(line)
 		p.Legend.Add(row.Address, line)
 	}
+	p.Y.Max *= 5 // room for the legend
 	return p, nil
 }
 
@@ -129,7 +130,8 @@ func throughput(rows []*Row) (*plot.Plot, error) {
 		bar.Color, bar.LineStyle.Color = plotutil.Color(i), color.Transparent
 		bar.XMin = float64(i)
 		p.Add(bar)
-		names[i] = strings.Replace(row.Address, ":", ":\n", 1)
+		kind, name, _ := strings.Cut(row.Address, ":")
+		names[i] = kind + ":\n" + filepath.Base(name)
 	}
 	p.NominalX(names...)
 	p.X.Tick.Label.Font.Size = vg.Points(8)
