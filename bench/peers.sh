@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 rounds=${ROUNDS:-5}
 duration=${DURATION:-1s}
 
-for need in gcc socat ncat python3 taskset; do
+for need in gcc socat ncat python3 taskset setsid; do
 	command -v $need >/dev/null || { echo "bench-peers: no $need here: install its package, which Debian calls gcc, socat, ncat, python3, util-linux" >&2; exit 1; }
 done
 work=$(mktemp -d)
@@ -21,7 +21,8 @@ finish() {
 	rm -rf "$work"
 }
 stop() {
-	for pid in $started; do kill "$pid" 2>/dev/null || true; done
+	# Their whole groups: socat and ncat start a process for each connection.
+	for pid in $started; do kill -- "-$pid" 2>/dev/null || true; done
 	for pid in $started; do wait "$pid" 2>/dev/null || true; done
 	started=
 	rm -f "$work"/s/*
@@ -42,7 +43,7 @@ cd "$work/s"
 serve() {
 	name=$1
 	shift
-	"$@" >/dev/null 2>&1 &
+	setsid "$@" >/dev/null 2>&1 &
 	started="$started $!"
 	tries=200
 	until [ -S "$name" ]; do
