@@ -17,7 +17,7 @@ import (
 )
 
 type benchCmd struct {
-	Connect     []uds.Addr    `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo; Repeatable, or with commas (default: ${default})."`
+	Connect     []uds.Addr    `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo. Repeatable, or with commas (default: ${default})."`
 	Size        []int         `default:"64" placeholder:"BYTES,..." help:"Sizes of a message (default: ${default})."`
 	Connections []int         `default:"1" placeholder:"N,..." help:"Numbers of connections (default: ${default})."`
 	Window      int           `default:"1" placeholder:"N" help:"Messages that each connection has on their way (default: ${default})."`
@@ -110,14 +110,11 @@ func (c *benchCmd) dialConfig(a uds.Addr) (config uds.DialConfig) {
 	if a.Type != uds.Datagram {
 		return config
 	}
-	dir := filepath.Dir(a.Path)
-	if c.Bind != "" {
-		dir = strings.TrimSuffix(c.Bind, "/")
+	bind := "auto"
+	if c.Bind != "" && !a.Abstract() {
+		bind = strings.TrimSuffix(c.Bind, "/") + "/"
 	}
-	if a.Abstract() {
-		dir = "@"
-	}
-	config.Bind = uds.AbsName(uds.AutoName(dir))
+	config.Bind = ownName(bind, a)
 	return config
 }
 

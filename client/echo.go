@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,7 +55,7 @@ func (c *echoCmd) Validate() error {
 func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", echo.Escape(c.Connect.String())).Msg("connecting to " + echo.Escape(c.Connect.Path))
-	conn, err := dial(ctx, c.Connect, uds.DialConfig{Bind: c.name(), SendBuffer: c.Sndbuf}, c.Retry)
+	conn, err := dial(ctx, c.Connect, uds.DialConfig{Bind: ownName(c.Bind, c.Connect), SendBuffer: c.Sndbuf}, c.Retry)
 	if err != nil {
 		return err
 	}
@@ -72,28 +73,24 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	return err
 }
 
-// name is the client's own name by --bind. For a datagram socket it is
-// absolute, as the server looks it up in its own directory.
-func (c *echoCmd) name() string {
-	name := c.bindName()
-	if c.Connect.Type == uds.Datagram {
-		return uds.AbsName(name)
+// ownName is the name of the client's own socket by --bind, "" for none. For a
+// datagram socket it is absolute, as the server looks it up in its own
+// directory.
+func ownName(bind string, a uds.Addr) string {
+	if a.Type == uds.Datagram {
+		return uds.AbsName(bindName(cmp.Or(bind, "auto"), a))
 	}
-	return name
+	return bindName(bind, a)
 }
 
-func (c *echoCmd) bindName() string {
-	bind := c.Bind
-	if bind == "" && c.Connect.Type == uds.Datagram {
-		bind = "auto"
-	}
+func bindName(bind string, a uds.Addr) string {
 	switch {
-	case bind == "" || bind == "none" || !c.Connect.Type.Unix():
+	case bind == "" || bind == "none" || !a.Type.Unix():
 		return ""
-	case bind == "auto" && c.Connect.Abstract():
+	case bind == "auto" && a.Abstract():
 		return uds.AutoName("@")
 	case bind == "auto":
-		return uds.AutoName(filepath.Dir(c.Connect.Path))
+		return uds.AutoName(filepath.Dir(a.Path))
 	case strings.HasSuffix(bind, "/"):
 		return uds.AutoName(bind)
 	default:

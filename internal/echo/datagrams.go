@@ -93,7 +93,7 @@ func (d *datagrams) receive() bool {
 		d.warn.Warn().Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
 		return true
 	}
-	if ev := d.event(quiet); ev != nil {
+	if ev := d.about(quiet); ev != nil {
 		ev.Int("bytes", len(message)).Msg("sending data back to the client")
 	}
 	if len(d.queues) > 0 {
@@ -123,21 +123,10 @@ func (d *datagrams) log(message []byte) (quiet bool) {
 	}
 	peer := d.receiver.Sender().String()
 	quiet = d.isHealthCheck(peer, who)
-	if ev := d.event(quiet); ev != nil {
+	if ev := d.about(quiet); ev != nil {
 		withCred(ev.Str("peer", Escape(peer)), who).Int("bytes", len(message)).Msg("received " + Quote(message))
 	}
 	return quiet
-}
-
-func (d *datagrams) event(quiet bool) *zerolog.Event {
-	level := zerolog.InfoLevel
-	if quiet {
-		level = zerolog.DebugLevel
-	}
-	if d.Log.GetLevel() > level {
-		return nil
-	}
-	return d.Log.WithLevel(level)
 }
 
 // waitFirst is wait for a client that is not behind yet.

@@ -221,3 +221,16 @@ const healthName = "@udsecho.healthcheck."
 func (s *server) isHealthCheck(peer string, cred *unix.Ucred) bool {
 	return strings.HasPrefix(peer, healthName) && cred != nil && cred.Uid == s.uid
 }
+
+// about is an event about a client, or nil where its level is off: a health
+// check is not mentioned at info level.
+func (s *server) about(quiet bool) *zerolog.Event {
+	level := zerolog.InfoLevel
+	if quiet {
+		level = zerolog.DebugLevel
+	}
+	if s.Log.GetLevel() > level {
+		return nil
+	}
+	return s.Log.WithLevel(level)
+}

@@ -228,12 +228,9 @@ func (c *conn) end(err error) {
 
 // event is an event about this client, nil where its level is off.
 func (c *conn) event() *zerolog.Event {
-	level := zerolog.InfoLevel
-	if c.quiet {
-		level = zerolog.DebugLevel
+	ev := c.about(c.quiet)
+	if ev == nil {
+		return nil // Escape costs something
 	}
-	if c.Log.GetLevel() > level {
-		return nil
-	}
-	return c.Log.WithLevel(level).Uint64("conn", c.id).Str("peer", Escape(c.peer))
+	return ev.Uint64("conn", c.id).Str("peer", Escape(c.peer))
 }

@@ -29,8 +29,9 @@ type DialConfig struct {
 // socket, which Close removes.
 type Conn struct {
 	net.Conn
-	addr Addr
-	name *file
+	addr  Addr
+	name  *file
+	creds bool // PassCred is on
 }
 
 // Dial connects to a. The error is the kernel's errno, for errors.Is, with the

@@ -103,6 +103,11 @@ func (r *Receiver) ReceiveRecord(fd int) (record []byte, end bool, err error) {
 	if err := PassCred(fd); err != nil {
 		return nil, false, err
 	}
+	return r.receiveRecord(fd)
+}
+
+// receiveRecord is ReceiveRecord where [PassCred] is on already.
+func (r *Receiver) receiveRecord(fd int) (record []byte, end bool, err error) {
 	record, err = r.ReceiveCred(fd)
 	_, isRecord := r.Cred()
 	return record, err == nil && !isRecord, err
@@ -225,11 +230,17 @@ func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
 	}
 	var end bool
 	waitErr := raw.Read(func(fd uintptr) bool {
-		if c.addr.Type == Seqpacket {
-			message, end, err = r.ReceiveRecord(int(fd))
-		} else {
+		if c.addr.Type != Seqpacket {
 			message, err = r.Receive(int(fd))
+			return err != unix.EAGAIN
 		}
+		if !c.creds {
+			if err = PassCred(int(fd)); err != nil {
+				return true
+			}
+			c.creds = true
+		}
+		message, end, err = r.receiveRecord(int(fd))
 		return err != unix.EAGAIN
 	})
 	switch {
