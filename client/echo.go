@@ -29,6 +29,7 @@ type echoCmd struct {
 	Chunk   int           `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream; of one message of - on the other types (default: 16; all of the input as one message)."`
 	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be on their way, on types other than stream (default: ${default})."`
 	Sndbuf  int           `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
+	requireFlags
 	cli.LogFlags
 }
 
@@ -48,7 +49,7 @@ func (c *echoCmd) Validate() error {
 	case c.Bind == "none" && c.Connect.Type == uds.Datagram:
 		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path")
 	}
-	return nil
+	return c.requireFlags.validate(c.Connect.Type)
 }
 
 // Run sends and takes back.
@@ -60,6 +61,9 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
+	if err := c.check(conn); err != nil {
+		return fmt.Errorf("%s: %w", c.Connect, err)
+	}
 
 	client := echo.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, Log: log}
 	if c.Message == "-" {
@@ -129,4 +133,36 @@ func dial(ctx context.Context, a uds.Addr, config uds.DialConfig, patience time.
 // notThereYet tells whether a server may be about to start, or be free soon.
 func notThereYet(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN)
+}
+
+// requireFlags are whom a client expects to serve.
+type requireFlags struct {
+	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user (default: whoever serves)."`
+	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: whoever serves)."`
+}
+
+func (f requireFlags) validate(t uds.Type) error {
+	if f.required() && (!t.Unix() || !t.Connects()) {
+		return fmt.Errorf("--require-uid, --require-gid: the kernel does not tell who serves a %s socket: use stream or seqpacket", t)
+	}
+	return nil
+}
+
+func (f requireFlags) required() bool { return f.RequireUID != nil || f.RequireGID != nil }
+
+// check refuses a server of another user or group before a byte is sent to it.
+func (f requireFlags) check(conn *uds.Conn) error {
+	if !f.required() {
+		return nil
+	}
+	cred, err := conn.PeerCred()
+	switch {
+	case err != nil:
+		return err
+	case f.RequireUID != nil && cred.Uid != *f.RequireUID:
+		return fmt.Errorf("the server runs as user %d, not %d as --require-uid wants: nothing was sent; find out who serves there", cred.Uid, *f.RequireUID)
+	case f.RequireGID != nil && cred.Gid != *f.RequireGID:
+		return fmt.Errorf("the server runs as group %d, not %d as --require-gid wants: nothing was sent; find out who serves there", cred.Gid, *f.RequireGID)
+	}
+	return nil
 }

@@ -2,9 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"slices"
 	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/echo"
@@ -18,6 +24,9 @@ type serveCmd struct {
 	Backlog        int           `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
 	Sndbuf         int           `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
 	Spin           time.Duration `default:"100us" placeholder:"DURATION" help:"How long the server goes on asking, after it had something to do, before it sleeps: faster answers for some CPU time. 0s: not at all; nor with one processor (default: ${default})."`
+	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; others are turned away before a byte is read. Repeatable; so is --allow-gid, and one of them is enough. The server's own user is always served (default: everybody who may connect)."`
+	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: everybody who may connect)."`
+	Takeover       bool          `help:"Take the sockets over from the server that runs at these paths, if one does and was started with --takeover too: it hands them over, serves its clients to the end and exits. No client is refused meanwhile."`
 	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away. 0: no limit (default: ${default})."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
 	cli.LogFlags
@@ -39,7 +48,26 @@ func (c *serveCmd) Validate() error {
 	case c.DrainTimeout < 0:
 		return fmt.Errorf("--drain-timeout %v: choose 0s or more", c.DrainTimeout)
 	}
+	for _, a := range c.Listen {
+		if c.Takeover && (!a.Type.Unix() || a.Abstract()) {
+			return fmt.Errorf("--listen %s: --takeover needs a path: the control socket is beside it", a)
+		}
+		if !a.Type.Unix() && c.allow() != nil {
+			return fmt.Errorf("--listen %s: --allow-uid and --allow-gid need a Unix socket: the kernel does not know who is at the other end of %s", a, a.Type)
+		}
+	}
 	return c.listenFlag.Validate()
+}
+
+// allow is who is served by --allow-uid and --allow-gid, nil for everybody. The
+// server's own user is, because the health check is.
+func (c *serveCmd) allow() func(unix.Ucred) bool {
+	if len(c.AllowUID)+len(c.AllowGID) == 0 {
+		return nil
+	}
+	return func(cred unix.Ucred) bool {
+		return cred.Uid == uint32(os.Geteuid()) || slices.Contains(c.AllowUID, cred.Uid) || slices.Contains(c.AllowGID, cred.Gid)
+	}
 }
 
 // Run serves until a signal. It listens on all addresses or on none.
@@ -48,20 +76,46 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if names := c.abstract(); names != "" {
 		log.Warn().Msg(echo.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
-	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf}
-	var sockets []*uds.Socket
+	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Takeover: c.Takeover}
+	sockets, err := c.sockets(config)
+	if err != nil {
+		for _, s := range sockets {
+			_ = s.Close()
+		}
+		return err
+	}
+	server := echo.Server{
+		Chunk: c.Chunk, Spin: c.Spin, SendBuffer: c.Sndbuf, MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout,
+		Allow: c.allow(), Log: log,
+	}
+	return server.Serve(ctx, sockets...)
+}
+
+// sockets are those that the parent process has passed on or else those of
+// --listen: all, or an error and those made so far.
+func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, err error) {
+	// systemd's protocol, sd_listen_fds(3). The variables must not reach children.
+	passed := activation.Files(true)
+	for _, f := range passed {
+		var s *uds.Socket
+		fd, dupErr := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		_ = f.Close()
+		if err = errors.Join(err, dupErr); err != nil {
+			continue
+		}
+		if s, err = config.Inherit(fd); err == nil {
+			sockets = append(sockets, s)
+		}
+	}
+	if len(passed) > 0 {
+		return sockets, err
+	}
 	for _, a := range c.Listen {
 		s, err := config.Listen(a)
 		if err != nil {
-			for _, s := range sockets {
-				_ = s.Close()
-			}
-			return err
+			return sockets, err
 		}
 		sockets = append(sockets, s)
 	}
-	server := echo.Server{
-		Chunk: c.Chunk, Spin: c.Spin, SendBuffer: c.Sndbuf, MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout, Log: log,
-	}
-	return server.Serve(ctx, sockets...)
+	return sockets, nil
 }

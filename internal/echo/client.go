@@ -73,10 +73,20 @@ func (c *Client) exchange(ctx context.Context, conn *uds.Conn, in io.Reader, out
 		return err
 	}
 	if short := got < want || want < 0 && (!s.done.Load() || got < s.sent.Load()); short {
-		return fmt.Errorf("the server closed the connection: %d bytes are back of %d sent", got, s.sent.Load())
+		return fmt.Errorf("the server closed the connection: %d bytes are back of %d sent%s", got, s.sent.Load(), whyAtOnce(got))
 	}
 	return nil
 }
+
+// whyAtOnce is what it may mean that a server closes before it has answered.
+func whyAtOnce[N int | int64](got N) string {
+	if got > 0 {
+		return ""
+	}
+	return fmt.Sprintf(": it may be full, or not let this process in, which is %s", whoAmI())
+}
+
+func whoAmI() string { return fmt.Sprintf("%d:%d", os.Geteuid(), os.Getegid()) }
 
 func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Level) (got int64, err error) {
 	buf := make([]byte, cmp.Or(c.Chunk, streamChunk))

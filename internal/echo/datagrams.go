@@ -30,8 +30,8 @@ type datagrams struct {
 	bytes    int
 	tryAgain time.Time
 	pause    time.Duration
-	dropped  uint64
 	buffer   sendBuffer
+	leaving  *offer // who takes over, once no reply waits
 }
 
 // A queue is what one client has not taken yet, oldest first.
@@ -62,6 +62,9 @@ func (d *datagrams) Ready(uint32) {
 	}
 }
 
+// stop receives nothing more; replies may still wait.
+func (d *datagrams) stop() { d.Remove(d.socket.FD) }
+
 func (d *datagrams) receiveAll() {
 	for d.receive() {
 	}
@@ -78,19 +81,29 @@ func (d *datagrams) receive() bool {
 	switch {
 	case err == unix.EAGAIN:
 		return false
-	case errors.Is(err, uds.ErrTruncated), errors.Is(err, uds.ErrDescriptors):
-		d.warn.Warn().Err(err).Str("peer", Escape(d.receiver.Sender().String())).Msgf("refused a message: %v", err)
+	case errors.Is(err, uds.ErrTruncated):
+		d.refuseMessage(causeTruncated).Err(err).Msgf("refused a message: %v", err)
+		return true
+	case errors.Is(err, uds.ErrDescriptors):
+		d.refuseMessage(causeDescriptors).Err(err).Msgf("refused a message: %v", err)
 		return true
 	case err != nil:
-		d.warn.Warn().Err(err).Msgf("cannot receive: %v", err)
+		d.refuse(causeSystem, 0).Err(err).Msgf("cannot receive: %v", err)
 		return false
+	}
+	if unixSocket && d.Allow != nil && !d.allowed(d.cred()) {
+		withCred(d.refuseMessage(causeUser), d.cred()).Msg("turned a client away: its user is not allowed")
+		if d.receiver.Named() && d.buffer.admit(d.receiver, 1) {
+			_ = d.receiver.Reply(d.socket.FD, refusal(len(message)))
+		}
+		return true
 	}
 	quiet := false
 	if d.Log.GetLevel() <= zerolog.InfoLevel {
 		quiet = d.log(message)
 	}
 	if !d.receiver.Named() {
-		d.warn.Warn().Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
+		d.refuse(causeNameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
 		return true
 	}
 	if ev := d.about(quiet); ev != nil {
@@ -117,16 +130,25 @@ func (d *datagrams) receive() bool {
 
 // log says what was received and tells whether its sender is a health check.
 func (d *datagrams) log(message []byte) (quiet bool) {
-	var who *unix.Ucred
-	if cred, ok := d.receiver.Cred(); ok {
-		who = &cred
-	}
+	who := d.cred()
 	peer := d.receiver.Sender().String()
 	quiet = d.isHealthCheck(peer, who)
 	if ev := d.about(quiet); ev != nil {
 		withCred(ev.Str("peer", Escape(peer)), who).Int("bytes", len(message)).Msg("received " + Quote(message))
 	}
 	return quiet
+}
+
+// cred is who sent the last message, nil where the kernel does not say.
+func (d *datagrams) cred() *unix.Ucred {
+	if cred, ok := d.receiver.Cred(); ok {
+		return &cred
+	}
+	return nil
+}
+
+func (d *datagrams) refuseMessage(c cause) *zerolog.Event {
+	return d.refuse(c, 1).Str("peer", Escape(d.receiver.Sender().String()))
 }
 
 // waitFirst is wait for a client that is not behind yet.
@@ -222,8 +244,7 @@ func (d *datagrams) forget(reply []byte) {
 }
 
 func (d *datagrams) drop(n int, peer string, err error) {
-	d.dropped += uint64(n)
-	d.warn.Warn().Err(err).Str("peer", Escape(peer)).Int("replies", n).Uint64("dropped", d.dropped).
+	d.refuse(causeUnread, n).Err(err).Str("peer", Escape(peer)).Int("replies", n).
 		Msgf("dropped replies to a client: %v", err)
 }
 

@@ -232,7 +232,7 @@ func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 	var dropped []uint64
 	for _, e := range server.log.all() {
 		if e.Level == "warn" {
-			dropped = append(dropped, e.Dropped)
+			dropped = append(dropped, e.Refused)
 			if e.Peer != client.LocalAddr().String() {
 				t.Errorf("the client is %q, not %s", e.Peer, client.LocalAddr())
 			}
@@ -269,7 +269,7 @@ func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
 	wantBack(t, dial(t, server.addr), r, message)
 	check(t, client.Close())
 	server.log.await(t, 1, "dropped replies to a client: connection refused")
-	if e := server.log.all()[0]; e.Dropped != 5 || e.Peer != d+"/client" {
+	if e := server.log.all()[0]; e.Refused != 5 || e.Peer != d+"/client" {
 		t.Errorf("event is %+v", e)
 	}
 	wantBack(t, dial(t, server.addr), r, message)

@@ -1,6 +1,7 @@
 package echo
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -78,6 +79,16 @@ func sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader, size int, s
 	}
 }
 
+// refusal is how a datagram server, which has no connection to close, tells a
+// client that it does not serve it: by what is no echo of its message of size
+// bytes.
+func refusal(size int) []byte {
+	if size > 0 {
+		return []byte{}
+	}
+	return []byte{0}
+}
+
 // replies is the direction from the server.
 type replies struct {
 	*Client
@@ -115,9 +126,12 @@ func (r *replies) receive(sizes <-chan int) error {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("no answer for %v: %d messages are back: is the server paused or overloaded?", patience, r.got)
 		case errors.Is(err, io.EOF):
-			return fmt.Errorf("the server closed the connection: %d messages are back, the next of %d bytes is not", r.got, size)
+			return fmt.Errorf("the server closed the connection: %d messages are back, the next of %d bytes is not%s", r.got, size, whyAtOnce(r.got))
 		default:
 			return fmt.Errorf("receive: %w", err)
+		}
+		if r.conn.Type() == uds.Datagram && bytes.Equal(message, refusal(size)) {
+			return fmt.Errorf("the server turned the message of %d bytes away: it does not let this process in, which is %s", size, whoAmI())
 		}
 		if len(message) != size && !isUDP {
 			return fmt.Errorf("a message of %d bytes came back as one of %d: that is no echo server", size, len(message))

@@ -180,7 +180,7 @@ func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	if got, err := conn.Receive(uds.NewReceiver(100)); err != io.EOF {
 		t.Errorf("came back %q, %v", got, err)
 	}
-	server.log.await(t, 1, "lost the connection: message carries file descriptors")
+	server.log.await(t, 1, "turned a client away: message carries file descriptors")
 	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
 }
 

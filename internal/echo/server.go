@@ -8,6 +8,7 @@ package echo
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,7 +26,10 @@ type Server struct {
 	SendBuffer     int           // SO_SNDBUF of seqpacket connections, in bytes; 0: the system's
 	MaxConnections int           // further clients are turned away; 0: no limit
 	DrainTimeout   time.Duration // how long running echoes may take once the server is told to stop
-	Log            zerolog.Logger
+	// Allow tells whether a client may be served, by the kernel's word who it
+	// is, on sockets that know it (not TCP, not UDP). nil: everybody may.
+	Allow func(unix.Ucred) bool
+	Log   zerolog.Logger
 }
 
 // Serve serves sockets, which it takes over, until ctx ends. Then it removes
@@ -40,12 +44,14 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 		return err
 	}
 	e := &server{Server: s, Loop: l, uid: uint32(os.Geteuid())}
-	e.warn = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+	for cause := range e.warn {
+		e.warn[cause] = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+	}
 	defer e.close()
 	waiting := "waiting for a message"
 	for i, socket := range sockets {
 		s.Log.Info().Str("listen", Escape(socket.Addr.String())).Msg("starting up on " + Escape(socket.Addr.Path))
-		if err := e.serve(socket); err != nil {
+		if err := e.begin(socket); err != nil {
 			for _, socket := range sockets[i:] {
 				_ = socket.Close()
 			}
@@ -72,11 +78,16 @@ const waitingConnection = "waiting for a connection"
 // serve adds a socket to the loop, with the buffers that its type needs.
 func (s *server) serve(socket *uds.Socket) error {
 	t := socket.Addr.Type
-	if !t.Messages() && s.buf == nil {
-		s.buf = make([]byte, s.Chunk)
+	if !t.Messages() && s.streams == nil {
+		s.streams = uds.NewReceiver(s.Chunk)
 	}
 	if t.Messages() && s.receiver == nil {
 		s.receiver = uds.NewReceiver(uds.MaxMessage())
+	}
+	if socket.Control >= 0 {
+		if err := s.Add(socket.Control, &control{s, socket}, unix.EPOLLIN); err != nil {
+			return err
+		}
 	}
 	if t.Connects() {
 		ln := &listener{server: s, socket: socket}
@@ -97,20 +108,27 @@ type server struct {
 	*loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
+	claims      []*uds.Socket // being taken over
+	offers      []*offer      // to who may take over
 	open        int // connections
 	lastID      uint64
-	buf         []byte // one receive, shared by all stream connections
+	streams     *uds.Receiver // one receive, shared by all stream connections
 	receiver    *uds.Receiver
 	uid         uint32
-	warn        zerolog.Logger // for what a client can cause as often as it likes
-	acceptAgain time.Time      // while the system lacks descriptors
+	warn        [causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
+	refused     [causes]uint64
+	acceptAgain time.Time // while the system lacks descriptors
 	drainUntil  time.Time
+	failed      error // what ends the server
 }
 
 func (s *server) run(ctx context.Context) error {
 	for {
 		if err := s.Wait(s.timeout()); err != nil {
 			return err
+		}
+		if s.failed != nil {
+			return s.failed
 		}
 		now := time.Now()
 		if ctx.Err() != nil && s.drainUntil.IsZero() {
@@ -128,6 +146,7 @@ func (s *server) run(ctx context.Context) error {
 			d.sendWaiting(now)
 			waiting += d.waiting
 		}
+		s.handOver()
 		if s.drainUntil.IsZero() {
 			continue
 		}
@@ -165,13 +184,23 @@ func (s *server) timeout() time.Duration {
 // socket rather than a closed one; who had connected by then is served.
 func (s *server) drain() error {
 	s.Log.Debug().Int("connections", s.open).Msg("draining")
+	for _, o := range slices.Clone(s.offers) {
+		s.refuseOffers(o.socket)
+	}
+	for h := range s.Handlers {
+		if c, ok := h.(*control); ok {
+			s.Remove(c.socket.Control)
+		}
+	}
 	for _, ln := range s.listeners {
 		ln.socket.Unlink()
-		ln.acceptAll()
-		if err := ln.socket.Refuse(); err != nil {
-			return err
+		if !ln.socket.Shared() { // or who waits is served by the others
+			ln.acceptAll()
+			if err := ln.socket.Refuse(); err != nil {
+				return err
+			}
+			ln.acceptAll()
 		}
-		ln.acceptAll()
 		s.Remove(ln.socket.FD)
 		if err := ln.socket.Close(); err != nil {
 			return err
@@ -180,24 +209,36 @@ func (s *server) drain() error {
 	s.listeners, s.acceptAgain = nil, time.Time{}
 	for _, d := range s.datagrams {
 		d.socket.Unlink()
+		if d.socket.Shared() {
+			d.stop()
+			continue
+		}
 		if err := d.socket.Refuse(); err != nil {
 			return err
 		}
 		d.receiveAll()
-		s.Remove(d.socket.FD) // its replies may still be waiting
+		d.stop()
 	}
 	return nil
 }
 
 func (s *server) close() {
+	for _, socket := range s.claims {
+		_ = socket.Close()
+	}
 	for _, ln := range s.listeners {
 		_ = ln.socket.Close()
 	}
 	for _, d := range s.datagrams {
 		_ = d.socket.Close()
+		if d.leaving != nil {
+			d.leaving.Done()
+		}
 	}
 	for h := range s.Handlers {
 		switch c := h.(type) {
+		case *offer:
+			c.Close()
 		case *conn:
 			_ = unix.Close(c.fd)
 		case *records:
@@ -207,9 +248,44 @@ func (s *server) close() {
 	s.Close()
 }
 
+// A cause is why a client or a message was not served.
+type cause int
+
+const (
+	causeSystem cause = iota // the system lacks something; nobody is to blame
+	causeUser
+	causeConnections
+	causeDescriptors
+	causeTruncated
+	causeNameless
+	causeUnread
+	causes
+)
+
+func (c cause) String() string {
+	return [...]string{"system", "user", "connections", "descriptors", "truncated", "nameless", "unread"}[c]
+}
+
+// refuse counts what is not served, and is the event that says so.
+func (s *server) refuse(c cause, n int) *zerolog.Event {
+	s.refused[c] += uint64(n)
+	return s.warn[c].Warn().Stringer("cause", c).Uint64("refused", s.refused[c])
+}
+
+// allowed tells whether Allow lets a client in. One that the kernel does not
+// identify is nobody.
+func (s *server) allowed(cred *unix.Ucred) bool {
+	return s.Allow == nil || cred != nil && s.Allow(*cred)
+}
+
 func (s *server) watchListeners(events uint32) {
 	for _, ln := range s.listeners {
 		s.Watch(ln.socket.FD, events)
+	}
+	for h := range s.Handlers {
+		if c, ok := h.(*control); ok {
+			s.Watch(c.socket.Control, events)
+		}
 	}
 }
 

@@ -1,7 +1,7 @@
 package echo
 
 import (
-	"net/netip"
+	"errors"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -37,45 +37,57 @@ func (ln *listener) accept(limit int) {
 		case unix.EAGAIN, unix.EINVAL: // EINVAL: the listener was shut down
 			return
 		default:
-			ln.warn.Warn().Err(err).Msgf("cannot accept: %v: trying again in %v", err, acceptPause)
-			ln.watchListeners(0)
-			ln.acceptAgain = time.Now().Add(acceptPause)
+			ln.acceptLater("accept", err)
 			return
 		}
 	}
 }
 
+// acceptLater waits for the system to have what it lacks.
+func (s *server) acceptLater(what string, err error) {
+	s.refuse(causeSystem, 0).Err(err).Msgf("cannot %s: %v: trying again in %v", what, err, acceptPause)
+	s.watchListeners(0)
+	s.acceptAgain = time.Now().Add(acceptPause)
+}
+
 func (ln *listener) welcome(fd int) {
 	c := &conn{server: ln.server, fd: fd}
 	var cred *unix.Ucred
-	if ln.Log.GetLevel() <= zerolog.InfoLevel {
-		c.peer = peerName(fd)
-		if ln.socket.Addr.Type.Unix() {
-			cred, _ = uds.PeerCred(fd)
-		}
+	t := ln.socket.Addr.Type
+	logged := ln.Log.GetLevel() <= zerolog.InfoLevel
+	if t.Unix() && (logged || ln.Allow != nil) {
+		cred, _ = uds.PeerCred(fd)
+	}
+	if logged {
+		c.peer = uds.PeerName(fd)
 		c.quiet = ln.isHealthCheck(c.peer, cred)
 	}
+	if t.Unix() && !ln.allowed(cred) {
+		withCred(ln.refuse(causeUser, 1).Str("peer", Escape(uds.PeerName(fd))), cred).Msg("turned a client away: its user is not allowed")
+		_ = unix.Close(fd)
+		return
+	}
 	events, h := uint32(unix.EPOLLIN), loop.Handler(c)
-	switch ln.socket.Addr.Type {
+	switch t {
 	case uds.TCP:
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	case uds.Seqpacket:
 		h, events = (*records)(c), unix.EPOLLIN|unix.EPOLLRDHUP
 		if ln.SendBuffer > 0 {
 			if err := uds.SetSendBuffer(fd, ln.SendBuffer); err != nil {
-				ln.warn.Warn().Err(err).Msg(err.Error())
+				ln.refuse(causeSystem, 0).Err(err).Msg(err.Error())
 			}
 		}
 	}
 	c.events = events
 	if ln.MaxConnections > 0 && ln.open >= ln.MaxConnections {
-		ln.warn.Warn().Str("peer", Escape(peerName(fd))).Int("max_connections", ln.MaxConnections).
+		ln.refuse(causeConnections, 1).Str("peer", Escape(uds.PeerName(fd))).Int("max_connections", ln.MaxConnections).
 			Msgf("turned a client away: %d connections are open, the most allowed", ln.open)
 		_ = unix.Close(fd)
 		return
 	}
 	if err := ln.Add(fd, h, events); err != nil {
-		ln.warn.Warn().Err(err).Msgf("turned a client away: %v", err)
+		ln.refuse(causeSystem, 1).Err(err).Msgf("turned a client away: %v", err)
 		_ = unix.Close(fd)
 		return
 	}
@@ -97,24 +109,6 @@ func withCred(ev *zerolog.Event, cred *unix.Ucred) *zerolog.Event {
 		return ev.Str("pid", "unknown") // it lives in another process id namespace
 	}
 	return ev.Int32("pid", cred.Pid)
-}
-
-func peerName(fd int) string {
-	sa, err := unix.Getpeername(fd)
-	if err != nil {
-		return ""
-	}
-	switch sa := sa.(type) {
-	case *unix.SockaddrUnix:
-		if sa.Name != "@" { // how package unix shows a client without a name
-			return sa.Name
-		}
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)).String()
-	}
-	return ""
 }
 
 // A conn is one client. It costs the server what is here: the bytes that are
@@ -142,25 +136,23 @@ func (c *conn) Ready(uint32) {
 		return
 	}
 	for turn, bytes := 0, 0; turn < maxTurn && bytes < maxTurnBytes; turn++ {
-		n, err := loop.Read(c.fd, c.buf)
+		payload, err := c.streams.ReceiveStream(c.fd)
 		switch {
-		case err == unix.EINTR:
-			continue
 		case err == unix.EAGAIN:
 			return
 		case err != nil:
 			c.end(err)
 			return
 		}
-		c.received(c.buf[:n])
-		if n == 0 {
+		c.received(payload)
+		if len(payload) == 0 {
 			c.end(nil)
 			return
 		}
-		if !c.sendBack(c.buf[:n]) || n < len(c.buf) {
+		if !c.sendBack(payload) || len(payload) < c.Chunk {
 			return
 		}
-		bytes += n
+		bytes += len(payload)
 	}
 }
 
@@ -212,6 +204,9 @@ func (c *conn) send() bool {
 // end closes the connection, after end of file or, with err, because it broke.
 func (c *conn) end(err error) {
 	switch ev := c.event(); {
+	case errors.Is(err, uds.ErrDescriptors):
+		c.refuse(causeDescriptors, 1).Err(err).Uint64("conn", c.id).Str("peer", Escape(uds.PeerName(c.fd))).
+			Msgf("turned a client away: %v", err)
 	case ev == nil:
 	case err != nil:
 		ev.Err(err).Msgf("lost the connection: %v", uds.ExplainSize(c.fd, len(c.rest), err))

@@ -9,7 +9,6 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,17 +25,26 @@ type ListenConfig struct {
 	// message may be 32 bytes less. 0 leaves the system's. The connections
 	// that a seqpacket socket accepts do not inherit it, see [SetSendBuffer].
 	SendBuffer int
+	// Takeover takes the socket over from the server that runs at the path, if
+	// one does and was started with Takeover too; and offers the socket to the
+	// next, see [Socket.Offer].
+	Takeover bool
 }
 
 // A Socket is a bound socket with the files that it owns: the socket file and
 // its lock. Sockets of the types that connect are listening.
 type Socket struct {
-	FD   int // non-blocking, close-on-exec; -1 once closed
-	Addr Addr
+	FD      int // non-blocking, close-on-exec; -1 once closed
+	Addr    Addr
+	Control int // a listening socket at which other servers ask for this one; -1: there is none
 
-	file *file
-	lock *flock.Flock
+	file, control *file
+	lock          *lock
+	claim         int  // the connection to the server that this one is taken over from; -1: there is none
+	shared        bool // other processes have the socket too
 }
+
+func newSocket(a Addr) *Socket { return &Socket{FD: -1, Addr: a, Control: -1, claim: -1} }
 
 // Listen makes a socket at a: lock, look, remove what is stale, bind, set the
 // mode, listen. The messages of a datagram socket come with credentials, see
@@ -44,7 +52,7 @@ type Socket struct {
 // [ErrNotSocket] where something else is at the path and an [ErrInUse] where a
 // server is.
 func (c ListenConfig) Listen(a Addr) (*Socket, error) {
-	s := &Socket{FD: -1, Addr: a}
+	s := newSocket(a)
 	if err := c.listen(s); err != nil {
 		_ = s.Close()
 		return nil, fmt.Errorf("listen %s: %w", a, err)
@@ -60,19 +68,20 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	if err := checkLength(s.Addr.Path); err != nil {
 		return err
 	}
+	if c.Takeover && !s.Addr.Abstract() {
+		switch err := s.takeOver(); err {
+		case nil:
+			return c.adopt(s)
+		case errNobodyOffers:
+		default:
+			return fmt.Errorf("take over: %w", err)
+		}
+	}
 	if s.FD, err = socket(s.Addr.Type); err != nil {
 		return err
 	}
-	if s.Addr.Type == Datagram {
-		// Before anybody can send: later, what waits already has no sender.
-		if err := PassCred(s.FD); err != nil {
-			return err
-		}
-	}
-	if c.SendBuffer > 0 {
-		if err := SetSendBuffer(s.FD, c.SendBuffer); err != nil {
-			return err
-		}
+	if err := c.prepare(s); err != nil {
+		return err
 	}
 	if s.Addr.Abstract() {
 		err = unix.Bind(s.FD, &unix.SockaddrUnix{Name: s.Addr.Path})
@@ -92,11 +101,92 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 		if s.file, err = bindFile(s.FD, s.Addr.Path, c.Mode); err != nil {
 			return err
 		}
+		if c.Takeover {
+			if err := s.listenControl(); err != nil {
+				return err
+			}
+		}
 	}
+	return c.start(s)
+}
+
+// prepare sets what has to be set before anybody can send: the credentials of
+// what waits already would be nobody's.
+func (c ListenConfig) prepare(s *Socket) error {
 	if s.Addr.Type == Datagram {
+		if err := PassCred(s.FD); err != nil {
+			return err
+		}
+	}
+	if c.SendBuffer > 0 {
+		return SetSendBuffer(s.FD, c.SendBuffer)
+	}
+	return nil
+}
+
+func (c ListenConfig) start(s *Socket) error {
+	if !s.Addr.Type.Connects() {
 		return nil
 	}
 	return os.NewSyscallError("listen", unix.Listen(s.FD, backlogOrMax(c.Backlog)))
+}
+
+// adopt makes a socket that another process made one of this configuration.
+// Listening again makes this process the one that clients see as the server,
+// see [PeerCred].
+func (c ListenConfig) adopt(s *Socket) error {
+	if c.Mode != DefaultMode && s.file != nil {
+		if err := s.file.chmod(c.Mode); err != nil {
+			return err
+		}
+	}
+	if err := c.prepare(s); err != nil {
+		return err
+	}
+	return c.start(s)
+}
+
+// Inherit makes a Socket of a descriptor that the parent process passed on, by
+// systemd's protocol for example, sd_listen_fds(3). Type and address are the
+// socket's own. Its file belongs to the parent: closing does not remove it.
+// Inherit takes fd over, also where it fails.
+func (c ListenConfig) Inherit(fd int) (*Socket, error) {
+	s := newSocket(Addr{})
+	s.FD, s.shared = fd, true
+	err := s.identify()
+	if err == nil {
+		err = errors.Join(unix.SetNonblock(fd, true), c.adopt(s))
+	}
+	if err != nil {
+		_ = s.Close()
+		return nil, fmt.Errorf("listen on inherited descriptor %d: %w", fd, err)
+	}
+	unix.CloseOnExec(fd)
+	return s, nil
+}
+
+// identify finds the address of a socket that somebody else made.
+func (s *Socket) identify() error {
+	sa, err := unix.Getsockname(s.FD)
+	if err != nil {
+		return fmt.Errorf("it is no socket: %w", err)
+	}
+	sotype, err := unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return os.NewSyscallError("getsockopt SO_TYPE", err)
+	}
+	if _, ok := sa.(*unix.SockaddrUnix); !ok {
+		return errors.New("it is no Unix socket: pass one, ListenStream=/path in a systemd unit")
+	}
+	for _, t := range types {
+		if t.sotype() == sotype {
+			s.Addr = Addr{t, nameOf(sa)}
+		}
+	}
+	if s.Addr.Path == "" {
+		return errors.New("it is a socket without an address: pass one that is bound")
+	}
+	return nil
 }
 
 func backlogOrMax(backlog int) int {
@@ -142,17 +232,23 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 // Unlink removes the socket file, if it is still the one that this socket
 // made, and gives up its lock. Who has connected stays connected.
 func (s *Socket) Unlink() {
+	s.control.remove()
 	s.file.remove()
-	unlockPath(s.lock)
-	s.file, s.lock = nil, nil
+	s.lock.unlock()
+	s.file, s.control, s.lock = nil, nil, nil
 }
+
+// Shared tells whether another process serves the socket too, or will: who has
+// connected and was not accepted will be by it.
+func (s *Socket) Shared() bool { return s.shared }
 
 // Refuse turns further clients away, while those that have connected already
 // can still be accepted: accept(2) gives them and then EAGAIN. So nobody who
 // was let in is lost.
-// (Internet sockets know no such half-way; nothing is done.)
+// (Internet sockets know no such half-way, and shared ones are not ours to end;
+// nothing is done.)
 func (s *Socket) Refuse() error {
-	if !s.Addr.Type.Unix() {
+	if s.shared || !s.Addr.Type.Unix() {
 		return nil
 	}
 	return os.NewSyscallError("shutdown", unix.Shutdown(s.FD, unix.SHUT_RD))
@@ -160,7 +256,16 @@ func (s *Socket) Refuse() error {
 
 // Close unlinks and closes the socket.
 func (s *Socket) Close() error {
+	if s.claim >= 0 { // it is not ours yet
+		s.release()
+	}
 	s.Unlink()
+	for _, fd := range []*int{&s.Control, &s.claim} {
+		if *fd >= 0 {
+			_ = unix.Close(*fd)
+			*fd = -1
+		}
+	}
 	if s.FD < 0 {
 		return nil
 	}

@@ -4,50 +4,80 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 )
 
-// lockPath takes the lock of a socket path, the file PATH.lock beside it.
+// A lock is the lock of a socket path, the file PATH.lock beside it.
 //
 // An flock(2) belongs to the open file: it is seen by every container that
-// mounts the volume, and the kernel frees it when its holder dies, however it
-// dies. A process id in a file would mean nothing in another container, where
-// every server is process 1.
-func lockPath(path string) (*flock.Flock, error) {
+// mounts the volume, the kernel frees it when its holder dies, however it
+// dies, and it can be handed to another process with the open file. A process
+// id in a file would mean nothing in another container, where every server is
+// process 1.
+type lock struct{ *os.File }
+
+func lockPath(path string) (*lock, error) {
 	name := path + ".lock"
 	for {
 		// O_NOFOLLOW: others may be able to write to the directory, and must
 		// not lead us to create a file elsewhere.
-		l := flock.New(name, flock.SetFlag(os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW), flock.SetPermissions(0o600))
-		ok, err := l.TryLock()
-		switch {
-		case err != nil:
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
 			return nil, fmt.Errorf("lock %s: %w", name, explain(name, err))
-		case !ok:
-			return nil, fmt.Errorf("%w: another server holds %s: stop it first or choose another path", ErrInUse, name)
 		}
-		// unlockPath removes the file, so that the one just locked may be one
-		// that its last holder has removed: then a third server would lock a
-		// new file, and both would believe that they had won.
-		held, err := l.Stat()
-		if err == nil {
-			if now, err := os.Lstat(name); err == nil && os.SameFile(held, now) {
-				return l, nil
-			}
+		l := &lock{f}
+		if err := l.try(); err != nil {
+			_ = l.Close()
+			return nil, err
 		}
-		if err := l.Unlock(); err != nil {
-			return nil, fmt.Errorf("unlock %s: %w", name, err)
+		// unlock removes the file, so that the one just locked may be one that
+		// its last holder has removed: then a third server would lock a new
+		// file, and both would believe that they had won.
+		if l.isAt(name) {
+			return l, nil
 		}
+		_ = l.Close()
 	}
 }
 
-// unlockPath removes the lock file, then lets it go: in this order nobody can
-// hold a lock on a file that is about to be removed, but for the moment that
+// try takes the lock, or finds that it is held by this open file already.
+func (l *lock) try() error {
+	err := retryErr(func() error { return unix.Flock(int(l.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	switch err {
+	case nil:
+		return nil
+	case unix.EWOULDBLOCK:
+		return fmt.Errorf("%w: another server holds %s: stop it first or choose another path", ErrInUse, l.Name())
+	default:
+		return fmt.Errorf("lock %s: %w", l.Name(), explain(l.Name(), err))
+	}
+}
+
+func (l *lock) isAt(name string) bool {
+	held, err := l.Stat()
+	if err != nil {
+		return false
+	}
+	now, err := os.Lstat(name)
+	return err == nil && os.SameFile(held, now)
+}
+
+// unlock removes the lock file, then lets it go: in this order nobody can hold
+// a lock on a file that is about to be removed, but for the moment that
 // lockPath looks for.
-func unlockPath(l *flock.Flock) {
+func (l *lock) unlock() {
 	if l != nil {
-		_ = os.Remove(l.Path())
-		_ = l.Unlock()
+		_ = os.Remove(l.Name())
+		// Closing would do, were there no copy in a child that is being started.
+		_ = unix.Flock(int(l.Fd()), unix.LOCK_UN)
+		_ = l.Close()
+	}
+}
+
+// release lets this process's descriptor go and nothing else: the open file,
+// and with it the lock, belongs to another process too.
+func (l *lock) release() {
+	if l != nil {
+		_ = l.Close()
 	}
 }

@@ -68,8 +68,8 @@ func SetSendBuffer(fd, n int) error {
 }
 
 // A Receiver receives messages from datagram, seqpacket and UDP sockets, one at
-// a time and whole, and can answer who sent the last one. It does not allocate
-// once it is made.
+// a time and whole, and can answer who sent the last one; and what there is from
+// stream sockets. It does not allocate once it is made.
 type Receiver struct {
 	buf     []byte
 	name    unix.RawSockaddrAny
@@ -96,6 +96,21 @@ func (r *Receiver) Receive(fd int) ([]byte, error) { return r.receive(fd, 0) }
 // ReceiveCred is Receive for a socket with [PassCred], which must be on.
 func (r *Receiver) ReceiveCred(fd int) ([]byte, error) { return r.receive(fd, controlLen) }
 
+// ReceiveStream receives what there is on a stream socket, at most the
+// receiver's size: no bytes are the end. Unlike read(2), which closes them
+// silently, it tells of descriptors that came along: [ErrDescriptors].
+func (r *Receiver) ReceiveStream(fd int) ([]byte, error) {
+	r.prepare(0)
+	n, errno := r.recvmsg(fd, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	switch {
+	case errno != 0:
+		return nil, errno
+	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
+		return nil, ErrDescriptors
+	}
+	return r.buf[:n], nil
+}
+
 // ReceiveRecord is Receive for a seqpacket connection whose other end may be
 // closed: recvmsg(2) returns 0 for an empty record and for the end alike, but
 // with SO_PASSCRED on, only a record comes with credentials.
@@ -113,7 +128,7 @@ func (r *Receiver) receiveRecord(fd int) (record []byte, end bool, err error) {
 	return record, err == nil && !isRecord, err
 }
 
-func (r *Receiver) receive(fd, control int) ([]byte, error) {
+func (r *Receiver) prepare(control int) {
 	r.iov.Base = &r.buf[0]
 	r.iov.SetLen(len(r.buf))
 	r.hdr = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&r.name)), Namelen: unix.SizeofSockaddrAny, Iov: &r.iov}
@@ -122,6 +137,10 @@ func (r *Receiver) receive(fd, control int) ([]byte, error) {
 		r.hdr.Control = &r.control[0]
 		r.hdr.SetControllen(control)
 	}
+}
+
+func (r *Receiver) receive(fd, control int) ([]byte, error) {
+	r.prepare(control)
 	// MSG_TRUNC asks for the message's real length, recv(2).
 	n, errno := r.recvmsg(fd, unix.MSG_DONTWAIT|unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC)
 	r.nameLen = r.hdr.Namelen

@@ -1,0 +1,273 @@
+package uds
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A server hands its sockets to its successor over a control socket beside the
+// lock, PATH.takeover, of type seqpacket, mode 0600. One record each:
+//
+//	successor  connects
+//	server     hello, with three descriptors: the socket, its lock, the control socket
+//	successor  mine
+//	server     done, once it has stopped accepting and receiving; or no
+//
+// Until "mine" nothing has changed for the server; a successor that dies before
+// leaves it as it was. The socket itself is never closed, so that nobody who
+// connects meanwhile is refused: the connection waits to be accepted.
+const (
+	takeoverHello = "udsecho takeover 1"
+	takeoverMine  = "mine"
+	takeoverDone  = "done"
+	takeoverNo    = "no"
+)
+
+// takeoverPatience is how long a server may take to say hello.
+const takeoverPatience = 5 * time.Second
+
+func controlPath(path string) string { return path + ".takeover" }
+
+// errNobodyOffers: there is no server that hands over.
+var errNobodyOffers = errors.New("nobody offers")
+
+func (s *Socket) listenControl() (err error) {
+	path := controlPath(s.Addr.Path)
+	if err := checkLength(path); err != nil {
+		return fmt.Errorf("control socket for --takeover: %w", err)
+	}
+	if err := removeStale(path); err != nil {
+		return err
+	}
+	if s.Control, err = socket(Seqpacket); err != nil {
+		return err
+	}
+	if s.control, err = bindFile(s.Control, path, 0o600); err != nil {
+		return err
+	}
+	return os.NewSyscallError("listen", unix.Listen(s.Control, backlogOrMax(0)))
+}
+
+// takeOver gets the socket from the server that runs. It changes nothing for
+// that yet, see [Socket.Claim].
+func (s *Socket) takeOver() (err error) {
+	path := controlPath(s.Addr.Path)
+	if err := checkLength(path); err != nil {
+		return err
+	}
+	if s.claim, err = socket(Seqpacket); err != nil {
+		return err
+	}
+	err = retryErr(func() error { return unix.Connect(s.claim, &unix.SockaddrUnix{Name: path}) })
+	switch err {
+	case nil:
+	case unix.ENOENT, unix.ECONNREFUSED:
+		_ = unix.Close(s.claim)
+		s.claim = -1
+		return errNobodyOffers
+	default:
+		return explain(path, err)
+	}
+	cred, err := PeerCred(s.claim)
+	if err != nil {
+		return err
+	}
+	if !trusted(cred) {
+		return fmt.Errorf("%s is served by user %d, and this process is user %d: let one user run both", path, cred.Uid, os.Geteuid())
+	}
+	fds, err := receiveHello(s.claim)
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	s.shared = true
+	s.FD, s.lock, s.Control = fds[0], &lock{os.NewFile(uintptr(fds[1]), s.Addr.Path+".lock")}, fds[2]
+	return s.verify()
+}
+
+// verify sees to it that what was handed over is what is at the path.
+func (s *Socket) verify() error {
+	if !s.lock.isAt(s.lock.Name()) {
+		return fmt.Errorf("the running server holds another lock than %s: is it the same directory?", s.lock.Name())
+	}
+	if err := s.lock.try(); err != nil {
+		return err
+	}
+	theirs := newSocket(Addr{})
+	theirs.FD = s.FD
+	if err := theirs.identify(); err != nil {
+		return err
+	}
+	if theirs.Addr.Type.sotype() != s.Addr.Type.sotype() {
+		return fmt.Errorf("the running server listens with %s: use the same type", theirs.Addr)
+	}
+	for _, f := range []struct {
+		path string
+		file **file
+	}{{s.Addr.Path, &s.file}, {controlPath(s.Addr.Path), &s.control}} {
+		var st unix.Stat_t
+		if err := unix.Lstat(f.path, &st); err != nil {
+			return explain(f.path, err)
+		}
+		if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+			return fmt.Errorf("%w: %s is a %s", ErrNotSocket, f.path, kind(st.Mode))
+		}
+		*f.file = &file{f.path, st.Dev, st.Ino}
+	}
+	return nil
+}
+
+// trusted tells whether sockets may change hands: between processes of one
+// user, and with the one that can do anything anyway.
+func trusted(cred *unix.Ucred) bool { return cred.Uid == uint32(os.Geteuid()) || cred.Uid == 0 }
+
+func receiveHello(conn int) (fds []int, err error) {
+	poll := []unix.PollFd{{Fd: int32(conn), Events: unix.POLLIN}}
+	n, err := retry(func() (int, error) { return unix.Poll(poll, int(takeoverPatience.Milliseconds())) })
+	if err != nil {
+		return nil, os.NewSyscallError("poll", err)
+	}
+	if n == 0 {
+		return nil, fmt.Errorf("the running server does not answer: is it paused?")
+	}
+	message, fds, err := receiveRights(conn, len(takeoverHello), 3)
+	if err == nil && (string(message) != takeoverHello || len(fds) != 3) {
+		closeAll(fds)
+		err = fmt.Errorf("the running server says %q: is it of another version?", message)
+	}
+	return fds, err
+}
+
+// TakenOver tells whether the socket comes from a server that still runs.
+func (s *Socket) TakenOver() bool { return s.claim >= 0 }
+
+// Claim tells the server that the socket is taken over from to stop serving
+// it. The descriptor that it returns is readable when that has stopped; then
+// call Claimed.
+func (s *Socket) Claim() (fd int, err error) {
+	return s.claim, sendTo(s.claim, []byte(takeoverMine), nil, 0)
+}
+
+// Claimed makes the socket this process's own, or fails where another server
+// was faster. A server that ended instead of answering serves no more either.
+func (s *Socket) Claimed() error {
+	message, err := NewReceiver(len(takeoverDone)).Receive(s.claim)
+	if err == nil && string(message) == takeoverNo {
+		return fmt.Errorf("take over %s: %w: the running server has given it to another, or ends", s.Addr, ErrInUse)
+	}
+	_ = unix.Close(s.claim)
+	s.claim, s.shared = -1, false
+	return nil
+}
+
+// An Offer is a server that asks for a socket.
+type Offer struct {
+	FD     int // readable when there is an answer
+	socket *Socket
+}
+
+// Offer accepts who asks for the socket at its Control and hands him copies of
+// the descriptors. The error is EAGAIN where nobody asks.
+func (s *Socket) Offer() (*Offer, error) {
+	fd, err := retry(func() (int, error) {
+		fd, _, err := unix.Accept4(s.Control, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		return fd, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	o := &Offer{fd, s}
+	cred, err := PeerCred(fd)
+	if err == nil && !trusted(cred) {
+		err = fmt.Errorf("user %d asks for %s, and this process is user %d: let one user run both", cred.Uid, s.Addr, os.Geteuid())
+	}
+	if err == nil {
+		err = unix.Sendmsg(fd, []byte(takeoverHello), unix.UnixRights(s.FD, int(s.lock.Fd()), s.Control), nil, unix.MSG_NOSIGNAL)
+	}
+	if err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// Taken tells whether the other server has claimed the socket. The error is
+// io.EOF where it went away.
+func (o *Offer) Taken() (bool, error) {
+	message, err := NewReceiver(len(takeoverMine)).Receive(o.FD)
+	switch {
+	case err == unix.EAGAIN:
+		return false, nil
+	case err != nil:
+		return false, err
+	case string(message) != takeoverMine:
+		return false, io.EOF
+	}
+	return true, nil
+}
+
+// Release gives the socket up: its files and its lock are the other's. The
+// descriptor stays open, for the replies of a datagram server; nothing may be
+// received from it any more.
+func (o *Offer) Release() { o.socket.release() }
+
+func (s *Socket) release() {
+	s.lock.release()
+	s.file, s.control, s.lock, s.shared = nil, nil, nil, true
+	if s.Control >= 0 {
+		_ = unix.Close(s.Control)
+		s.Control = -1
+	}
+}
+
+// Done tells the other server to serve.
+func (o *Offer) Done() { o.say(takeoverDone) }
+
+// Refuse tells the other server that it cannot have the socket.
+func (o *Offer) Refuse() { o.say(takeoverNo) }
+
+func (o *Offer) say(word string) {
+	_ = sendTo(o.FD, []byte(word), nil, 0) // who is gone need not know
+	o.Close()
+}
+
+// Close leaves the other server without an answer.
+func (o *Offer) Close() { _ = unix.Close(o.FD) }
+
+// receiveRights receives a record of at most size bytes with at most n
+// descriptors.
+func receiveRights(fd, size, n int) (message []byte, fds []int, err error) {
+	message, control := make([]byte, size), make([]byte, unix.CmsgSpace(4*n))
+	var got, gotControl, flags int
+	err = retryErr(func() (err error) {
+		got, gotControl, flags, _, err = unix.Recvmsg(fd, message, control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	messages, err := unix.ParseSocketControlMessage(control[:gotControl])
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, m := range messages {
+		if rights, err := unix.ParseUnixRights(&m); err == nil {
+			fds = append(fds, rights...)
+		}
+	}
+	if flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
+		closeAll(fds)
+		return nil, nil, ErrTruncated
+	}
+	return message[:got], fds, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}
