@@ -153,33 +153,36 @@ func (x inspected) listener() string {
 }
 
 func (x inspected) backlog() string {
-	full := x.Full != nil && *x.Full
 	switch {
-	case x.Waiting != nil && x.Backlog != nil && full:
+	case x.Waiting == nil || x.Backlog == nil:
+		return x.full() + "how many wait is not told: " + x.NotTold
+	case *x.Waiting > *x.Backlog:
 		return fmt.Sprintf("full: %d of %d connections wait, the kernel lets one more in", *x.Waiting, *x.Backlog)
-	case x.Waiting != nil && x.Backlog != nil:
-		return fmt.Sprintf("%d of %d connections wait", *x.Waiting, *x.Backlog)
-	case full:
-		return "full; how many wait is not told: " + x.NotTold
 	default:
-		return "not told: " + x.NotTold
+		return fmt.Sprintf("%d of %d connections wait", *x.Waiting, *x.Backlog)
 	}
 }
 
 func (x inspected) queue() string {
-	var say []string
-	if x.Full != nil && *x.Full {
-		say = append(say, "full")
-	}
 	switch {
 	case x.NextBytes == nil:
-		say = append(say, "not told: "+x.NotTold)
+		return x.full() + "what waits is not told: " + x.NotTold
 	case *x.NextBytes > 0:
-		say = append(say, fmt.Sprintf("the next message has %d bytes; how many wait the kernel does not tell", *x.NextBytes))
+		return x.full() + fmt.Sprintf("the next message has %d bytes; how many wait the kernel does not tell", *x.NextBytes)
 	default:
-		say = append(say, "nothing waits, or an empty message is next")
+		return x.full() + "nothing waits, or an empty message is next"
 	}
-	return strings.Join(say, "; ")
+}
+
+func (x inspected) full() string {
+	switch {
+	case x.Full == nil:
+		return ""
+	case *x.Full:
+		return "full; "
+	default:
+		return "not full; "
+	}
 }
 
 // lsRow is the path's row as `LC_ALL=C ls -ld` of the GNU coreutils prints it.

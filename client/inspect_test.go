@@ -118,7 +118,7 @@ func TestInspectSocketsOfSocat(t *testing.T) {
 	d := dir(t)
 	for _, tt := range []struct{ address, typ, state string }{
 		{"UNIX-LISTEN:s", "stream socket", "backlog   0 of 5 connections wait"},
-		{"UNIX-RECV:s", "datagram socket", "queue     nothing waits, or an empty message is next"},
+		{"UNIX-RECV:s", "datagram socket", "queue     not full; nothing waits, or an empty message is next"},
 		{"UNIX-LISTEN:s,type=5", "seqpacket socket", "backlog   0 of 5 connections wait"},
 	} {
 		socat := start(t, d, nil, "socat", "-dd", "-u", tt.address, "STDOUT")

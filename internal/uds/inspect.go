@@ -204,6 +204,9 @@ func (in *Inspection) told(s *diagSocket) {
 	if in.UID == nil {
 		in.UID = s.uid
 	}
+	if in.UID == nil {
+		in.NotTold = "sock_diag has no owners before Linux 5.3"
+	}
 	if in.Type == Datagram {
 		in.NextBytes = s.queue
 		return
