@@ -52,22 +52,23 @@ type inspected struct {
 func (c *inspectCmd) Run(std cli.Std) error {
 	var failed []string
 	for _, path := range c.Path {
+		// The row comes first: a server of one client, which the inspection is,
+		// may be gone after it with its file.
+		row, rowErr := "", error(nil)
+		if path[0] != '@' {
+			row, rowErr = lsRow(path)
+		}
 		in, err := uds.Inspect(path)
+		if err == nil && rowErr != nil {
+			in, err = nil, fmt.Errorf("inspect %s: %w", path, rowErr)
+		}
 		if err != nil {
 			failed = append(failed, err.Error())
 		}
 		if in == nil {
 			continue
 		}
-		x := inspected{echo.Escape(path), "", in}
-		if path[0] != '@' {
-			row, err := lsRow(path)
-			if err != nil {
-				failed = append(failed, fmt.Sprintf("inspect %s: %v", path, err))
-				continue
-			}
-			x.Row = echo.Escape(row)
-		}
+		x := inspected{echo.Escape(path), echo.Escape(row), in}
 		x.Process = echo.Escape(x.Process)
 		write := x.writeTable
 		if c.Format == "json" {
