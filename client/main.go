@@ -3,6 +3,7 @@
 //	client [--connect ADDR] [MESSAGE]
 //	client [--connect ADDR] - < FILE
 //	client bench [--connect ADDR]... [--size BYTES,...] [--connections N,...]
+//	client inspect [--format table|json] PATH...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
 // stream:PATH. For comparison there are tcp:HOST:PORT and udp:HOST:PORT. The payload goes to
@@ -20,8 +21,9 @@ import (
 )
 
 type commands struct {
-	Bench benchCmd `cmd:"" help:"Measure one server, or several side by side."`
-	Echo  echoCmd  `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
+	Bench   benchCmd   `cmd:"" help:"Measure one server, or several side by side."`
+	Inspect inspectCmd `cmd:"" help:"Say what a path is: its file type, and of a socket its type, whether it is live, who listens, how full the backlog is."`
+	Echo    echoCmd    `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
 }
 
 func main() {

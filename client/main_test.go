@@ -24,6 +24,10 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
+	// Other users are to run it too.
+	if err := os.Chmod(d, 0o755); err != nil {
+		panic(err)
+	}
 	client = d + "/client"
 	if out, err := exec.Command("go", "build", "-o", client, ".").CombinedOutput(); err != nil {
 		_ = os.RemoveAll(d)
@@ -187,5 +191,13 @@ func check(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// need is a program of the system that a test talks to.
+func need(t *testing.T, program, pkg string) {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		t.Fatalf("%v: install the package %s", err, pkg)
 	}
 }

@@ -147,12 +147,22 @@ func probe(path string) (Type, error) {
 }
 
 func connects(t Type, path string) error {
-	fd, err := socket(t)
-	if err != nil {
-		return err
+	fd, err := connected(t, path)
+	if err == nil {
+		_ = unix.Close(fd)
 	}
-	defer func() { _ = unix.Close(fd) }()
-	return retryErr(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) })
+	return err
+}
+
+func connected(t Type, path string) (fd int, err error) {
+	if fd, err = socket(t); err != nil {
+		return -1, err
+	}
+	if err = retryErr(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) }); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 func socket(t Type) (int, error) {

@@ -1,0 +1,65 @@
+package integration
+
+import (
+	"os/exec"
+	"regexp"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// unsteady is what differs from one machine or moment to another.
+var unsteady = []struct {
+	is *regexp.Regexp
+	as string
+}{
+	{regexp.MustCompile(`[A-Z][a-z]{2} [ \d]\d [ \d]\d[:\d]\d\d`), "DATE"},
+	{regexp.MustCompile(`(?m)^srw\S+ 1 \S+ \S+ 0 DATE /var/run/docker.sock`), "ROW"}, // whose group it is, the engine is told
+	{regexp.MustCompile(`pid \d+ \(.+\)`), "pid PID"},                                // systemd's, where it opened the socket for the engine
+	{regexp.MustCompile(`0 of \d+ connections`), "0 of MANY connections"},
+}
+
+func wantREADME(t *testing.T, name, got string) {
+	t.Helper()
+	want := readme(t, name)
+	for _, u := range unsteady {
+		want, got = u.is.ReplaceAllString(want, u.as), u.is.ReplaceAllString(got, u.as)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("README.md and the client (-README +client):\n%s", d)
+	}
+}
+
+func TestInspectTellsLiveFromStaleInAnotherContainer(t *testing.T) {
+	t.Parallel()
+	volume := newVolume(t)
+	server := startServer(t, volume)
+	inspect := func(name string) {
+		t.Helper()
+		client := runClient(t, volume, []string{"inspect", socketPath})
+		out, errs := client.output(t)
+		if code := client.exitCode(t); code != 0 || errs != "" {
+			t.Errorf("exit %d, error %q", code, errs)
+		}
+		wantREADME(t, name, out)
+	}
+	inspect("inspect")
+	server.signal(t, "KILL")
+	server.awaitExit(t)
+	inspect("inspect stale")
+}
+
+func TestInspectTheEnginesOwnSocket(t *testing.T) {
+	t.Parallel()
+	program := t.TempDir() + "/client"
+	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./client")
+	goBuild.Dir = ".."
+	if out, err := goBuild.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	out, err := exec.CommandContext(t.Context(), program, "inspect", "/var/run/docker.sock").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantREADME(t, "inspect docker", string(out))
+}

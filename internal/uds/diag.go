@@ -1,0 +1,154 @@
+package uds
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// From linux/unix_diag.h and linux/sock_diag.h; sock_diag(7) explains them.
+const (
+	showName, showVFS, showQueue, showUID        = 1 << 0, 1 << 1, 1 << 4, 1 << 6
+	attrName, attrVFS, attrQueue, attrUID        = 0, 1, 4, 7
+	diagRequestSize, diagMessageSize             = 24, 16
+	allStates                             uint32 = 1<<32 - 1
+	stateListen                                  = 10 // TCP_LISTEN, which AF_UNIX uses too
+	stateEstablished                             = 1
+)
+
+// A diagSocket is what sock_diag(7) tells of a socket of AF_UNIX.
+type diagSocket struct {
+	sotype, state uint8
+	name          string // as it was bound, with the NUL that an abstract one begins with
+	dev, ino      uint32 // of its file, the kernel's numbers; 0 without a file
+	// Of a listening socket, connections that wait and the backlog; of a
+	// datagram socket, the bytes of the message that is next, and of what it
+	// has sent and nobody has read. nil where the kernel did not say.
+	queue, limit *uint32
+	uid          *uint32 // its owner; since Linux 5.3
+}
+
+// diagnose asks the kernel for all sockets of AF_UNIX in the caller's network
+// namespace, for those of others it does not tell. It takes no privilege.
+func diagnose() ([]diagSocket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+
+	const size = unix.NLMSG_HDRLEN + diagRequestSize
+	request := binary.NativeEndian.AppendUint32(make([]byte, 0, size), size)
+	request = binary.NativeEndian.AppendUint16(request, unix.SOCK_DIAG_BY_FAMILY)
+	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	request = append(request, make([]byte, 8)...)    // nlmsg_seq, nlmsg_pid
+	request = append(request, unix.AF_UNIX, 0, 0, 0) // sdiag_family, sdiag_protocol, pad
+	request = binary.NativeEndian.AppendUint32(request, allStates)
+	request = binary.NativeEndian.AppendUint32(request, 0) // udiag_ino, of no use with a dump
+	request = binary.NativeEndian.AppendUint32(request, showName|showVFS|showQueue|showUID)
+	request = append(request, make([]byte, 8)...) // udiag_cookie
+	if err := retryErr(func() error { return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
+		return nil, os.NewSyscallError("sendto", err)
+	}
+	var all []diagSocket
+	for buf := make([]byte, 64<<10); ; { // the kernel sends at most 32 KiB at once
+		n, err := retry(func() (int, error) {
+			n, _, err := unix.Recvfrom(fd, buf, unix.MSG_TRUNC)
+			return n, err
+		})
+		if err != nil {
+			return nil, os.NewSyscallError("recvfrom", err)
+		}
+		if n > len(buf) {
+			return nil, fmt.Errorf("an answer of %d bytes, %d were expected at most", n, len(buf))
+		}
+		some, done, err := parseDiag(buf[:n])
+		if err != nil {
+			return nil, err
+		}
+		if all = append(all, some...); done {
+			return all, nil
+		}
+	}
+}
+
+// parseDiag reads one answer of the kernel; done tells that it was the last.
+func parseDiag(b []byte) (sockets []diagSocket, done bool, err error) {
+	messages, err := syscall.ParseNetlinkMessage(b)
+	if err != nil {
+		return nil, false, fmt.Errorf("a malformed answer: %w", err)
+	}
+	for _, m := range messages {
+		switch m.Header.Type {
+		case unix.NLMSG_DONE:
+			return sockets, true, nil
+		case unix.NLMSG_ERROR:
+			if len(m.Data) < 4 {
+				return nil, false, fmt.Errorf("a malformed answer: an error of %d bytes", len(m.Data))
+			}
+			return nil, false, unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
+		case unix.SOCK_DIAG_BY_FAMILY:
+			s, err := parseDiagSocket(m.Data)
+			if err != nil {
+				return nil, false, err
+			}
+			sockets = append(sockets, s)
+		}
+	}
+	return sockets, false, nil
+}
+
+func parseDiagSocket(b []byte) (s diagSocket, err error) {
+	if len(b) < diagMessageSize {
+		return s, fmt.Errorf("a malformed answer: a socket of %d bytes", len(b))
+	}
+	s.sotype, s.state = b[1], b[2]
+	for b = b[diagMessageSize:]; len(b) >= unix.SizeofNlAttr; {
+		size, attr := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
+		if size < unix.SizeofNlAttr || size > len(b) {
+			return s, fmt.Errorf("a malformed answer: an attribute of %d bytes where %d are left", size, len(b))
+		}
+		value := b[unix.SizeofNlAttr:size]
+		number := func(i int) *uint32 {
+			if len(value) < 4*(i+1) {
+				return nil
+			}
+			n := binary.NativeEndian.Uint32(value[4*i:])
+			return &n
+		}
+		switch attr {
+		case attrName:
+			s.name = string(value)
+		case attrVFS:
+			if ino, dev := number(0), number(1); dev != nil {
+				s.ino, s.dev = *ino, *dev
+			}
+		case attrQueue:
+			s.queue, s.limit = number(0), number(1)
+		case attrUID:
+			s.uid = number(0)
+		}
+		b = b[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(b)):]
+	}
+	return s, nil
+}
+
+// serves tells whether somebody takes connections or messages there. Accepted
+// connections have the listening socket's name and file too.
+func (s diagSocket) serves() bool {
+	return s.state == stateListen || s.sotype == unix.SOCK_DGRAM
+}
+
+// isFile tells whether the socket was bound to the file. The kernel writes the
+// device as 12 bits and 20, and the lower half of the inode's number.
+func (s diagSocket) isFile(st *unix.Stat_t) bool {
+	return s.ino == uint32(st.Ino) && s.dev == unix.Major(st.Dev)<<20|unix.Minor(st.Dev)
+}
+
+// isAbstract tells whether the socket was bound to the abstract name, @NAME.
+func (s diagSocket) isAbstract(name string) bool {
+	return len(s.name) > 0 && s.name[0] == 0 && s.name[1:] == name[1:]
+}

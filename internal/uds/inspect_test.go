@@ -1,0 +1,222 @@
+package uds_test
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+func inspect(t *testing.T, path string) *uds.Inspection {
+	t.Helper()
+	in, err := uds.Inspect(path)
+	check(t, err)
+	return in
+}
+
+// want compares; the process is this test's binary, by whatever name.
+func want(t *testing.T, path string, want uds.Inspection) {
+	t.Helper()
+	if d := cmp.Diff(&want, inspect(t, path), cmpopts.IgnoreFields(uds.Inspection{}, "Process")); d != "" {
+		t.Errorf("%s (-want +got):\n%s", path, d)
+	}
+}
+
+func me() (uid, gid *uint32, pid *int32) {
+	return new(uint32(os.Geteuid())), new(uint32(os.Getegid())), new(int32(os.Getpid()))
+}
+
+// raw is a socket that is bound to path and not more.
+func raw(t *testing.T, a uds.Addr) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	check(t, err)
+	t.Cleanup(func() { check(t, unix.Close(fd)) })
+	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: a.Path}))
+	return fd
+}
+
+// client is a socket that is connected to path.
+func client(t *testing.T, a uds.Addr) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	check(t, err)
+	t.Cleanup(func() { check(t, unix.Close(fd)) })
+	check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: a.Path}))
+	return fd
+}
+
+func TestInspectTellsATypeByTrying(t *testing.T) {
+	t.Parallel()
+	uid, gid, pid := me()
+	d := dir(t)
+	for _, where := range []struct{ kind, path string }{{"socket", d + "/s"}, {"abstract socket", fmt.Sprintf("@inspect-%d", os.Getpid())}} {
+		for _, typ := range []uds.Type{uds.Stream, uds.Seqpacket} {
+			path := where.path + string(typ)
+			listen(t, uds.ListenConfig{Backlog: 7}, uds.Addr{Type: typ, Path: path})
+			want(t, path, uds.Inspection{Kind: where.kind, Type: typ, State: uds.Live, UID: uid, GID: gid, PID: pid,
+				Waiting: new(uint32(0)), Backlog: new(uint32(7)), Full: new(false)})
+		}
+		path := where.path + "datagram"
+		listen(t, uds.ListenConfig{}, datagram(path))
+		want(t, path, uds.Inspection{Kind: where.kind, Type: uds.Datagram, State: uds.Live, UID: uid,
+			NextBytes: new(uint32(0)), Full: new(false)})
+	}
+	if name := inspect(t, d+"/sstream").Process; name == "" {
+		t.Error("the process has no name")
+	}
+}
+
+func TestInspectCountsWhoWaits(t *testing.T) {
+	t.Parallel()
+	a := stream(dir(t) + "/s")
+	fd := raw(t, a)
+	check(t, unix.Listen(fd, 3))
+	uid, gid, pid := me()
+	w := uds.Inspection{Kind: "socket", Type: uds.Stream, State: uds.Live, UID: uid, GID: gid, PID: pid,
+		Waiting: new(uint32(2)), Backlog: new(uint32(3)), Full: new(false)}
+	client(t, a)
+	client(t, a)
+	want(t, a.Path, w) // and its own makes the third
+	client(t, a)
+	w.Waiting, w.Full = new(uint32(4)), new(true)
+	w.GID, w.PID = nil, nil
+	want(t, a.Path, w)
+}
+
+func TestInspectShowsADatagramQueue(t *testing.T) {
+	t.Parallel()
+	a := datagram(dir(t) + "/d")
+	raw(t, a)
+	fd := client(t, a)
+	check(t, unix.Send(fd, make([]byte, 100), 0))
+	uid, _, _ := me()
+	w := uds.Inspection{Kind: "socket", Type: uds.Datagram, State: uds.Live, UID: uid, NextBytes: new(uint32(100)), Full: new(false)}
+	want(t, a.Path, w)
+	var err error
+	for err == nil {
+		err = unix.Send(fd, nil, 0)
+	}
+	if err != unix.EAGAIN {
+		t.Fatal(err)
+	}
+	w.Full = new(true)
+	want(t, a.Path, w)
+}
+
+func TestInspectTellsWhoIsBehindAFileThatTakesNobody(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	uid, _, _ := me()
+
+	stale(t, d+"/stale")
+	want(t, d+"/stale", uds.Inspection{Kind: "socket", State: uds.Stale})
+
+	for typ := range sotypes {
+		if typ != uds.Datagram {
+			raw(t, uds.Addr{Type: typ, Path: d + "/" + string(typ)})
+			want(t, d+"/"+string(typ), uds.Inspection{Kind: "socket", Type: typ, State: uds.Bound})
+		}
+	}
+	abstract := fmt.Sprintf("@bound-%d", os.Getpid())
+	raw(t, stream(abstract))
+	want(t, abstract, uds.Inspection{Kind: "abstract socket", State: uds.Bound})
+
+	raw(t, datagram(d+"/server"))
+	check(t, unix.Connect(raw(t, datagram(d+"/client")), &unix.SockaddrUnix{Name: d + "/server"}))
+	want(t, d+"/client", uds.Inspection{Kind: "socket", Type: uds.Datagram, State: uds.Private, UID: uid, NextBytes: new(uint32(0))})
+}
+
+func TestInspectNamesWhatIsNoSocket(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	check(t, os.WriteFile(d+"/file", nil, 0o600))
+	check(t, unix.Mkfifo(d+"/pipe", 0o600))
+	check(t, os.Symlink("nothing", d+"/dangling"))
+	check(t, os.Symlink("file", d+"/link"))
+	for path, kind := range map[string]string{
+		d: "directory", d + "/file": "regular file", d + "/pipe": "named pipe", "/dev/null": "character device",
+		d + "/dangling": "symbolic link", d + "/link": "regular file",
+	} {
+		want(t, path, uds.Inspection{Kind: kind})
+	}
+}
+
+func TestInspectFollowsALinkAndALongPath(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	long := d + "/" + strings.Repeat("x", 200)
+	check(t, os.Mkdir(long, 0o700))
+	listen(t, uds.ListenConfig{}, stream(d+"/s"))
+	check(t, os.Link(d+"/s", long+"/s"))
+	check(t, os.Symlink("s", d+"/link"))
+	for _, path := range []string{d + "/link", long + "/s"} {
+		if in := inspect(t, path); in.State != uds.Live || in.Type != uds.Stream || in.Backlog == nil {
+			t.Errorf("%.100s: %+v", path, in)
+		}
+	}
+}
+
+func TestInspectRefusals(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	for path, word := range map[string]string{
+		d + "/missing":                 "(ENOENT): nothing is there",
+		"":                             "the path is empty",
+		"@":                            "the path is empty",
+		fmt.Sprint("@no-", d):          "no server has the name",
+		"@" + strings.Repeat("x", 108): "sun_path holds 107",
+		"/dev/null/s":                  "ENOTDIR",
+	} {
+		in, err := uds.Inspect(path)
+		if in != nil || err == nil {
+			t.Errorf("%q: %+v, %v", path, in, err)
+			continue
+		}
+		wantWords(t, err.Error(), word)
+	}
+}
+
+// Where connecting is not allowed, the kernel's list still tells of the caller's
+// network namespace; of a stale socket it tells nothing.
+func TestInspectWithoutPermission(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	listen(t, uds.ListenConfig{Mode: closedMode()}, stream(d+"/live"))
+	stale(t, d+"/stale")
+	check(t, os.Chmod(d+"/stale", closedMode()))
+	uid, _, _ := me()
+	c := start(t, stranger, nil, "inspect", d+"/live", d+"/stale")
+	in, o := inspected(t, c)
+	in.Backlog = nil // the system's
+	if d := cmp.Diff(uds.Inspection{Kind: "socket", Type: uds.Stream, State: uds.Live, UID: uid, Waiting: new(uint32(0)), Full: new(false)}, in); d != "" || o.Err != "" {
+		t.Errorf("live: %s (-want +got):\n%s", o.Err, d)
+	}
+	in, o = inspected(t, c)
+	if d := cmp.Diff(uds.Inspection{Kind: "socket", State: uds.Unknown}, in); d != "" {
+		t.Errorf("stale (-want +got):\n%s", d)
+	}
+	wantWords(t, o.Err, "cannot tell whether it is served: permission denied (EACCES)", d+"/stale is owned by")
+	c.end(t)
+}
+
+func TestInspectDoesNotDisturbAServer(t *testing.T) {
+	t.Parallel()
+	l, err := net.Listen("unix", dir(t)+"/s")
+	check(t, err)
+	defer func() { check(t, l.Close()) }()
+	inspect(t, l.Addr().String())
+	conn, err := l.Accept()
+	check(t, err)
+	defer func() { _ = conn.Close() }()
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
+		t.Errorf("the probe sent %d bytes, %v", n, err)
+	}
+}
