@@ -114,6 +114,8 @@ func removeStale(path string) error {
 	case unix.ECONNREFUSED:
 	case unix.ENOENT:
 		return nil
+	case errBound:
+		return fmt.Errorf("%w: %s: %w: wait, or choose another path", ErrInUse, path, err)
 	case nil:
 		return fmt.Errorf("%w: a server answers on %s (%s): stop it first or choose another path", ErrInUse, path, t)
 	default:
@@ -128,22 +130,36 @@ func removeStale(path string) error {
 	return nil
 }
 
+// errBound is a socket that somebody has bound and does not listen on, or not
+// yet.
+var errBound = errors.New("somebody has bound it, and does not listen yet")
+
 // probe finds which type of socket is served at path by connecting with each;
 // a wrong type fails with EPROTOTYPE, unix(7). The result is ECONNREFUSED where
-// nobody serves it.
+// nobody has it any more: then every type is refused, and only its own where it
+// is bound and nobody listens.
 func probe(path string) (Type, error) {
-	var err error
+	var refused, wrong []Type
 	for _, t := range types {
-		switch err = connects(t, path); err {
-		case unix.EPROTOTYPE:
-			continue
+		switch err := connects(t, path); err {
 		case nil, unix.EAGAIN: // EAGAIN: it is served, and its backlog is full
 			return t, nil
+		case unix.EPROTOTYPE:
+			wrong = append(wrong, t)
+		case unix.ECONNREFUSED:
+			refused = append(refused, t)
 		default:
 			return t, err
 		}
 	}
-	return "", err
+	switch {
+	case len(refused) == 0:
+		return "", unix.EPROTOTYPE
+	case len(wrong) > 0:
+		return refused[0], errBound
+	default:
+		return "", unix.ECONNREFUSED
+	}
 }
 
 func connects(t Type, path string) error {

@@ -512,3 +512,19 @@ func TestAbstractNameIsRefusedWhileInUse(t *testing.T) {
 	check(t, s.Close())
 	listen(t, uds.ListenConfig{}, a)
 }
+
+func TestBoundSocketThatNobodyListensOnYetIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	for _, sotype := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET} {
+		path := dir(t) + "/s"
+		fd, err := unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_CLOEXEC, 0)
+		check(t, err)
+		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+		_, err = uds.ListenConfig{}.Listen(stream(path))
+		wantError(t, err, uds.ErrInUse, "somebody has bound it, and does not listen yet")
+		check(t, unix.Close(fd))
+		s, err := uds.ListenConfig{}.Listen(stream(path))
+		check(t, err)
+		check(t, s.Close())
+	}
+}
