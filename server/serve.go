@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/cli"
@@ -28,6 +30,10 @@ type serveCmd struct {
 	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: everybody who may connect)."`
 	Takeover       bool          `help:"Take the sockets over from the server that runs at these paths, if one does and was started with --takeover too: it hands them over, serves its clients to the end and exits. No client is refused meanwhile."`
 	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away. 0: no limit (default: ${default})."`
+	MaxPerUser     *int          `placeholder:"N" help:"Open connections of one user, so that none can take them all. 0: no limit (default: nine tenths of --max-connections)."`
+	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Clients that say nothing for so long are turned away. 0s: none (default: ${default})."`
+	WriteTimeout   time.Duration `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
+	Admin          *uds.Addr     `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP: stream:PATH, mode 0600 unless --mode says otherwise (default: nowhere)."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
 	cli.LogFlags
 }
@@ -43,6 +49,12 @@ func (c *serveCmd) Validate() error {
 		return fmt.Errorf("--sndbuf %d: choose from 0 to %d bytes", c.Sndbuf, 1<<30)
 	case c.Spin < 0 || c.Spin > time.Second:
 		return fmt.Errorf("--spin %v: choose from 0s to 1s", c.Spin)
+	case c.MaxPerUser != nil && *c.MaxPerUser < 0:
+		return fmt.Errorf("--max-per-user %d: choose 0 for no limit, or more", *c.MaxPerUser)
+	case c.IdleTimeout < 0 || c.WriteTimeout < 0:
+		return errors.New("--idle-timeout, --write-timeout: choose 0s for no limit, or more")
+	case c.Admin != nil && c.Admin.Type != uds.Stream:
+		return fmt.Errorf("--admin %s: HTTP needs a stream: write stream:PATH", c.Admin)
 	case c.MaxConnections < 0:
 		return fmt.Errorf("--max-connections %d: choose 0 for no limit, or more", c.MaxConnections)
 	case c.DrainTimeout < 0:
@@ -76,6 +88,12 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if names := c.abstract(); names != "" {
 		log.Warn().Msg(echo.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
+	stats := new(echo.Stats)
+	stopAdmin, err := c.startAdmin(ctx, stats, log)
+	if err != nil {
+		return err
+	}
+	defer stopAdmin()
 	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Takeover: c.Takeover}
 	sockets, err := c.sockets(config)
 	if err != nil {
@@ -86,9 +104,33 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	server := echo.Server{
 		Chunk: c.Chunk, Spin: c.Spin, SendBuffer: c.Sndbuf, MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout,
-		Allow: c.allow(), Log: log,
+		MaxConnectionsPerUser: c.maxPerUser(), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
+		Allow: c.allow(), Stats: stats, Log: log,
 	}
 	return server.Serve(ctx, sockets...)
+}
+
+func (c *serveCmd) maxPerUser() int {
+	if c.MaxPerUser != nil {
+		return *c.MaxPerUser
+	}
+	return c.MaxConnections * 9 / 10
+}
+
+// startAdmin serves --admin until stop is called: also while the echoes under
+// way run to their end.
+func (c *serveCmd) startAdmin(ctx context.Context, stats *echo.Stats, log zerolog.Logger) (stop func(), err error) {
+	if c.Admin == nil {
+		return func() {}, nil
+	}
+	a := &admin{
+		addr: *c.Admin, config: uds.ListenConfig{Mode: fs.FileMode(cmp.Or(c.Mode, 0o600))},
+		stats: stats, started: time.Now(), log: log,
+	}
+	if c.Takeover {
+		a.wait = time.Minute
+	}
+	return a.start(context.WithoutCancel(ctx))
 }
 
 // sockets are those that the parent process has passed on or else those of

@@ -98,6 +98,8 @@ func (d *datagrams) receive() bool {
 		}
 		return true
 	}
+	d.Stats.Messages.Add(1)
+	d.Stats.Bytes.Add(uint64(len(message)))
 	quiet := false
 	if d.Log.GetLevel() <= zerolog.InfoLevel {
 		quiet = d.log(message)

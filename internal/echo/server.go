@@ -21,14 +21,21 @@ import (
 
 // A Server echoes to any number of clients at once.
 type Server struct {
-	Chunk          int           // size of one receive on a stream, in bytes
-	Spin           time.Duration // how long to go on asking before sleeping, see package loop; 0: not at all
-	SendBuffer     int           // SO_SNDBUF of seqpacket connections, in bytes; 0: the system's
-	MaxConnections int           // further clients are turned away; 0: no limit
-	DrainTimeout   time.Duration // how long running echoes may take once the server is told to stop
+	Chunk        int           // size of one receive on a stream, in bytes
+	Spin         time.Duration // how long to go on asking before sleeping, see package loop; 0: not at all
+	SendBuffer   int           // SO_SNDBUF of connections, in bytes; 0: the system's
+	DrainTimeout time.Duration // how long running echoes may take once the server is told to stop
+
+	// Further clients are turned away; 0: no limit. Connections of TCP have no
+	// user, and only the first limit.
+	MaxConnections, MaxConnectionsPerUser int
+	// Clients that say nothing for so long, or take nothing of what is due to
+	// them, are turned away, within a second; 0: they may.
+	IdleTimeout, WriteTimeout time.Duration
 	// Allow tells whether a client may be served, by the kernel's word who it
 	// is, on sockets that know it (not TCP, not UDP). nil: everybody may.
 	Allow func(unix.Ucred) bool
+	Stats *Stats // what is counted; nil: nobody asks
 	Log   zerolog.Logger
 }
 
@@ -43,7 +50,10 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 		}
 		return err
 	}
-	e := &server{Server: s, Loop: l, uid: uint32(os.Geteuid())}
+	if s.Stats == nil {
+		s.Stats = new(Stats)
+	}
+	e := &server{Server: s, Loop: l, uid: uint32(os.Geteuid()), started: time.Now(), perUser: map[uint32]int{}}
 	for cause := range e.warn {
 		e.warn[cause] = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	}
@@ -108,18 +118,21 @@ type server struct {
 	*loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
-	claims      []*uds.Socket // being taken over
-	offers      []*offer      // to who may take over
-	open        int // connections
+	claims      []*uds.Socket  // being taken over
+	offers      []*offer       // to who may take over
+	perUser     map[uint32]int // open connections
 	lastID      uint64
 	streams     *uds.Receiver // one receive, shared by all stream connections
 	receiver    *uds.Receiver
 	uid         uint32
 	warn        [causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
-	refused     [causes]uint64
-	acceptAgain time.Time // while the system lacks descriptors
+	started     time.Time
+	now         time.Duration // since then, as of the last turn of the loop: a second old at most
+	swept       time.Duration // when what goes by time was last looked at
+	acceptAgain time.Time     // while the system lacks descriptors
 	drainUntil  time.Time
 	failed      error // what ends the server
+	lost        error // what ends it once its clients are served
 }
 
 func (s *server) run(ctx context.Context) error {
@@ -131,7 +144,9 @@ func (s *server) run(ctx context.Context) error {
 			return s.failed
 		}
 		now := time.Now()
-		if ctx.Err() != nil && s.drainUntil.IsZero() {
+		s.now = now.Sub(s.started)
+		s.sweep()
+		if (ctx.Err() != nil || s.lost != nil) && s.drainUntil.IsZero() {
 			s.drainUntil = now.Add(s.DrainTimeout)
 			if err := s.drain(); err != nil {
 				return err
@@ -146,17 +161,18 @@ func (s *server) run(ctx context.Context) error {
 			d.sendWaiting(now)
 			waiting += d.waiting
 		}
+		s.Stats.Waiting.Store(int64(waiting))
 		s.handOver()
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open+waiting == 0 {
-			return nil
+		if s.open()+waiting == 0 {
+			return s.lost
 		}
 		if now.After(s.drainUntil) {
-			s.Log.Warn().Int("connections", s.open).Int("replies", waiting).Dur("drain_timeout", s.DrainTimeout).
+			s.Log.Warn().Int("connections", s.open()).Int("replies", waiting).Dur("drain_timeout", s.DrainTimeout).
 				Msg("drain timeout is over: closing what is left")
-			return nil
+			return s.lost
 		}
 	}
 }
@@ -169,6 +185,9 @@ func (s *server) timeout() time.Duration {
 			first = t
 		}
 	}
+	if s.open() > 0 || s.hasFiles() {
+		earlier(s.started.Add(s.swept + sweepPeriod))
+	}
 	earlier(s.drainUntil)
 	earlier(s.acceptAgain)
 	for _, d := range s.datagrams {
@@ -180,10 +199,44 @@ func (s *server) timeout() time.Duration {
 	return max(time.Until(first), 0)
 }
 
+func (s *server) open() int { return int(s.Stats.Connections.Load()) }
+
+// sweepPeriod is how often the server looks at what goes by time.
+const sweepPeriod = time.Second
+
+// sweep turns clients away that have said or taken nothing for too long, and
+// renews socket files that are gone.
+func (s *server) sweep() {
+	if s.now-s.swept < sweepPeriod {
+		return
+	}
+	s.swept = s.now
+	for h := range s.Handlers {
+		var c *conn
+		switch h := h.(type) {
+		case *conn:
+			c = h
+		case *records:
+			c = (*conn)(h)
+		default:
+			continue
+		}
+		switch still := s.now - c.active; {
+		case c.blocked && s.WriteTimeout > 0 && still > s.WriteTimeout:
+			c.turnAway(causeUnread, "it has not read for %v", s.WriteTimeout)
+		case !c.blocked && s.IdleTimeout > 0 && still > s.IdleTimeout:
+			c.turnAway(causeIdle, "it has said nothing for %v", s.IdleTimeout)
+		}
+	}
+	if s.drainUntil.IsZero() {
+		s.renew()
+	}
+}
+
 // drain turns new clients away. The files go first, so that a client finds no
 // socket rather than a closed one; who had connected by then is served.
 func (s *server) drain() error {
-	s.Log.Debug().Int("connections", s.open).Msg("draining")
+	s.Log.Debug().Int("connections", s.open()).Msg("draining")
 	for _, o := range slices.Clone(s.offers) {
 		s.refuseOffers(o.socket)
 	}
@@ -246,30 +299,6 @@ func (s *server) close() {
 		}
 	}
 	s.Close()
-}
-
-// A cause is why a client or a message was not served.
-type cause int
-
-const (
-	causeSystem cause = iota // the system lacks something; nobody is to blame
-	causeUser
-	causeConnections
-	causeDescriptors
-	causeTruncated
-	causeNameless
-	causeUnread
-	causes
-)
-
-func (c cause) String() string {
-	return [...]string{"system", "user", "connections", "descriptors", "truncated", "nameless", "unread"}[c]
-}
-
-// refuse counts what is not served, and is the event that says so.
-func (s *server) refuse(c cause, n int) *zerolog.Event {
-	s.refused[c] += uint64(n)
-	return s.warn[c].Warn().Stringer("cause", c).Uint64("refused", s.refused[c])
 }
 
 // allowed tells whether Allow lets a client in. One that the kernel does not

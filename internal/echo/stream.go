@@ -2,6 +2,7 @@ package echo
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -51,19 +52,19 @@ func (s *server) acceptLater(what string, err error) {
 }
 
 func (ln *listener) welcome(fd int) {
-	c := &conn{server: ln.server, fd: fd}
+	c := &conn{server: ln.server, fd: fd, active: ln.now, uid: -1}
 	var cred *unix.Ucred
 	t := ln.socket.Addr.Type
 	logged := ln.Log.GetLevel() <= zerolog.InfoLevel
-	if t.Unix() && (logged || ln.Allow != nil) {
+	if t.Unix() && (logged || ln.Allow != nil || ln.MaxConnectionsPerUser > 0) {
 		cred, _ = uds.PeerCred(fd)
 	}
 	if logged {
 		c.peer = uds.PeerName(fd)
 		c.quiet = ln.isHealthCheck(c.peer, cred)
 	}
-	if t.Unix() && !ln.allowed(cred) {
-		withCred(ln.refuse(causeUser, 1).Str("peer", Escape(uds.PeerName(fd))), cred).Msg("turned a client away: its user is not allowed")
+	if why, text := ln.refusal(t, cred); text != "" {
+		withCred(ln.refuse(why, 1).Str("peer", Escape(uds.PeerName(fd))), cred).Msg("turned a client away: " + text)
 		_ = unix.Close(fd)
 		return
 	}
@@ -73,19 +74,13 @@ func (ln *listener) welcome(fd int) {
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	case uds.Seqpacket:
 		h, events = (*records)(c), unix.EPOLLIN|unix.EPOLLRDHUP
-		if ln.SendBuffer > 0 {
-			if err := uds.SetSendBuffer(fd, ln.SendBuffer); err != nil {
-				ln.refuse(causeSystem, 0).Err(err).Msg(err.Error())
-			}
+	}
+	if ln.SendBuffer > 0 && t.Unix() {
+		if err := uds.SetSendBuffer(fd, ln.SendBuffer); err != nil {
+			ln.refuse(causeSystem, 0).Err(err).Msg(err.Error())
 		}
 	}
 	c.events = events
-	if ln.MaxConnections > 0 && ln.open >= ln.MaxConnections {
-		ln.refuse(causeConnections, 1).Str("peer", Escape(uds.PeerName(fd))).Int("max_connections", ln.MaxConnections).
-			Msgf("turned a client away: %d connections are open, the most allowed", ln.open)
-		_ = unix.Close(fd)
-		return
-	}
 	if err := ln.Add(fd, h, events); err != nil {
 		ln.refuse(causeSystem, 1).Err(err).Msgf("turned a client away: %v", err)
 		_ = unix.Close(fd)
@@ -93,10 +88,32 @@ func (ln *listener) welcome(fd int) {
 	}
 	ln.lastID++
 	c.id = ln.lastID
-	ln.open++
+	ln.Stats.Accepted.Add(1)
+	ln.Stats.Connections.Add(1)
+	if cred != nil {
+		c.uid = int64(cred.Uid)
+		ln.perUser[cred.Uid]++
+	}
 	if ev := c.event(); ev != nil {
 		withCred(ev, cred).Msg("connection from")
 	}
+}
+
+// refusal is why a client that has connected is not served, with no text where
+// it is.
+func (ln *listener) refusal(t uds.Type, cred *unix.Ucred) (cause, string) {
+	if t.Unix() && !ln.allowed(cred) {
+		return causeUser, "its user is not allowed"
+	}
+	if cred != nil {
+		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser {
+			return causeUserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
+		}
+	}
+	if n := ln.open(); ln.MaxConnections > 0 && n >= ln.MaxConnections {
+		return causeConnections, fmt.Sprintf("%d connections are open, the most allowed", n)
+	}
+	return 0, ""
 }
 
 // withCred adds who the peer is, by the kernel's word.
@@ -118,7 +135,9 @@ type conn struct {
 	fd      int
 	events  uint32 // what the loop waits for while nothing is blocked
 	quiet   bool
-	blocked bool // rest waits for the client to read; meanwhile nothing is received
+	blocked bool          // rest waits for the client to read; meanwhile nothing is received
+	active  time.Duration // when it last said or took something, as server.now
+	uid     int64         // -1: not known
 	id      uint64
 	peer    string
 	rest    []byte // received and not yet sent back
@@ -157,6 +176,9 @@ func (c *conn) Ready(uint32) {
 }
 
 func (c *conn) received(payload []byte) {
+	c.active = c.now
+	c.Stats.Messages.Add(1)
+	c.Stats.Bytes.Add(uint64(len(payload)))
 	if ev := c.event(); ev != nil {
 		ev.Int("bytes", len(payload)).Msg("received " + Quote(payload))
 	}
@@ -190,8 +212,10 @@ func (c *conn) send() bool {
 			return false
 		case n < len(c.rest):
 			c.rest = c.rest[n:]
+			c.active = c.now
 		default:
 			if c.blocked {
+				c.active = c.now
 				c.blocked = false
 				c.Watch(c.fd, c.events)
 			}
@@ -205,17 +229,33 @@ func (c *conn) send() bool {
 func (c *conn) end(err error) {
 	switch ev := c.event(); {
 	case errors.Is(err, uds.ErrDescriptors):
-		c.refuse(causeDescriptors, 1).Err(err).Uint64("conn", c.id).Str("peer", Escape(uds.PeerName(c.fd))).
-			Msgf("turned a client away: %v", err)
+		c.turnAway(causeDescriptors, "%v", err)
+		return
 	case ev == nil:
 	case err != nil:
 		ev.Err(err).Msgf("lost the connection: %v", uds.ExplainSize(c.fd, len(c.rest), err))
 	default:
 		ev.Msg("no data from")
 	}
+	c.close()
+}
+
+// turnAway closes the connection of a client that is not served any longer.
+func (c *conn) turnAway(why cause, format string, args ...any) {
+	c.refuse(why, 1).Uint64("conn", c.id).Str("peer", Escape(uds.PeerName(c.fd))).Int64("uid", c.uid).
+		Msgf("turned a client away: "+format, args...)
+	c.close()
+}
+
+func (c *conn) close() {
 	c.Remove(c.fd)
 	_ = unix.Close(c.fd)
-	c.open--
+	c.Stats.Connections.Add(-1)
+	if uid := uint32(c.uid); c.uid >= 0 {
+		if c.perUser[uid]--; c.perUser[uid] == 0 {
+			delete(c.perUser, uid)
+		}
+	}
 	if ev := c.event(); ev != nil && c.drainUntil.IsZero() {
 		ev.Msg(waitingConnection)
 	}

@@ -38,6 +38,7 @@ type Socket struct {
 	Addr    Addr
 	Control int // a listening socket at which other servers ask for this one; -1: there is none
 
+	config        ListenConfig
 	file, control *file
 	lock          *lock
 	claim         int  // the connection to the server that this one is taken over from; -1: there is none
@@ -53,6 +54,7 @@ func newSocket(a Addr) *Socket { return &Socket{FD: -1, Addr: a, Control: -1, cl
 // server is.
 func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 	s := newSocket(a)
+	s.config = c
 	if err := c.listen(s); err != nil {
 		_ = s.Close()
 		return nil, fmt.Errorf("listen %s: %w", a, err)
@@ -92,8 +94,10 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 			return os.NewSyscallError("bind", err)
 		}
 	} else {
-		if s.lock, err = lockPath(s.Addr.Path); err != nil {
-			return err
+		if s.lock == nil { // or it comes from the socket that this one replaces
+			if s.lock, err = lockPath(s.Addr.Path); err != nil {
+				return err
+			}
 		}
 		if err := removeStale(s.Addr.Path); err != nil {
 			return err
@@ -236,6 +240,51 @@ func (s *Socket) Unlink() {
 	s.file.remove()
 	s.lock.unlock()
 	s.file, s.control, s.lock = nil, nil, nil
+}
+
+// Lost tells whether nobody can connect any more, because the socket file is
+// not the one that this socket made: somebody has removed or replaced it.
+func (s *Socket) Lost() bool { return s.file != nil && !s.file.ours() }
+
+// Renew makes a new socket for one whose file is [Socket.Lost], in its place.
+// Who has connected to s, or sends to it, is not affected; s has no files any
+// more. The error is an [ErrInUse] or [ErrNotSocket] where something else is at
+// the path now, which is left alone; after any other Renew can be called again.
+func (s *Socket) Renew() (*Socket, error) {
+	config := s.config
+	config.Takeover = false // there is nobody to ask
+	n := newSocket(s.Addr)
+	n.config = s.config
+	if s.lock != nil && s.lock.isAt(s.lock.Name()) {
+		n.lock = s.lock
+	}
+	err := config.listen(n)
+	if err == nil && s.config.Takeover {
+		s.closeControl()
+		err = n.listenControl()
+	}
+	if err != nil {
+		if n.lock == s.lock {
+			n.lock = nil
+		}
+		_ = n.Close()
+		return nil, fmt.Errorf("listen again on %s: %w", s.Addr, err)
+	}
+	s.closeControl()
+	if n.lock != s.lock {
+		s.lock.release()
+	}
+	s.file, s.lock = nil, nil
+	return n, nil
+}
+
+func (s *Socket) closeControl() {
+	s.control.remove()
+	s.control = nil
+	if s.Control >= 0 {
+		_ = unix.Close(s.Control)
+		s.Control = -1
+	}
 }
 
 // Shared tells whether another process serves the socket too, or will: who has

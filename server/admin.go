@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+	"golang.org/x/net/netutil"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// An admin is what --admin serves: how the server is doing, over HTTP.
+type admin struct {
+	addr    uds.Addr
+	config  uds.ListenConfig
+	wait    time.Duration // for a server that is being taken over from to let the address go
+	stats   *echo.Stats
+	started time.Time
+	log     zerolog.Logger
+}
+
+// Bounds of what a client of the admin socket can take.
+const (
+	adminConnections = 16
+	adminHeader      = 8 << 10
+	adminPatience    = 10 * time.Second
+)
+
+// start serves until stop is called. Where the address may be in use for a
+// while, it is waited for while the server serves already.
+func (a *admin) start(ctx context.Context) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	server := &http.Server{
+		Handler: a.handler(), MaxHeaderBytes: adminHeader,
+		ReadTimeout: adminPatience, WriteTimeout: adminPatience, IdleTimeout: adminPatience,
+	}
+	var l net.Listener
+	if a.wait == 0 {
+		if l, err = a.listen(); err != nil {
+			cancel()
+			return nil, err
+		}
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if l == nil {
+			if l, err = a.await(ctx); err != nil {
+				a.log.Warn().Err(err).Msg(echo.Escape(err.Error()))
+				return
+			}
+		}
+		if err := server.Serve(netutil.LimitListener(l, adminConnections)); !errors.Is(err, http.ErrServerClosed) {
+			a.log.Warn().Err(err).Msgf("the admin socket is gone: %v", err)
+		}
+	}()
+	return func() {
+		cancel()
+		_ = server.Close()
+		<-ended
+	}, nil
+}
+
+// await listens once the server that is taken over from has let the address go.
+func (a *admin) await(ctx context.Context) (net.Listener, error) {
+	again := backoff.NewExponentialBackOff()
+	again.MaxInterval = time.Second
+	return backoff.Retry(ctx, func() (net.Listener, error) {
+		l, err := a.listen()
+		if err != nil && !errors.Is(err, uds.ErrInUse) {
+			err = backoff.Permanent(err)
+		}
+		return l, err
+	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(a.wait))
+}
+
+func (a *admin) listen() (net.Listener, error) {
+	socket, err := a.config.Listen(a.addr)
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	l, err := socket.Listener()
+	if err != nil {
+		_ = socket.Close()
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	return l, nil
+}
+
+func (a *admin) handler() http.Handler {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(a, collectors.NewGoCollector(), collectors.NewBuildInfoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /status", a.status)
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprintln(w, "/status   JSON\n/metrics  for Prometheus")
+	})
+	return mux
+}
+
+func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
+	refused := map[string]uint64{}
+	for cause, n := range a.stats.Refused() {
+		refused[cause] = n
+	}
+	build, _ := debug.ReadBuildInfo()
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"connections":     a.stats.Connections.Load(),
+		"accepted":        a.stats.Accepted.Load(),
+		"messages":        a.stats.Messages.Load(),
+		"bytes":           a.stats.Bytes.Load(),
+		"replies_waiting": a.stats.Waiting.Load(),
+		"refused":         refused,
+		"uptime_seconds":  int(time.Since(a.started).Seconds()),
+		"build":           map[string]string{"version": build.Main.Version, "go": build.GoVersion},
+	})
+}
+
+var (
+	descConnections = prometheus.NewDesc("udsecho_connections", "Connections that are open.", nil, nil)
+	descAccepted    = prometheus.NewDesc("udsecho_connections_accepted_total", "Connections that were served.", nil, nil)
+	descMessages    = prometheus.NewDesc("udsecho_messages_received_total", "Messages received; of streams, chunks.", nil, nil)
+	descBytes       = prometheus.NewDesc("udsecho_bytes_received_total", "Bytes received.", nil, nil)
+	descWaiting     = prometheus.NewDesc("udsecho_replies_waiting", "Replies that datagram clients have not taken.", nil, nil)
+	descRefused     = prometheus.NewDesc("udsecho_refused_total", "Clients, messages and replies turned away.", []string{"cause"}, nil)
+)
+
+// Describe and Collect make an admin a prometheus.Collector.
+func (a *admin) Describe(to chan<- *prometheus.Desc) { prometheus.DescribeByCollect(a, to) }
+
+func (a *admin) Collect(to chan<- prometheus.Metric) {
+	for desc, n := range map[*prometheus.Desc]float64{
+		descConnections: float64(a.stats.Connections.Load()),
+		descWaiting:     float64(a.stats.Waiting.Load()),
+	} {
+		to <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, n)
+	}
+	for desc, n := range map[*prometheus.Desc]uint64{
+		descAccepted: a.stats.Accepted.Load(),
+		descMessages: a.stats.Messages.Load(),
+		descBytes:    a.stats.Bytes.Load(),
+	} {
+		to <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n))
+	}
+	for cause, n := range a.stats.Refused() {
+		to <- prometheus.MustNewConstMetric(descRefused, prometheus.CounterValue, float64(n), cause)
+	}
+}
