@@ -1,0 +1,90 @@
+// Package faults keeps docs/faults.md, the matrix of faults, as the tests leave
+// it. A test that shows a row reports it; the row in the document must say the
+// same, or the test fails. With FAULTS=write in the environment, as `make
+// faults` has it, the test writes the row instead.
+package faults
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Row is what a test has shown.
+type Row struct {
+	ID      string // F1 to F35; the test's name holds it
+	Done    string // what was done
+	Count   int    // how often
+	Outcome string // what came of it; its numbers may differ from run to run
+}
+
+// Report reports a row at the end of a test that has not failed.
+func Report(t *testing.T, r Row) {
+	t.Helper()
+	if t.Failed() {
+		return
+	}
+	if !regexp.MustCompile(r.ID + `(\D|$)`).MatchString(t.Name()) {
+		t.Fatalf("the name of a test that shows %s has to hold it", r.ID)
+	}
+	if err := report(r, t.Name(), os.Getenv("FAULTS") == "write"); err != nil {
+		t.Error(err)
+	}
+}
+
+// document is docs/faults.md of this source tree.
+func document() string {
+	_, here, _, _ := runtime.Caller(0)
+	return filepath.Join(filepath.Dir(here), "../../docs/faults.md")
+}
+
+func report(r Row, test string, write bool) error {
+	f, err := os.OpenFile(document(), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	// Tests of several packages run at once.
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return err
+	}
+	text, err := os.ReadFile(f.Name())
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(text), "\n")
+	i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "| "+r.ID+" |") })
+	if i < 0 {
+		return fmt.Errorf("%s has no row %s", f.Name(), r.ID)
+	}
+	cells := strings.Split(lines[i], " | ")
+	if len(cells) != 6 {
+		return fmt.Errorf("%s: row %s has %d cells, not 6", f.Name(), r.ID, len(cells))
+	}
+	row := strings.Join([]string{cells[0], cells[1], r.Done, fmt.Sprint(r.Count), r.Outcome, "`" + test + "` |"}, " | ")
+	if !write {
+		if masked(row) != masked(lines[i]) {
+			return fmt.Errorf("docs/faults.md and the test differ: run `make faults`\n document: %s\n test:     %s", lines[i], row)
+		}
+		return nil
+	}
+	lines[i] = row
+	return os.WriteFile(f.Name(), []byte(strings.Join(lines, "\n")), 0o644)
+}
+
+var number = regexp.MustCompile(`[0-9][0-9,.]*`)
+
+// masked is a row without the numbers of its outcome, which are those of one
+// run on one machine.
+func masked(row string) string {
+	cells := strings.Split(row, " | ")
+	cells[4] = number.ReplaceAllString(cells[4], "#")
+	return strings.Join(cells, " | ")
+}
