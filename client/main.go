@@ -2,6 +2,8 @@
 //
 //	client [--connect ADDR] [MESSAGE]
 //	client [--connect ADDR] - < FILE
+//	client --no-echo [--hex] [--connect ADDR] [MESSAGE]
+//	client pair [MESSAGE]
 //	client bench [--connect ADDR]... [--size BYTES,...] [--connections N,...]
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
@@ -22,6 +24,9 @@ import (
 type commands struct {
 	Bench benchCmd `cmd:"" help:"Measure one server, or several side by side."`
 	Echo  echoCmd  `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
+	Pair  pairCmd  `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair: without an address."`
+
+	PairChild pairChildCmd `cmd:"" hidden:"" help:"The child of pair."`
 }
 
 func main() {
