@@ -166,6 +166,57 @@ func TestNoEchoOfServerThatClosesUnread(t *testing.T) {
 	}
 }
 
+// Who sends first may still want to read.
+func TestNoEchoSendsToServerThatHasEndedItsDirection(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"stream", "seqpacket"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			l, err := net.Listen(networks[kind], d+"/s")
+			check(t, err)
+			defer func() { check(t, l.Close()) }()
+			p := start(t, d, nil, client, "--no-echo", "--connect", kind+":s", "--chunk", "10", "-")
+			conn, err := l.Accept()
+			check(t, err)
+			_, err = io.WriteString(conn, "answer")
+			check(t, err)
+			check(t, conn.(*net.UnixConn).CloseWrite())
+			p.out.await(t, "answer")
+			_, err = io.WriteString(p.in, "late")
+			check(t, err)
+			check(t, p.in.Close())
+			buf := make([]byte, 100)
+			n, err := conn.Read(buf)
+			check(t, err)
+			if status := p.status(t); status != 0 || string(buf[:n]) != "late" {
+				t.Errorf("exit status %d, the server received %q, error %q", status, buf[:n], &p.err)
+			}
+			check(t, conn.Close())
+		})
+	}
+}
+
+func TestNoEchoEndsWithItsServerWhateverTheInput(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"stream", "seqpacket"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			l, err := net.Listen(networks[kind], d+"/s")
+			check(t, err)
+			defer func() { check(t, l.Close()) }()
+			p := start(t, d, nil, client, "--no-echo", "--connect", kind+":s", "--chunk", "10", "-")
+			conn, err := l.Accept()
+			check(t, err)
+			check(t, conn.Close())
+			if status := p.status(t); status != 0 {
+				t.Errorf("exit status %d, error %q", status, &p.err)
+			}
+		})
+	}
+}
+
 // awaitReadable waits for input and reads none of it.
 func awaitReadable(conn *net.UnixConn) error {
 	raw, err := conn.SyscallConn()

@@ -31,7 +31,7 @@ type Client struct {
 // is as long as the message, of the other types one message.
 //
 // With NoEcho, it ends its own direction instead, and writes what comes until
-// the server ends the other, or is silent for Timeout. A type without
+// the server has ended the other, or is silent for Timeout. A type without
 // connections has no such end: there a silence of 1 s will do. An empty message
 // is not sent over a stream, and nothing is ended there: the client listens.
 func (c *Client) Message(ctx context.Context, conn *uds.Conn, message []byte, out io.Writer) error {
@@ -75,13 +75,18 @@ const streamChunk = 16
 func (c *Client) exchange(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	s := &sender{Client: c, conn: conn, in: in, end: want < 0}
+	sent := make(chan struct{})
 	if in == nil {
 		s.done.Store(true)
+		close(sent)
 	} else {
-		go s.run()
+		go func() { defer close(sent); s.run() }()
 	}
 
 	got, err := c.receive(s, out, want, level)
+	if err == nil && c.NoEcho {
+		awaitSent(ctx, conn, sent)
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -138,6 +143,18 @@ func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Lev
 		}
 	}
 	return got, nil
+}
+
+// awaitSent lets the input be sent to a server that has ended its own direction
+// first, and still reads.
+func awaitSent(ctx context.Context, conn *uds.Conn, sent <-chan struct{}) {
+	if conn.Closed() {
+		return
+	}
+	select {
+	case <-sent:
+	case <-ctx.Done():
+	}
 }
 
 // errUnread is ECONNRESET for a client to which nothing is owed, and nothing came.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -32,15 +31,16 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 	// The sizes of the messages under way. It holds one less than the window,
 	// as the receiver takes one out before it waits for the reply.
 	sizes := make(chan int, max(c.Window, 1)-1)
+	sent := make(chan struct{})
 	r := &replies{Client: c, conn: conn, receiver: uds.NewReceiver(uds.MaxMessage()), out: out, level: level}
 	go func() {
 		defer close(sizes)
+		defer close(sent)
 		err := c.sendMessages(ctx, conn, in, size, sizes)
 		if c.NoEcho {
 			if conn.Type() == uds.Seqpacket {
 				_ = conn.CloseWrite()
 			}
-			r.sent.Store(true)
 			if errors.Is(err, unix.EPIPE) {
 				return // it may go on sending; the receiver sees it if not
 			}
@@ -51,7 +51,9 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 	}()
 	var err error
 	if c.NoEcho {
-		err = r.receiveAll()
+		if err = r.receiveAll(sent); err == nil {
+			awaitSent(ctx, conn, sent)
+		}
 	} else {
 		err = r.receive(ctx, sizes)
 	}
@@ -133,19 +135,23 @@ type replies struct {
 	out       io.Writer
 	level     zerolog.Level
 	got, lost int
-	sent      atomic.Bool // all of the input
 }
 
 // receiveAll receives until the server ends the connection or, once the input
 // has been sent, is silent for too long.
-func (r *replies) receiveAll() error {
+func (r *replies) receiveAll(sent <-chan struct{}) error {
 	patience := r.Timeout
 	if !r.conn.Type().Connects() {
 		patience = cmp.Or(patience, defaultPatience)
 	}
 	reset := false
 	for {
-		due := r.sent.Load()
+		due := false
+		select {
+		case <-sent:
+			due = true
+		default:
+		}
 		if patience > 0 {
 			if err := r.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 				return err
