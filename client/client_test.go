@@ -4,7 +4,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -49,9 +48,7 @@ func TestStrangersServe(t *testing.T) {
 	} {
 		t.Run(tt.pkg, func(t *testing.T) {
 			t.Parallel()
-			if _, err := exec.LookPath(tt.args[0]); err != nil {
-				t.Fatalf("%v: install the package %s", err, tt.pkg)
-			}
+			need(t, tt.args[0], tt.pkg)
 			d := dir(t)
 			server := start(t, d, nil, tt.args...)
 			listening := &server.out

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"time"
@@ -28,6 +29,8 @@ type echoCmd struct {
 	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for what is due. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
 	Chunk   int           `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream; of one message of - on the other types (default: 16; all of the input as one message)."`
 	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be on their way, on types other than stream (default: ${default})."`
+	NoEcho  bool          `help:"Expect no echo: send, then print whatever comes until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). An empty MESSAGE over a stream only listens."`
+	Hex     bool          `help:"Print what comes as a hex dump: offsets, bytes, ASCII."`
 	Sndbuf  int           `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
 	requireFlags
 	cli.LogFlags
@@ -46,8 +49,8 @@ func (c *echoCmd) Validate() error {
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.Timeout < 0:
 		return fmt.Errorf("--timeout %v: choose 0s or more", c.Timeout)
-	case c.Bind == "none" && c.Connect.Type == uds.Datagram:
-		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path")
+	case c.Bind == "none" && c.Connect.Type == uds.Datagram && !c.NoEcho:
+		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path, or --no-echo")
 	}
 	return c.requireFlags.validate(c.Connect.Type)
 }
@@ -65,11 +68,29 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 		return fmt.Errorf("%s: %w", c.Connect, err)
 	}
 
-	client := echo.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, Log: log}
+	typed := c.Message == "-" && isTerminal(std.In)
+	if typed {
+		what := "lines go as typed"
+		if c.Connect.Type.Messages() && c.Chunk == 0 {
+			what = "one line a message"
+		}
+		log.Info().Msg(what + "; Ctrl-D ends")
+	}
+	out := io.WriteCloser(asIs{std.Out})
+	if c.Hex {
+		out = newDump(std.Out, c.Connect.Type.Messages())
+	}
+	client := echo.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
 	if c.Message == "-" {
-		err = client.Copy(ctx, conn, std.In, std.Out)
+		err = client.Copy(ctx, conn, std.In, out)
 	} else {
-		err = client.Message(ctx, conn, []byte(c.Message), std.Out)
+		err = client.Message(ctx, conn, []byte(c.Message), out)
+	}
+	if typed && ctx.Err() != nil {
+		err = nil // Ctrl-C is one way to end what is typed
+	}
+	if closeErr := out.Close(); err == nil && closeErr != nil {
+		err = fmt.Errorf("write the output: %w", closeErr)
 	}
 	if err == nil {
 		log.Info().Msg("closing socket")
@@ -81,7 +102,7 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 // datagram socket it is absolute, as the server looks it up in its own
 // directory.
 func ownName(bind string, a uds.Addr) string {
-	if a.Type == uds.Datagram {
+	if a.Type == uds.Datagram && bind != "none" {
 		return uds.AbsName(bindName(cmp.Or(bind, "auto"), a))
 	}
 	return bindName(bind, a)

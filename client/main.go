@@ -2,6 +2,8 @@
 //
 //	client [--connect ADDR] [MESSAGE]
 //	client [--connect ADDR] - < FILE
+//	client --no-echo [--hex] [--connect ADDR] [MESSAGE]
+//	client pair [MESSAGE]
 //	client bench [--connect ADDR]... [--size BYTES,...] [--connections N,...]
 //	client inspect [--format table|json] PATH...
 //
@@ -22,8 +24,11 @@ import (
 
 type commands struct {
 	Bench   benchCmd   `cmd:"" help:"Measure one server, or several side by side."`
-	Inspect inspectCmd `cmd:"" help:"Say what a path is: its file type, and of a socket its type, whether it is live, who listens, how full the backlog is."`
 	Echo    echoCmd    `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
+	Inspect inspectCmd `cmd:"" help:"Say what a path is: its file type, and of a socket its type, whether it is live, who listens, how full the backlog is."`
+	Pair    pairCmd    `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair: without an address."`
+
+	PairChild pairChildCmd `cmd:"" hidden:"" help:"The child of pair."`
 }
 
 func main() {

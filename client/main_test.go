@@ -93,6 +93,19 @@ type process struct {
 // The test kills it at its end if it is still there.
 func start(t *testing.T, d string, stdout *os.File, args ...string) *process {
 	t.Helper()
+	p := prepare(t, d, args...)
+	if stdout != nil {
+		p.Stdout = stdout
+	}
+	var err error
+	p.in, err = p.StdinPipe()
+	check(t, err)
+	p.launch(t)
+	return p
+}
+
+func prepare(t *testing.T, d string, args ...string) *process {
+	t.Helper()
 	p := &process{Cmd: exec.CommandContext(t.Context(), args[0], args[1:]...), ended: make(chan struct{})}
 	p.out.changed, p.err.changed = make(chan struct{}), make(chan struct{})
 	p.Dir = d
@@ -102,20 +115,18 @@ func start(t *testing.T, d string, stdout *os.File, args ...string) *process {
 		}
 	}
 	p.Stdout, p.Stderr = &p.out, &p.err
-	if stdout != nil {
-		p.Stdout = stdout
-	}
 	p.WaitDelay = patience
-	var err error
-	p.in, err = p.StdinPipe()
-	check(t, err)
+	return p
+}
+
+func (p *process) launch(t *testing.T) {
+	t.Helper()
 	check(t, p.Start())
 	go func() {
 		defer close(p.ended)
 		_ = p.Wait()
 	}()
 	t.Cleanup(func() { <-p.ended })
-	return p
 }
 
 // status waits for the end and gives the exit status, -1 after a signal.
@@ -187,17 +198,17 @@ func wantWords(t *testing.T, text string, words ...string) {
 	}
 }
 
-func check(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // need is a program of the system that a test talks to.
 func need(t *testing.T, program, pkg string) {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
 		t.Fatalf("%v: install the package %s", err, pkg)
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
 	}
 }

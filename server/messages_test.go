@@ -166,6 +166,33 @@ func TestStandardInputGoesInMessages(t *testing.T) {
 	}
 }
 
+func TestNoEchoPrintsWhatComesOfEachType(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"stream", "datagram", "seqpacket"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			server := serve(t, d, "--listen", kind+":./s")
+			for _, tt := range []struct {
+				args     []string
+				in, want string
+			}{
+				{nil, "", message},
+				{[]string{"-"}, "all of it", "all of it"},
+				{[]string{"--chunk", "4", "-"}, "all of it", "all of it"},
+				{[]string{"--hex", "hello"}, "", "00000000  68 65 6c 6c 6f                                    |hello|\n"},
+			} {
+				// Only a datagram client waits so long, as it is not told the end.
+				args := append([]string{"client", "--no-echo", "--timeout", "2s", "--connect", kind + ":./s"}, tt.args...)
+				if status, stdout, stderr := run(t, d, tt.in, args...); status != 0 || stdout != tt.want {
+					t.Errorf("%q: exit status %d, output %q, error %q", args, status, stdout, stderr)
+				}
+			}
+			server.stop(t)
+		})
+	}
+}
+
 // setting is a number that the system has under net.core.
 func setting(t *testing.T, name string) int {
 	t.Helper()

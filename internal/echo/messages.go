@@ -1,7 +1,9 @@
 package echo
 
 import (
+	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,16 +12,18 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
-// udpPatience is how long a UDP client waits before it takes messages for
-// lost, where no timeout is given.
-const udpPatience = time.Second
+// defaultPatience is how long a client waits where no timeout is given: over UDP
+// before it takes messages for lost, and where nothing is owed, over UDP and
+// datagrams, before it takes silence for the end.
+const defaultPatience = time.Second
 
 // messages sends in as messages of size bytes, or as one where size is 0, and
-// receives one message for each.
+// receives one message for each or, with NoEcho, whatever comes.
 func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, size int, out io.Writer, level zerolog.Level) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -28,14 +32,32 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 	// The sizes of the messages under way. It holds one less than the window,
 	// as the receiver takes one out before it waits for the reply.
 	sizes := make(chan int, max(c.Window, 1)-1)
+	sent := make(chan struct{})
+	r := &replies{Client: c, conn: conn, receiver: uds.NewReceiver(uds.MaxMessage()), out: out, level: level}
 	go func() {
 		defer close(sizes)
-		if err := sendMessages(ctx, conn, in, size, sizes); err != nil {
+		defer close(sent)
+		err := c.sendMessages(ctx, conn, in, size, sizes)
+		if c.NoEcho {
+			if conn.Type() == uds.Seqpacket {
+				_ = conn.CloseWrite()
+			}
+			if errors.Is(err, unix.EPIPE) {
+				return // it may go on sending; the receiver sees it if not
+			}
+		}
+		if err != nil {
 			cancel(err)
 		}
 	}()
-	r := &replies{Client: c, conn: conn, receiver: uds.NewReceiver(uds.MaxMessage()), out: out, level: level}
-	err := r.receive(sizes)
+	var err error
+	if c.NoEcho {
+		if err = r.receiveAll(sent); err == nil {
+			awaitSent(ctx, conn, sent)
+		}
+	} else {
+		err = r.receive(ctx, sizes)
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -45,13 +67,40 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 	return err
 }
 
-func sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader, size int, sizes chan<- int) error {
+func (c *Client) sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader, size int, sizes chan<- int) error {
 	send := func(message []byte) error {
+		if c.NoEcho {
+			err := c.writeBy(conn)
+			if err == nil {
+				err = conn.Send(message)
+			}
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				err = c.unread()
+			}
+			return err
+		}
 		select {
 		case sizes <- len(message):
 			return conn.Send(message)
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		}
+	}
+	if size == 0 && c.Lines {
+		for lines := bufio.NewReader(in); ; {
+			line, err := lines.ReadBytes('\n')
+			if len(line) > 0 {
+				if err := send(line); err != nil {
+					return err
+				}
+			}
+			switch err {
+			case nil:
+			case io.EOF:
+				return nil
+			default:
+				return fmt.Errorf("read the input: %w", err)
+			}
 		}
 	}
 	if size == 0 {
@@ -99,13 +148,62 @@ type replies struct {
 	got, lost int
 }
 
-func (r *replies) receive(sizes <-chan int) error {
+// receiveAll receives until the server ends the connection or, once the input
+// has been sent, is silent for too long.
+func (r *replies) receiveAll(sent <-chan struct{}) error {
+	patience := r.Timeout
+	if !r.conn.Type().Connects() {
+		patience = cmp.Or(patience, defaultPatience)
+	}
+	reset := false
+	for {
+		due := false
+		select {
+		case <-sent:
+			due = true
+		default:
+		}
+		if patience > 0 {
+			if err := r.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+				return err
+			}
+		}
+		message, err := r.conn.Receive(r.receiver)
+		switch {
+		case err == nil:
+			if err := r.received(message); err != nil {
+				return err
+			}
+		case errors.Is(err, os.ErrDeadlineExceeded) && !due:
+		case errors.Is(err, unix.ECONNRESET): // comes before the records that the server has sent, and once
+			reset = true
+		case errors.Is(err, io.EOF) && reset && r.got == 0:
+			return errUnread
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.EOF):
+			return nil
+		default:
+			return fmt.Errorf("receive: %w", err)
+		}
+	}
+}
+
+func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 	patience := r.Timeout
 	isUDP := r.conn.Type() == uds.UDP
 	if isUDP && patience == 0 {
-		patience = udpPatience
+		patience = defaultPatience
 	}
-	for size := range sizes {
+	for {
+		var size int
+		select {
+		case <-ctx.Done(): // the sender may wait for its input
+			return nil
+		case next, ok := <-sizes:
+			if !ok {
+				return nil
+			}
+			size = next
+		}
 		if patience > 0 {
 			if err := r.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 				return err
@@ -136,13 +234,19 @@ func (r *replies) receive(sizes <-chan int) error {
 		if len(message) != size && !isUDP {
 			return fmt.Errorf("a message of %d bytes came back as one of %d: that is no echo server", size, len(message))
 		}
-		r.got++
-		if r.Log.GetLevel() <= r.level {
-			r.Log.WithLevel(r.level).Int("bytes", len(message)).Msg("received " + Quote(message))
+		if err := r.received(message); err != nil {
+			return err
 		}
-		if _, err := r.out.Write(message); err != nil {
-			return fmt.Errorf("write the output: %w", err)
-		}
+	}
+}
+
+func (r *replies) received(message []byte) error {
+	r.got++
+	if r.Log.GetLevel() <= r.level {
+		r.Log.WithLevel(r.level).Int("bytes", len(message)).Msg("received " + Quote(message))
+	}
+	if _, err := r.out.Write(message); err != nil {
+		return fmt.Errorf("write the output: %w", err)
 	}
 	return nil
 }

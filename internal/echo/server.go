@@ -50,13 +50,7 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 		}
 		return err
 	}
-	if s.Stats == nil {
-		s.Stats = new(Stats)
-	}
-	e := &server{Server: s, Loop: l, uid: uint32(os.Geteuid()), started: time.Now(), perUser: map[uint32]int{}}
-	for cause := range e.warn {
-		e.warn[cause] = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
-	}
+	e := newServer(s, l)
 	defer e.close()
 	waiting := "waiting for a message"
 	for i, socket := range sockets {
@@ -133,6 +127,17 @@ type server struct {
 	drainUntil  time.Time
 	failed      error // what ends the server
 	lost        error // what ends it once its clients are served
+}
+
+func newServer(s *Server, l *loop.Loop) *server {
+	if s.Stats == nil {
+		s.Stats = new(Stats)
+	}
+	e := &server{Server: s, Loop: l, uid: uint32(os.Geteuid()), started: time.Now(), perUser: map[uint32]int{}}
+	for cause := range e.warn {
+		e.warn[cause] = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+	}
+	return e
 }
 
 func (s *server) run(ctx context.Context) error {

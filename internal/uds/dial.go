@@ -140,6 +140,22 @@ func (c *Conn) CloseWrite() error {
 	return w.CloseWrite()
 }
 
+// Closed tells whether the other end is gone for both directions, poll(2),
+// POLLHUP, where end of file tells of one.
+func (c *Conn) Closed() bool {
+	raw, err := c.raw()
+	if err != nil {
+		return false
+	}
+	closed := false
+	err = raw.Control(func(fd uintptr) {
+		fds := []unix.PollFd{{Fd: int32(fd)}}
+		_, pollErr := retry(func() (int, error) { return unix.Poll(fds, 0) })
+		closed = pollErr == nil && fds[0].Revents&unix.POLLHUP != 0
+	})
+	return closed || err != nil
+}
+
 // AutoName makes a name for the client's own socket that no other client has:
 // in directory dir, or an abstract one where dir is "@". The process id alone
 // would not do, as every client is process 1 of its container; so the host

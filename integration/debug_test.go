@@ -1,0 +1,60 @@
+package integration
+
+import (
+	"bytes"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestHexDumpIsWhatTheREADMESays(t *testing.T) {
+	t.Parallel()
+	volume := newVolume(t)
+	startServer(t, volume)
+	client := runClient(t, volume, []string{"--no-echo", "--hex"})
+	out, events := client.output(t)
+	if code := client.exitCode(t); code != 0 {
+		t.Errorf("exit %d, %s", code, events)
+	}
+	if d := cmp.Diff(readme(t, "hex"), out); d != "" {
+		t.Errorf("README.md and client (-README +client):\n%s", d)
+	}
+}
+
+// The engine's socket was made by others.
+func TestClientTalksToTheEngine(t *testing.T) {
+	t.Parallel()
+	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
+	if !ok {
+		t.Fatalf("the engine is at %s, which is no Unix socket: unset DOCKER_HOST", engine.DaemonHost())
+	}
+	binary := t.TempDir() + "/client"
+	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../client")
+	if out, err := goBuild.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	client := exec.CommandContext(t.Context(), binary, "--no-echo", "--connect", path, "-")
+	client.Stdin = strings.NewReader("GET /_ping HTTP/1.0\r\n\r\n")
+	var out, errs bytes.Buffer
+	client.Stdout, client.Stderr = &out, &errs
+	if err := client.Run(); err != nil {
+		t.Errorf("%v\n%s", err, &errs)
+	}
+	if s := out.String(); !strings.HasPrefix(s, "HTTP/1.0 200 OK\r\n") || !strings.HasSuffix(s, "\r\n\r\nOK") {
+		t.Errorf("output %q", s)
+	}
+}
+
+func TestPairIsWhatTheREADMESays(t *testing.T) {
+	t.Parallel()
+	client := runClient(t, newVolume(t), []string{"pair"})
+	out, events := client.output(t)
+	if code := client.exitCode(t); code != 0 || out != message {
+		t.Errorf("exit %d, output %q", code, out)
+	}
+	if d := cmp.Diff(readme(t, "pair"), events); d != "" {
+		t.Errorf("README.md and client (-README +client):\n%s", d)
+	}
+}

@@ -1,0 +1,57 @@
+package echo
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// ServeConn serves one stream connection, which it takes over, such as an end
+// of a socketpair(2) that this process has inherited: to its end, or until ctx
+// ends. Nothing was accepted, so neither that is mentioned nor that the server
+// waits for another.
+func (s *Server) ServeConn(ctx context.Context, fd int) error {
+	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_STREAM {
+		return fmt.Errorf("descriptor %d is no stream socket", fd)
+	}
+	l, err := loop.New(s.Spin)
+	if err != nil {
+		_ = unix.Close(fd)
+		return err
+	}
+	// Like a server that drains: it welcomes nobody else.
+	e := newServer(s, l)
+	e.streams, e.drainUntil = uds.NewReceiver(s.Chunk), time.Now()
+	e.Stats.Connections.Add(1)
+	defer e.close()
+	err = unix.SetNonblock(fd, true) // or the loop would wait in read(2)
+	if err == nil {
+		err = l.Add(fd, &conn{server: e, fd: fd, events: unix.EPOLLIN, id: 1, uid: -1}, unix.EPOLLIN)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return os.NewSyscallError("serve a connection", err)
+	}
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { l.Interrupt(); close(woken) })
+	defer func() {
+		if !stop() {
+			<-woken
+		}
+	}()
+	for e.open() > 0 {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := l.Wait(-1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
