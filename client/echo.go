@@ -25,7 +25,7 @@ type echoCmd struct {
 
 	Connect uds.Addr      `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT, udp:HOST:PORT (default: ${default})."`
 	Bind    string        `placeholder:"NAME" help:"A name for the client's own socket, for the server to tell clients apart and to answer datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
-	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
+	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet; and where the connection breaks, connect again and go on with what has not come back, until nothing has for so long (default: ${default})."`
 	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for what is due. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
 	Chunk   int           `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream; of one message of - on the other types (default: 16; all of the input as one message)."`
 	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be on their way, on types other than stream (default: ${default})."`
@@ -59,14 +59,11 @@ func (c *echoCmd) Validate() error {
 func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", echo.Escape(c.Connect.String())).Msg("connecting to " + echo.Escape(c.Connect.Path))
-	conn, err := dial(ctx, c.Connect, uds.DialConfig{Bind: ownName(c.Bind, c.Connect), SendBuffer: c.Sndbuf}, c.Retry)
+	conn, err := c.dial(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	if err := c.check(conn); err != nil {
-		return fmt.Errorf("%s: %w", c.Connect, err)
-	}
 
 	typed := c.Message == "-" && isTerminal(std.In)
 	if typed {
@@ -81,6 +78,9 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 		out = newDump(std.Out, c.Connect.Type.Messages())
 	}
 	client := echo.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
+	if c.Retry > 0 {
+		client.Redial, client.Patience = c.dial, c.Retry
+	}
 	if c.Message == "-" {
 		err = client.Copy(ctx, conn, std.In, out)
 	} else {
@@ -96,6 +96,19 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 		log.Info().Msg("closing socket")
 	}
 	return err
+}
+
+// dial connects to the server, and to no other than the one that is required.
+func (c *echoCmd) dial(ctx context.Context) (*uds.Conn, error) {
+	conn, err := dial(ctx, c.Connect, uds.DialConfig{Bind: ownName(c.Bind, c.Connect), SendBuffer: c.Sndbuf}, c.Retry)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.check(conn); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("%s: %w", c.Connect, err)
+	}
+	return conn, nil
 }
 
 // ownName is the name of the client's own socket by --bind, "" for none. For a

@@ -24,7 +24,13 @@ type Client struct {
 	Timeout time.Duration // the longest wait for bytes that are due; 0: no limit
 	NoEcho  bool          // the server may answer anything, or nothing: see Message and Copy
 	Lines   bool          // Copy sends each line as a message of its own, where Chunk is 0
-	Log     zerolog.Logger
+	// Redial connects again where a transfer has broken, which then goes on with
+	// what has not come back; nil: it fails. It is given up once nothing has come
+	// back for Patience. Over datagrams, where nothing tells that the server has
+	// ended, a silence of Timeout, or 2 s, is taken for it. Not with NoEcho.
+	Redial   func(context.Context) (*uds.Conn, error)
+	Patience time.Duration
+	Log      zerolog.Logger
 }
 
 // Message sends message and writes to out what comes back: of a stream until it
@@ -39,14 +45,11 @@ func (c *Client) Message(ctx context.Context, conn *uds.Conn, message []byte, ou
 		return c.exchange(ctx, conn, nil, out, -1, zerolog.InfoLevel)
 	}
 	c.Log.Info().Int("bytes", len(message)).Msg("sending " + Quote(message))
-	if conn.Type().Messages() {
-		return c.messages(ctx, conn, bytes.NewReader(message), 0, out, zerolog.InfoLevel)
-	}
 	want := int64(len(message))
 	if c.NoEcho {
 		want = -1
 	}
-	return c.exchange(ctx, conn, bytes.NewReader(message), out, want, zerolog.InfoLevel)
+	return c.transfer(ctx, conn, bytes.NewReader(message), out, 0, want, zerolog.InfoLevel)
 }
 
 // Copy sends in to its end and writes to out what comes back. Single chunks and
@@ -61,10 +64,7 @@ func (c *Client) Message(ctx context.Context, conn *uds.Conn, message []byte, ou
 // one where Chunk is 0. NoEcho is as for Message.
 func (c *Client) Copy(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer) error {
 	c.Log.Info().Msg("sending standard input")
-	if conn.Type().Messages() {
-		return c.messages(ctx, conn, in, c.Chunk, out, zerolog.DebugLevel)
-	}
-	return c.exchange(ctx, conn, in, out, -1, zerolog.DebugLevel)
+	return c.transfer(ctx, conn, in, out, c.Chunk, -1, zerolog.DebugLevel)
 }
 
 // streamChunk is the size of one receive where none is given: the source's.
@@ -97,10 +97,13 @@ func (c *Client) exchange(ctx context.Context, conn *uds.Conn, in io.Reader, out
 		return err
 	}
 	if short := got < want || want < 0 && (!s.done.Load() || got < s.sent.Load()); short {
-		return fmt.Errorf("the server closed the connection: %d bytes are back of %d sent%s", got, s.sent.Load(), whyAtOnce(got))
+		return fmt.Errorf("%w: %d bytes are back of %d sent%s", errClosed, got, s.sent.Load(), whyAtOnce(got))
 	}
 	return nil
 }
+
+// errClosed is a connection that ended before all had come back.
+var errClosed = errors.New("the server closed the connection")
 
 // whyAtOnce is what it may mean that a server closes before it has answered.
 func whyAtOnce[N int | int64](got N) string {

@@ -189,6 +189,10 @@ func (r *replies) receiveAll(sent <-chan struct{}) error {
 
 func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 	patience := r.Timeout
+	resumes := r.Redial != nil && r.conn.Type() == uds.Datagram
+	if resumes {
+		patience = cmp.Or(patience, resumePatience)
+	}
 	isUDP := r.conn.Type() == uds.UDP
 	if isUDP && patience == 0 {
 		patience = defaultPatience
@@ -221,10 +225,12 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 				r.lost++
 			}
 			continue
+		case errors.Is(err, os.ErrDeadlineExceeded) && resumes:
+			return errSilent
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("no answer for %v: %d messages are back: is the server paused or overloaded?", patience, r.got)
 		case errors.Is(err, io.EOF):
-			return fmt.Errorf("the server closed the connection: %d messages are back, the next of %d bytes is not%s", r.got, size, whyAtOnce(r.got))
+			return fmt.Errorf("%w: %d messages are back, the next of %d bytes is not%s", errClosed, r.got, size, whyAtOnce(r.got))
 		default:
 			return fmt.Errorf("receive: %w", err)
 		}

@@ -1,0 +1,99 @@
+package echo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// resumePatience is how long a datagram client that may connect again waits for
+// a reply before it does.
+const resumePatience = 2 * time.Second
+
+var errSilent = errors.New("no answer: the server may have ended")
+
+// broken tells whether err is the end of a connection, after which another may
+// go on.
+func broken(err error) bool {
+	for _, end := range []error{errClosed, errSilent, unix.EPIPE, unix.ECONNRESET, unix.ECONNREFUSED, unix.ENOTCONN} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return false
+}
+
+// transfer sends in and receives want bytes, or to the end where want is
+// negative; over the types that keep boundaries it sends messages of size bytes.
+// Where the connection breaks it goes on over another, if it may.
+func (c *Client) transfer(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer, size int, want int64, level zerolog.Level) error {
+	once := func(conn *uds.Conn, in io.Reader, out io.Writer, back int64) error {
+		if conn.Type().Messages() {
+			return c.messages(ctx, conn, in, size, out, level)
+		}
+		rest := want
+		if want > 0 {
+			rest = want - back
+		}
+		return c.exchange(ctx, conn, in, out, rest, level)
+	}
+	if c.Redial == nil || c.NoEcho {
+		return once(conn, in, out, 0)
+	}
+	t := newTape(in)
+	w := &acknowledger{out: out, tape: t}
+	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back as one
+	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
+	for progress := time.Now(); ; {
+		before := w.back
+		err := once(conn, t.rewound(), w, before)
+		if err == nil || ctx.Err() != nil || !broken(err) {
+			return err
+		}
+		if t.finished() && w.back > 0 {
+			return nil // all of it is back
+		}
+		if w.back > before {
+			progress = time.Now()
+			wait.Reset()
+		}
+		if time.Since(progress) > c.Patience {
+			return fmt.Errorf("%w (tried for %v)", err, c.Patience)
+		}
+		c.Log.Warn().Err(err).Int64("bytes", w.back).Msgf("connecting again: %v", err)
+		_ = conn.Close()
+		select {
+		case <-time.After(wait.NextBackOff()):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		another, err := c.Redial(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = another.Close() }()
+		conn = another
+	}
+}
+
+// An acknowledger writes what comes back, and has the tape forget it.
+type acknowledger struct {
+	out  io.Writer
+	tape *tape
+	back int64
+}
+
+func (a *acknowledger) Write(p []byte) (int, error) {
+	n, err := a.out.Write(p)
+	a.tape.acknowledge(n)
+	a.back += int64(n)
+	return n, err
+}
