@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -30,7 +31,8 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 	sizes := make(chan int, max(c.Window, 1)-1)
 	go func() {
 		defer close(sizes)
-		if err := sendMessages(ctx, conn, in, size, sizes); err != nil {
+		err := sendMessages(ctx, conn, in, size, sizes)
+		if err != nil && !(conn.Type() == uds.Seqpacket && isGone(err)) { // the receiver says what was due
 			cancel(err)
 		}
 	}()
@@ -79,6 +81,10 @@ func sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader, size int, s
 	}
 }
 
+// isGone tells whether the server has closed the connection, having read all
+// or, ECONNRESET, not.
+func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) }
+
 // refusal is how a datagram server, which has no connection to close, tells a
 // client that it does not serve it: by what is no echo of its message of size
 // bytes.
@@ -125,7 +131,7 @@ func (r *replies) receive(sizes <-chan int) error {
 			continue
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("no answer for %v: %d messages are back: is the server paused or overloaded?", patience, r.got)
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF), r.conn.Type() == uds.Seqpacket && isGone(err):
 			return fmt.Errorf("the server closed the connection: %d messages are back, the next of %d bytes is not%s", r.got, size, whyAtOnce(r.got))
 		default:
 			return fmt.Errorf("receive: %w", err)
