@@ -36,6 +36,8 @@ var roles = map[string]func(args []string) error{
 	"answer":  answerRole,
 	"redial":  redialRole,
 	"poke":    pokeRole,
+	"hold":    holdRole,
+	"hand":    handRole,
 }
 
 func TestMain(m *testing.M) {

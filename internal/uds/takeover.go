@@ -165,7 +165,11 @@ func (s *Socket) Claim() (fd int) {
 // was faster. A server that was killed instead of answering serves no more
 // either.
 func (s *Socket) Claimed() error {
-	message, err := NewReceiver(len(takeoverDone)).Receive(s.claim)
+	r := NewReceiver(len(takeoverDone))
+	message, err := r.Receive(s.claim)
+	if err == unix.ECONNRESET { // it closed without having read "mine"; what it said comes after
+		message, err = r.Receive(s.claim)
+	}
 	if err == nil && string(message) == takeoverNo {
 		return fmt.Errorf("take over %s: %w: the running server has given it to another, or ends", s.Addr, ErrInUse)
 	}
