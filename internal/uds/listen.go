@@ -256,9 +256,9 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 // connected stays connected.
 func (s *Socket) Unlink() {
 	s.control.remove()
-	s.closeControl()
 	s.file.remove()
 	s.lock.unlock()
+	s.closeControl() // last: who still asks is told that the path is free by then
 	s.file, s.control, s.lock = nil, nil, nil
 }
 
