@@ -65,6 +65,11 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	if len(e.claims) > 0 && ctx.Err() != nil {
 		return nil // who serves them may go on
 	}
+	for _, socket := range e.claims {
+		if err := socket.Refused(); err != nil {
+			return err
+		}
+	}
 	if err := e.claimNext(); err != nil {
 		return err
 	}
@@ -89,11 +94,6 @@ func (s *server) serve(socket *uds.Socket) error {
 	}
 	if t.Messages() && s.receiver == nil {
 		s.receiver = uds.NewReceiver(uds.MaxMessage())
-	}
-	if socket.Control >= 0 {
-		if err := s.Add(socket.Control, &control{s, socket}, unix.EPOLLIN); err != nil {
-			return err
-		}
 	}
 	if t.Connects() {
 		ln := &listener{server: s, socket: socket}

@@ -22,14 +22,36 @@ func (s *server) begin(socket *uds.Socket) error {
 	return nil
 }
 
-// claimNext claims one socket at a time, in an order that all servers have: so
-// of two successors one gets all of them and the other none.
+// claimNext claims one socket at a time, in an order that all servers have, and
+// hands over nothing before it has all. Together with a look whether any was
+// refused already, before the first is claimed, one of two successors gets all
+// sockets and the other none.
 func (s *server) claimNext() error {
 	if len(s.claims) == 0 {
-		return nil
+		return s.offerAll()
 	}
 	fd := s.claims[0].Claim()
 	return s.Add(fd, &claim{s, s.claims[0], fd}, unix.EPOLLIN)
+}
+
+func (s *server) offerAll() error {
+	offer := func(socket *uds.Socket) error {
+		if socket.Control < 0 {
+			return nil
+		}
+		return s.Add(socket.Control, &control{s, socket}, unix.EPOLLIN)
+	}
+	for _, ln := range s.listeners {
+		if err := offer(ln.socket); err != nil {
+			return err
+		}
+	}
+	for _, d := range s.datagrams {
+		if err := offer(d.socket); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A claim is a socket that its server is about to let go.

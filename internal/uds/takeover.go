@@ -165,6 +165,20 @@ func (s *Socket) Claim() (fd int) {
 // was faster. A server that was killed instead of answering serves no more
 // either.
 func (s *Socket) Claimed() error {
+	if err := s.Refused(); err != nil {
+		return err
+	}
+	if !s.file.ours() || !s.lock.isAt(s.lock.Name()) {
+		return fmt.Errorf("take over %s: its file or its lock was removed meanwhile: start again", s.Addr)
+	}
+	_ = unix.Close(s.claim)
+	s.claim, s.shared = -1, false
+	return nil
+}
+
+// Refused is an error where the running server has refused to hand the socket
+// over.
+func (s *Socket) Refused() error {
 	r := NewReceiver(len(takeoverDone))
 	message, err := r.Receive(s.claim)
 	if err == unix.ECONNRESET { // it closed without having read "mine"; what it said comes after
@@ -173,11 +187,6 @@ func (s *Socket) Claimed() error {
 	if err == nil && string(message) == takeoverNo {
 		return fmt.Errorf("take over %s: %w: the running server has given it to another, or ends", s.Addr, ErrInUse)
 	}
-	if !s.file.ours() || !s.lock.isAt(s.lock.Name()) {
-		return fmt.Errorf("take over %s: its file or its lock was removed meanwhile: start again", s.Addr)
-	}
-	_ = unix.Close(s.claim)
-	s.claim, s.shared = -1, false
 	return nil
 }
 
