@@ -150,7 +150,7 @@ func TestComposeFile(t *testing.T) {
 				t.Errorf("run client --connect %s hello: %q", kind, got)
 			}
 		}
-		const want = "/run/clients:\n\n/run/uds:\nuds_datagram\nuds_datagram.lock\nuds_seqpacket\nuds_seqpacket.lock\nuds_socket\nuds_socket.lock\n"
+		const want = "/run/clients:\n\n/run/uds:\nuds_datagram\nuds_datagram.lock\nuds_datagram.takeover\nuds_seqpacket\nuds_seqpacket.lock\nuds_seqpacket.takeover\nuds_socket\nuds_socket.lock\nuds_socket.takeover\n"
 		if left := c.must(t, "exec", "-T", "server", "ls", "-A", "/run/clients", "/run/uds"); left != want {
 			t.Errorf("left in the volumes (-want +got):\n%s", cmp.Diff(want, left))
 		}

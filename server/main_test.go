@@ -105,6 +105,12 @@ func start(t *testing.T, d string, args ...string) *process {
 
 func startAs(t *testing.T, uid int, d string, args ...string) *process {
 	t.Helper()
+	return startWith(t, uid, nil, d, args...)
+}
+
+// startWith passes files on, as descriptors from 3.
+func startWith(t *testing.T, uid int, files []*os.File, d string, args ...string) *process {
+	t.Helper()
 	program := args[0]
 	if program == "server" || program == "client" {
 		program = bin + "/" + program
@@ -112,6 +118,7 @@ func startAs(t *testing.T, uid int, d string, args ...string) *process {
 	p := &process{Cmd: exec.CommandContext(t.Context(), program, args[1:]...), ended: make(chan struct{})}
 	p.out.changed, p.err.changed = make(chan struct{}), make(chan struct{})
 	p.Dir = d
+	p.ExtraFiles = files
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "UDS_") {
 			p.Env = append(p.Env, v)

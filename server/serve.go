@@ -137,20 +137,15 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *echo.Stats, log zerolo
 // --listen: all, or an error and those made so far.
 func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, err error) {
 	// systemd's protocol, sd_listen_fds(3). The variables must not reach children.
-	passed := activation.Files(true)
-	for _, f := range passed {
-		var s *uds.Socket
-		fd, dupErr := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		_ = f.Close()
-		if err = errors.Join(err, dupErr); err != nil {
-			continue
-		}
-		if s, err = config.Inherit(fd); err == nil {
+	if passed := activation.Files(true); len(passed) > 0 {
+		for _, f := range passed {
+			s, err := inherit(config, f)
+			if err != nil {
+				return sockets, fmt.Errorf("%s, passed on by the parent process: %w", f.Name(), err)
+			}
 			sockets = append(sockets, s)
 		}
-	}
-	if len(passed) > 0 {
-		return sockets, err
+		return sockets, nil
 	}
 	for _, a := range c.Listen {
 		s, err := config.Listen(a)
@@ -160,4 +155,14 @@ func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, err 
 		sockets = append(sockets, s)
 	}
 	return sockets, nil
+}
+
+// inherit has a descriptor of its own: f closes the one that it has.
+func inherit(config uds.ListenConfig, f *os.File) (*uds.Socket, error) {
+	defer func() { _ = f.Close() }()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return config.Inherit(fd)
 }

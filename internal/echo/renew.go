@@ -51,7 +51,11 @@ func (s *server) replace(old *uds.Socket) bool {
 		s.Remove(control)
 	}
 	s.Log.Warn().Str("listen", Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)
-	if err := s.serve(renewed); err != nil {
+	err = s.serve(renewed)
+	if err == nil {
+		err = s.offer(renewed)
+	}
+	if err != nil {
 		_ = renewed.Close()
 		s.failed = err
 		return false

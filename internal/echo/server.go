@@ -66,6 +66,17 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 		}
 	}
 	s.Log.Info().Msg(waiting)
+	if len(e.claims) > 0 && ctx.Err() != nil {
+		return nil // who serves them may go on
+	}
+	for _, socket := range e.claims {
+		if err := socket.Refused(); err != nil {
+			return err
+		}
+	}
+	if err := e.claimNext(); err != nil {
+		return err
+	}
 
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { l.Interrupt(); close(woken) })
@@ -87,11 +98,6 @@ func (s *server) serve(socket *uds.Socket) error {
 	}
 	if t.Messages() && s.receiver == nil {
 		s.receiver = uds.NewReceiver(uds.MaxMessage())
-	}
-	if socket.Control >= 0 {
-		if err := s.Add(socket.Control, &control{s, socket}, unix.EPOLLIN); err != nil {
-			return err
-		}
 	}
 	if t.Connects() {
 		ln := &listener{server: s, socket: socket}
@@ -152,6 +158,7 @@ func (s *server) run(ctx context.Context) error {
 		s.now = now.Sub(s.started)
 		s.sweep()
 		if (ctx.Err() != nil || s.lost != nil) && s.drainUntil.IsZero() {
+			s.Log.Debug().Int("connections", s.open()).Msg("draining")
 			s.drainUntil = now.Add(s.DrainTimeout)
 			if err := s.drain(); err != nil {
 				return err
@@ -167,11 +174,11 @@ func (s *server) run(ctx context.Context) error {
 			waiting += d.waiting
 		}
 		s.Stats.Waiting.Store(int64(waiting))
-		s.handOver()
+		s.handOver(now)
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open()+waiting == 0 {
+		if s.open()+waiting+len(s.claims)+len(s.offers) == 0 {
 			return s.lost
 		}
 		if now.After(s.drainUntil) {
@@ -197,6 +204,7 @@ func (s *server) timeout() time.Duration {
 	earlier(s.acceptAgain)
 	for _, d := range s.datagrams {
 		earlier(d.tryAgain)
+		earlier(d.leaveBy)
 	}
 	if first.IsZero() {
 		return -1
@@ -239,18 +247,20 @@ func (s *server) sweep() {
 }
 
 // drain turns new clients away. The files go first, so that a client finds no
-// socket rather than a closed one; who had connected by then is served.
+// socket rather than a closed one; who had connected by then is served. A socket
+// that another server has just asked for is his, or is drained when he is gone.
 func (s *server) drain() error {
-	s.Log.Debug().Int("connections", s.open()).Msg("draining")
-	for _, o := range slices.Clone(s.offers) {
-		s.refuseOffers(o.socket)
-	}
 	for h := range s.Handlers {
-		if c, ok := h.(*control); ok {
+		if c, ok := h.(*control); ok && !s.offered(c.socket) {
 			s.Remove(c.socket.Control)
 		}
 	}
+	var offered []*listener
 	for _, ln := range s.listeners {
+		if s.offered(ln.socket) {
+			offered = append(offered, ln)
+			continue
+		}
 		ln.socket.Unlink()
 		if !ln.socket.Shared() { // or who waits is served by the others
 			ln.acceptAll()
@@ -264,8 +274,11 @@ func (s *server) drain() error {
 			return err
 		}
 	}
-	s.listeners, s.acceptAgain = nil, time.Time{}
+	s.listeners = offered
 	for _, d := range s.datagrams {
+		if s.offered(d.socket) {
+			continue
+		}
 		d.socket.Unlink()
 		if d.socket.Shared() {
 			d.stop()
@@ -281,6 +294,9 @@ func (s *server) drain() error {
 }
 
 func (s *server) close() {
+	for _, o := range slices.Clone(s.offers) {
+		s.refuseOffers(o.socket)
+	}
 	for _, socket := range s.claims {
 		_ = socket.Close()
 	}
@@ -295,8 +311,6 @@ func (s *server) close() {
 	}
 	for h := range s.Handlers {
 		switch c := h.(type) {
-		case *offer:
-			c.Close()
 		case *conn:
 			_ = unix.Close(c.fd)
 		case *records:

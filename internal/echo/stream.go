@@ -68,6 +68,9 @@ func (ln *listener) welcome(fd int) {
 		_ = unix.Close(fd)
 		return
 	}
+	if ln.socket.Shared() {
+		uds.DropAncillary(fd)
+	}
 	events, h := uint32(unix.EPOLLIN), loop.Handler(c)
 	switch t {
 	case uds.TCP:

@@ -37,6 +37,8 @@ var roles = map[string]func(args []string) error{
 	"redial":  redialRole,
 	"poke":    pokeRole,
 	"inspect": inspectRole,
+	"hold":    holdRole,
+	"hand":    handRole,
 }
 
 func TestMain(m *testing.M) {
