@@ -323,7 +323,7 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 					t.Errorf("exit status %d:\n%s", status, &server.err)
 				}
 				if wantErr == nil {
-					wantWords(t, server.err.String(), "message carries file descriptors", "cause=descriptors", "refused=1 ")
+					wantWords(t, server.err.String(), "message carries file descriptors", "cause=descriptors", "refused=1")
 				} else if server.err.String() != "" {
 					t.Errorf("the server says:\n%s", &server.err)
 				}
