@@ -33,7 +33,7 @@ type Server struct {
 // the socket files, still accepts who had connected before, and lets everybody
 // come to the end or to the drain timeout; wait returns after that.
 func (s *Server) Start(ctx context.Context, sockets ...*uds.Socket) (wait func(), err error) {
-	var listeners []net.Listener
+	var listeners []listener
 	for _, socket := range sockets {
 		l, err := socket.Listener()
 		if err != nil {
@@ -42,7 +42,7 @@ func (s *Server) Start(ctx context.Context, sockets ...*uds.Socket) (wait func()
 			}
 			return nil, err
 		}
-		listeners = append(listeners, l)
+		listeners = append(listeners, l.(listener))
 	}
 	r := &server{Server: s, uid: uint32(os.Geteuid()), conns: map[*conn]bool{}}
 	r.stopped, r.stop = context.WithCancel(context.Background())
@@ -67,8 +67,12 @@ func (s *Server) Start(ctx context.Context, sockets ...*uds.Socket) (wait func()
 				r.warn.Warn().Err(err).Msg(err.Error())
 			}
 		}
-		accepting.Wait()
 		for _, l := range listeners {
+			_ = l.SetDeadline(time.Now()) // wakes up who waits
+		}
+		accepting.Wait()
+		for i, l := range listeners {
+			r.acceptRest(sockets[i])
 			_ = l.Close()
 		}
 		r.drain()
@@ -96,18 +100,24 @@ type server struct {
 	serving sync.WaitGroup
 }
 
+// A listener is one of package net.
+type listener interface {
+	net.Listener
+	SetDeadline(time.Time) error
+}
+
 // acceptPause is how long a server that has run out of descriptors waits for
 // some to be closed.
 const acceptPause = 100 * time.Millisecond
 
-// accept accepts until the socket refuses: those who had connected are first.
-func (s *server) accept(ctx context.Context, l net.Listener) {
+// accept accepts until the deadline.
+func (s *server) accept(ctx context.Context, l listener) {
 	for {
 		c, err := l.Accept()
 		switch {
 		case err == nil:
 			s.welcome(c.(*net.UnixConn))
-		case errors.Is(err, unix.EINVAL), errors.Is(err, net.ErrClosed):
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			return
 		default:
 			s.warn.Warn().Err(err).Msgf("cannot accept: %v: trying again in %v", err, acceptPause)
@@ -117,6 +127,25 @@ func (s *server) accept(ctx context.Context, l net.Listener) {
 				return
 			}
 		}
+	}
+}
+
+// acceptRest accepts who had connected before the socket refused. Package net
+// would wait for more.
+func (s *server) acceptRest(socket *uds.Socket) {
+	for {
+		fd, _, err := unix.Accept4(socket.FD, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return
+		}
+		f := os.NewFile(uintptr(fd), "")
+		if c, err := net.FileConn(f); err == nil {
+			s.welcome(c.(*net.UnixConn))
+		}
+		_ = f.Close()
 	}
 }
 

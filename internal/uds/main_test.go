@@ -36,6 +36,7 @@ var roles = map[string]func(args []string) error{
 	"answer":  answerRole,
 	"redial":  redialRole,
 	"poke":    pokeRole,
+	"full":    fullRole,
 }
 
 func TestMain(m *testing.M) {

@@ -16,13 +16,17 @@ var ErrOpenFiles = errors.New("no room for another open file")
 
 // SendFiles sends a message over a connection, whole or not at all, and with it
 // descriptors of this process: the receiver gets new ones of the same open
-// files, unix(7), SCM_RIGHTS. They may be closed here right after.
+// files, unix(7), SCM_RIGHTS. They may be closed here right after. An empty
+// message cannot carry any: it would get a byte.
 func (c *Conn) SendFiles(message []byte, fds ...int) error {
 	raw, err := c.raw()
 	if err != nil {
 		return err
 	}
-	rights := unix.UnixRights(fds...)
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
 	waitErr := raw.Write(func(fd uintptr) bool {
 		err = retryErr(func() error {
 			return unix.Sendmsg(int(fd), message, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
