@@ -2,11 +2,9 @@ package main_test
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -103,12 +101,12 @@ func TestDescriptorsThatNobodyWantsAreClosed(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	check(t, err)
 	defer func() { check(t, null.Close()) }()
-	check1 := func() {
+	wantHealthy := func() {
 		if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:f"); status != 0 {
 			t.Fatalf("exit status %d: %s", status, stderr)
 		}
 	}
-	check1()
+	wantHealthy()
 	before := server.descriptors(t)
 	fds := make([]int, 253)
 	for i := range fds {
@@ -129,13 +127,13 @@ func TestDescriptorsThatNobodyWantsAreClosed(t *testing.T) {
 		}
 		check(t, unix.Close(conn))
 	}
-	check1()
+	wantHealthy()
 	// The last connections may just be closing.
 	for range 1000 {
 		if server.descriptors(t) == before {
 			break
 		}
-		check1()
+		wantHealthy()
 	}
 	if after := server.descriptors(t); after != before {
 		t.Errorf("%d descriptors are open, %d were before", after, before)
@@ -178,36 +176,4 @@ func TestFilesAtTheLimitOfOpenFiles(t *testing.T) {
 	check(t, unix.Close(conn))
 	check(t, file.Close())
 	server.stop(t)
-}
-
-func TestSecondSignalEndsAReadAtOnce(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--listen", "files:f", "--drain-timeout", "1h", "--log-format", "plain")
-	huge, err := os.Create(t.TempDir() + "/huge")
-	check(t, err)
-	check(t, huge.Truncate(1<<42))
-	conn := seqpacket(t, d+"/f")
-	check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(huge.Fd())), nil, 0))
-	check(t, huge.Close())
-	server.err.await(t, 1, "received 'sum 1'")
-	server.signal(t, syscall.SIGTERM)
-	for len(glob(t, d+"/*")) > 0 {
-		// The files go first; no event tells.
-	}
-	server.signal(t, syscall.SIGTERM)
-	if status := server.status(t); status != -1 {
-		t.Errorf("exit status %d", status)
-	}
-	if _, err := unix.Read(conn, make([]byte, 1)); err != nil && err != io.EOF && err != unix.ECONNRESET {
-		t.Error(err)
-	}
-	check(t, unix.Close(conn))
-}
-
-func glob(t *testing.T, pattern string) []string {
-	t.Helper()
-	names, err := filepath.Glob(pattern)
-	check(t, err)
-	return names
 }
