@@ -229,7 +229,7 @@ type conn struct {
 }
 
 func (c *conn) serve() {
-	defer func() { _ = c.UnixConn.Close() }()
+	defer func() { _ = c.Close() }()
 	ev := c.event().Uint32("uid", c.cred.Uid).Uint32("gid", c.cred.Gid)
 	if c.cred.Pid == 0 {
 		ev = ev.Str("pid", "unknown") // it lives in another process id namespace

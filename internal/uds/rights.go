@@ -98,7 +98,7 @@ func parseControl(b []byte) (fds []int, cred *unix.Ucred, err error) {
 			return fds, cred, fmt.Errorf("%w: %d bytes, a header has %d", errControl, len(b), unix.CmsgLen(0))
 		}
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(&h)), unix.SizeofCmsghdr), b)
-		length := uint64(h.Len)
+		length := uint64(h.Len) //nolint:unconvert // it has 32 bits on other machines
 		if length < uint64(unix.CmsgLen(0)) || length > uint64(len(b)) {
 			return fds, cred, fmt.Errorf("%w: a length of %d in %d bytes", errControl, length, len(b))
 		}
