@@ -16,6 +16,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -107,7 +108,40 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		MaxConnectionsPerUser: c.maxPerUser(), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
 		Allow: c.allow(), Stats: stats, Log: log,
 	}
-	return server.Serve(ctx, sockets...)
+	return c.serve(ctx, &server, sockets)
+}
+
+// serve serves the sockets that take files and those that echo side by side.
+func (c *serveCmd) serve(ctx context.Context, echoes *echo.Server, sockets []*uds.Socket) error {
+	var ofFiles, ofBytes []*uds.Socket
+	for _, s := range sockets {
+		if s.Addr.Type == uds.Files {
+			ofFiles = append(ofFiles, s)
+		} else {
+			ofBytes = append(ofBytes, s)
+		}
+	}
+	if len(ofFiles) == 0 {
+		return echoes.Serve(ctx, ofBytes...)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	reader := files.Server{MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout, Log: echoes.Log}
+	wait, err := reader.Start(ctx, ofFiles...)
+	if err != nil {
+		for _, s := range ofBytes {
+			_ = s.Close()
+		}
+		return err
+	}
+	if len(ofBytes) == 0 {
+		echoes.Log.Info().Msg("waiting for a connection")
+	} else {
+		err = echoes.Serve(ctx, ofBytes...)
+		cancel()
+	}
+	wait()
+	return err
 }
 
 func (c *serveCmd) maxPerUser() int {

@@ -337,13 +337,13 @@ func (s *server) watchListeners(events uint32) {
 	}
 }
 
-// healthName is how the name of a client that checks the server's health
+// HealthName is how the name of a client that checks the server's health
 // starts. It is believed only of a client that runs as the server's own user,
 // and all that it changes is that the client is not mentioned at info level.
-const healthName = "@udsecho.healthcheck."
+const HealthName = "@udsecho.healthcheck."
 
 func (s *server) isHealthCheck(peer string, cred *unix.Ucred) bool {
-	return strings.HasPrefix(peer, healthName) && cred != nil && cred.Uid == s.uid
+	return strings.HasPrefix(peer, HealthName) && cred != nil && cred.Uid == s.uid
 }
 
 // about is an event about a client, or nil where its level is off: a health

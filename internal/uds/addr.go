@@ -17,22 +17,24 @@ const MaxPath = len(unix.RawSockaddrUnix{}.Path) - 1
 // Type is a socket type by the name that the field gives it, socket(2).
 type Type string
 
-// The three types of AF_UNIX, and what they are compared with.
+// The three types of AF_UNIX, one of them under a second name for another
+// purpose, and what they are compared with.
 const (
 	Stream    Type = "stream"    // SOCK_STREAM: bytes, no boundaries
 	Datagram  Type = "datagram"  // SOCK_DGRAM: messages, no connection
 	Seqpacket Type = "seqpacket" // SOCK_SEQPACKET: messages over a connection
+	Files     Type = "files"     // SOCK_SEQPACKET: descriptors of files with the messages
 	TCP       Type = "tcp"       // an internet stream
 	UDP       Type = "udp"       // internet datagrams
 )
 
-var types = []Type{Stream, Datagram, Seqpacket}
+var types = []Type{Stream, Datagram, Seqpacket, Files}
 
 // Unix tells whether the type is one of AF_UNIX.
 func (t Type) Unix() bool { return t != TCP && t != UDP }
 
 // Messages tells whether the type keeps the boundaries of messages.
-func (t Type) Messages() bool { return t == Datagram || t == Seqpacket || t == UDP }
+func (t Type) Messages() bool { return t == Datagram || t == Seqpacket || t == Files || t == UDP }
 
 // Connects tells whether a server of the type accepts connections.
 func (t Type) Connects() bool { return t != Datagram && t != UDP }
@@ -41,7 +43,7 @@ func (t Type) sotype() int {
 	switch t {
 	case Datagram:
 		return unix.SOCK_DGRAM
-	case Seqpacket:
+	case Seqpacket, Files:
 		return unix.SOCK_SEQPACKET
 	default:
 		return unix.SOCK_STREAM
@@ -132,7 +134,7 @@ func (a Addr) Network() string {
 	switch a.Type {
 	case Datagram:
 		return "unixgram"
-	case Seqpacket:
+	case Seqpacket, Files:
 		return "unixpacket"
 	case TCP, UDP:
 		return string(a.Type)

@@ -39,6 +39,7 @@ var roles = map[string]func(args []string) error{
 	"inspect": inspectRole,
 	"hold":    holdRole,
 	"hand":    handRole,
+	"full":    fullRole,
 }
 
 func TestMain(m *testing.M) {

@@ -25,8 +25,8 @@ const maxUDP = 65507
 // is a prefix of it and must not be taken for the message.
 var ErrTruncated = errors.New("message is larger than the receive buffer")
 
-// ErrDescriptors is a message that came with file descriptors, which nobody
-// asked for. They are closed already: no room was made for them.
+// ErrDescriptors is a message that came with file descriptors that nobody asked
+// for, or with too many. None of them is open.
 var ErrDescriptors = errors.New("message carries file descriptors")
 
 // MaxMessage is how many bytes a message can have that any process without
@@ -249,7 +249,7 @@ func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
 	}
 	var end bool
 	waitErr := raw.Read(func(fd uintptr) bool {
-		if c.addr.Type != Seqpacket {
+		if c.addr.Type.sotype() != unix.SOCK_SEQPACKET {
 			message, err = r.Receive(int(fd))
 			return err != unix.EAGAIN
 		}
