@@ -22,6 +22,7 @@ type filesFlags struct {
 	Connect uds.Addr      `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH (default: ${default})."`
 	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
 	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer, which takes some seconds for each GiB. 0s: no limit (default: ${default})."`
+	requireFlags
 	cli.LogFlags
 }
 
@@ -48,6 +49,9 @@ func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, 
 		return err
 	}
 	defer func() { _ = conn.Close() }()
+	if err := c.check(conn); err != nil {
+		return fmt.Errorf("%s: %w", c.Connect, err)
+	}
 	client := files.Client{Timeout: c.Timeout, Log: log}
 	for _, name := range names {
 		f, err := open(name)

@@ -108,39 +108,10 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		MaxConnectionsPerUser: c.maxPerUser(), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
 		Allow: c.allow(), Stats: stats, Log: log,
 	}
-	return c.serve(ctx, &server, sockets)
-}
-
-// serve serves the sockets that take files and those that echo side by side.
-func (c *serveCmd) serve(ctx context.Context, echoes *echo.Server, sockets []*uds.Socket) error {
-	var ofFiles, ofBytes []*uds.Socket
-	for _, s := range sockets {
-		if s.Addr.Type == uds.Files {
-			ofFiles = append(ofFiles, s)
-		} else {
-			ofBytes = append(ofBytes, s)
-		}
-	}
-	if len(ofFiles) == 0 {
-		return echoes.Serve(ctx, ofBytes...)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	reader := files.Server{MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout, Log: echoes.Log}
-	wait, err := reader.Start(ctx, ofFiles...)
-	if err != nil {
-		for _, s := range ofBytes {
-			_ = s.Close()
-		}
-		return err
-	}
-	if len(ofBytes) == 0 {
-		echoes.Log.Info().Msg("waiting for a connection")
-	} else {
-		err = echoes.Serve(ctx, ofBytes...)
-		cancel()
-	}
-	wait()
+	reader := files.NewServer(files.Config{MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout, Log: log})
+	server.Files = reader.Serve
+	err = server.Serve(ctx, sockets...)
+	reader.Drain()
 	return err
 }
 
@@ -198,5 +169,9 @@ func inherit(config uds.ListenConfig, f *os.File) (*uds.Socket, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return config.Inherit(fd)
+	s, err := config.Inherit(fd)
+	if err == nil && s.Addr.Type == uds.Seqpacket && f.Name() == string(uds.Files) {
+		s.Addr.Type = uds.Files // FileDescriptorName=files in a systemd unit
+	}
+	return s, err
 }

@@ -35,6 +35,9 @@ type Server struct {
 	// Allow tells whether a client may be served, by the kernel's word who it
 	// is, on sockets that know it (not TCP, not UDP). nil: everybody may.
 	Allow func(unix.Ucred) bool
+	// Files serves a connection of a files: socket, which it takes over. Such
+	// clients count as accepted, but not for the limits and timeouts above.
+	Files func(fd int)
 	Stats *Stats // what is counted; nil: nobody asks
 	Log   zerolog.Logger
 }

@@ -71,6 +71,11 @@ func (ln *listener) welcome(fd int) {
 	if ln.socket.Shared() {
 		uds.DropAncillary(fd)
 	}
+	if t == uds.Files {
+		ln.Stats.Accepted.Add(1)
+		ln.Files(fd)
+		return
+	}
 	events, h := uint32(unix.EPOLLIN), loop.Handler(c)
 	switch t {
 	case uds.TCP:
@@ -107,6 +112,9 @@ func (ln *listener) welcome(fd int) {
 func (ln *listener) refusal(t uds.Type, cred *unix.Ucred) (cause, string) {
 	if t.Unix() && !ln.allowed(cred) {
 		return causeUser, "its user is not allowed"
+	}
+	if t == uds.Files {
+		return 0, ""
 	}
 	if cred != nil {
 		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser {

@@ -41,7 +41,7 @@ func (c *Client) Sum(ctx context.Context, conn *uds.Conn, f *os.File) (Sum, erro
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return Sum{}, fmt.Errorf("no answer for %v: is the file large, or the server paused or overloaded?", c.Timeout)
 	case errors.Is(err, io.EOF):
-		return Sum{}, errors.New("the server closed the connection without an answer: does it listen on files:PATH there?")
+		return Sum{}, fmt.Errorf("the server closed the connection without an answer: it may listen on something else than files: there, or not let this process in, which is %d:%d", os.Geteuid(), os.Getegid())
 	case err != nil:
 		return Sum{}, err
 	}

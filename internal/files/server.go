@@ -23,66 +23,7 @@ import (
 
 // A Server reads the files that clients hand over.
 type Server struct {
-	MaxConnections int                    // further clients are turned away; 0: no limit
-	DrainTimeout   time.Duration          // how long clients may take once the server is told to stop
-	Allow          func(*unix.Ucred) bool // who may connect; nil: everybody who may write to the socket
-	Log            zerolog.Logger
-}
-
-// Start serves sockets, which it takes over, until ctx ends. Then it removes
-// the socket files, still accepts who had connected before, and lets everybody
-// come to the end or to the drain timeout; wait returns after that.
-func (s *Server) Start(ctx context.Context, sockets ...*uds.Socket) (wait func(), err error) {
-	var listeners []listener
-	for _, socket := range sockets {
-		l, err := socket.Listener()
-		if err != nil {
-			for _, socket := range sockets {
-				_ = socket.Close()
-			}
-			return nil, err
-		}
-		listeners = append(listeners, l.(listener))
-	}
-	r := &server{Server: s, uid: uint32(os.Geteuid()), conns: map[*conn]bool{}}
-	r.stopped, r.stop = context.WithCancel(context.Background())
-	r.warn = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
-	// A processor is left to the echo.
-	r.turns = make(chan []byte, max(runtime.GOMAXPROCS(0)-1, 1))
-	for range cap(r.turns) {
-		r.turns <- make([]byte, bufferSize)
-	}
-	var accepting sync.WaitGroup
-	for i, l := range listeners {
-		s.Log.Info().Str("listen", echo.Escape(sockets[i].Addr.String())).Msg("starting up on " + echo.Escape(sockets[i].Addr.Path))
-		accepting.Go(func() { r.accept(ctx, l) })
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		<-ctx.Done()
-		for _, socket := range sockets {
-			socket.Unlink()
-			if err := socket.Refuse(); err != nil {
-				r.warn.Warn().Err(err).Msg(err.Error())
-			}
-		}
-		for _, l := range listeners {
-			_ = l.SetDeadline(time.Now()) // wakes up who waits
-		}
-		accepting.Wait()
-		for i, l := range listeners {
-			r.acceptRest(sockets[i])
-			_ = l.Close()
-		}
-		r.drain()
-	}()
-	return func() { <-ended }, nil
-}
-
-// server is what a running Server knows.
-type server struct {
-	*Server
+	Config
 	uid        uint32
 	warn       zerolog.Logger // for what a client can cause as often as it likes
 	turnedAway atomic.Uint64
@@ -100,85 +41,40 @@ type server struct {
 	serving sync.WaitGroup
 }
 
-// A listener is one of package net.
-type listener interface {
-	net.Listener
-	SetDeadline(time.Time) error
+// A Config says how a [Server] serves.
+type Config struct {
+	MaxConnections int           // further clients are turned away; 0: no limit
+	DrainTimeout   time.Duration // how long clients may take once the server is told to stop
+	Log            zerolog.Logger
 }
 
-// acceptPause is how long a server that has run out of descriptors waits for
-// some to be closed.
-const acceptPause = 100 * time.Millisecond
-
-// accept accepts until the deadline.
-func (s *server) accept(ctx context.Context, l listener) {
-	for {
-		c, err := l.Accept()
-		switch {
-		case err == nil:
-			s.welcome(c.(*net.UnixConn))
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return
-		default:
-			s.warn.Warn().Err(err).Msgf("cannot accept: %v: trying again in %v", err, acceptPause)
-			select {
-			case <-time.After(acceptPause):
-			case <-ctx.Done():
-				return
-			}
-		}
+// NewServer makes a server that waits for connections, see [Server.Serve].
+func NewServer(c Config) *Server {
+	s := &Server{Config: c, uid: uint32(os.Geteuid()), conns: map[*conn]bool{}}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	s.warn = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+	// A processor is left to the echo.
+	s.turns = make(chan []byte, max(runtime.GOMAXPROCS(0)-1, 1))
+	for range cap(s.turns) {
+		s.turns <- make([]byte, bufferSize)
 	}
+	return s
 }
 
-// acceptRest accepts who had connected before the socket refused. Package net
-// would wait for more.
-func (s *server) acceptRest(socket *uds.Socket) {
-	for {
-		fd, _, err := unix.Accept4(socket.FD, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-		if err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return
-		}
-		f := os.NewFile(uintptr(fd), "")
-		if c, err := net.FileConn(f); err == nil {
-			s.welcome(c.(*net.UnixConn))
-		}
-		_ = f.Close()
-	}
-}
-
-func (s *server) welcome(u *net.UnixConn) {
-	c := &conn{server: s, UnixConn: u}
-	if name := u.RemoteAddr().String(); name != "@" { // how package net shows a client without a name
-		c.peer = name
-	}
-	raw, err := u.SyscallConn()
-	if err == nil {
-		c.raw = raw
-		ctrlErr := raw.Control(func(fd uintptr) {
-			if c.cred, err = uds.PeerCred(int(fd)); err == nil {
-				err = uds.PassCred(int(fd))
-			}
-		})
-		err = errors.Join(ctrlErr, err)
+// Serve serves a connection, which it takes over, in the background.
+func (s *Server) Serve(fd int) {
+	c := &conn{Server: s}
+	if err := c.open(fd); err != nil {
+		s.warn.Warn().Err(err).Msgf("cannot serve a client: %v", err)
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	switch {
-	case err != nil:
-	case s.Allow != nil && !s.Allow(c.cred):
-		err = fmt.Errorf("user %d, group %d may not hand over files here", c.cred.Uid, c.cred.Gid)
-	case s.MaxConnections > 0 && len(s.conns) >= s.MaxConnections:
-		err = fmt.Errorf("%d connections are open, the most allowed: try again later", len(s.conns))
-	}
-	if err != nil {
-		c.turnAway(err)
-		_ = u.Close()
+	if s.MaxConnections > 0 && len(s.conns) >= s.MaxConnections {
+		c.turnAway(fmt.Errorf("%d connections are open, the most allowed: try again later", len(s.conns)))
+		_ = c.Close()
 		return
 	}
-	c.quiet = strings.HasPrefix(c.peer, echo.HealthName) && c.cred.Uid == s.uid
 	s.lastID++
 	c.id = s.lastID
 	s.conns[c] = true
@@ -190,9 +86,31 @@ func (s *server) welcome(u *net.UnixConn) {
 	})
 }
 
-// drain waits for the clients. A read that hangs, because the file's own file
-// system does, is left to the end of the process.
-func (s *server) drain() {
+// open finds out who is at the other end of fd.
+func (c *conn) open(fd int) (err error) {
+	f := os.NewFile(uintptr(fd), "")
+	defer func() { _ = f.Close() }()
+	c.peer = uds.PeerName(fd)
+	if c.cred, err = uds.PeerCred(fd); err != nil {
+		return err
+	}
+	if err := uds.PassCred(fd); err != nil {
+		return err
+	}
+	u, err := net.FileConn(f)
+	if err != nil {
+		return err
+	}
+	c.UnixConn = u.(*net.UnixConn)
+	c.quiet = strings.HasPrefix(c.peer, echo.HealthName) && c.cred.Uid == c.uid
+	c.raw, err = c.SyscallConn()
+	return err
+}
+
+// Drain waits for the clients, to the drain timeout. A read that hangs, because
+// the file's own file system does, is left to the end of the process. Nothing
+// may be served any more.
+func (s *Server) Drain() {
 	served := make(chan struct{})
 	go func() {
 		s.serving.Wait()
@@ -219,7 +137,7 @@ func (s *server) drain() {
 
 // A conn is one client.
 type conn struct {
-	*server
+	*Server
 	*net.UnixConn
 	raw   syscall.RawConn
 	cred  *unix.Ucred
@@ -360,9 +278,6 @@ func (c *conn) turnAway(err error) {
 		ev = ev.Uint32("uid", c.cred.Uid).Uint32("gid", c.cred.Gid)
 	}
 	ev.Msgf("turned a client away: %v", err)
-	if c.raw == nil {
-		return
-	}
 	// What it does not take now it does not get.
 	_ = c.raw.Control(func(fd uintptr) {
 		_ = unix.Sendto(int(fd), []byte("error "+err.Error()), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)

@@ -28,7 +28,11 @@ const (
 	UDP       Type = "udp"       // internet datagrams
 )
 
-var types = []Type{Stream, Datagram, Seqpacket, Files}
+// types are the three that the kernel has; forms are those of an address.
+var (
+	types     = []Type{Stream, Datagram, Seqpacket}
+	addrForms = append(types[:3:3], Files)
+)
 
 // Unix tells whether the type is one of AF_UNIX.
 func (t Type) Unix() bool { return t != TCP && t != UDP }
@@ -73,7 +77,7 @@ func ParseAddr(s string) (Addr, error) {
 			}
 			return a, nil
 		}
-		if !slices.Contains(types, a.Type) {
+		if !slices.Contains(addrForms, a.Type) {
 			return Addr{}, fmt.Errorf("%w %q: unknown form %q: write %s, or ./%s for a path with a colon",
 				ErrAddress, s, form, forms(), s)
 		}
@@ -105,7 +109,7 @@ func checkHostPort(s, hostPort string) error {
 
 func forms() string {
 	var b strings.Builder
-	for i, t := range types {
+	for i, t := range addrForms {
 		if i > 0 {
 			b.WriteString(", ")
 		}

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -357,11 +356,6 @@ func (s *Socket) Listener() (net.Listener, error) {
 type listener struct {
 	net.Listener
 	socket *Socket
-}
-
-// SetDeadline ends a wait in Accept, as with a listener of package net.
-func (l *listener) SetDeadline(t time.Time) error {
-	return l.Listener.(interface{ SetDeadline(time.Time) error }).SetDeadline(t)
 }
 
 func (l *listener) Close() error {

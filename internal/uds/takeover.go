@@ -139,13 +139,14 @@ func receiveHello(conn int) (fds []int, err error) {
 	if n == 0 {
 		return nil, fmt.Errorf("the running server does not answer within %v: is it paused?", takeoverPatience)
 	}
-	message, fds, err := receiveRights(conn, len(takeoverHello), 3)
-	if err == unix.ECONNRESET || err == nil && len(message) == 0 && len(fds) == 0 {
+	message := make([]byte, len(takeoverHello))
+	n, fds, _, err = ReceiveFiles(conn, message, 3)
+	if err == unix.ECONNRESET {
 		return nil, io.EOF
 	}
-	if err == nil && (string(message) != takeoverHello || len(fds) != 3) {
+	if err == nil && (string(message[:n]) != takeoverHello || len(fds) != 3) {
 		closeAll(fds)
-		err = fmt.Errorf("the running server says %q: is it of another version?", message)
+		err = fmt.Errorf("the running server says %q: is it of another version?", message[:n])
 	}
 	return fds, err
 }
@@ -273,37 +274,3 @@ func (o *Offer) say(word string) {
 
 // Close leaves the other server without an answer.
 func (o *Offer) Close() { _ = unix.Close(o.FD) }
-
-// receiveRights receives a record of at most size bytes with at most n
-// descriptors.
-func receiveRights(fd, size, n int) (message []byte, fds []int, err error) {
-	message, control := make([]byte, size), make([]byte, unix.CmsgSpace(4*n))
-	var got, gotControl, flags int
-	err = retryErr(func() (err error) {
-		got, gotControl, flags, _, err = unix.Recvmsg(fd, message, control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-		return err
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	messages, err := unix.ParseSocketControlMessage(control[:gotControl])
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, m := range messages {
-		if rights, err := unix.ParseUnixRights(&m); err == nil {
-			fds = append(fds, rights...)
-		}
-	}
-	if flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
-		closeAll(fds)
-		return nil, nil, ErrTruncated
-	}
-	return message[:got], fds, nil
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
-}

@@ -309,7 +309,7 @@ func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
 		{"udsecho takeover 1", nil, "is it of another version?"},
 		{"udsecho takeover 2", files(3), `the running server says "udsecho takeover 2"`},
 		{"udsecho takeover 1", files(2), "is it of another version?"},
-		{"udsecho takeover 1", files(253), "larger than the receive buffer"},
+		{"udsecho takeover 1", files(253), "message carries file descriptors: more than 3"},
 		{"udsecho takeover 10", files(3), "larger than the receive buffer"},
 		{"udsecho takeover 1", files(3), "the running server holds another lock than " + a.Path + ".lock"},
 	} {
