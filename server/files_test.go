@@ -177,3 +177,55 @@ func TestFilesAtTheLimitOfOpenFiles(t *testing.T) {
 	check(t, file.Close())
 	server.stop(t)
 }
+
+func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	args := []string{"--takeover", "--listen", "files:uds_files", "--log-format", "plain"}
+	server := serve(t, d, args...)
+	check(t, os.WriteFile(filepath.Join(d, "x"), []byte("hello\n"), 0o644))
+	const sum = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03  x\n"
+	works := func() {
+		t.Helper()
+		if status, stdout, stderr := run(t, d, "", "client", "send-file", "--require-uid", fmt.Sprint(os.Geteuid()), "x"); status != 0 || stdout != sum {
+			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+		}
+	}
+	works()
+	status, stdout, stderr := run(t, d, "", "client", "send-file", "--require-uid", "4242", "x")
+	if status != 1 || stdout != "" {
+		t.Errorf("exit status %d, output %q", status, stdout)
+	}
+	wantWords(t, stderr, "not 4242 as --require-uid wants: nothing was sent")
+
+	next := start(t, d, append([]string{"server"}, args...)...)
+	next.err.await(t, 1, "took over uds_files")
+	if status := server.status(t); status != 0 {
+		t.Errorf("exit status %d:\n%s", status, &server.err)
+	}
+	works()
+	check(t, os.Remove(filepath.Join(d, "uds_files")))
+	next.err.await(t, 1, "uds_files was removed: listening again")
+	works()
+	check(t, os.Remove(filepath.Join(d, "x")))
+	next.stop(t)
+}
+
+func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root, to be another user: run the tests as root")
+	}
+	d := dir(t)
+	server := serve(t, d, "--allow-uid", "10002", "--mode", "0666", "--listen", "files:uds_files")
+	check(t, os.WriteFile(filepath.Join(d, "x"), nil, 0o644))
+	for uid, want := range map[int]int{10002: 0, 10003: 1} {
+		p := startAs(t, uid, d, "client", "send-file", "x")
+		if status := p.status(t); status != want {
+			t.Errorf("user %d: exit status %d, error %q", uid, status, &p.err)
+		}
+	}
+	server.err.await(t, 1, "turned a client away: its user is not allowed")
+	check(t, os.Remove(filepath.Join(d, "x")))
+	server.stop(t)
+}
