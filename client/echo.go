@@ -49,7 +49,7 @@ func (c *echoCmd) Validate() error {
 	case c.Bind == "none" && c.Connect.Type == uds.Datagram:
 		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path")
 	}
-	return c.requireFlags.validate(c.Connect.Type)
+	return c.validate(c.Connect.Type)
 }
 
 // Run sends and takes back.

@@ -32,7 +32,7 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 	go func() {
 		defer close(sizes)
 		err := sendMessages(ctx, conn, in, size, sizes)
-		if err != nil && !(conn.Type() == uds.Seqpacket && isGone(err)) { // the receiver says what was due
+		if err != nil && (conn.Type() != uds.Seqpacket || !isGone(err)) { // the receiver says what was due
 			cancel(err)
 		}
 	}()
