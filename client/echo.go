@@ -54,7 +54,7 @@ func (c *echoCmd) Validate() error {
 	case c.Bind == "none" && c.Connect.Type == uds.Datagram && !c.NoEcho:
 		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path, or --no-echo")
 	}
-	return c.requireFlags.validate(c.Connect.Type)
+	return c.validate(c.Connect.Type)
 }
 
 // Run sends and takes back.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -33,7 +34,7 @@ const load = `
 		done
 		echo "long transfers: all the same"
 	}
-	head -c 8000000 /dev/urandom >/tmp/in
+	head -c "$SIZE" /dev/urandom >/tmp/in
 	for i in 1 2 3 4 5; do
 		one stream:/run/uds/uds_socket "stream $i" none &
 		one seqpacket:/run/uds/uds_seqpacket "seqpacket $i" none &
@@ -44,10 +45,11 @@ const load = `
 	wait`
 
 // startLoad starts clients that are busy until stop, which returns what they
-// have to say.
-func startLoad(t *testing.T, volume string, opts ...testcontainers.ContainerCustomizer) (stop func() string) {
+// have to say. A long transfer has size bytes: it must end within the server's
+// drain timeout.
+func startLoad(t *testing.T, volume string, size int, opts ...testcontainers.ContainerCustomizer) (stop func() string) {
 	t.Helper()
-	opts = append([]testcontainers.ContainerCustomizer{shell(load), scratch, withLimits, testcontainers.WithWaitStrategy(wait.ForLog("ready"))}, opts...)
+	opts = append([]testcontainers.ContainerCustomizer{shell(load), scratch, testcontainers.WithEnv(map[string]string{"SIZE": strconv.Itoa(size)}), testcontainers.WithWaitStrategy(wait.ForLog("ready"))}, opts...)
 	c := start(t, clientImage, volume, opts...)
 	return func() string {
 		t.Helper()
@@ -61,8 +63,6 @@ func startLoad(t *testing.T, volume string, opts ...testcontainers.ContainerCust
 	}
 }
 
-var withLimits = withHost(func(h *container.HostConfig) { h.Memory = 512 << 20 })
-
 func TestTakeoverBetweenContainersUnderLoad(t *testing.T) {
 	t.Parallel()
 	volume, clients := newVolume(t), newVolume(t)
@@ -73,7 +73,7 @@ func TestTakeoverBetweenContainersUnderLoad(t *testing.T) {
 		return b.exec(t, "stat", "-c", "%n %i", "/run/uds/uds_socket", "/run/uds/uds_socket.lock", "/run/uds/uds_socket.takeover")
 	}
 	before := inodes(server)
-	stop := startLoad(t, volume, withClients)
+	stop := startLoad(t, volume, 8_000_000, withClients)
 	for range 3 {
 		next := startServer(t, volume, env, withClients, testcontainers.WithWaitStrategy(wait.ForLog("took over ").WithOccurrence(3)))
 		if code := server.awaitExit(t); code != 0 {
@@ -142,7 +142,7 @@ func TestComposeServiceIsReplacedUnderLoad(t *testing.T) {
 			return err == nil && info.State.Health.Status == "healthy"
 		})
 		clients := c.project + "_clients"
-		stop := startLoad(t, c.project+"_sockets", withHost(func(h *container.HostConfig) { h.Binds = append(h.Binds, clients+":/run/clients") }))
+		stop := startLoad(t, c.project+"_sockets", 100_000, withHost(func(h *container.HostConfig) { h.Binds = append(h.Binds, clients+":/run/clients") }))
 		for range 2 {
 			replace(t, c, old)
 			ids := c.ids(t, "server")

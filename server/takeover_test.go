@@ -85,7 +85,7 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 					return
 				default:
 				}
-				err := error(nil)
+				var err error
 				switch {
 				case long:
 					err = longTransfer(d+"/s", uint64(i))

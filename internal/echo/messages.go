@@ -46,7 +46,7 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 				return // it may go on sending; the receiver sees it if not
 			}
 		}
-		if err != nil && !(conn.Type() == uds.Seqpacket && isGone(err)) { // the receiver says what was due
+		if err != nil && (conn.Type() != uds.Seqpacket || !isGone(err)) { // the receiver says what was due
 			cancel(err)
 		}
 	}()

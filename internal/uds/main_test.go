@@ -394,6 +394,8 @@ func dial(t testing.TB, a uds.Addr) *uds.Conn {
 // stale leaves the file of a socket that nobody serves.
 func stale(t testing.TB, path string) {
 	t.Helper()
+	syscall.ForkLock.RLock() // or a child that is being started has a copy of the socket
+	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
