@@ -38,7 +38,7 @@ var errNobodyOffers = errors.New("nobody offers")
 
 func (s *Socket) listenControl() (err error) {
 	path := controlPath(s.Addr.Path)
-	if err := checkLength(path); err != nil {
+	if err := checkPath(path); err != nil {
 		return fmt.Errorf("control socket for --takeover: %w", err)
 	}
 	if err := removeStale(path); err != nil {
@@ -57,7 +57,7 @@ func (s *Socket) listenControl() (err error) {
 // that yet, see [Socket.Claim].
 func (s *Socket) takeOver() (err error) {
 	path := controlPath(s.Addr.Path)
-	if err := checkLength(path); err != nil {
+	if err := checkPath(path); err != nil {
 		return err
 	}
 	if s.claim, err = socket(Seqpacket); err != nil {
