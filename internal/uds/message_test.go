@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"strconv"
@@ -303,6 +304,36 @@ func TestSenderString(t *testing.T) {
 			t.Errorf("%q reads %q, not %q", tt.raw, got, tt.want)
 		}
 	}
+}
+
+// The kernel lets a client bind any bytes.
+func FuzzSender(f *testing.F) {
+	for _, s := range []string{"", "\x01", "\x01\x00", "\x01\x00/run/c\x00", "\x01\x00\x00na\x00me", "\x01\x00\x00", "\x01\x00\x1b[2J",
+		"\x02\x00\x1b\x58\x7f\x00\x00\x01", "\x0a\x00\x1b\x58", "\x10\x00somebody"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		name := uds.Sender(raw).String()
+		var family uint16
+		if len(raw) > 2 {
+			family = binary.NativeEndian.Uint16([]byte(raw))
+		}
+		ok := name == ""
+		switch family {
+		case unix.AF_UNIX:
+			if bound := raw[2:]; bound[0] == 0 {
+				ok = name == "@"+bound[1:]
+			} else {
+				ok = strings.HasPrefix(bound, name) && (name == bound || bound[len(name)] == 0) && !strings.Contains(name, "\x00")
+			}
+		case unix.AF_INET, unix.AF_INET6:
+			_, err := netip.ParseAddrPort(name)
+			ok = err == nil
+		}
+		if !ok {
+			t.Fatalf("%q reads %q", raw, name)
+		}
+	})
 }
 
 func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {

@@ -135,11 +135,14 @@ func receiveHello(conn int) (fds []int, err error) {
 		return nil, fmt.Errorf("the running server does not answer: is it paused?")
 	}
 	message, fds, err := receiveRights(conn, len(takeoverHello), 3)
-	if err == nil && (string(message) != takeoverHello || len(fds) != 3) {
+	switch {
+	case err != nil:
+		return nil, err
+	case string(message) != takeoverHello || len(fds) != 3:
 		closeAll(fds)
-		err = fmt.Errorf("the running server says %q: is it of another version?", message)
+		return nil, fmt.Errorf("the running server says %q: is it of another version?", message)
 	}
-	return fds, err
+	return fds, nil
 }
 
 // TakenOver tells whether the socket comes from a server that still runs.
