@@ -277,7 +277,7 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 // notUTF8 is what a path may hold: anything but NUL and /.
 const notUTF8 = "\xff\xfe\xc3(\xed\xa0\x80 \x80"
 
-func TestF31PathThatIsNotUTF8IsServedAndTheLogIsJSON(t *testing.T) {
+func TestF31PathThatIsNoTextIsServedAndTheLogIsJSON(t *testing.T) {
 	t.Parallel()
 	need(t, "env", "coreutils")
 	const rounds = 10

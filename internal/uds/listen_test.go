@@ -361,7 +361,7 @@ func TestListenBelowFile(t *testing.T) {
 	wantError(t, err, unix.ENOTDIR, d+"/file is not a directory")
 }
 
-func TestF29PathOf107BytesWorksAndOneOf108IsAnErrorWithTheNumber(t *testing.T) {
+func TestF29LongestPathWorksAndOneByteMoreIsAnErrorWithTheNumber(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	path := func(n int) string { return d + "/" + strings.Repeat("s", n-len(d)-1) }
