@@ -1,4 +1,6 @@
-.PHONY: demo test bench bench-peers lint fmt clean
+.PHONY: demo test fuzz bench bench-peers lint vuln sbom fmt clean
+
+FUZZTIME ?= 60s
 
 demo: # the stack, both transcripts, the socket file; takes everything down again
 	@integration/demo.sh
@@ -6,6 +8,9 @@ demo: # the stack, both transcripts, the socket file; takes everything down agai
 test: # every test: unit, race, process, containers
 	go vet ./...
 	go test -race -count=1 -timeout 30m ./...
+
+fuzz: # whatever reads what a peer sent or a user typed, FUZZTIME each
+	@tools/fuzz.sh $(FUZZTIME)
 
 bench: # Unix socket or TCP? in containers: tables, bench.json, bench.png
 	@bench/run.sh
@@ -15,6 +20,15 @@ bench-peers: # our server beside C and others that one could pick
 
 lint:
 	go tool -modfile=tools/go.mod golangci-lint run ./...
+
+vuln: # known vulnerabilities in what the programs call
+	@go tool -modfile=tools/go.mod govulncheck $(if $(VULNDB),-db $(VULNDB)) ./server ./client || { status=$$?; \
+		[ $$status -eq 3 ] || echo 'vuln: nothing was checked, see above; a copy of the database will do: make vuln VULNDB=file:///DIR' >&2; exit $$status; }
+
+sbom: # what the programs are made of, built as in the images: every module, its version and hash
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags noplot -ldflags='-s -w' -o .bin/ ./client
+	@cd .bin && go version -m server client
 
 fmt:
 	gofmt -w client integration internal server

@@ -242,6 +242,9 @@ func (c *conn) end(err error) {
 	case errors.Is(err, uds.ErrDescriptors):
 		c.turnAway(causeDescriptors, "%v", err)
 		return
+	case errors.Is(err, uds.ErrTruncated):
+		c.turnAway(causeTruncated, "%v", err)
+		return
 	case ev == nil:
 	case err != nil:
 		ev.Err(err).Msgf("lost the connection: %v", uds.ExplainSize(c.fd, len(c.rest), err))

@@ -85,12 +85,10 @@ func ParseAddr(s string) (Addr, error) {
 	switch {
 	case a.Path == "" || a.Path == "@":
 		return Addr{}, fmt.Errorf("%w %q: the path is empty: write %s:PATH", ErrAddress, s, a.Type)
-	case strings.ContainsRune(a.Path, 0):
-		return Addr{}, fmt.Errorf("%w %q: the path holds a NUL byte: leave it out", ErrAddress, s)
 	case strings.HasSuffix(a.Path, "/"):
 		return Addr{}, fmt.Errorf("%w %q: the path is a directory: name the socket file in it", ErrAddress, s)
 	}
-	if err := checkLength(a.Path); err != nil {
+	if err := checkPath(a.Path); err != nil {
 		return Addr{}, err
 	}
 	return a, nil
@@ -118,11 +116,16 @@ func forms() string {
 	return b.String() + ", tcp:HOST:PORT, udp:HOST:PORT"
 }
 
-func checkLength(path string) error {
-	if path == "" {
-		return fmt.Errorf("%w: the path is empty", ErrAddress)
-	}
-	if len(path) > MaxPath {
+// checkPath refuses what the kernel would take for another path: nothing, or an
+// abstract name of nothing, for a name of its own choice, and a path with a NUL
+// byte for what is before it.
+func checkPath(path string) error {
+	switch {
+	case path == "" || path == "@":
+		return fmt.Errorf("%w %q: the path is empty", ErrAddress, path)
+	case strings.IndexByte(path, 0) >= 0:
+		return fmt.Errorf("%w %q: the path holds a NUL byte: leave it out", ErrAddress, path)
+	case len(path) > MaxPath:
 		return fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d: choose a shorter path, or change to its directory and use a relative one",
 			ErrAddress, path, len(path), MaxPath)
 	}

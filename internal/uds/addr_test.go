@@ -1,6 +1,8 @@
 package uds_test
 
 import (
+	"errors"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -121,4 +123,47 @@ func TestParseMode(t *testing.T) {
 		}
 		wantWords(t, err.Error(), "octal", "0660")
 	}
+}
+
+func FuzzParseAddr(f *testing.F) {
+	for _, s := range []string{"stream:/run/uds/s", "./uds_socket", "datagram:@name", "seqpacket:a:b", "tcp:[::1]:7000", "udp::0",
+		"", "@", "stream:", "unix:s", "a\x00b", "dir/", "\xff", strings.Repeat("s", 108)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := uds.ParseAddr(s)
+		if err != nil {
+			if !errors.Is(err, uds.ErrAddress) || a != (uds.Addr{}) {
+				t.Fatalf("%q gives %v and %v", s, a, err)
+			}
+			return
+		}
+		if again, err := uds.ParseAddr(a.String()); err != nil || again != a {
+			t.Fatalf("%q gives %v, which gives %v, %v", s, a, again, err)
+		}
+		if !strings.HasSuffix(s, a.Path) {
+			t.Fatalf("%q gives the path %q", s, a.Path)
+		}
+		if a.Type.Unix() && (a.Path == "" || a.Path == "@" || len(a.Path) > uds.MaxPath || strings.Contains(a.Path, "\x00")) {
+			t.Fatalf("%q gives %v, which the kernel would take for another", s, a)
+		}
+	})
+}
+
+func FuzzParseMode(f *testing.F) {
+	for _, s := range []string{"0660", "777", "0", "1000", "0o600", "rw-rw----", "+7", "0_7", "٧"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		m, err := uds.ParseMode(s)
+		if err != nil {
+			if m != 0 {
+				t.Fatalf("%q gives %v and %v", s, m, err)
+			}
+			return
+		}
+		if m == 0 || m&^0o777 != 0 || strings.TrimLeft(s, "0") != strconv.FormatUint(uint64(m), 8) {
+			t.Fatalf("%q gives %o", s, m)
+		}
+	})
 }

@@ -67,7 +67,7 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 		s.FD, err = listenInternet(s.Addr, c.Backlog)
 		return err
 	}
-	if err := checkLength(s.Addr.Path); err != nil {
+	if err := checkPath(s.Addr.Path); err != nil {
 		return err
 	}
 	if c.Takeover && !s.Addr.Abstract() {

@@ -38,7 +38,7 @@ var errNobodyOffers = errors.New("nobody offers")
 
 func (s *Socket) listenControl() (err error) {
 	path := controlPath(s.Addr.Path)
-	if err := checkLength(path); err != nil {
+	if err := checkPath(path); err != nil {
 		return fmt.Errorf("control socket for --takeover: %w", err)
 	}
 	if err := removeStale(path); err != nil {
@@ -57,7 +57,7 @@ func (s *Socket) listenControl() (err error) {
 // that yet, see [Socket.Claim].
 func (s *Socket) takeOver() (err error) {
 	path := controlPath(s.Addr.Path)
-	if err := checkLength(path); err != nil {
+	if err := checkPath(path); err != nil {
 		return err
 	}
 	if s.claim, err = socket(Seqpacket); err != nil {
@@ -141,14 +141,16 @@ func receiveHello(conn int) (fds []int, err error) {
 	}
 	message := make([]byte, len(takeoverHello))
 	n, fds, _, err = ReceiveFiles(conn, message, 3)
-	if err == unix.ECONNRESET {
+	switch {
+	case err == unix.ECONNRESET:
 		return nil, io.EOF
-	}
-	if err == nil && (string(message[:n]) != takeoverHello || len(fds) != 3) {
+	case err != nil:
+		return nil, err
+	case string(message[:n]) != takeoverHello || len(fds) != 3:
 		closeAll(fds)
-		err = fmt.Errorf("the running server says %q: is it of another version?", message[:n])
+		return nil, fmt.Errorf("the running server says %q: is it of another version?", message[:n])
 	}
-	return fds, err
+	return fds, nil
 }
 
 // TakenOver tells whether the socket comes from a server that still runs.
