@@ -32,6 +32,7 @@ type datagrams struct {
 	pause    time.Duration
 	buffer   sendBuffer
 	leaving  *offer // who takes over, once no reply waits
+	replaced bool   // only who is connected to it finds it any more
 }
 
 // A queue is what one client has not taken yet, oldest first.

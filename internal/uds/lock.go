@@ -67,7 +67,9 @@ func (l *lock) isAt(name string) bool {
 // lockPath looks for.
 func (l *lock) unlock() {
 	if l != nil {
-		_ = os.Remove(l.Name())
+		if l.isAt(l.Name()) { // or somebody has removed it, and it is another server's by now
+			_ = os.Remove(l.Name())
+		}
 		// Closing would do, were there no copy in a child that is being started.
 		_ = unix.Flock(int(l.Fd()), unix.LOCK_UN)
 		_ = l.Close()
