@@ -495,27 +495,6 @@ func TestHealthCheckNameHidesNobodyElse(t *testing.T) {
 	}
 }
 
-func TestServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d)
-	var before unix.Rlimit
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
-	client := start(t, d, "client")
-
-	// The log tells 5 times a second at most: the sixth takes that long.
-	server.err.await(t, 6, "cannot accept: too many open files: trying again in 100ms")
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
-	if status := client.status(t); status != 0 || client.out.String() != message {
-		t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
-	}
-	server.stop(t)
-	if busy := server.ProcessState.UserTime() + server.ProcessState.SystemTime(); busy > 500*time.Millisecond {
-		t.Errorf("the server was busy for %v", busy)
-	}
-}
-
 func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
