@@ -131,7 +131,9 @@ func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 	}
 	build, _ := debug.ReadBuildInfo()
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]any{
+	pretty := json.NewEncoder(w)
+	pretty.SetIndent("", "  ")
+	_ = pretty.Encode(map[string]any{
 		"connections":     a.stats.Connections.Load(),
 		"accepted":        a.stats.Accepted.Load(),
 		"messages":        a.stats.Messages.Load(),

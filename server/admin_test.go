@@ -116,7 +116,7 @@ func TestAdminShowsWhatTheServerDoes(t *testing.T) {
 	check(t, errors.Join(err, nameless.Close()))
 
 	got := awaitStatus(t, d+"/admin", func(s status) bool { return s.Refused["nameless"] == 1 })
-	if got.Connections != 1 || got.Accepted != 2 || got.Messages != 4 || got.Bytes != 16 || got.RepliesWaiting != 0 ||
+	if got.Connections != 1 || got.Accepted != 2 || got.Messages != 3 || got.Bytes != 16 || got.RepliesWaiting != 0 ||
 		got.Refused["connections"] != 1 || len(got.Refused) != 9 || !strings.HasPrefix(got.Build["go"], "go") {
 		t.Errorf("%+v", got)
 	}
@@ -133,7 +133,7 @@ func TestAdminShowsWhatTheServerDoes(t *testing.T) {
 			t.Fatalf("%q: exit status %d, error %q", tt.args, status, stderr)
 		}
 		for name, want := range map[string]float64{
-			"udsecho_connections": 1, "udsecho_connections_accepted_total": 2, "udsecho_messages_received_total": 4,
+			"udsecho_connections": 1, "udsecho_connections_accepted_total": 2, "udsecho_messages_received_total": 3,
 			"udsecho_bytes_received_total": 16, "udsecho_replies_waiting": 0,
 			`udsecho_refused_total{cause="connections"}`: 1, `udsecho_refused_total{cause="nameless"}`: 1,
 			`udsecho_refused_total{cause="idle"}`: 0,
@@ -214,7 +214,7 @@ func TestAdminGoesToTheServerThatTakesOver(t *testing.T) {
 	for late := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
 		body, err := tryGet(t, d+"/admin", "/status")
 		if err == nil {
-			wantWords(t, body, `"accepted":0`)
+			wantWords(t, body, `"accepted": 0`)
 			break
 		}
 		if time.Now().After(late) {

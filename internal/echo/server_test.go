@@ -170,7 +170,7 @@ func TestClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 func TestF24HalfCloseLosesNothing(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echo.Server{Chunk: 64 << 10}, zerolog.Disabled)
-	const n, size = 10, 16 << 20
+	const n, size = 3, 16 << 20
 	for round := range byte(n) {
 		sent, err := io.ReadAll(random(round, size))
 		check(t, err)

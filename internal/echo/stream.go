@@ -164,11 +164,12 @@ func (c *conn) Ready(uint32) {
 			c.end(err)
 			return
 		}
-		c.received(payload)
 		if len(payload) == 0 {
+			c.logReceived(payload)
 			c.end(nil)
 			return
 		}
+		c.received(payload)
 		if !c.sendBack(payload) || len(payload) < c.Chunk {
 			return
 		}
@@ -180,6 +181,10 @@ func (c *conn) received(payload []byte) {
 	c.still = 0
 	c.Stats.Messages.Add(1)
 	c.Stats.Bytes.Add(uint64(len(payload)))
+	c.logReceived(payload)
+}
+
+func (c *conn) logReceived(payload []byte) {
 	if ev := c.event(); ev != nil {
 		ev.Int("bytes", len(payload)).Msg("received " + Quote(payload))
 	}
