@@ -21,7 +21,7 @@ type renewing struct {
 	stop context.CancelFunc
 }
 
-func serveIn(t *testing.T, typ uds.Type, config uds.ListenConfig, s echo.Server) *renewing {
+func serveIn(t *testing.T, typ uds.Type, config uds.ListenConfig) *renewing {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
@@ -31,14 +31,15 @@ func serveIn(t *testing.T, typ uds.Type, config uds.ListenConfig, s echo.Server)
 	socket, err := config.Listen(uds.Addr{Type: typ, Path: d + "/s"})
 	check(t, err)
 	r.addr = socket.Addr
-	s.Log, s.Chunk, s.DrainTimeout = r.log.logger(zerolog.WarnLevel), 100, patience
+	s := echo.Server{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
 	ctx, stop := context.WithCancel(t.Context())
 	r.stop = stop
 	go func() { r.done <- s.Serve(ctx, socket) }()
 	t.Cleanup(func() {
 		stop()
 		select {
-		case <-r.done:
+		case err := <-r.done: // which the test has looked at, if it cares
+			r.done <- err
 		case <-time.After(patience):
 			t.Error("the server does not end")
 		}
@@ -88,7 +89,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 				t.Run(string(typ)+", "+name, func(t *testing.T) {
 					t.Parallel()
 					config := uds.ListenConfig{Mode: 0o640, Takeover: takeover}
-					server := serveIn(t, typ, config, echo.Server{})
+					server := serveIn(t, typ, config)
 					r := uds.NewReceiver(100)
 					before := dialBound(t, server.addr)
 					wantBack(t, before, r, "before")
@@ -148,7 +149,7 @@ func wantServed(t *testing.T, a uds.Addr, message string) {
 // Nobody is lost who finds the socket under another name while it is renewed.
 func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, uds.Stream, uds.ListenConfig{}, echo.Server{})
+	server := serveIn(t, uds.Stream, uds.ListenConfig{})
 	moved := uds.Addr{Type: uds.Stream, Path: server.dir + "/moved"}
 	check(t, os.Rename(server.addr.Path, moved.Path))
 	r := uds.NewReceiver(100)
@@ -198,7 +199,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 		} {
 			t.Run(string(typ)+", "+name, func(t *testing.T) {
 				t.Parallel()
-				server := serveIn(t, typ, uds.ListenConfig{}, echo.Server{})
+				server := serveIn(t, typ, uds.ListenConfig{})
 				r := uds.NewReceiver(100)
 				before := dialBound(t, server.addr)
 				wantBack(t, before, r, "before")
@@ -239,7 +240,7 @@ func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, uds.ListenConfig{}, echo.Server{})
+			server := serveIn(t, typ, uds.ListenConfig{})
 			r := uds.NewReceiver(100)
 			before := dialBound(t, server.addr)
 			check(t, os.RemoveAll(server.dir))
@@ -260,7 +261,7 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			config := uds.ListenConfig{Takeover: true}
-			server := serveIn(t, typ, config, echo.Server{})
+			server := serveIn(t, typ, config)
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, server.addr.Path+" was removed: listening again")
 
@@ -282,7 +283,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			config := uds.ListenConfig{Takeover: true}
-			server := serveIn(t, typ, config, echo.Server{})
+			server := serveIn(t, typ, config)
 			offered, err := config.Listen(server.addr)
 			check(t, err)
 			check(t, os.Remove(server.addr.Path))
