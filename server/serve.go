@@ -56,6 +56,8 @@ func (c *serveCmd) Validate() error {
 		return errors.New("--idle-timeout, --write-timeout: choose 0s for no limit, or more")
 	case c.Admin != nil && c.Admin.Type != uds.Stream:
 		return fmt.Errorf("--admin %s: HTTP needs a stream: write stream:PATH", c.Admin)
+	case c.Admin != nil && slices.ContainsFunc(c.Listen, func(a uds.Addr) bool { return a.Path == c.Admin.Path }):
+		return fmt.Errorf("--admin %s: the path is given to --listen too", c.Admin)
 	case c.MaxConnections < 0:
 		return fmt.Errorf("--max-connections %d: choose 0 for no limit, or more", c.MaxConnections)
 	case c.DrainTimeout < 0:
@@ -130,10 +132,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *echo.Stats, log zerolo
 	}
 	a := &admin{
 		addr: *c.Admin, config: uds.ListenConfig{Mode: fs.FileMode(cmp.Or(c.Mode, 0o600))},
-		stats: stats, started: time.Now(), log: log,
-	}
-	if c.Takeover {
-		a.wait = time.Minute
+		wait: c.Takeover, stats: stats, started: time.Now(), log: log,
 	}
 	return a.start(context.WithoutCancel(ctx))
 }

@@ -106,6 +106,13 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"server", "--backlog=-1"}, "--backlog -1"},
 		{[]string{"server", "--sndbuf=-1"}, "--sndbuf -1: choose from 0"},
 		{[]string{"server", "--max-connections=-1"}, "--max-connections -1"},
+		{[]string{"server", "--max-per-user=-1"}, "--max-per-user -1: choose 0"},
+		{[]string{"server", "--idle-timeout=-1s"}, "--idle-timeout, --write-timeout: choose 0s"},
+		{[]string{"server", "--write-timeout=-1s"}, "--idle-timeout, --write-timeout: choose 0s"},
+		{[]string{"server", "--admin", "datagram:admin"}, "--admin datagram:admin: HTTP needs a stream"},
+		{[]string{"server", "--admin", "tcp:127.0.0.1:7000"}, "HTTP needs a stream"},
+		{[]string{"server", "--admin", "./uds_socket"}, "--admin stream:./uds_socket: the path is given to --listen too"},
+		{[]string{"server", "--admin", ""}, "the path is empty"},
 		{[]string{"server", "--drain-timeout=-1s"}, "--drain-timeout -1s"},
 		{[]string{"server", "--log-format", "xml"}, "plain"},
 		{[]string{"server", "healthcheck", "--listen", ""}, "no address"},
@@ -632,27 +639,6 @@ func TestHealthCheckNameHidesNobodyElse(t *testing.T) {
 	foreign := uid != os.Geteuid() // only root can be somebody else here
 	if mentioned := strings.Contains(server.err.String(), "received 'let me in'"); mentioned != foreign {
 		t.Errorf("a client of user %d is mentioned: %t, by a server of user %d:\n%s", uid, mentioned, os.Geteuid(), &server.err)
-	}
-}
-
-func TestServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d)
-	var before unix.Rlimit
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
-	client := start(t, d, "client")
-
-	// The log tells 5 times a second at most: the sixth takes that long.
-	server.err.await(t, 6, "cannot accept: too many open files: trying again in 100ms")
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
-	if status := client.status(t); status != 0 || client.out.String() != message {
-		t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
-	}
-	server.stop(t)
-	if busy := server.ProcessState.UserTime() + server.ProcessState.SystemTime(); busy > 500*time.Millisecond {
-		t.Errorf("the server was busy for %v", busy)
 	}
 }
 

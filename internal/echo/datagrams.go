@@ -33,6 +33,7 @@ type datagrams struct {
 	buffer   sendBuffer
 	leaving  *offer // who takes over, once no reply waits
 	leaveBy  time.Time
+	replaced bool // only who is connected to it finds it any more
 }
 
 // A queue is what one client has not taken yet, oldest first.

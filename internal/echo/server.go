@@ -30,7 +30,7 @@ type Server struct {
 	// user, and only the first limit.
 	MaxConnections, MaxConnectionsPerUser int
 	// Clients that say nothing for so long, or take nothing of what is due to
-	// them, are turned away, within a second; 0: they may.
+	// them, are turned away within two seconds more; 0: they may.
 	IdleTimeout, WriteTimeout time.Duration
 	// Allow tells whether a client may be served, by the kernel's word who it
 	// is, on sockets that know it (not TCP, not UDP). nil: everybody may.
@@ -130,8 +130,7 @@ type server struct {
 	uid         uint32
 	warn        [causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
 	started     time.Time
-	now         time.Duration // since then, as of the last turn of the loop: a second old at most
-	swept       time.Duration // when what goes by time was last looked at
+	swept       time.Duration // since then, when what goes by time was last looked at
 	acceptAgain time.Time     // while the system lacks descriptors
 	drainUntil  time.Time
 	failed      error // what ends the server
@@ -158,8 +157,7 @@ func (s *server) run(ctx context.Context) error {
 			return s.failed
 		}
 		now := time.Now()
-		s.now = now.Sub(s.started)
-		s.sweep()
+		s.sweep(now.Sub(s.started))
 		if (ctx.Err() != nil || s.lost != nil) && s.drainUntil.IsZero() {
 			s.Log.Debug().Int("connections", s.open()).Msg("draining")
 			s.drainUntil = now.Add(s.DrainTimeout)
@@ -222,11 +220,16 @@ const sweepPeriod = time.Second
 
 // sweep turns clients away that have said or taken nothing for too long, and
 // renews socket files that are gone.
-func (s *server) sweep() {
-	if s.now-s.swept < sweepPeriod {
+//
+// The time of a client begins with the first sweep after it did something: so
+// it is never short, and costs nothing in between. Where the process itself was
+// stopped, it begins anew: what clients did meanwhile has not been looked at.
+func (s *server) sweep(now time.Duration) {
+	if now-s.swept < sweepPeriod {
 		return
 	}
-	s.swept = s.now
+	stopped := now-s.swept > 3*sweepPeriod
+	s.swept = now
 	for h := range s.Handlers {
 		var c *conn
 		switch h := h.(type) {
@@ -237,10 +240,14 @@ func (s *server) sweep() {
 		default:
 			continue
 		}
-		switch still := s.now - c.active; {
-		case c.blocked && s.WriteTimeout > 0 && still > s.WriteTimeout:
+		if c.hasRead() || c.still == 0 || stopped {
+			c.still = now
+			continue
+		}
+		switch still := now - c.still; {
+		case c.blocked && s.WriteTimeout > 0 && still >= s.WriteTimeout:
 			c.turnAway(causeUnread, "it has not read for %v", s.WriteTimeout)
-		case !c.blocked && s.IdleTimeout > 0 && still > s.IdleTimeout:
+		case !c.blocked && s.IdleTimeout > 0 && still >= s.IdleTimeout:
 			c.turnAway(causeIdle, "it has said nothing for %v", s.IdleTimeout)
 		}
 	}

@@ -192,7 +192,14 @@ func (s *server) handOver(now time.Time) {
 // leave ends a server that has handed over its last socket, once its clients
 // are served.
 func (s *server) leave() {
-	if len(s.listeners)+len(s.datagrams)+len(s.claims) == 0 && s.drainUntil.IsZero() {
-		s.drainUntil = time.Now().Add(s.DrainTimeout)
+	kept := slices.ContainsFunc(s.datagrams, func(d *datagrams) bool { return !d.replaced })
+	if kept || len(s.listeners)+len(s.claims) > 0 || !s.drainUntil.IsZero() {
+		return
+	}
+	s.drainUntil = time.Now().Add(s.DrainTimeout)
+	for _, d := range s.datagrams {
+		_ = d.socket.Refuse()
+		d.receiveAll()
+		d.stop()
 	}
 }
