@@ -20,6 +20,7 @@ type serveCmd struct {
 	Spin           time.Duration `default:"100us" placeholder:"DURATION" help:"How long the server goes on asking, after it had something to do, before it sleeps: faster answers for some CPU time. 0s: not at all; nor with one processor (default: ${default})."`
 	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away. 0: no limit (default: ${default})."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
+	Identity       string        `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event (default: none)."`
 	cli.LogFlags
 }
 
@@ -45,6 +46,9 @@ func (c *serveCmd) Validate() error {
 // Run serves until a signal. It listens on all addresses or on none.
 func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
+	if c.Identity != "" {
+		log = log.With().Str("identity", echo.Escape(c.Identity)).Logger()
+	}
 	if names := c.abstract(); names != "" {
 		log.Warn().Msg(echo.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}

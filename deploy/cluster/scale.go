@@ -1,0 +1,5 @@
+package main
+
+type scaleCmd struct{}
+
+func (c *scaleCmd) Run() error { return nil }
