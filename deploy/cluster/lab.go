@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -108,6 +109,8 @@ func enterLab(ctx context.Context, std cli.Std) error {
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdout, cmd.Stderr = std.Out, std.Err
 	cmd.ExtraFiles = []*os.File{write}
+	runtime.LockOSThread() // whose end, not the process's, Pdeathsig is about
+	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:   unix.CLONE_NEWPID | unix.CLONE_NEWNET,
 		Unshareflags: unix.CLONE_NEWNS, // and Go makes the mounts private
@@ -156,9 +159,8 @@ func removeGroups() error {
 	v2, _ := filepath.Glob("/sys/fs/cgroup/" + labGroup)
 	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + labGroup)
 	for _, top := range append(v1, v2...) {
-		if target, err := os.Readlink(filepath.Dir(top)); err == nil {
-			_ = target // cpu and cpuacct are links to one hierarchy
-			continue
+		if _, err := os.Readlink(filepath.Dir(top)); err == nil {
+			continue // another name of one of the others, as cpu of cpu,cpuacct
 		}
 		var dirs []string
 		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {

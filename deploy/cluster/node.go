@@ -60,7 +60,6 @@ func startNode(ctx context.Context, number int) (_ *node, err error) {
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:   unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
 		Unshareflags: unix.CLONE_NEWNS,
-		Pdeathsig:    unix.SIGKILL,
 	}
 	if n.tell, err = n.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -130,6 +129,9 @@ func (n *node) stop() {
 	_ = n.tell.Close()
 	_ = n.cmd.Wait()
 	_ = n.api.Close()
+	// The kernel removes the link too, but later.
+	_, _ = run(context.Background(), "ip", "link", "delete", n.link())
+	_ = os.RemoveAll(n.dir)
 }
 
 // docker runs the command line on the node's engine.

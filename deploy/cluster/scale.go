@@ -60,7 +60,7 @@ type measurement struct {
 }
 
 // quiet is how long the links between the nodes are watched.
-const quiet = 20 * time.Second
+const quiet = 10 * time.Second
 
 // Run measures clusters of one node, two, and so on.
 func (c *scaleCmd) Run(ctx context.Context, std cli.Std) error {
@@ -73,7 +73,7 @@ func (c *scaleCmd) Run(ctx context.Context, std cli.Std) error {
 		if err := json.Unmarshal(text, &all); err != nil {
 			return fmt.Errorf("%s: %w", c.JSON, err)
 		}
-		return draw(all, c.Plot)
+		return plotScale(all, c.Plot)
 	}
 	return inLab(ctx, std, func() error {
 		var all []measurement
@@ -114,7 +114,7 @@ func (c *scaleCmd) report(all []measurement, std cli.Std) error {
 		}
 	}
 	if c.Plot != "" {
-		return draw(all, c.Plot)
+		return plotScale(all, c.Plot)
 	}
 	return nil
 }
