@@ -127,7 +127,7 @@ func TestCluster(t *testing.T) {
 
 // shape is the output without what differs from run to run.
 func shape(s string) string {
-	s = regexp.MustCompile(`[0-9a-f]{12}| +\d+`).ReplaceAllString(s, " N")
+	s = regexp.MustCompile(` +[0-9a-f]{12}| +\d+`).ReplaceAllString(s, " N")
 	return regexp.MustCompile(`[ ─]+`).ReplaceAllString(s, " ")
 }
 

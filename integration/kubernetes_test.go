@@ -112,16 +112,11 @@ func (p podman) command(args ...string) *exec.Cmd {
 	return cmd
 }
 
-func (p podman) must(t *testing.T, args ...string) string {
+func (p podman) must(t *testing.T, args ...string) {
 	t.Helper()
-	cmd := p.command(args...)
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("podman %v: %v\n%s%s", args, err, out, errs.String())
+	if out, err := p.command(args...).CombinedOutput(); err != nil {
+		t.Fatalf("podman %v: %v\n%s", args, err, out)
 	}
-	return string(out)
 }
 
 // pod is the Pod of the DaemonSet with this test's images, as its controller

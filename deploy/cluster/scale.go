@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,7 +20,7 @@ type scaleCmd struct {
 	Nodes int    `default:"3" placeholder:"N" help:"The most nodes (default: ${default})."`
 	JSON  string `name:"json" placeholder:"FILE" help:"Write what was measured to this file; with --draw read it."`
 	Plot  string `placeholder:"FILE" help:"Draw it and the model, to a file .png."`
-	Draw  bool   `help:"Measure nothing: draw what --json has."`
+	Draw  bool   `help:"Measure nothing, draw what --json has; this needs no root."`
 }
 
 // Validate turns away what makes no sense.
@@ -30,8 +31,8 @@ func (c *scaleCmd) Validate() error {
 	if ext := filepath.Ext(c.Plot); c.Plot != "" && ext != ".png" {
 		return fmt.Errorf("--plot %s: unknown format %q: name a file .png", c.Plot, ext)
 	}
-	if c.Draw && c.JSON == "" {
-		return fmt.Errorf("--draw: name the file of measurements with --json")
+	if c.Draw && (c.JSON == "" || c.Plot == "") {
+		return errors.New("--draw: name the file of measurements with --json, and the picture with --plot")
 	}
 	return nil
 }
