@@ -45,6 +45,9 @@ func inLab(ctx context.Context, std cli.Std, story func() error) error {
 		if err == nil {
 			err = story()
 		}
+		if ctx.Err() != nil {
+			err = context.Cause(ctx) // the one reason for whatever else went wrong
+		}
 		if err != nil { // the process outside reports it
 			_, err = io.WriteString(os.NewFile(3, "report"), err.Error())
 		}
@@ -196,7 +199,7 @@ func run(ctx context.Context, command ...string) (string, error) {
 // patience is how long anything may take on a slow machine.
 const patience = 3 * time.Minute
 
-// await asks until the answer is yes. Its last words are what it was told.
+// await asks until the answer is yes. Its error has the last answer that it got.
 func await(ctx context.Context, what string, yes func() (bool, error)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %v", patience))
 	defer cancel()
@@ -208,7 +211,10 @@ func await(ctx context.Context, what string, yes func() (bool, error)) error {
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("%s: %w", what, context.Cause(ctx)), err)
+			if err == nil {
+				return fmt.Errorf("%s: %w", what, context.Cause(ctx))
+			}
+			return fmt.Errorf("%s: %w: %w", what, context.Cause(ctx), err)
 		}
 	}
 }
