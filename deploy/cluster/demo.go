@@ -24,6 +24,9 @@ func (c *demoCmd) Validate() error {
 	return nil
 }
 
+// pause is between two echoes of a client.
+const pause = "PAUSE=0.02"
+
 // Run is the demonstration.
 func (c *demoCmd) Run(ctx context.Context, std cli.Std) error {
 	return inLab(ctx, std, func() error { return c.show(ctx, std) })
@@ -46,7 +49,7 @@ func (c *demoCmd) show(ctx context.Context, std cli.Std) error {
 	}
 
 	say("docker stack deploy -c deploy/swarm.yaml: a server and a client on every node")
-	if err := cl.deploy(ctx, "UDS_LOG_LEVEL=info"); err != nil {
+	if err := cl.deploy(ctx, "UDS_LOG_LEVEL=info", pause); err != nil {
 		return err
 	}
 	if err := moreEchoes(ctx, cl.nodes, 20); err != nil {
@@ -65,7 +68,7 @@ func (c *demoCmd) show(ctx context.Context, std cli.Std) error {
 		return err
 	}
 	start := time.Now()
-	if err := cl.deploy(ctx, "UDS_LOG_LEVEL=warn"); err != nil {
+	if err := cl.deploy(ctx, "UDS_LOG_LEVEL=warn", pause); err != nil {
 		return err
 	}
 	if err := cl.updated(ctx, "server"); err != nil {
