@@ -1,4 +1,4 @@
-.PHONY: demo test fuzz bench bench-peers lint vuln sbom fmt clean
+.PHONY: demo test faults fuzz bench bench-peers images cluster-demo cluster-scale lint vuln sbom fmt clean
 
 FUZZTIME ?= 60s
 
@@ -9,6 +9,10 @@ test: # every test: unit, race, process, containers
 	go vet ./...
 	go test -race -count=1 -timeout 30m ./...
 
+faults: # docs/faults.md, as the tests that show its rows see it now
+	FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./integration
+	go test -count=1 ./internal/faults
+
 fuzz: # whatever reads what a peer sent or a user typed, FUZZTIME each
 	@tools/fuzz.sh $(FUZZTIME)
 
@@ -17,6 +21,17 @@ bench: # Unix socket or TCP? in containers: tables, bench.json, bench.png
 
 bench-peers: # our server beside C and others that one could pick
 	@bench/peers.sh
+
+images: # udsecho-server and udsecho-client, which deploy/ runs
+	@images/build.sh
+
+cluster-demo: # three nodes on this machine, as root: who echoes whom, an update, a killed engine
+	@go build -o .bin/cluster ./deploy/cluster
+	@.bin/cluster demo
+
+cluster-scale: # what nodes cost, as root: docs/scale.json, docs/scale.png
+	@go build -o .bin/cluster ./deploy/cluster
+	@.bin/cluster scale --json docs/scale.json --plot docs/scale.png
 
 lint:
 	go tool -modfile=tools/go.mod golangci-lint run ./...
@@ -31,7 +46,7 @@ sbom: # what the programs are made of, built as in the images: every module, its
 	@cd .bin && go version -m server client
 
 fmt:
-	gofmt -w client integration internal server
+	gofmt -w client deploy integration internal server
 
 clean: # the images that demo and test keep for the next time
 	@docker image ls -q --filter 'reference=udsecho-*' | sort -u | xargs -r docker image rm -f

@@ -36,6 +36,7 @@ type serveCmd struct {
 	WriteTimeout   time.Duration `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
 	Admin          *uds.Addr     `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP: stream:PATH, mode 0600 unless --mode says otherwise (default: nowhere)."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
+	Identity       string        `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event (default: none)."`
 	cli.LogFlags
 }
 
@@ -88,6 +89,9 @@ func (c *serveCmd) allow() func(unix.Ucred) bool {
 // Run serves until a signal. It listens on all addresses or on none.
 func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
+	if c.Identity != "" {
+		log = log.With().Str("identity", echo.Escape(c.Identity)).Logger()
+	}
 	if names := c.abstract(); names != "" {
 		log.Warn().Msg(echo.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
