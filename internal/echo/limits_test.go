@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -88,6 +89,29 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A client has all of its time, wherever it connects between two of the
+// server's looks at the clock.
+func TestIdleTimeIsNeverShort(t *testing.T) {
+	t.Parallel()
+	const timeout = time.Second
+	server := serve(t, echo.Server{IdleTimeout: timeout}, zerolog.Disabled)
+	wantEcho(t, dial(t, server.addr), "ready")
+	apart := time.NewTicker(150 * time.Millisecond)
+	defer apart.Stop()
+	var clients sync.WaitGroup
+	for range 8 {
+		<-apart.C
+		conn, began := dial(t, server.addr), time.Now()
+		clients.Go(func() {
+			_, err := conn.Read(make([]byte, 1))
+			if after := time.Since(began); after < timeout || !errors.Is(err, io.EOF) {
+				t.Errorf("turned away after %v: %v", after, err)
+			}
+		})
+	}
+	clients.Wait()
 }
 
 // fill sends on conn until the server takes no more, and reads nothing.

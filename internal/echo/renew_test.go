@@ -14,7 +14,8 @@ import (
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
-// renewing is a server in a directory in which the test may do anything.
+// renewing is a server in a directory in which the test may do anything. Its
+// name holds what must not get into the log.
 type renewing struct {
 	*running
 	dir  string
@@ -23,7 +24,7 @@ type renewing struct {
 
 func serveIn(t *testing.T, typ uds.Type, config uds.ListenConfig) *renewing {
 	t.Helper()
-	d, err := os.MkdirTemp("", "uds")
+	d, err := os.MkdirTemp("", "uds\x1b*")
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
 	r := &renewing{dir: d}
@@ -99,7 +100,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 					}
 					for round := range rounds {
 						remove(t, server.dir)
-						server.log.await(t, round+1, server.addr.Path+" was removed: listening again")
+						server.log.await(t, round+1, echo.Escape(server.addr.Path)+" was removed: listening again")
 						wantServed(t, server.addr, "after")
 						wantBack(t, before, r, "goes on")
 						info, err := os.Lstat(server.addr.Path)
@@ -163,7 +164,7 @@ func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
 		wantBack(t, conn, r, message)
 		check(t, conn.Close())
 	}
-	server.log.await(t, 1, server.addr.Path+" was removed: listening again")
+	server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
 	wantServed(t, server.addr, message)
 }
 
@@ -244,11 +245,11 @@ func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
 			r := uds.NewReceiver(100)
 			before := dialBound(t, server.addr)
 			check(t, os.RemoveAll(server.dir))
-			server.log.await(t, 2, server.addr.Path+" was removed, and cannot be made again now: listen again on "+
-				server.addr.String()+": lock "+server.addr.Path+".lock: no such file or directory (ENOENT): directory "+server.dir+" does not exist")
+			server.log.await(t, 2, echo.Escape(server.addr.Path+" was removed, and cannot be made again now: listen again on "+
+				server.addr.String()+": lock "+server.addr.Path+".lock: no such file or directory (ENOENT): directory "+server.dir+" does not exist"))
 			wantBack(t, before, r, "goes on")
 			check(t, os.Mkdir(server.dir, 0o755))
-			server.log.await(t, 1, server.addr.Path+" was removed: listening again")
+			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
 			wantServed(t, server.addr, "back")
 			wantBack(t, before, r, "goes on")
 		})
@@ -263,7 +264,7 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 			config := uds.ListenConfig{Takeover: true}
 			server := serveIn(t, typ, config)
 			check(t, os.Remove(server.addr.Path))
-			server.log.await(t, 1, server.addr.Path+" was removed: listening again")
+			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
 
 			socket, err := config.Listen(server.addr)
 			check(t, err)
@@ -287,7 +288,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 			offered, err := config.Listen(server.addr)
 			check(t, err)
 			check(t, os.Remove(server.addr.Path))
-			server.log.await(t, 1, server.addr.Path+" was removed: listening again")
+			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
 			if err := offered.Refused(); err == nil {
 				t.Error("it can still be claimed")
 			}
