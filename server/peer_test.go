@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -134,48 +135,85 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 	}
 }
 
-// strangerScript knocks at all places n times under each name that it is given,
-// and says something each time.
-const strangerScript = `
-import os, socket, sys
-n, names = int(sys.argv[1]), sys.argv[2:]
-types = {"s": socket.SOCK_STREAM, "q": socket.SOCK_SEQPACKET, "d": socket.SOCK_DGRAM}
-for _ in range(n):
-    for path, kind in types.items():
-        for name in names:
-            sock = socket.socket(socket.AF_UNIX, kind)
-            if name:
-                sock.bind(name.replace("@", "\0", 1))
-            sock.connect(path)
-            try:
-                sock.send(b"let me in")
-                answer = sock.recv(100)
-                assert answer == b"", answer
-            except (BrokenPipeError, ConnectionResetError):
-                pass
-            sock.close()
-            if name and not name.startswith("@"):
-                os.unlink(name)
-`
-
-// knock runs the script as the stranger, and tells what the server counted and
-// said meanwhile.
-func knock(t *testing.T, n int, names ...string) (s status, told []map[string]any) {
+// asStranger runs work as the stranger: user and group belong to a thread, and
+// this one ends with it.
+func asStranger(t *testing.T, work func() error) {
 	t.Helper()
 	if !asRoot() {
-		t.Fatal("only root can give the stranger a user of its own: run the tests as root")
+		t.Fatal("only root can be the stranger: run the tests as root")
 	}
-	need(t, "python3", "python3")
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		for _, call := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} {
+			if _, _, errno := unix.RawSyscall(call, stranger, stranger, stranger); errno != 0 {
+				done <- errno
+				return
+			}
+		}
+		done <- work()
+	}()
+	check(t, <-done)
+}
+
+// knock knocks at all places n times under each name, says something each time,
+// and tells what the server counted and said meanwhile.
+func knock(t *testing.T, n int, names ...string) (s status, told []map[string]any) {
+	t.Helper()
 	d := open(t)
 	server := serveAll(t, d, "--log-format", "json", "--allow-uid", strconv.Itoa(friend), "--admin", "./admin")
-	p := startAs(t, stranger, d, append([]string{"python3", "-c", strangerScript, strconv.Itoa(n)}, names...)...)
-	if status := p.status(t); status != 0 {
-		t.Errorf("the stranger: exit status %d, %s", status, &p.err)
-	}
+	asStranger(t, func() error {
+		for range n {
+			for path, typ := range map[string]int{"s": unix.SOCK_STREAM, "q": unix.SOCK_SEQPACKET, "d": unix.SOCK_DGRAM} {
+				for _, name := range names {
+					if !strings.HasPrefix(name, "@") {
+						name = d + "/" + name
+					}
+					if err := knockOnce(typ, d+"/"+path, name); err != nil {
+						return fmt.Errorf("%s as %s: %w", path, name, err)
+					}
+				}
+			}
+		}
+		return nil
+	})
 	healthCheckAll(t, d) // whatever came before has been accepted
 	s = statusOf(t, d+"/admin")
 	server.stop(t)
 	return s, refusals(t, server)
+}
+
+func knockOnce(typ int, path, name string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+		return err
+	}
+	if !strings.HasPrefix(name, "@") {
+		defer func() { _ = os.Remove(name) }()
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return err
+	}
+	if _, err := unix.SendmsgN(fd, []byte("let me in"), nil, nil, unix.MSG_NOSIGNAL); err == unix.EPIPE {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if typ == unix.SOCK_DGRAM && !strings.HasPrefix(name, "@") {
+		return nil // the server may not write to a name with the stranger's mode
+	}
+	back := make([]byte, 100)
+	switch n, err := unix.Read(fd, back); {
+	case err != nil && err != unix.ECONNRESET:
+		return err
+	case n > 0:
+		return fmt.Errorf("came back %q", back[:n])
+	}
+	return nil
 }
 
 func TestF9PeerThatIsNotAllowed(t *testing.T) {
