@@ -1,4 +1,4 @@
-.PHONY: demo test bench bench-peers lint fmt clean
+.PHONY: demo test soak bench bench-peers lint fmt clean
 
 demo: # the stack, both transcripts, the socket file; takes everything down again
 	@integration/demo.sh
@@ -6,6 +6,10 @@ demo: # the stack, both transcripts, the socket file; takes everything down agai
 test: # every test: unit, race, process, containers
 	go vet ./...
 	go test -race -count=1 -timeout 30m ./...
+
+SOAK ?= 5m
+soak: # 50 clients and one fault after another, for SOAK; a ledger of every byte
+	SOAK=$(SOAK) go test -race -count=1 -v -timeout 0 -run '^TestSoak$$' ./server
 
 bench: # Unix socket or TCP? in containers: tables, bench.json, bench.png
 	@bench/run.sh
