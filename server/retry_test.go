@@ -34,9 +34,9 @@ func TestF1KilledServerStartsAgainAndNothingIsLost(t *testing.T) {
 	}
 	server.stop(t)
 	faults.Report(t, faults.Row{
-		ID:    "F1",
-		Done:  fmt.Sprintf("%d clients of all types transfer with retry; the server is killed, started again, and killed again once every client has got more back", clients),
-		Count: kills,
+		ID:      "F1",
+		Done:    fmt.Sprintf("%d clients of all types transfer with retry; the server is killed, started again, and killed again once every client has got more back", clients),
+		Count:   kills,
 		Outcome: fmt.Sprintf("%d of %d restarts succeeded, and all clients came back each time; %v", kills, kills, sum),
 	})
 }
