@@ -1,4 +1,7 @@
-.PHONY: demo test soak bench bench-peers lint fmt clean
+.PHONY: demo test soak faults fuzz bench bench-peers images cluster-demo cluster-scale lint vuln sbom fmt clean
+
+FUZZTIME ?= 60s
+SOAK ?= 5m
 
 demo: # the stack, both transcripts, the socket file; takes everything down again
 	@integration/demo.sh
@@ -7,9 +10,15 @@ test: # every test: unit, race, process, containers
 	go vet ./...
 	go test -race -count=1 -timeout 30m ./...
 
-SOAK ?= 5m
 soak: # 50 clients and one fault after another, for SOAK; a ledger of every byte
 	SOAK=$(SOAK) go test -race -count=1 -v -timeout 0 -run '^TestSoak$$' ./server
+
+faults: # docs/faults.md, as the tests that show its rows see it now
+	FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./integration
+	go test -count=1 ./internal/faults
+
+fuzz: # whatever reads what a peer sent or a user typed, FUZZTIME each
+	@tools/fuzz.sh $(FUZZTIME)
 
 bench: # Unix socket or TCP? in containers: tables, bench.json, bench.png
 	@bench/run.sh
@@ -17,11 +26,31 @@ bench: # Unix socket or TCP? in containers: tables, bench.json, bench.png
 bench-peers: # our server beside C and others that one could pick
 	@bench/peers.sh
 
+images: # udsecho-server and udsecho-client, which deploy/ runs
+	@images/build.sh
+
+cluster-demo: # three nodes on this machine, as root: who echoes whom, an update, a killed engine
+	@go build -o .bin/cluster ./deploy/cluster
+	@.bin/cluster demo
+
+cluster-scale: # what nodes cost, as root: docs/scale.json, docs/scale.png
+	@go build -o .bin/cluster ./deploy/cluster
+	@.bin/cluster scale --json docs/scale.json --plot docs/scale.png
+
 lint:
 	go tool -modfile=tools/go.mod golangci-lint run ./...
 
+vuln: # known vulnerabilities in what the programs call
+	@go tool -modfile=tools/go.mod govulncheck $(if $(VULNDB),-db $(VULNDB)) ./server ./client || { status=$$?; \
+		[ $$status -eq 3 ] || echo 'vuln: nothing was checked, see above; a copy of the database will do: make vuln VULNDB=file:///DIR' >&2; exit $$status; }
+
+sbom: # what the programs are made of, built as in the images: every module, its version and hash
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags noplot -ldflags='-s -w' -o .bin/ ./client
+	@cd .bin && go version -m server client
+
 fmt:
-	gofmt -w client integration internal server
+	gofmt -w client deploy integration internal server
 
 clean: # the images that demo and test keep for the next time
 	@docker image ls -q --filter 'reference=udsecho-*' | sort -u | xargs -r docker image rm -f

@@ -46,6 +46,11 @@ func (c *benchCmd) Validate() error {
 			return fmt.Errorf("--connections %d: choose from 1 to 100000", n)
 		}
 	}
+	for _, a := range c.Connect {
+		if a.Type == uds.Files {
+			return fmt.Errorf("--connect %s: this address takes files and echoes nothing: leave it out", a)
+		}
+	}
 	switch {
 	case len(c.Connect) == 0:
 		return errors.New("--connect: no address: write stream:PATH")

@@ -39,6 +39,8 @@ type echoCmd struct {
 // Validate turns away what makes no sense.
 func (c *echoCmd) Validate() error {
 	switch {
+	case c.Connect.Type == uds.Files:
+		return fmt.Errorf("--connect %s: this address takes files, no bytes: use client send-file or client share", c.Connect)
 	case c.Chunk < 0 || c.Chunk > 16<<20:
 		return fmt.Errorf("--chunk %d: choose from 1 to %d bytes, or 0 for the default", c.Chunk, 16<<20)
 	case c.Window < 1 || c.Window > 1000:
@@ -52,7 +54,7 @@ func (c *echoCmd) Validate() error {
 	case c.Bind == "none" && c.Connect.Type == uds.Datagram && !c.NoEcho:
 		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path, or --no-echo")
 	}
-	return c.requireFlags.validate(c.Connect.Type)
+	return c.validate(c.Connect.Type)
 }
 
 // Run sends and takes back.

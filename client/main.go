@@ -6,6 +6,8 @@
 //	client pair [MESSAGE]
 //	client bench [--connect ADDR]... [--size BYTES,...] [--connections N,...]
 //	client inspect [--format table|json] PATH...
+//	client send-file [--connect files:PATH] FILE...
+//	client share [--connect files:PATH] FILE...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
 // stream:PATH. For comparison there are tcp:HOST:PORT and udp:HOST:PORT. The payload goes to
@@ -23,10 +25,12 @@ import (
 )
 
 type commands struct {
-	Bench   benchCmd   `cmd:"" help:"Measure one server, or several side by side."`
-	Echo    echoCmd    `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
-	Inspect inspectCmd `cmd:"" help:"Say what a path is: its file type, and of a socket its type, whether it is live, who listens, how full the backlog is."`
-	Pair    pairCmd    `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair: without an address."`
+	Bench    benchCmd    `cmd:"" help:"Measure one server, or several side by side."`
+	Echo     echoCmd     `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
+	Inspect  inspectCmd  `cmd:"" help:"Say what a path is: its file type, and of a socket its type, whether it is live, who listens, how full the backlog is."`
+	Pair     pairCmd     `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair: without an address."`
+	SendFile sendFileCmd `cmd:"" help:"Hand over open files for the server to read, and print their SHA-256."`
+	Share    shareCmd    `cmd:"" help:"Fill sealed memory, hand it over for the server to map, and print its SHA-256."`
 
 	PairChild pairChildCmd `cmd:"" hidden:"" help:"The child of pair."`
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 func TestNoEchoTalksToHTTPServer(t *testing.T) {
@@ -223,11 +224,9 @@ func awaitReadable(conn *net.UnixConn) error {
 	if err != nil {
 		return err
 	}
-	asked := false
-	return raw.Read(func(uintptr) bool {
-		was := asked
-		asked = true
-		return was
+	return raw.Read(func(fd uintptr) bool {
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return err != unix.EAGAIN
 	})
 }
 

@@ -126,7 +126,7 @@ func TestComposeFile(t *testing.T) {
 			t.Errorf("up shows no transcript:\n%s%s", out, errs)
 		}
 		wantServer, wantClient := transcripts(socketPath)
-		wantServer = strings.Replace(wantServer, "waiting", "starting up on /run/uds/uds_datagram\nstarting up on /run/uds/uds_seqpacket\nwaiting", 1)
+		wantServer = "starting up on /run/uds/uds_files\n" + strings.Replace(wantServer, "waiting", "starting up on /run/uds/uds_datagram\nstarting up on /run/uds/uds_seqpacket\nwaiting", 1)
 		echoed, events := logs(t, c.ids(t, "client")[0])
 		if echoed != message || events != wantClient {
 			t.Errorf("client: output %q, events (-want +got):\n%s", echoed, cmp.Diff(wantClient, events))
@@ -150,7 +150,12 @@ func TestComposeFile(t *testing.T) {
 				t.Errorf("run client --connect %s hello: %q", kind, got)
 			}
 		}
-		const want = "/run/clients:\n\n/run/uds:\nuds_datagram\nuds_datagram.lock\nuds_seqpacket\nuds_seqpacket.lock\nuds_socket\nuds_socket.lock\n"
+		const sum = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03  /dev/shm/greeting\n"
+		if got := c.must(t, "run", "--rm", "-T", "--entrypoint", "sh", "client", "-c",
+			"echo hello >/dev/shm/greeting && client send-file --connect files:/run/uds/uds_files /dev/shm/greeting"); got != sum {
+			t.Errorf("run client send-file: %q", got)
+		}
+		const want = "/run/clients:\n\n/run/uds:\nuds_datagram\nuds_datagram.lock\nuds_datagram.takeover\nuds_files\nuds_files.lock\nuds_files.takeover\nuds_seqpacket\nuds_seqpacket.lock\nuds_seqpacket.takeover\nuds_socket\nuds_socket.lock\nuds_socket.takeover\n"
 		if left := c.must(t, "exec", "-T", "server", "ls", "-A", "/run/clients", "/run/uds"); left != want {
 			t.Errorf("left in the volumes (-want +got):\n%s", cmp.Diff(want, left))
 		}

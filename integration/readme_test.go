@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"os/exec"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -53,6 +55,51 @@ func TestTwoTerminalsShowWhatTheREADMESays(t *testing.T) {
 	}
 	untilWaiting()
 	if d := cmp.Diff(readme(t, "server"), got.String()); d != "" {
+		t.Errorf("README.md and server (-README +server):\n%s", d)
+	}
+	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStatusIsAsTheREADMESays(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./server", "./client")
+	goBuild.Dir = ".."
+	if out, err := goBuild.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	server := exec.CommandContext(t.Context(), "./server", "--admin", "stream:./admin")
+	server.Dir = dir
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	client := exec.CommandContext(t.Context(), "./client", "--retry", "20s")
+	client.Dir = dir
+	if out, err := client.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	// What differs from one machine, and second, to the next.
+	masked := func(status string) string {
+		return regexp.MustCompile(`("(go|version|uptime_seconds)": ).*[^,\n]`).ReplaceAllString(status, "${1}…")
+	}
+	var status string
+	for late := time.Now().Add(20 * time.Second); ; { // until the server has seen the client go
+		curl := exec.CommandContext(t.Context(), "curl", "-sS", "--unix-socket", "admin", "http://localhost/status")
+		curl.Dir = dir
+		out, err := curl.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: install the package curl\n%s", err, out)
+		}
+		if status = string(out); strings.Contains(status, `"connections": 0,`+"\n"+`  "messages"`) || time.Now().After(late) {
+			break
+		}
+	}
+	if d := cmp.Diff(masked(readme(t, "status")), masked(status)); d != "" {
 		t.Errorf("README.md and server (-README +server):\n%s", d)
 	}
 	if err := server.Process.Signal(syscall.SIGTERM); err != nil {

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	stdlog "log"
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -25,7 +27,7 @@ import (
 type admin struct {
 	addr    uds.Addr
 	config  uds.ListenConfig
-	wait    time.Duration // for a server that is being taken over from to let the address go
+	wait    bool // for a server that is being taken over from to let the address go
 	stats   *echo.Stats
 	started time.Time
 	log     zerolog.Logger
@@ -38,32 +40,34 @@ const (
 	adminPatience    = 10 * time.Second
 )
 
-// start serves until stop is called. Where the address may be in use for a
-// while, it is waited for while the server serves already.
-func (a *admin) start(ctx context.Context) (stop func(), err error) {
+// start serves until stop is called. An address that is in use by a server that
+// is being taken over from is waited for, while the new one serves already.
+func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 	ctx, cancel := context.WithCancel(ctx)
 	server := &http.Server{
 		Handler: a.handler(), MaxHeaderBytes: adminHeader,
 		ReadTimeout: adminPatience, WriteTimeout: adminPatience, IdleTimeout: adminPatience,
+		ErrorLog: stdlog.New(warner{a.log}, "", 0),
 	}
-	var l net.Listener
-	if a.wait == 0 {
-		if l, err = a.listen(); err != nil {
-			cancel()
-			return nil, err
-		}
+	l, err := a.listen()
+	if err != nil && (!a.wait || !errors.Is(err, uds.ErrInUse)) {
+		cancel()
+		return nil, err
 	}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		if l == nil {
+			a.log.Info().Err(err).Msg(echo.Escape(err.Error()) + ": waiting for it")
 			if l, err = a.await(ctx); err != nil {
-				a.log.Warn().Err(err).Msg(echo.Escape(err.Error()))
+				if ctx.Err() == nil {
+					a.log.Warn().Err(err).Msg(echo.Escape(err.Error()))
+				}
 				return
 			}
 		}
 		if err := server.Serve(netutil.LimitListener(l, adminConnections)); !errors.Is(err, http.ErrServerClosed) {
-			a.log.Warn().Err(err).Msgf("the admin socket is gone: %v", err)
+			a.log.Warn().Err(err).Msg(echo.Escape(fmt.Sprintf("the admin socket is gone: %v", err)))
 		}
 	}()
 	return func() {
@@ -83,7 +87,15 @@ func (a *admin) await(ctx context.Context) (net.Listener, error) {
 			err = backoff.Permanent(err)
 		}
 		return l, err
-	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(a.wait))
+	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(0))
+}
+
+// A warner writes what package http has to say as events.
+type warner struct{ log zerolog.Logger }
+
+func (w warner) Write(line []byte) (int, error) {
+	w.log.Warn().Msg("admin: " + echo.Escape(strings.TrimSuffix(string(line), "\n")))
+	return len(line), nil
 }
 
 func (a *admin) listen() (net.Listener, error) {
@@ -119,7 +131,9 @@ func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 	}
 	build, _ := debug.ReadBuildInfo()
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]any{
+	pretty := json.NewEncoder(w)
+	pretty.SetIndent("", "  ")
+	_ = pretty.Encode(map[string]any{
 		"connections":     a.stats.Connections.Load(),
 		"accepted":        a.stats.Accepted.Load(),
 		"messages":        a.stats.Messages.Load(),

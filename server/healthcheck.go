@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/uds"
 )
 
 type healthcheckCmd struct {
@@ -13,7 +15,8 @@ type healthcheckCmd struct {
 	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"How long all the answers together may take (default: ${default})."`
 }
 
-// Run asks for an echo on every address. It needs no shell in the image, and
+// Run asks for an echo on every address, and where files are taken hands over
+// one. It needs no shell in the image, and
 // a server that is stopped, or hangs, fails it: connecting alone would succeed.
 func (c *healthcheckCmd) Run() error {
 	if c.Timeout <= 0 {
@@ -22,7 +25,11 @@ func (c *healthcheckCmd) Run() error {
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
 	defer cancel()
 	for _, a := range c.Listen {
-		if err := echo.HealthCheck(ctx, a); err != nil {
+		check := echo.HealthCheck
+		if a.Type == uds.Files {
+			check = files.HealthCheck
+		}
+		if err := check(ctx, a); err != nil {
 			return err
 		}
 	}

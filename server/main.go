@@ -5,7 +5,8 @@
 //	server healthcheck [--listen ADDR]...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
-// stream:PATH. For comparison there are tcp:HOST:PORT and udp:HOST:PORT.
+// stream:PATH. On files:PATH it reads the files that clients hand over. For
+// comparison there are tcp:HOST:PORT and udp:HOST:PORT.
 package main
 
 import (
@@ -22,7 +23,7 @@ import (
 
 type commands struct {
 	Serve       serveCmd       `cmd:"" default:"withargs" help:"Echo to every client, until SIGTERM or SIGINT. This is the default."`
-	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server for an echo on every --listen address; exit status 0 or 1."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server for an answer on every --listen address; exit status 0 or 1."`
 }
 
 func main() {
@@ -41,7 +42,7 @@ func (m *mode) UnmarshalText(text []byte) error {
 
 // listenFlag is what both commands need to know.
 type listenFlag struct {
-	Listen []uds.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH, which does not cross containers; for comparison tcp:HOST:PORT, udp:HOST:PORT. Repeatable; the variable takes a list with commas (default: ${default})."`
+	Listen []uds.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to take files and not bytes, or @NAME for an abstract PATH, which does not cross containers; for comparison tcp:HOST:PORT, udp:HOST:PORT. Repeatable; the variable takes a list with commas (default: ${default})."`
 }
 
 // Validate turns away what no server can listen on.

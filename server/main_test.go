@@ -19,6 +19,13 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "crowd" {
+		if err := crowd(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	var err error
 	if bin, err = build(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -105,6 +112,12 @@ func start(t *testing.T, d string, args ...string) *process {
 
 func startAs(t *testing.T, uid int, d string, args ...string) *process {
 	t.Helper()
+	return startWith(t, uid, nil, d, args...)
+}
+
+// startWith passes files on, as descriptors from 3.
+func startWith(t *testing.T, uid int, files []*os.File, d string, args ...string) *process {
+	t.Helper()
 	program := args[0]
 	if program == "server" || program == "client" {
 		program = bin + "/" + program
@@ -112,6 +125,7 @@ func startAs(t *testing.T, uid int, d string, args ...string) *process {
 	p := &process{Cmd: exec.CommandContext(t.Context(), program, args[1:]...), ended: make(chan struct{})}
 	p.out.changed, p.err.changed = make(chan struct{}), make(chan struct{})
 	p.Dir = d
+	p.ExtraFiles = files
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "UDS_") {
 			p.Env = append(p.Env, v)

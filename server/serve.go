@@ -16,6 +16,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -28,13 +29,14 @@ type serveCmd struct {
 	Spin           time.Duration `default:"100us" placeholder:"DURATION" help:"How long the server goes on asking, after it had something to do, before it sleeps: faster answers for some CPU time. 0s: not at all; nor with one processor (default: ${default})."`
 	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; others are turned away before a byte is read. Repeatable; so is --allow-gid, and one of them is enough. The server's own user is always served (default: everybody who may connect)."`
 	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: everybody who may connect)."`
-	Takeover       bool          `help:"Take the sockets over from the server that runs at these paths, if one does and was started with --takeover too: it hands them over, serves its clients to the end and exits. No client is refused meanwhile."`
+	Takeover       bool          `help:"Take the sockets over from the server that runs at these paths, if one does and was started with --takeover too: it hands them over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
 	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away. 0: no limit (default: ${default})."`
 	MaxPerUser     *int          `placeholder:"N" help:"Open connections of one user, so that none can take them all. 0: no limit (default: nine tenths of --max-connections)."`
 	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Clients that say nothing for so long are turned away. 0s: none (default: ${default})."`
 	WriteTimeout   time.Duration `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
 	Admin          *uds.Addr     `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP: stream:PATH, mode 0600 unless --mode says otherwise (default: nowhere)."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
+	Identity       string        `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event (default: none)."`
 	cli.LogFlags
 }
 
@@ -55,6 +57,8 @@ func (c *serveCmd) Validate() error {
 		return errors.New("--idle-timeout, --write-timeout: choose 0s for no limit, or more")
 	case c.Admin != nil && c.Admin.Type != uds.Stream:
 		return fmt.Errorf("--admin %s: HTTP needs a stream: write stream:PATH", c.Admin)
+	case c.Admin != nil && slices.ContainsFunc(c.Listen, func(a uds.Addr) bool { return a.Path == c.Admin.Path }):
+		return fmt.Errorf("--admin %s: the path is given to --listen too", c.Admin)
 	case c.MaxConnections < 0:
 		return fmt.Errorf("--max-connections %d: choose 0 for no limit, or more", c.MaxConnections)
 	case c.DrainTimeout < 0:
@@ -85,6 +89,9 @@ func (c *serveCmd) allow() func(unix.Ucred) bool {
 // Run serves until a signal. It listens on all addresses or on none.
 func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
+	if c.Identity != "" {
+		log = log.With().Str("identity", echo.Escape(c.Identity)).Logger()
+	}
 	if names := c.abstract(); names != "" {
 		log.Warn().Msg(echo.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
@@ -107,7 +114,11 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		MaxConnectionsPerUser: c.maxPerUser(), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
 		Allow: c.allow(), Stats: stats, Log: log,
 	}
-	return server.Serve(ctx, sockets...)
+	reader := files.NewServer(files.Config{MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout, Log: log})
+	server.Files = reader.Serve
+	err = server.Serve(ctx, sockets...)
+	reader.Drain()
+	return err
 }
 
 func (c *serveCmd) maxPerUser() int {
@@ -125,10 +136,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *echo.Stats, log zerolo
 	}
 	a := &admin{
 		addr: *c.Admin, config: uds.ListenConfig{Mode: fs.FileMode(cmp.Or(c.Mode, 0o600))},
-		stats: stats, started: time.Now(), log: log,
-	}
-	if c.Takeover {
-		a.wait = time.Minute
+		wait: c.Takeover, stats: stats, started: time.Now(), log: log,
 	}
 	return a.start(context.WithoutCancel(ctx))
 }
@@ -137,20 +145,15 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *echo.Stats, log zerolo
 // --listen: all, or an error and those made so far.
 func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, err error) {
 	// systemd's protocol, sd_listen_fds(3). The variables must not reach children.
-	passed := activation.Files(true)
-	for _, f := range passed {
-		var s *uds.Socket
-		fd, dupErr := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		_ = f.Close()
-		if err = errors.Join(err, dupErr); err != nil {
-			continue
-		}
-		if s, err = config.Inherit(fd); err == nil {
+	if passed := activation.Files(true); len(passed) > 0 {
+		for _, f := range passed {
+			s, err := inherit(config, f)
+			if err != nil {
+				return sockets, fmt.Errorf("%s, passed on by the parent process: %w", f.Name(), err)
+			}
 			sockets = append(sockets, s)
 		}
-	}
-	if len(passed) > 0 {
-		return sockets, err
+		return sockets, nil
 	}
 	for _, a := range c.Listen {
 		s, err := config.Listen(a)
@@ -160,4 +163,18 @@ func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, err 
 		sockets = append(sockets, s)
 	}
 	return sockets, nil
+}
+
+// inherit has a descriptor of its own: f closes the one that it has.
+func inherit(config uds.ListenConfig, f *os.File) (*uds.Socket, error) {
+	defer func() { _ = f.Close() }()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	s, err := config.Inherit(fd)
+	if err == nil && s.Addr.Type == uds.Seqpacket && f.Name() == string(uds.Files) {
+		s.Addr.Type = uds.Files // FileDescriptorName=files in a systemd unit
+	}
+	return s, err
 }

@@ -7,6 +7,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +16,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/faults"
 )
 
 const message = "This is the message.  It will be repeated."
@@ -103,6 +107,13 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"server", "--backlog=-1"}, "--backlog -1"},
 		{[]string{"server", "--sndbuf=-1"}, "--sndbuf -1: choose from 0"},
 		{[]string{"server", "--max-connections=-1"}, "--max-connections -1"},
+		{[]string{"server", "--max-per-user=-1"}, "--max-per-user -1: choose 0"},
+		{[]string{"server", "--idle-timeout=-1s"}, "--idle-timeout, --write-timeout: choose 0s"},
+		{[]string{"server", "--write-timeout=-1s"}, "--idle-timeout, --write-timeout: choose 0s"},
+		{[]string{"server", "--admin", "datagram:admin"}, "--admin datagram:admin: HTTP needs a stream"},
+		{[]string{"server", "--admin", "tcp:127.0.0.1:7000"}, "HTTP needs a stream"},
+		{[]string{"server", "--admin", "./uds_socket"}, "--admin stream:./uds_socket: the path is given to --listen too"},
+		{[]string{"server", "--admin", ""}, "the path is empty"},
 		{[]string{"server", "--drain-timeout=-1s"}, "--drain-timeout -1s"},
 		{[]string{"server", "--log-format", "xml"}, "plain"},
 		{[]string{"server", "healthcheck", "--listen", ""}, "no address"},
@@ -125,6 +136,30 @@ func TestHelpIsOutputAndStatus0(t *testing.T) {
 			t.Errorf("exit status %d, error %q", status, stderr)
 		}
 		wantWords(t, stdout, "Usage: "+program, "--log-format", "--chunk")
+	}
+}
+
+func TestEveryFlagOfTheServerIsInTheREADME(t *testing.T) {
+	t.Parallel()
+	readme, err := os.ReadFile("../README.md")
+	check(t, err)
+	_, stdout, _ := run(t, dir(t), "", "server", "serve", "--help")
+	flags := regexp.MustCompile(`(?m)^ +(?:-\w, )?(--[a-z-]+)`).FindAllStringSubmatch(stdout, -1)
+	if len(flags) < 10 {
+		t.Fatalf("the flags are %q", flags)
+	}
+	for _, flag := range flags {
+		name := flag[1]
+		variable := "UDS_" + strings.ToUpper(strings.ReplaceAll(name[2:], "-", "_"))
+		if name == "--help" {
+			continue
+		}
+		if !strings.Contains(stdout, "$"+variable) {
+			t.Errorf("the help does not name %s", variable)
+		}
+		if !strings.Contains(string(readme), "`"+name) || !strings.Contains(string(readme), "`"+variable+"`") {
+			t.Errorf("README.md does not tell of %s and %s", name, variable)
+		}
 	}
 }
 
@@ -163,21 +198,165 @@ func TestServerLeavesRegularFileAlone(t *testing.T) {
 	wantFiles(t, d, "uds_socket")
 }
 
-func TestSecondServerIsRefused(t *testing.T) {
+// kinds are the three types of AF_UNIX.
+var kinds = []string{"stream", "datagram", "seqpacket"}
+
+func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
 	t.Parallel()
+	const attempts = 10
+	var took []time.Duration
+	for _, kind := range kinds {
+		d := dir(t)
+		first := serve(t, d, "--listen", kind+":./s")
+		before := inodes(t, d+"/s", d+"/s.lock")
+		for range attempts {
+			// It listens on all of its addresses or on none.
+			began := time.Now()
+			status, _, stderr := run(t, d, "", "server", "--listen", "free", "--listen", kind+":./s")
+			took = append(took, time.Since(began))
+			if status != 1 || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("exit status %d, error %q", status, stderr)
+			}
+			wantWords(t, stderr, "in use", "s.lock", "stop it first or choose another path")
+			wantFiles(t, d, "s", "s.lock")
+			if after := inodes(t, d+"/s", d+"/s.lock"); after != before {
+				t.Errorf("the first one's files are %s, were %s", after, before)
+			}
+			if status, stdout, stderr := run(t, d, "", "client", "--connect", kind+":./s"); status != 0 || stdout != message {
+				t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+			}
+		}
+		first.stop(t)
+	}
+	// The median, as this machine may be busy.
+	slices.Sort(took)
+	median := took[len(took)/2]
+	if median > time.Second {
+		t.Errorf("a refusal takes %v", median)
+	}
+	faults.Report(t, faults.Row{
+		ID:      "F3",
+		Done:    "a second server started on the path of one that serves, for each type",
+		Count:   len(took),
+		Outcome: fmt.Sprintf("exit 1 after %d ms; the first one's files are the same inodes, and it serves", median.Milliseconds()),
+	})
+}
+
+// inodes are those of paths.
+func inodes(t *testing.T, paths ...string) string {
+	t.Helper()
+	var all []string
+	for _, path := range paths {
+		var st unix.Stat_t
+		check(t, unix.Lstat(path, &st))
+		all = append(all, fmt.Sprint(st.Ino))
+	}
+	return strings.Join(all, " ")
+}
+
+func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
+	t.Parallel()
+	const overlaps = 100
 	d := dir(t)
-	first := serve(t, d)
-	// It listens on all of its addresses or on none.
-	status, _, stderr := run(t, d, "", "server", "--listen", "free", "--listen", "uds_socket")
-	if status != 1 {
-		t.Errorf("exit status %d", status)
+	old := serve(t, d)
+	for i := range overlaps {
+		holding := start(t, d, "client", "-") // it keeps the old server from ending
+		_, err := io.WriteString(holding.in, message)
+		check(t, err)
+		holding.out.await(t, 1, message)
+		byHand := i%2 == 1
+		if byHand {
+			old.signal(t, syscall.SIGSTOP) // or it would listen again
+			check(t, unix.Waitid(unix.P_PID, old.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
+			check(t, os.Remove(d+"/uds_socket"))
+			check(t, os.Remove(d+"/uds_socket.lock"))
+		} else {
+			old.signal(t, syscall.SIGTERM)
+			awaitEmpty(t, d)
+		}
+		successor := serve(t, d)
+		before := inodes(t, d+"/uds_socket", d+"/uds_socket.lock")
+		if byHand {
+			old.signal(t, syscall.SIGTERM)
+			old.signal(t, syscall.SIGCONT)
+		}
+		check(t, holding.in.Close())
+		if status := holding.status(t); status != 0 {
+			t.Errorf("overlap %d: the old server's client: exit status %d, error %q", i, status, &holding.err)
+		}
+		// What was removed by hand it may have noticed before the signal.
+		if status := old.status(t); status != 0 && !byHand {
+			t.Errorf("overlap %d: exit status %d, error %q", i, status, &old.err)
+		}
+		if after := inodes(t, d+"/uds_socket", d+"/uds_socket.lock"); after != before {
+			t.Fatalf("overlap %d: the successor's files are %s, were %s", i, after, before)
+		}
+		if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
+			t.Fatalf("overlap %d: exit status %d, output %q, error %q", i, status, stdout, stderr)
+		}
+		old = successor
 	}
-	wantWords(t, stderr, "in use")
-	wantFiles(t, d, "uds_socket", "uds_socket.lock")
-	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	old.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F2",
+		Done: "a server ends after its successor has bound the path: told to stop while a client holds it, " +
+			"and every other time paused while its files are removed by hand",
+		Count:   overlaps,
+		Outcome: "each time the successor's socket and lock are the same inodes, and it serves",
+	})
+}
+
+// notUTF8 is what a path may hold: anything but NUL and /.
+const notUTF8 = "\xff\xfe\xc3(\xed\xa0\x80 \x80"
+
+func TestF31PathThatIsNoTextIsServedAndTheLogIsJSON(t *testing.T) {
+	t.Parallel()
+	need(t, "env", "coreutils")
+	const rounds = 10
+	echoes, lines := 0, 0
+	for _, kind := range kinds {
+		d := dir(t)
+		address := kind + ":./" + notUTF8
+		// From the variable, which takes the same way as a flag and one more.
+		server := start(t, d, "env", "UDS_LISTEN="+address+"flag,"+address, bin+"/server", "--log-format", "json")
+		server.err.await(t, 1, "waiting for a ")
+		for range rounds {
+			client := start(t, d, "client", "--log-format", "json", "--connect", address, "--bind", "./"+notUTF8+"client", message+notUTF8)
+			if status := client.status(t); status != 0 || client.out.String() != message+notUTF8 {
+				t.Errorf("%s: exit status %d, output %q, error %q", kind, status, &client.out, &client.err)
+			}
+			echoes++
+			lines += wantJSON(t, client.err.String())
+		}
+		// A failure is a line for people, and printable.
+		status, _, stderr := run(t, d, "", "client", "--connect", address+"missing", "--log-level", "warn")
+		if status != 1 {
+			t.Errorf("%s: exit status %d", kind, status)
+		}
+		wantPrintable(t, stderr)
+		server.stop(t)
+		lines += wantJSON(t, server.err.String())
+		wantWords(t, server.err.String(), `\\xff\\xfe`, "client")
 	}
-	first.stop(t)
+	faults.Report(t, faults.Row{
+		ID:      "F31",
+		Done:    "servers of each type on a path that is not UTF-8, from a variable, and clients with such a name and such a message",
+		Count:   echoes,
+		Outcome: fmt.Sprintf("every echo identical; each of %d lines of the log valid JSON and printable", lines),
+	})
+}
+
+// wantJSON wants every line to be JSON and UTF-8, and gives how many there are.
+func wantJSON(t *testing.T, text string) (lines int) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		lines++
+		if !json.Valid([]byte(line)) {
+			t.Errorf("not JSON: %q", line)
+		}
+		wantPrintable(t, line)
+	}
+	return lines
 }
 
 func TestKilledServerIsReplaced(t *testing.T) {
@@ -485,27 +664,6 @@ func TestHealthCheckNameHidesNobodyElse(t *testing.T) {
 	foreign := uid != os.Geteuid() // only root can be somebody else here
 	if mentioned := strings.Contains(server.err.String(), "received 'let me in'"); mentioned != foreign {
 		t.Errorf("a client of user %d is mentioned: %t, by a server of user %d:\n%s", uid, mentioned, os.Geteuid(), &server.err)
-	}
-}
-
-func TestServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d)
-	var before unix.Rlimit
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
-	client := start(t, d, "client")
-
-	// The log tells 5 times a second at most: the sixth takes that long.
-	server.err.await(t, 6, "cannot accept: too many open files: trying again in 100ms")
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
-	if status := client.status(t); status != 0 || client.out.String() != message {
-		t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
-	}
-	server.stop(t)
-	if busy := server.ProcessState.UserTime() + server.ProcessState.SystemTime(); busy > 500*time.Millisecond {
-		t.Errorf("the server was busy for %v", busy)
 	}
 }
 

@@ -252,7 +252,7 @@ func (s *sender) err() error {
 // failed. The client's name marks it for the server, which does not mention it
 // at info level, see [Server].
 func HealthCheck(ctx context.Context, a uds.Addr) error {
-	conn, err := uds.DialConfig{Bind: healthName + uds.AutoName("")}.Dial(ctx, a)
+	conn, err := uds.DialConfig{Bind: HealthName + uds.AutoName("")}.Dial(ctx, a)
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,8 @@ type datagrams struct {
 	pause    time.Duration
 	buffer   sendBuffer
 	leaving  *offer // who takes over, once no reply waits
+	leaveBy  time.Time
+	replaced bool // only who is connected to it finds it any more
 }
 
 // A queue is what one client has not taken yet, oldest first.
@@ -200,11 +202,7 @@ func (d *datagrams) sendWaiting(now time.Time) {
 			err = fmt.Errorf("it has not read for %v", maxWait)
 		}
 		if err != nil {
-			d.drop(len(q.replies), sender.String(), err)
-			for _, r := range q.replies {
-				d.forget(r)
-			}
-			q.replies = nil
+			d.dropQueue(sender, q, err)
 		}
 		if len(q.replies) == 0 {
 			delete(d.queues, sender)
@@ -238,6 +236,20 @@ func (d *datagrams) sendQueue(sender uds.Sender, q *queue) (sent int, err error)
 		}
 	}
 	return sent, nil
+}
+
+func (d *datagrams) dropQueue(sender uds.Sender, q *queue, err error) {
+	d.drop(len(q.replies), sender.String(), err)
+	for _, r := range q.replies {
+		d.forget(r)
+	}
+	q.replies = nil
+}
+
+func (d *datagrams) dropAll(err error) {
+	for sender, q := range d.queues {
+		d.dropQueue(sender, q, err)
+	}
 }
 
 func (d *datagrams) forget(reply []byte) {

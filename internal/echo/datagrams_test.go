@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -123,12 +124,15 @@ func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 	}
 }
 
-func TestDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.WarnLevel)
+	stats := new(echo.Stats)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{Stats: stats}, zerolog.WarnLevel)
 	lazy := correspond(t, server.addr)
+	sent := 0
 	for range queueLength(t) + kept + 1 {
 		lazy.send(t, message)
+		sent++
 	}
 	// It goes on sending, too.
 	over := make(chan struct{})
@@ -144,13 +148,15 @@ func TestDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 				t.Errorf("the client that never reads: %v", err)
 				return
 			}
+			sent++
 		}
 	})
-	for i := range 50 {
+	const others, each = 50, 100
+	for i := range others {
 		conn := dial(t, server.addr)
 		clients.Go(func() {
 			r := uds.NewReceiver(100)
-			for n := range 100 {
+			for n := range each {
 				sent := fmt.Sprintf("client %d, message %d", i, n)
 				if err := conn.Send([]byte(sent)); err != nil {
 					t.Errorf("%s: %v", sent, err)
@@ -167,6 +173,16 @@ func TestDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	close(over)
 	flood.Wait()
 	server.log.await(t, 1, "dropped replies to a client: it does not read its replies")
+	// This one comes after all of the flood.
+	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
+	dropped := int(refusals(stats)["unread"])
+	if least := sent - queueLength(t) - kept; dropped < least || dropped > sent {
+		t.Errorf("%d replies are dropped of %d, not %d", dropped, sent, least)
+	}
+	faults.Report(t, faults.Row{
+		ID: "F28", Done: fmt.Sprintf("a client that sends on and never reads, beside %d others of %d messages", others, each), Count: others * each,
+		Outcome: fmt.Sprintf("every message of the others echoed; of %d replies to the flood %d dropped, each counted", sent, dropped),
+	})
 }
 
 func TestConnectedDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {

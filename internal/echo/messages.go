@@ -46,7 +46,7 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 				return // it may go on sending; the receiver sees it if not
 			}
 		}
-		if err != nil {
+		if err != nil && (conn.Type() != uds.Seqpacket || !isGone(err)) { // the receiver says what was due
 			cancel(err)
 		}
 	}()
@@ -127,6 +127,10 @@ func (c *Client) sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader,
 		}
 	}
 }
+
+// isGone tells whether the server has closed the connection, having read all
+// or, ECONNRESET, not.
+func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) }
 
 // refusal is how a datagram server, which has no connection to close, tells a
 // client that it does not serve it: by what is no echo of its message of size
@@ -229,7 +233,7 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 			return errSilent
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("no answer for %v: %d messages are back: is the server paused or overloaded?", patience, r.got)
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, io.EOF), r.conn.Type() == uds.Seqpacket && isGone(err):
 			return fmt.Errorf("%w: %d messages are back, the next of %d bytes is not%s", errClosed, r.got, size, whyAtOnce(r.got))
 		default:
 			return fmt.Errorf("receive: %w", err)

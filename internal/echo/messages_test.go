@@ -15,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -46,24 +47,41 @@ func TestMessagesComeBackWhole(t *testing.T) {
 	}
 }
 
-func TestMessagesUnderWayKeepTheirBoundaries(t *testing.T) {
+func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	t.Parallel()
+	const rounds = 100
+	messages := []string{"one", "", "two", "", "", "three", "12345678901234567", ""}
+	empty := 0
 	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			t.Parallel()
 			server := serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.Disabled)
 			conn, r := dial(t, server.addr), uds.NewReceiver(100)
-			messages := []string{"one", "", "two", "", "", "three", "12345678901234567", ""}
-			for _, m := range messages {
-				check(t, conn.Send([]byte(m)))
-			}
-			for i, want := range messages {
-				if got, err := conn.Receive(r); err != nil || string(got) != want {
-					t.Fatalf("message %d is %q, %v, not %q", i, got, err, want)
+			for range rounds {
+				// One after the other, and then all of them under way at once.
+				for _, m := range messages {
+					wantBack(t, conn, r, m)
+				}
+				for _, m := range messages {
+					check(t, conn.Send([]byte(m)))
+				}
+				for i, want := range messages {
+					got, err := conn.Receive(r)
+					if err != nil || string(got) != want {
+						t.Fatalf("message %d is %q, %v, not %q", i, got, err, want)
+					}
+					if want == "" {
+						empty += 2
+					}
 				}
 			}
 		})
 	}
+	faults.Report(t, faults.Row{
+		ID:      "F26",
+		Done:    "empty datagrams and records between others, one at a time and eight under way",
+		Count:   empty,
+		Outcome: "every one came back empty and in its place; so did the message after it",
+	})
 }
 
 func TestServesAllTypesAtOnce(t *testing.T) {

@@ -2,9 +2,11 @@ package echo_test
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/udsecho/udsecho/internal/echo"
 )
@@ -74,13 +76,52 @@ func TestEscape(t *testing.T) {
 }
 
 func FuzzEscape(f *testing.F) {
-	f.Add("plain")
-	f.Add("\x1b[2J\u009b\u202e\xff\n")
+	for _, s := range []string{"plain", "\x1b[2J\u009b\u202e\xff\n", "a\\n", "Grüße", "\u2028", "\ufffd\xed\xa0\x80"} {
+		f.Add(s)
+	}
 	f.Fuzz(func(t *testing.T, s string) {
-		for _, r := range echo.Escape(s) {
+		escaped := echo.Escape(s)
+		printable := true
+		for _, r := range s {
+			printable = printable && unicode.IsPrint(r)
+		}
+		for _, r := range escaped {
 			if !unicode.IsPrint(r) {
-				t.Fatalf("%q is escaped as %q, with %U", s, echo.Escape(s), r)
+				t.Fatalf("%q is escaped as %q, with %U", s, escaped, r)
 			}
+		}
+		if !utf8.ValidString(escaped) || echo.Escape(escaped) != escaped || printable && utf8.ValidString(s) && escaped != s {
+			t.Fatalf("%q is escaped as %q", s, escaped)
+		}
+	})
+}
+
+// Up to the length that is shown, what was quoted can be read back.
+func FuzzQuote(f *testing.F) {
+	for _, s := range []string{"plain", "it's \\x41", "\x00\x1b\x7f\x9b\xff\r\n\t", "'", "\\", strings.Repeat("\\", 300)} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		quoted := echo.Quote(payload)
+		for i := range len(quoted) {
+			if quoted[i] < 0x20 || quoted[i] > 0x7e {
+				t.Fatalf("%q is quoted as %q", payload, quoted)
+			}
+		}
+		shown := payload[:min(len(payload), 256)]
+		rest, want := quoted[1:], "'"
+		if more := len(payload) - len(shown); more > 0 {
+			want = fmt.Sprintf("' and %d bytes more", more)
+		}
+		for _, b := range shown {
+			r, _, tail, err := strconv.UnquoteChar(rest, '\'')
+			if err != nil || r != rune(b) {
+				t.Fatalf("%q is quoted as %q: %q is there for %#02x (%v)", payload, quoted, rest, b, err)
+			}
+			rest = tail
+		}
+		if rest != want {
+			t.Fatalf("%q is quoted as %q, which ends with %q", payload, quoted, rest)
 		}
 	})
 }

@@ -20,9 +20,18 @@ func (s *server) renew() {
 		return // not all who had connected could be accepted
 	}
 	for _, ln := range slices.Clone(s.listeners) {
-		if !ln.socket.Lost() || !s.replace(ln.socket) {
+		if !ln.socket.Lost() {
 			continue
 		}
+		ln.acceptAll()
+		if !s.acceptAgain.IsZero() {
+			return
+		}
+		if !s.replace(ln.socket) {
+			continue
+		}
+		// As in drain: the file may have been moved, and found there.
+		_ = ln.socket.Refuse()
 		ln.acceptAll()
 		s.listeners = slices.DeleteFunc(s.listeners, func(other *listener) bool { return other == ln })
 		s.Remove(ln.socket.FD)
@@ -30,28 +39,38 @@ func (s *server) renew() {
 	}
 	for _, d := range slices.Clone(s.datagrams) {
 		if d.socket.Lost() {
-			s.replace(d.socket) // clients that are connected to the old one go on using it
+			d.replaced = s.replace(d.socket) // clients that are connected to it go on using it
 		}
 	}
 }
 
 func (s *server) replace(old *uds.Socket) bool {
-	control := old.Control
+	// Who has asked for the old socket has copies of its descriptors, and the
+	// loop would not forget its control when that is closed.
+	s.refuseOffers(old)
+	offered := old.Control >= 0 && len(s.claims) == 0
+	if offered {
+		s.Remove(old.Control)
+	}
 	renewed, err := old.Renew()
+	if err != nil && offered {
+		err = errors.Join(err, s.offer(old))
+	}
 	path := Escape(old.Addr.Path)
 	switch {
 	case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
 		s.lost = err
 		return false
 	case err != nil:
-		s.refuse(causeSystem, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %v", path, err)
+		s.refuse(causeSystem, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, Escape(err.Error()))
 		return false
 	}
-	if control >= 0 {
-		s.Remove(control)
-	}
 	s.Log.Warn().Str("listen", Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)
-	if err := s.serve(renewed); err != nil {
+	err = s.serve(renewed)
+	if err == nil && offered {
+		err = s.offer(renewed)
+	}
+	if err != nil {
 		_ = renewed.Close()
 		s.failed = err
 		return false

@@ -30,11 +30,14 @@ type Server struct {
 	// user, and only the first limit.
 	MaxConnections, MaxConnectionsPerUser int
 	// Clients that say nothing for so long, or take nothing of what is due to
-	// them, are turned away, within a second; 0: they may.
+	// them, are turned away within two seconds more; 0: they may.
 	IdleTimeout, WriteTimeout time.Duration
 	// Allow tells whether a client may be served, by the kernel's word who it
 	// is, on sockets that know it (not TCP, not UDP). nil: everybody may.
 	Allow func(unix.Ucred) bool
+	// Files serves a connection of a files: socket, which it takes over. Such
+	// clients count as accepted, but not for the limits and timeouts above.
+	Files func(fd int)
 	Stats *Stats // what is counted; nil: nobody asks
 	Log   zerolog.Logger
 }
@@ -66,6 +69,17 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 		}
 	}
 	s.Log.Info().Msg(waiting)
+	if len(e.claims) > 0 && ctx.Err() != nil {
+		return nil // who serves them may go on
+	}
+	for _, socket := range e.claims {
+		if err := socket.Refused(); err != nil {
+			return err
+		}
+	}
+	if err := e.claimNext(); err != nil {
+		return err
+	}
 
 	woken := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { l.Interrupt(); close(woken) })
@@ -87,11 +101,6 @@ func (s *server) serve(socket *uds.Socket) error {
 	}
 	if t.Messages() && s.receiver == nil {
 		s.receiver = uds.NewReceiver(uds.MaxMessage())
-	}
-	if socket.Control >= 0 {
-		if err := s.Add(socket.Control, &control{s, socket}, unix.EPOLLIN); err != nil {
-			return err
-		}
 	}
 	if t.Connects() {
 		ln := &listener{server: s, socket: socket}
@@ -121,8 +130,7 @@ type server struct {
 	uid         uint32
 	warn        [causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
 	started     time.Time
-	now         time.Duration // since then, as of the last turn of the loop: a second old at most
-	swept       time.Duration // when what goes by time was last looked at
+	swept       time.Duration // since then, when what goes by time was last looked at
 	acceptAgain time.Time     // while the system lacks descriptors
 	drainUntil  time.Time
 	failed      error // what ends the server
@@ -149,9 +157,9 @@ func (s *server) run(ctx context.Context) error {
 			return s.failed
 		}
 		now := time.Now()
-		s.now = now.Sub(s.started)
-		s.sweep()
+		s.sweep(now.Sub(s.started))
 		if (ctx.Err() != nil || s.lost != nil) && s.drainUntil.IsZero() {
+			s.Log.Debug().Int("connections", s.open()).Msg("draining")
 			s.drainUntil = now.Add(s.DrainTimeout)
 			if err := s.drain(); err != nil {
 				return err
@@ -167,11 +175,11 @@ func (s *server) run(ctx context.Context) error {
 			waiting += d.waiting
 		}
 		s.Stats.Waiting.Store(int64(waiting))
-		s.handOver()
+		s.handOver(now)
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open()+waiting == 0 {
+		if s.open()+waiting+len(s.claims)+len(s.offers) == 0 {
 			return s.lost
 		}
 		if now.After(s.drainUntil) {
@@ -197,6 +205,7 @@ func (s *server) timeout() time.Duration {
 	earlier(s.acceptAgain)
 	for _, d := range s.datagrams {
 		earlier(d.tryAgain)
+		earlier(d.leaveBy)
 	}
 	if first.IsZero() {
 		return -1
@@ -211,11 +220,16 @@ const sweepPeriod = time.Second
 
 // sweep turns clients away that have said or taken nothing for too long, and
 // renews socket files that are gone.
-func (s *server) sweep() {
-	if s.now-s.swept < sweepPeriod {
+//
+// The time of a client begins with the first sweep after it did something: so
+// it is never short, and costs nothing in between. Where the process itself was
+// stopped, it begins anew: what clients did meanwhile has not been looked at.
+func (s *server) sweep(now time.Duration) {
+	if now-s.swept < sweepPeriod {
 		return
 	}
-	s.swept = s.now
+	stopped := now-s.swept > 3*sweepPeriod
+	s.swept = now
 	for h := range s.Handlers {
 		var c *conn
 		switch h := h.(type) {
@@ -226,10 +240,14 @@ func (s *server) sweep() {
 		default:
 			continue
 		}
-		switch still := s.now - c.active; {
-		case c.blocked && s.WriteTimeout > 0 && still > s.WriteTimeout:
+		if c.hasRead() || c.still == 0 || stopped {
+			c.still = now
+			continue
+		}
+		switch still := now - c.still; {
+		case c.blocked && s.WriteTimeout > 0 && still >= s.WriteTimeout:
 			c.turnAway(causeUnread, "it has not read for %v", s.WriteTimeout)
-		case !c.blocked && s.IdleTimeout > 0 && still > s.IdleTimeout:
+		case !c.blocked && s.IdleTimeout > 0 && still >= s.IdleTimeout:
 			c.turnAway(causeIdle, "it has said nothing for %v", s.IdleTimeout)
 		}
 	}
@@ -239,18 +257,20 @@ func (s *server) sweep() {
 }
 
 // drain turns new clients away. The files go first, so that a client finds no
-// socket rather than a closed one; who had connected by then is served.
+// socket rather than a closed one; who had connected by then is served. A socket
+// that another server has just asked for is his, or is drained when he is gone.
 func (s *server) drain() error {
-	s.Log.Debug().Int("connections", s.open()).Msg("draining")
-	for _, o := range slices.Clone(s.offers) {
-		s.refuseOffers(o.socket)
-	}
 	for h := range s.Handlers {
-		if c, ok := h.(*control); ok {
+		if c, ok := h.(*control); ok && !s.offered(c.socket) {
 			s.Remove(c.socket.Control)
 		}
 	}
+	var offered []*listener
 	for _, ln := range s.listeners {
+		if s.offered(ln.socket) {
+			offered = append(offered, ln)
+			continue
+		}
 		ln.socket.Unlink()
 		if !ln.socket.Shared() { // or who waits is served by the others
 			ln.acceptAll()
@@ -264,8 +284,11 @@ func (s *server) drain() error {
 			return err
 		}
 	}
-	s.listeners, s.acceptAgain = nil, time.Time{}
+	s.listeners = offered
 	for _, d := range s.datagrams {
+		if s.offered(d.socket) {
+			continue
+		}
 		d.socket.Unlink()
 		if d.socket.Shared() {
 			d.stop()
@@ -281,6 +304,9 @@ func (s *server) drain() error {
 }
 
 func (s *server) close() {
+	for _, o := range slices.Clone(s.offers) {
+		s.refuseOffers(o.socket)
+	}
 	for _, socket := range s.claims {
 		_ = socket.Close()
 	}
@@ -295,8 +321,6 @@ func (s *server) close() {
 	}
 	for h := range s.Handlers {
 		switch c := h.(type) {
-		case *offer:
-			c.Close()
 		case *conn:
 			_ = unix.Close(c.fd)
 		case *records:
@@ -323,13 +347,13 @@ func (s *server) watchListeners(events uint32) {
 	}
 }
 
-// healthName is how the name of a client that checks the server's health
+// HealthName is how the name of a client that checks the server's health
 // starts. It is believed only of a client that runs as the server's own user,
 // and all that it changes is that the client is not mentioned at info level.
-const healthName = "@udsecho.healthcheck."
+const HealthName = "@udsecho.healthcheck."
 
 func (s *server) isHealthCheck(peer string, cred *unix.Ucred) bool {
-	return strings.HasPrefix(peer, healthName) && cred != nil && cred.Uid == s.uid
+	return strings.HasPrefix(peer, HealthName) && cred != nil && cred.Uid == s.uid
 }
 
 // about is an event about a client, or nil where its level is off: a health

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -166,27 +167,34 @@ func TestClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	}
 }
 
-func TestHalfCloseLosesNothing(t *testing.T) {
+func TestF24HalfCloseLosesNothing(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echo.Server{Chunk: 64 << 10}, zerolog.Disabled)
-	sent, err := io.ReadAll(random(2, 16<<20))
-	check(t, err)
-	conn := dial(t, server.addr)
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() {
-		if _, err := conn.Write(sent); err != nil {
-			t.Error(err)
+	const n, size = 3, 16 << 20
+	for round := range byte(n) {
+		sent, err := io.ReadAll(random(round, size))
+		check(t, err)
+		conn := dial(t, server.addr)
+		var writer sync.WaitGroup
+		writer.Go(func() {
+			if _, err := conn.Write(sent); err != nil {
+				t.Error(err)
+			}
+			if err := conn.CloseWrite(); err != nil {
+				t.Error(err)
+			}
+		})
+		got, err := io.ReadAll(conn)
+		writer.Wait()
+		check(t, err)
+		if !bytes.Equal(got, sent) {
+			t.Fatalf("%d bytes came back of %d sent", len(got), len(sent))
 		}
-		if err := conn.CloseWrite(); err != nil {
-			t.Error(err)
-		}
-	})
-	got, err := io.ReadAll(conn)
-	check(t, err)
-	if !bytes.Equal(got, sent) {
-		t.Errorf("%d bytes came back of %d sent", len(got), len(sent))
 	}
+	faults.Report(t, faults.Row{
+		ID: "F24", Done: "16 MiB sent, then the writing side closed", Count: n,
+		Outcome: fmt.Sprintf("each time %d MiB back, byte for byte, then end of file", size>>20),
+	})
 }
 
 func TestClientThatBreaksOffIsNoTroubleToOthers(t *testing.T) {

@@ -46,13 +46,13 @@ func (ln *listener) accept(limit int) {
 
 // acceptLater waits for the system to have what it lacks.
 func (s *server) acceptLater(what string, err error) {
-	s.refuse(causeSystem, 0).Err(err).Msgf("cannot %s: %v: trying again in %v", what, err, acceptPause)
+	s.refuse(causeSystem, 0).Err(err).Msgf("cannot %s: %s: trying again in %v", what, Escape(err.Error()), acceptPause)
 	s.watchListeners(0)
 	s.acceptAgain = time.Now().Add(acceptPause)
 }
 
 func (ln *listener) welcome(fd int) {
-	c := &conn{server: ln.server, fd: fd, active: ln.now, uid: -1}
+	c := &conn{server: ln.server, fd: fd, uid: -1}
 	var cred *unix.Ucred
 	t := ln.socket.Addr.Type
 	logged := ln.Log.GetLevel() <= zerolog.InfoLevel
@@ -66,6 +66,14 @@ func (ln *listener) welcome(fd int) {
 	if why, text := ln.refusal(t, cred); text != "" {
 		withCred(ln.refuse(why, 1).Str("peer", Escape(uds.PeerName(fd))), cred).Msg("turned a client away: " + text)
 		_ = unix.Close(fd)
+		return
+	}
+	if ln.socket.Shared() {
+		uds.DropAncillary(fd)
+	}
+	if t == uds.Files {
+		ln.Stats.Accepted.Add(1)
+		ln.Files(fd)
 		return
 	}
 	events, h := uint32(unix.EPOLLIN), loop.Handler(c)
@@ -105,6 +113,9 @@ func (ln *listener) refusal(t uds.Type, cred *unix.Ucred) (cause, string) {
 	if t.Unix() && !ln.allowed(cred) {
 		return causeUser, "its user is not allowed"
 	}
+	if t == uds.Files {
+		return 0, ""
+	}
 	if cred != nil {
 		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser {
 			return causeUserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
@@ -136,7 +147,8 @@ type conn struct {
 	events  uint32 // what the loop waits for while nothing is blocked
 	quiet   bool
 	blocked bool          // rest waits for the client to read; meanwhile nothing is received
-	active  time.Duration // when it last said or took something, as server.now
+	still   time.Duration // the first sweep after it said or took something; 0: not yet
+	unread  int           // at the last sweep, while blocked
 	uid     int64         // -1: not known
 	id      uint64
 	peer    string
@@ -163,11 +175,12 @@ func (c *conn) Ready(uint32) {
 			c.end(err)
 			return
 		}
-		c.received(payload)
 		if len(payload) == 0 {
+			c.logReceived(payload)
 			c.end(nil)
 			return
 		}
+		c.received(payload)
 		if !c.sendBack(payload) || len(payload) < c.Chunk {
 			return
 		}
@@ -176,9 +189,13 @@ func (c *conn) Ready(uint32) {
 }
 
 func (c *conn) received(payload []byte) {
-	c.active = c.now
+	c.still = 0
 	c.Stats.Messages.Add(1)
 	c.Stats.Bytes.Add(uint64(len(payload)))
+	c.logReceived(payload)
+}
+
+func (c *conn) logReceived(payload []byte) {
 	if ev := c.event(); ev != nil {
 		ev.Int("bytes", len(payload)).Msg("received " + Quote(payload))
 	}
@@ -212,10 +229,10 @@ func (c *conn) send() bool {
 			return false
 		case n < len(c.rest):
 			c.rest = c.rest[n:]
-			c.active = c.now
+			c.still = 0
 		default:
 			if c.blocked {
-				c.active = c.now
+				c.still = 0
 				c.blocked = false
 				c.Watch(c.fd, c.events)
 			}
@@ -225,11 +242,30 @@ func (c *conn) send() bool {
 	}
 }
 
+// hasRead tells whether a client that does not take all has read something
+// since the last call. It may be long until the kernel lets the server send
+// again: until three quarters of the send buffer are free.
+func (c *conn) hasRead() bool {
+	if !c.blocked {
+		return false
+	}
+	unread, err := unix.IoctlGetInt(c.fd, unix.SIOCOUTQ)
+	if err != nil {
+		return false
+	}
+	less := unread < c.unread
+	c.unread = unread
+	return less
+}
+
 // end closes the connection, after end of file or, with err, because it broke.
 func (c *conn) end(err error) {
 	switch ev := c.event(); {
 	case errors.Is(err, uds.ErrDescriptors):
 		c.turnAway(causeDescriptors, "%v", err)
+		return
+	case errors.Is(err, uds.ErrTruncated):
+		c.turnAway(causeTruncated, "%v", err)
 		return
 	case ev == nil:
 	case err != nil:

@@ -1,7 +1,9 @@
 package echo
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,12 +17,43 @@ func (s *server) begin(socket *uds.Socket) error {
 	if !socket.TakenOver() {
 		return s.serve(socket)
 	}
-	fd, err := socket.Claim()
-	if err != nil {
-		return err
-	}
 	s.claims = append(s.claims, socket)
-	return s.Add(fd, &claim{s, socket, fd}, unix.EPOLLIN)
+	slices.SortFunc(s.claims, func(a, b *uds.Socket) int { return strings.Compare(a.Addr.Path, b.Addr.Path) })
+	return nil
+}
+
+// claimNext claims one socket at a time, in an order that all servers have, and
+// hands over nothing before it has all. Together with a look whether any was
+// refused already, before the first is claimed, one of two successors gets all
+// sockets and the other none.
+func (s *server) claimNext() error {
+	if len(s.claims) == 0 {
+		return s.offerAll()
+	}
+	fd := s.claims[0].Claim()
+	return s.Add(fd, &claim{s, s.claims[0], fd}, unix.EPOLLIN)
+}
+
+func (s *server) offerAll() error {
+	for _, ln := range s.listeners {
+		if err := s.offer(ln.socket); err != nil {
+			return err
+		}
+	}
+	for _, d := range s.datagrams {
+		if err := s.offer(d.socket); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// offer lets other servers ask for a socket, where it has a control.
+func (s *server) offer(socket *uds.Socket) error {
+	if socket.Control < 0 {
+		return nil
+	}
+	return s.Add(socket.Control, &control{s, socket}, unix.EPOLLIN)
 }
 
 // A claim is a socket that its server is about to let go.
@@ -32,7 +65,7 @@ type claim struct {
 
 func (c *claim) Ready(uint32) {
 	c.Remove(c.fd)
-	c.claims = slices.DeleteFunc(c.claims, func(s *uds.Socket) bool { return s == c.socket })
+	c.claims = c.claims[1:]
 	err := c.socket.Claimed()
 	if err == nil {
 		c.Log.Info().Str("listen", Escape(c.socket.Addr.String())).Msg("took over " + Escape(c.socket.Addr.Path))
@@ -41,6 +74,10 @@ func (c *claim) Ready(uint32) {
 	if err != nil {
 		_ = c.socket.Close()
 		c.failed = err
+		return
+	}
+	if c.failed = c.claimNext(); c.failed == nil && !c.drainUntil.IsZero() {
+		c.failed = c.drain()
 	}
 }
 
@@ -56,7 +93,12 @@ func (c *control) Ready(uint32) {
 	case err == unix.EAGAIN:
 		return
 	case err != nil:
-		c.acceptLater("hand over "+Escape(c.socket.Addr.Path), err)
+		what := "hand over " + Escape(c.socket.Addr.Path)
+		if _, ok := err.(unix.Errno); ok { // nobody was accepted
+			c.acceptLater(what, err)
+		} else {
+			c.refuse(causeSystem, 0).Err(err).Msgf("cannot %s: %v", what, err)
+		}
 		return
 	}
 	o := &offer{c.server, asked, c.socket}
@@ -82,6 +124,9 @@ func (o *offer) Ready(uint32) {
 		o.forget()
 		o.Remove(o.FD)
 		o.Close()
+		if !o.drainUntil.IsZero() {
+			o.failed = o.drain()
+		}
 		return
 	case !taken:
 		return
@@ -95,7 +140,8 @@ func (o *offer) Ready(uint32) {
 	o.Remove(o.socket.FD)
 	for _, d := range o.datagrams {
 		if d.socket == o.socket {
-			d.leaving = o // its replies come first, or a client would get them out of order
+			// Its replies come first, or a client would get them out of order.
+			d.leaving, d.leaveBy = o, time.Now().Add(o.DrainTimeout)
 			return
 		}
 	}
@@ -109,10 +155,10 @@ func (o *offer) forget() {
 	o.offers = slices.DeleteFunc(o.offers, func(other *offer) bool { return other == o })
 }
 
-// refuseOffers tells who asks for any of sockets that he is too late.
-func (s *server) refuseOffers(sockets ...*uds.Socket) {
+// refuseOffers tells who else asks for a socket that he is too late.
+func (s *server) refuseOffers(socket *uds.Socket) {
 	for _, o := range slices.Clone(s.offers) {
-		if slices.Contains(sockets, o.socket) {
+		if o.socket == socket {
 			o.forget()
 			o.Remove(o.FD)
 			o.Refuse()
@@ -120,11 +166,18 @@ func (s *server) refuseOffers(sockets ...*uds.Socket) {
 	}
 }
 
-// handOver lets datagram sockets go whose replies have all been taken.
-func (s *server) handOver() {
+// offered tells whether a socket may be claimed at any moment.
+func (s *server) offered(socket *uds.Socket) bool {
+	return slices.ContainsFunc(s.offers, func(o *offer) bool { return o.socket == socket })
+}
+
+// handOver lets datagram sockets go whose replies have all been taken, or have
+// had their time: all other clients wait meanwhile.
+func (s *server) handOver(now time.Time) {
 	left := slices.DeleteFunc(s.datagrams, func(d *datagrams) bool {
-		ready := d.leaving != nil && d.waiting == 0
+		ready := d.leaving != nil && (d.waiting == 0 || now.After(d.leaveBy))
 		if ready {
+			d.dropAll(fmt.Errorf("it has not read for the %v that a handover may take", s.DrainTimeout))
 			_ = d.socket.Close()
 			d.leaving.Done()
 		}
@@ -139,7 +192,14 @@ func (s *server) handOver() {
 // leave ends a server that has handed over its last socket, once its clients
 // are served.
 func (s *server) leave() {
-	if len(s.listeners)+len(s.datagrams)+len(s.claims) == 0 && s.drainUntil.IsZero() {
-		s.drainUntil = time.Now().Add(s.DrainTimeout)
+	kept := slices.ContainsFunc(s.datagrams, func(d *datagrams) bool { return !d.replaced })
+	if kept || len(s.listeners)+len(s.claims) > 0 || !s.drainUntil.IsZero() {
+		return
+	}
+	s.drainUntil = time.Now().Add(s.DrainTimeout)
+	for _, d := range s.datagrams {
+		_ = d.socket.Refuse()
+		d.receiveAll()
+		d.stop()
 	}
 }

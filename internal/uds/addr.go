@@ -17,22 +17,28 @@ const MaxPath = len(unix.RawSockaddrUnix{}.Path) - 1
 // Type is a socket type by the name that the field gives it, socket(2).
 type Type string
 
-// The three types of AF_UNIX, and what they are compared with.
+// The three types of AF_UNIX, one of them under a second name for another
+// purpose, and what they are compared with.
 const (
 	Stream    Type = "stream"    // SOCK_STREAM: bytes, no boundaries
 	Datagram  Type = "datagram"  // SOCK_DGRAM: messages, no connection
 	Seqpacket Type = "seqpacket" // SOCK_SEQPACKET: messages over a connection
+	Files     Type = "files"     // SOCK_SEQPACKET: descriptors of files with the messages
 	TCP       Type = "tcp"       // an internet stream
 	UDP       Type = "udp"       // internet datagrams
 )
 
-var types = []Type{Stream, Datagram, Seqpacket}
+// types are the three that the kernel has; forms are those of an address.
+var (
+	types     = []Type{Stream, Datagram, Seqpacket}
+	addrForms = append(types[:3:3], Files)
+)
 
 // Unix tells whether the type is one of AF_UNIX.
 func (t Type) Unix() bool { return t != TCP && t != UDP }
 
 // Messages tells whether the type keeps the boundaries of messages.
-func (t Type) Messages() bool { return t == Datagram || t == Seqpacket || t == UDP }
+func (t Type) Messages() bool { return t == Datagram || t == Seqpacket || t == Files || t == UDP }
 
 // Connects tells whether a server of the type accepts connections.
 func (t Type) Connects() bool { return t != Datagram && t != UDP }
@@ -41,7 +47,7 @@ func (t Type) sotype() int {
 	switch t {
 	case Datagram:
 		return unix.SOCK_DGRAM
-	case Seqpacket:
+	case Seqpacket, Files:
 		return unix.SOCK_SEQPACKET
 	default:
 		return unix.SOCK_STREAM
@@ -71,7 +77,7 @@ func ParseAddr(s string) (Addr, error) {
 			}
 			return a, nil
 		}
-		if !slices.Contains(types, a.Type) {
+		if !slices.Contains(addrForms, a.Type) {
 			return Addr{}, fmt.Errorf("%w %q: unknown form %q: write %s, or ./%s for a path with a colon",
 				ErrAddress, s, form, forms(), s)
 		}
@@ -79,12 +85,10 @@ func ParseAddr(s string) (Addr, error) {
 	switch {
 	case a.Path == "" || a.Path == "@":
 		return Addr{}, fmt.Errorf("%w %q: the path is empty: write %s:PATH", ErrAddress, s, a.Type)
-	case strings.ContainsRune(a.Path, 0):
-		return Addr{}, fmt.Errorf("%w %q: the path holds a NUL byte: leave it out", ErrAddress, s)
 	case strings.HasSuffix(a.Path, "/"):
 		return Addr{}, fmt.Errorf("%w %q: the path is a directory: name the socket file in it", ErrAddress, s)
 	}
-	if err := checkLength(a.Path); err != nil {
+	if err := checkPath(a.Path); err != nil {
 		return Addr{}, err
 	}
 	return a, nil
@@ -103,7 +107,7 @@ func checkHostPort(s, hostPort string) error {
 
 func forms() string {
 	var b strings.Builder
-	for i, t := range types {
+	for i, t := range addrForms {
 		if i > 0 {
 			b.WriteString(", ")
 		}
@@ -112,11 +116,16 @@ func forms() string {
 	return b.String() + ", tcp:HOST:PORT, udp:HOST:PORT"
 }
 
-func checkLength(path string) error {
-	if path == "" {
-		return fmt.Errorf("%w: the path is empty", ErrAddress)
-	}
-	if len(path) > MaxPath {
+// checkPath refuses what the kernel would take for another path: nothing, or an
+// abstract name of nothing, for a name of its own choice, and a path with a NUL
+// byte for what is before it.
+func checkPath(path string) error {
+	switch {
+	case path == "" || path == "@":
+		return fmt.Errorf("%w %q: the path is empty", ErrAddress, path)
+	case strings.IndexByte(path, 0) >= 0:
+		return fmt.Errorf("%w %q: the path holds a NUL byte: leave it out", ErrAddress, path)
+	case len(path) > MaxPath:
 		return fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d: choose a shorter path, or change to its directory and use a relative one",
 			ErrAddress, path, len(path), MaxPath)
 	}
@@ -132,7 +141,7 @@ func (a Addr) Network() string {
 	switch a.Type {
 	case Datagram:
 		return "unixgram"
-	case Seqpacket:
+	case Seqpacket, Files:
 		return "unixpacket"
 	case TCP, UDP:
 		return string(a.Type)

@@ -1,6 +1,8 @@
 package uds_test
 
 import (
+	"errors"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -20,6 +22,8 @@ func TestParseAddr(t *testing.T) {
 		{"stream:/run/uds/s", uds.Addr{Type: uds.Stream, Path: "/run/uds/s"}, "unix", false},
 		{"datagram:/run/uds/d", uds.Addr{Type: uds.Datagram, Path: "/run/uds/d"}, "unixgram", false},
 		{"seqpacket:q", uds.Addr{Type: uds.Seqpacket, Path: "q"}, "unixpacket", false},
+		{"files:/run/uds/f", uds.Addr{Type: uds.Files, Path: "/run/uds/f"}, "unixpacket", false},
+		{"files:@name", uds.Addr{Type: uds.Files, Path: "@name"}, "unixpacket", true},
 		{"./uds_socket", uds.Addr{Type: uds.Stream, Path: "./uds_socket"}, "unix", false},
 		{"uds_socket", uds.Addr{Type: uds.Stream, Path: "uds_socket"}, "unix", false},
 		{"/run/uds/a:b", uds.Addr{Type: uds.Stream, Path: "/run/uds/a:b"}, "unix", false},
@@ -63,7 +67,7 @@ func TestParseAddrRefusesWhatCannotBeMeant(t *testing.T) {
 		"stream:@":                     "path is empty",
 		"a\x00b":                       "NUL",
 		"stream:\x00":                  "NUL",
-		"unix:/run/s":                  `unknown form "unix": write stream:PATH, datagram:PATH, seqpacket:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./unix:/run/s for a path with a colon`,
+		"unix:/run/s":                  `unknown form "unix": write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./unix:/run/s for a path with a colon`,
 		"STREAM:/run/s":                `unknown form "STREAM"`,
 		":/run/s":                      `unknown form ""`,
 		"/run/uds/":                    "is a directory",
@@ -93,6 +97,7 @@ func TestTypesByWhatTheyDo(t *testing.T) {
 		uds.Stream:    {true, false, true},
 		uds.Datagram:  {true, true, false},
 		uds.Seqpacket: {true, true, true},
+		uds.Files:     {true, true, true},
 		uds.TCP:       {false, false, true},
 		uds.UDP:       {false, true, false},
 	} {
@@ -118,4 +123,47 @@ func TestParseMode(t *testing.T) {
 		}
 		wantWords(t, err.Error(), "octal", "0660")
 	}
+}
+
+func FuzzParseAddr(f *testing.F) {
+	for _, s := range []string{"stream:/run/uds/s", "./uds_socket", "datagram:@name", "seqpacket:a:b", "tcp:[::1]:7000", "udp::0",
+		"", "@", "stream:", "unix:s", "a\x00b", "dir/", "\xff", strings.Repeat("s", 108)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := uds.ParseAddr(s)
+		if err != nil {
+			if !errors.Is(err, uds.ErrAddress) || a != (uds.Addr{}) {
+				t.Fatalf("%q gives %v and %v", s, a, err)
+			}
+			return
+		}
+		if again, err := uds.ParseAddr(a.String()); err != nil || again != a {
+			t.Fatalf("%q gives %v, which gives %v, %v", s, a, again, err)
+		}
+		if !strings.HasSuffix(s, a.Path) {
+			t.Fatalf("%q gives the path %q", s, a.Path)
+		}
+		if a.Type.Unix() && (a.Path == "" || a.Path == "@" || len(a.Path) > uds.MaxPath || strings.Contains(a.Path, "\x00")) {
+			t.Fatalf("%q gives %v, which the kernel would take for another", s, a)
+		}
+	})
+}
+
+func FuzzParseMode(f *testing.F) {
+	for _, s := range []string{"0660", "777", "0", "1000", "0o600", "rw-rw----", "+7", "0_7", "٧"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		m, err := uds.ParseMode(s)
+		if err != nil {
+			if m != 0 {
+				t.Fatalf("%q gives %v and %v", s, m, err)
+			}
+			return
+		}
+		if m == 0 || m&^0o777 != 0 || strings.TrimLeft(s, "0") != strconv.FormatUint(uint64(m), 8) {
+			t.Fatalf("%q gives %o", s, m)
+		}
+	})
 }

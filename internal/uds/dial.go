@@ -54,7 +54,7 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, a.Network(), a.Path)
 		return &Conn{Conn: conn, addr: a}, err
 	}
-	if err := checkLength(a.Path); err != nil {
+	if err := checkPath(a.Path); err != nil {
 		return nil, err
 	}
 	var name *file
@@ -96,7 +96,7 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 const clientMode, unconnectedMode fs.FileMode = 0o666, 0o600
 
 func bindClient(fd int, path string) (*file, error) {
-	if err := checkLength(path); err != nil {
+	if err := checkPath(path); err != nil {
 		return nil, &ownError{path, err}
 	}
 	if (Addr{Stream, path}).Abstract() {

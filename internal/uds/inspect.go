@@ -68,7 +68,7 @@ func inspect(path string) (*Inspection, error) {
 		return nil, fmt.Errorf("%w: the path is empty", ErrAddress)
 	}
 	if (Addr{Stream, path}).Abstract() {
-		if err := checkLength(path); err != nil {
+		if err := checkPath(path); err != nil {
 			return nil, err
 		}
 		in := &Inspection{Kind: "abstract socket"}

@@ -67,7 +67,7 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 		s.FD, err = listenInternet(s.Addr, c.Backlog)
 		return err
 	}
-	if err := checkLength(s.Addr.Path); err != nil {
+	if err := checkPath(s.Addr.Path); err != nil {
 		return err
 	}
 	if c.Takeover && !s.Addr.Abstract() {
@@ -96,6 +96,9 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	} else {
 		if s.lock == nil { // or it comes from the socket that this one replaces
 			if s.lock, err = lockPath(s.Addr.Path); err != nil {
+				if c.Takeover && errors.Is(err, ErrInUse) {
+					return fmt.Errorf("%w (it hands over nothing: it was started without --takeover, or begins or ends at this moment)", err)
+				}
 				return err
 			}
 		}
@@ -132,7 +135,11 @@ func (c ListenConfig) start(s *Socket) error {
 	if !s.Addr.Type.Connects() {
 		return nil
 	}
-	return os.NewSyscallError("listen", unix.Listen(s.FD, backlogOrMax(c.Backlog)))
+	err := unix.Listen(s.FD, backlogOrMax(c.Backlog))
+	if err == unix.EINVAL {
+		return fmt.Errorf("listen: %w (EINVAL): the socket is a connection already: pass the listening one, Accept=no in a systemd unit", err)
+	}
+	return os.NewSyscallError("listen", err)
 }
 
 // adopt makes a socket that another process made one of this configuration.
@@ -157,16 +164,31 @@ func (c ListenConfig) adopt(s *Socket) error {
 func (c ListenConfig) Inherit(fd int) (*Socket, error) {
 	s := newSocket(Addr{})
 	s.FD, s.shared = fd, true
+	unix.CloseOnExec(fd)
 	err := s.identify()
 	if err == nil {
-		err = errors.Join(unix.SetNonblock(fd, true), c.adopt(s))
+		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
+	}
+	if err == nil {
+		DropAncillary(fd)
+		err = c.adopt(s)
 	}
 	if err != nil {
 		_ = s.Close()
-		return nil, fmt.Errorf("listen on inherited descriptor %d: %w", fd, err)
+		return nil, err
 	}
-	unix.CloseOnExec(fd)
 	return s, nil
+}
+
+// DropAncillary turns off what the parent may have asked for to come with each
+// message, PassCredentials= in a systemd unit for example, and nobody receives
+// here: the kernel could not deliver it, and would report that just as it
+// reports descriptors that nobody receives. Connections have such options from
+// the listening socket that they were made at.
+func DropAncillary(fd int) {
+	for _, option := range []int{unix.SO_PASSCRED, unix.SO_PASSSEC, unix.SO_PASSPIDFD, unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS} {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 0) // not every kernel knows all of them
+	}
 }
 
 // identify finds the address of a socket that somebody else made.
@@ -234,11 +256,13 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 }
 
 // Unlink removes the socket file, if it is still the one that this socket
-// made, and gives up its lock. Who has connected stays connected.
+// made, and gives up its lock; nobody can ask for the socket any more. Who has
+// connected stays connected.
 func (s *Socket) Unlink() {
 	s.control.remove()
 	s.file.remove()
 	s.lock.unlock()
+	s.closeControl() // last: who still asks is told that the path is free by then
 	s.file, s.control, s.lock = nil, nil, nil
 }
 
@@ -260,7 +284,7 @@ func (s *Socket) Renew() (*Socket, error) {
 	}
 	err := config.listen(n)
 	if err == nil && s.config.Takeover {
-		s.closeControl()
+		s.control.remove()
 		err = n.listenControl()
 	}
 	if err != nil {
@@ -274,17 +298,8 @@ func (s *Socket) Renew() (*Socket, error) {
 	if n.lock != s.lock {
 		s.lock.release()
 	}
-	s.file, s.lock = nil, nil
+	s.file, s.control, s.lock = nil, nil, nil
 	return n, nil
-}
-
-func (s *Socket) closeControl() {
-	s.control.remove()
-	s.control = nil
-	if s.Control >= 0 {
-		_ = unix.Close(s.Control)
-		s.Control = -1
-	}
 }
 
 // Shared tells whether another process serves the socket too, or will: who has
@@ -309,11 +324,9 @@ func (s *Socket) Close() error {
 		s.release()
 	}
 	s.Unlink()
-	for _, fd := range []*int{&s.Control, &s.claim} {
-		if *fd >= 0 {
-			_ = unix.Close(*fd)
-			*fd = -1
-		}
+	if s.claim >= 0 {
+		_ = unix.Close(s.claim)
+		s.claim = -1
 	}
 	if s.FD < 0 {
 		return nil

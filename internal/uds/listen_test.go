@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -155,19 +156,36 @@ func take(t *testing.T, path string) snapshot {
 	return s
 }
 
-func TestListenLeavesAloneWhatIsNoSocket(t *testing.T) {
+// What is at a path, made there with precious content.
+type obstacle struct {
+	name, kind string
+	make       func(t *testing.T, path, target string)
+}
+
+func precious(t *testing.T, path string) {
+	t.Helper()
+	check(t, os.WriteFile(path, []byte("precious"), 0o640))
+}
+
+func TestF4WhatIsNoSocketIsLeftAlone(t *testing.T) {
 	t.Parallel()
-	precious := func(t *testing.T, path string) {
-		check(t, os.WriteFile(path, []byte("precious"), 0o640))
-	}
-	for _, tt := range []struct {
-		name, kind string
-		make       func(t *testing.T, path, target string)
-	}{
+	n := leavesAlone(t, []obstacle{
 		{"regular file", "regular file", func(t *testing.T, path, _ string) { precious(t, path) }},
 		{"empty file", "regular file", func(t *testing.T, path, _ string) { check(t, os.WriteFile(path, nil, 0o600)) }},
 		{"directory", "directory", func(t *testing.T, path, _ string) { check(t, os.Mkdir(path, 0o750)) }},
 		{"named pipe", "named pipe", func(t *testing.T, path, _ string) { check(t, unix.Mkfifo(path, 0o640)) }},
+	})
+	faults.Report(t, faults.Row{
+		ID:      "F4",
+		Done:    "servers of each type started on a regular file, an empty one, a directory, a named pipe",
+		Count:   n,
+		Outcome: "all refused; inode, mode, time and content unchanged",
+	})
+}
+
+func TestF5SymbolicLinkAtThePathIsRefused(t *testing.T) {
+	t.Parallel()
+	n := leavesAlone(t, []obstacle{
 		{"link to a live socket", "symbolic link", func(t *testing.T, path, target string) {
 			bound(t, stream(target))
 			check(t, os.Symlink(target, path))
@@ -181,34 +199,96 @@ func TestListenLeavesAloneWhatIsNoSocket(t *testing.T) {
 			check(t, os.Symlink(target, path))
 		}},
 		{"dangling link", "symbolic link", func(t *testing.T, path, target string) { check(t, os.Symlink(target, path)) }},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			path, target := d+"/s", d+"/target"
-			tt.make(t, path, target)
-			before, names := take(t, path), ls(t, d)
-			var targetBefore snapshot
-			if _, err := os.Lstat(target); err == nil {
-				targetBefore = take(t, target)
-			}
+	})
+	const starts = 1000
+	swaps := swapsForLink(t, starts)
+	faults.Report(t, faults.Row{
+		ID: "F5",
+		Done: "servers of each type started on links to a live and a stale socket, to a file, to nothing; " +
+			"and while somebody swaps the new socket for a link to a file",
+		Count:   n + starts,
+		Outcome: fmt.Sprintf("the links refused, those of %d swaps not followed; mode, time and content of what they lead to unchanged", swaps),
+	})
+}
 
-			_, err := uds.ListenConfig{Mode: 0o666}.Listen(stream(path))
-			wantError(t, err, uds.ErrNotSocket, path+" is a "+tt.kind, "left alone", "choose another path")
-
-			if diff := cmp.Diff(before, take(t, path)); diff != "" {
-				t.Errorf("it changed (-before +after):\n%s", diff)
-			}
-			if diff := cmp.Diff(names, ls(t, d)); diff != "" {
-				t.Errorf("the directory changed (-before +after):\n%s", diff)
-			}
-			if targetBefore != (snapshot{}) {
-				if diff := cmp.Diff(targetBefore, take(t, target)); diff != "" {
-					t.Errorf("the link's target changed (-before +after):\n%s", diff)
+// leavesAlone listens with each type on each obstacle, and gives how often.
+func leavesAlone(t *testing.T, obstacles []obstacle) (n int) {
+	for _, o := range obstacles {
+		for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+			n++
+			t.Run(o.name+" "+string(typ), func(t *testing.T) {
+				d := dir(t)
+				path, target := d+"/s", d+"/target"
+				o.make(t, path, target)
+				before, names := take(t, path), ls(t, d)
+				var targetBefore snapshot
+				if _, err := os.Lstat(target); err == nil {
+					targetBefore = take(t, target)
 				}
-			}
-		})
+
+				_, err := uds.ListenConfig{Mode: 0o666}.Listen(uds.Addr{Type: typ, Path: path})
+				wantError(t, err, uds.ErrNotSocket, path+" is a "+o.kind, "left alone", "choose another path")
+
+				if diff := cmp.Diff(before, take(t, path)); diff != "" {
+					t.Errorf("it changed (-before +after):\n%s", diff)
+				}
+				if diff := cmp.Diff(names, ls(t, d)); diff != "" {
+					t.Errorf("the directory changed (-before +after):\n%s", diff)
+				}
+				if targetBefore != (snapshot{}) {
+					if diff := cmp.Diff(targetBefore, take(t, target)); diff != "" {
+						t.Errorf("the link's target changed (-before +after):\n%s", diff)
+					}
+				}
+			})
+		}
 	}
+	return n
+}
+
+// swapsForLink listens n times while somebody who may write to the directory
+// puts a link to a file where the socket was made, and gives how often he did:
+// chmod(2) would follow it.
+func swapsForLink(t *testing.T, n int) int {
+	t.Helper()
+	d := dir(t)
+	path, target := d+"/s", d+"/target"
+	precious(t, target)
+	before := take(t, target)
+	over, swapped := make(chan struct{}), make(chan int)
+	go func() {
+		count := 0
+		for {
+			select {
+			case <-over:
+				swapped <- count
+				return
+			default:
+			}
+			if info, err := os.Lstat(path); err != nil || info.Mode()&fs.ModeSocket == 0 {
+				continue
+			}
+			if os.Symlink(target, d+"/link") == nil && os.Rename(d+"/link", path) == nil {
+				count++
+			}
+			_ = os.Remove(path)
+		}
+	}()
+	for range n {
+		// 0777 has bits that the umask takes away, which have to be given back.
+		if s, err := (uds.ListenConfig{Mode: 0o777}).Listen(stream(path)); err == nil {
+			check(t, s.Close())
+		}
+	}
+	close(over)
+	swaps := <-swapped
+	if swaps == 0 {
+		t.Error("nobody swapped a socket")
+	}
+	if diff := cmp.Diff(before, take(t, target)); diff != "" {
+		t.Errorf("the link was followed: the target changed (-before +after):\n%s", diff)
+	}
+	return swaps
 }
 
 func ls(t *testing.T, d string) []string {
@@ -281,7 +361,7 @@ func TestListenBelowFile(t *testing.T) {
 	wantError(t, err, unix.ENOTDIR, d+"/file is not a directory")
 }
 
-func TestLengthOfPath(t *testing.T) {
+func TestF29LongestPathWorksAndOneByteMoreIsAnErrorWithTheNumber(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	path := func(n int) string { return d + "/" + strings.Repeat("s", n-len(d)-1) }
@@ -289,29 +369,39 @@ func TestLengthOfPath(t *testing.T) {
 		name := "@" + filepath.Base(d)
 		return name + strings.Repeat("s", n-len(name))
 	}
-	for _, longest := range []string{path(107), abstract(107)} {
-		a := stream(longest)
-		l, err := listen(t, uds.ListenConfig{}, a).Listener()
-		check(t, err)
-		if got := dial(t, a).RemoteAddr().String(); got != longest {
-			t.Errorf("connected to %q, not %q", got, longest)
+	count := 0
+	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+		for _, longest := range []string{path(107), abstract(107)} {
+			count++
+			s := listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: longest})
+			conn := dial(t, s.Addr)
+			if got := conn.RemoteAddr().String(); got != longest {
+				t.Errorf("connected to %q, not %q", got, longest)
+			}
+			check(t, conn.Close())
+			check(t, s.Close())
 		}
-		check(t, l.Close())
-	}
-	for tooLong, words := range map[string][]string{
-		path(108):     {"path is 108 bytes", "holds 107", "shorter"},
-		abstract(108): {"path is 108 bytes", "holds 107", "shorter"},
-	} {
-		_, err := uds.ListenConfig{}.Listen(stream(tooLong))
-		wantError(t, err, uds.ErrAddress, words...)
-		_, err = uds.DialConfig{}.Dial(t.Context(), stream(tooLong))
-		wantError(t, err, uds.ErrAddress, words...)
-		_, err = uds.DialConfig{Bind: tooLong}.Dial(t.Context(), stream(d+"/s"))
-		wantError(t, err, uds.ErrAddress, words...)
+		for _, tooLong := range []string{path(108), abstract(108)} {
+			a := uds.Addr{Type: typ, Path: tooLong}
+			_, parse := uds.ParseAddr(a.String())
+			_, listen := uds.ListenConfig{}.Listen(a)
+			_, dial := uds.DialConfig{}.Dial(t.Context(), a)
+			_, bind := uds.DialConfig{Bind: tooLong}.Dial(t.Context(), uds.Addr{Type: typ, Path: d + "/s"})
+			for _, err := range []error{parse, listen, dial, bind} {
+				count++
+				wantError(t, err, uds.ErrAddress, "path is 108 bytes", "holds 107", "shorter")
+			}
+		}
 	}
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
+	faults.Report(t, faults.Row{
+		ID:      "F29",
+		Done:    "paths and abstract names of 107 and of 108 bytes, of each type, parsed, listened on, dialled, and as a client's own name",
+		Count:   count,
+		Outcome: "107 bytes: listens and is reached under the whole name; 108: an error that names both numbers, and nothing made",
+	})
 }
 
 func TestModeIsExactUnderAnyUmask(t *testing.T) {
@@ -352,11 +442,11 @@ func TestModeIsExactUnderAnyUmask(t *testing.T) {
 
 // Between bind(2) and chmod(2) the file has the mode that bind gave it; under
 // umask 0 that lets everybody in.
-func TestSocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
+func TestF6SocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 	t.Parallel()
+	attempts := 0
 	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			t.Parallel()
 			a := uds.Addr{Type: typ, Path: dir(t) + "/s"}
 			knocking := start(t, stranger, nil, "knock", a.String())
 			if got := knocking.line(t); got != "knocking" {
@@ -371,22 +461,79 @@ func TestSocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 				t.Fatal(got)
 			}
 			check(t, knocking.in.Close())
-			if got := knocking.line(t); got != "0" {
-				t.Errorf("the stranger got past the mode %s times", got)
+			var tried, passed int
+			_, err := fmt.Sscan(knocking.line(t), &tried, &passed)
+			check(t, err)
+			if attempts += tried; passed != 0 {
+				t.Errorf("the stranger got past the mode %d times of %d", passed, tried)
 			}
 			server.end(t)
 		})
 	}
+	faults.Report(t, faults.Row{
+		ID:      "F6",
+		Done:    "a stranger dials without a pause, for each type, while a server starts 100 times under umask 0 with a mode that keeps him out",
+		Count:   300,
+		Outcome: fmt.Sprintf("%d attempts, none got past the mode", attempts),
+	})
 }
 
-func TestListenOnWhatCannotBeMeant(t *testing.T) {
+func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *testing.T) {
 	t.Parallel()
+	d := dir(t)
+	count := 0
 	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
-		_, err := uds.ListenConfig{}.Listen(uds.Addr{Type: typ})
-		wantError(t, err, uds.ErrAddress, "path is empty")
-		_, err = uds.DialConfig{}.Dial(t.Context(), uds.Addr{Type: typ})
-		wantError(t, err, uds.ErrAddress, "path is empty")
+		s := listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: d + "/s"})
+		for path, words := range map[string]string{
+			"":                  "path is empty",
+			"@":                 "path is empty",
+			"\x00":              "NUL byte",
+			"\x00abstract":      "NUL byte",
+			"@a\x00b":           "NUL byte",
+			d + "/s\x00":        "NUL byte",
+			d + "/s\x00.hidden": "NUL byte",
+		} {
+			a := uds.Addr{Type: typ, Path: path}
+			_, err := uds.ParseAddr(a.String())
+			wantError(t, err, uds.ErrAddress, words)
+			_, err = uds.ListenConfig{}.Listen(a)
+			wantError(t, err, uds.ErrAddress, words)
+			_, err = uds.DialConfig{}.Dial(t.Context(), a)
+			wantError(t, err, uds.ErrAddress, words)
+			count += 3
+			if path != "" { // which means no name
+				_, err = uds.DialConfig{Bind: path}.Dial(t.Context(), s.Addr)
+				wantError(t, err, uds.ErrAddress, words)
+				count++
+			}
+		}
+		check(t, s.Close())
+
+		// @NAME is no file, and a file may have such a name.
+		abstract, file := uds.Addr{Type: typ, Path: uds.AutoName("@")}, uds.Addr{Type: typ, Path: d + "/@x"}
+		s = listen(t, uds.ListenConfig{}, abstract)
+		if names := ls(t, d); names != nil || !abstract.Abstract() {
+			t.Errorf("%s is in the file system: %v", abstract, names)
+		}
+		check(t, s.Close())
+		s = listen(t, uds.ListenConfig{}, file)
+		if diff := cmp.Diff([]string{"@x", "@x.lock"}, ls(t, d)); diff != "" || file.Abstract() {
+			t.Errorf("%s is no file (-want +got):\n%s", file, diff)
+		}
+		_, err := uds.DialConfig{}.Dial(t.Context(), uds.Addr{Type: typ, Path: "@x"})
+		wantError(t, err, unix.ECONNREFUSED, "no server has the name @x")
+		check(t, s.Close())
+		count += 3
 	}
+	if names := ls(t, d); names != nil {
+		t.Errorf("left behind: %v", names)
+	}
+	faults.Report(t, faults.Row{
+		ID:      "F30",
+		Done:    "paths that are empty, `@` or hold a NUL byte, of each type, parsed, listened on, dialled, and as a client's own name; `@NAME` beside a file of such a name",
+		Count:   count,
+		Outcome: "empty and NUL refused before any system call; `@NAME` alone is abstract, `DIR/@x` is a file",
+	})
 }
 
 func TestCloseLeavesNothing(t *testing.T) {
@@ -421,7 +568,29 @@ func TestListenerClosesAllOfTheSocket(t *testing.T) {
 	wantError(t, err, unix.ENOENT)
 }
 
-func TestCloseLeavesSuccessorsSocket(t *testing.T) {
+// Somebody has removed our files by hand, and another server has the path now.
+func TestCloseLeavesSuccessorsFiles(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+		a := uds.Addr{Type: typ, Path: dir(t) + "/s"}
+		s, err := uds.ListenConfig{}.Listen(a)
+		check(t, err)
+		check(t, os.Remove(a.Path))
+		check(t, os.Remove(a.Path+".lock"))
+		listen(t, uds.ListenConfig{}, a)
+		socket, lock := inode(t, a.Path), inode(t, a.Path+".lock")
+
+		check(t, s.Close())
+		if inode(t, a.Path) != socket || inode(t, a.Path+".lock") != lock {
+			t.Errorf("%s: the successor's files are others now", typ)
+		}
+		_, err = uds.ListenConfig{}.Listen(a)
+		wantError(t, err, uds.ErrInUse, a.Path+".lock")
+		dial(t, a)
+	}
+}
+
+func TestCloseLeavesSuccessorsSocketOfAnotherKind(t *testing.T) {
 	t.Parallel()
 	path := dir(t) + "/s"
 	s, err := uds.ListenConfig{}.Listen(stream(path))

@@ -64,10 +64,13 @@ func (l *lock) isAt(name string) bool {
 
 // unlock removes the lock file, then lets it go: in this order nobody can hold
 // a lock on a file that is about to be removed, but for the moment that
-// lockPath looks for.
+// lockPath looks for. Where somebody has removed it already, the path's lock
+// may be a successor's by now.
 func (l *lock) unlock() {
 	if l != nil {
-		_ = os.Remove(l.Name())
+		if l.isAt(l.Name()) {
+			_ = os.Remove(l.Name())
+		}
 		// Closing would do, were there no copy in a child that is being started.
 		_ = unix.Flock(int(l.Fd()), unix.LOCK_UN)
 		_ = l.Close()

@@ -37,6 +37,9 @@ var roles = map[string]func(args []string) error{
 	"redial":  redialRole,
 	"poke":    pokeRole,
 	"inspect": inspectRole,
+	"hold":    holdRole,
+	"hand":    handRole,
+	"full":    fullRole,
 }
 
 func TestMain(m *testing.M) {
@@ -206,8 +209,8 @@ func restartRole(args []string) error {
 
 // knockRole tries again and again, until the cue, to connect or to send a
 // datagram. It says when it starts, when it was denied first, and at the end how
-// often it got past the file's mode: let in, or refused only because nobody was
-// listening yet.
+// often it tried, and how often it got past the file's mode: let in, or refused
+// only because nobody was listening yet.
 func knockRole(args []string) error {
 	address := mustParse(args[0])
 	server := &unix.SockaddrUnix{Name: address.Path}
@@ -217,14 +220,15 @@ func knockRole(args []string) error {
 		close(over)
 	}()
 	fmt.Println("knocking")
-	denied, passed := false, 0
+	denied, tried, passed := false, 0, 0
 	for {
 		select {
 		case <-over:
-			fmt.Println(passed)
+			fmt.Println(tried, passed)
 			return nil
 		default:
 		}
+		tried++
 		fd, err := unix.Socket(unix.AF_UNIX, sotypes[address.Type]|unix.SOCK_NONBLOCK, 0)
 		if err != nil {
 			return err
@@ -391,6 +395,8 @@ func dial(t testing.TB, a uds.Addr) *uds.Conn {
 // stale leaves the file of a socket that nobody serves.
 func stale(t testing.TB, path string) {
 	t.Helper()
+	syscall.ForkLock.RLock() // or a child that is being started has a copy of the socket
+	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))

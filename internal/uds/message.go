@@ -25,8 +25,26 @@ const maxUDP = 65507
 // is a prefix of it and must not be taken for the message.
 var ErrTruncated = errors.New("message is larger than the receive buffer")
 
-// ErrDescriptors is a message that came with file descriptors, which nobody
-// asked for. They are closed already: no room was made for them.
+// A SizeError is a message that is too large: to be received, which is an
+// [ErrTruncated], or to be sent, which is EMSGSIZE.
+type SizeError struct {
+	Size, Limit int // in bytes
+	err         error
+	cure        string
+}
+
+func (e *SizeError) Error() string {
+	if e.err == ErrTruncated {
+		return fmt.Sprintf("%v: %d bytes, %d fit", e.err, e.Size, e.Limit)
+	}
+	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d: %s", e.err, e.Size, e.Limit, e.cure)
+}
+
+// Unwrap is which of the two.
+func (e *SizeError) Unwrap() error { return e.err }
+
+// ErrDescriptors is a message that came with file descriptors that nobody asked
+// for, or with too many. None of them is open.
 var ErrDescriptors = errors.New("message carries file descriptors")
 
 // MaxMessage is how many bytes a message can have that any process without
@@ -87,7 +105,7 @@ const controlLen = unix.SizeofCmsghdr + (unix.SizeofUcred+7)&^7
 func NewReceiver(size int) *Receiver { return &Receiver{buf: make([]byte, max(size, 1))} }
 
 // Receive receives the next message of fd, which is valid until the next call.
-// The error is EAGAIN where there is none, [ErrTruncated] for a message larger
+// The error is EAGAIN where there is none, a [SizeError] for a message larger
 // than the receiver, [ErrDescriptors], or an errno of recvmsg(2). An empty
 // message is a message; on a seqpacket socket the end of the connection looks
 // the same, see [Receiver.ReceiveRecord].
@@ -148,7 +166,7 @@ func (r *Receiver) receive(fd, control int) ([]byte, error) {
 	case errno != 0:
 		return nil, errno
 	case n > len(r.buf):
-		return nil, fmt.Errorf("%w: %d bytes, %d fit", ErrTruncated, n, len(r.buf))
+		return nil, &SizeError{Size: n, Limit: len(r.buf), err: ErrTruncated}
 	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
 		return nil, ErrDescriptors
 	}
@@ -225,7 +243,7 @@ func ReplyTo(fd int, message []byte, to Sender) error {
 }
 
 // Send sends a message over a connection, whole or not at all. A message larger
-// than [SendLimit] gets an error with the limit.
+// than [SendLimit] gets a [SizeError].
 func (c *Conn) Send(message []byte) error {
 	raw, err := c.raw()
 	if err != nil {
@@ -249,7 +267,7 @@ func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
 	}
 	var end bool
 	waitErr := raw.Read(func(fd uintptr) bool {
-		if c.addr.Type != Seqpacket {
+		if c.addr.Type.sotype() != unix.SOCK_SEQPACKET {
 			message, err = r.Receive(int(fd))
 			return err != unix.EAGAIN
 		}
@@ -279,8 +297,8 @@ func (c *Conn) raw() (syscall.RawConn, error) {
 	return s.SyscallConn()
 }
 
-// ExplainSize adds to EMSGSIZE what the limit of fd is, and leaves other errors
-// alone.
+// ExplainSize makes EMSGSIZE a [SizeError] with the limit of fd, and leaves other
+// errors alone.
 func ExplainSize(fd, size int, err error) error {
 	if err == unix.ENOBUFS {
 		return fmt.Errorf("%w (ENOBUFS): %d bytes are more than the kernel puts into one message: send smaller ones", err, size)
@@ -296,7 +314,7 @@ func ExplainSize(fd, size int, err error) error {
 	if limit == maxUDP {
 		cure = "send smaller ones"
 	}
-	return fmt.Errorf("%w (EMSGSIZE): %d bytes, the socket sends at most %d: %s", err, size, limit, cure)
+	return &SizeError{size, limit, err, cure}
 }
 
 func sendTo(fd int, message []byte, name unsafe.Pointer, nameLen uint32) error {

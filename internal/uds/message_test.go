@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -15,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -85,23 +88,43 @@ func TestReceiveGivesWholeMessagesInOrder(t *testing.T) {
 	})
 }
 
-func TestReceiveOfLargerMessageIsAnErrorAndNeverAPrefix(t *testing.T) {
+func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, a, _ int, receive func(r *uds.Receiver) ([]byte, error)) {
-		r := uds.NewReceiver(16)
-		for _, size := range []int{17, 200_000} {
-			send(t, a, strings.Repeat("x", size))
-			send(t, a, "next")
-			got, err := receive(r)
-			if got != nil {
-				t.Errorf("received %q of a message that does not fit", got)
-			}
-			wantError(t, err, uds.ErrTruncated, strconv.Itoa(size)+" bytes, 16 fit")
-			if got, err := receive(r); err != nil || string(got) != "next" {
-				t.Errorf("then received %q, %v", got, err)
-			}
+	const rounds = 100
+	sizes := []int{17, 1000, 200_000}
+	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+		for name, receive := range receiving {
+			t.Run(string(typ)+" "+name, func(t *testing.T) {
+				a, b := pair(t, typ)
+				r := uds.NewReceiver(16)
+				for _, size := range sizes {
+					larger := make([]byte, size)
+					for range rounds {
+						check(t, unix.Send(a, larger, 0))
+						check(t, unix.Send(a, []byte("next"), 0))
+						got, err := receive(t, r, b)
+						if got != nil {
+							t.Fatalf("received %q of a message that does not fit", got)
+						}
+						wantError(t, err, uds.ErrTruncated, strconv.Itoa(size)+" bytes, 16 fit")
+						wantSize(t, err, size, 16)
+						if got, err := receive(t, r, b); err != nil || string(got) != "next" {
+							t.Fatalf("then received %q, %v", got, err)
+						}
+					}
+				}
+			})
 		}
-	})
+	}
+}
+
+// wantSize wants the error to name the message's size and the limit.
+func wantSize(t *testing.T, err error, size, limit int) {
+	t.Helper()
+	var e *uds.SizeError
+	if !errors.As(err, &e) || e.Size != size || e.Limit != limit {
+		t.Fatalf("%v does not say that %d bytes are more than %d", err, size, limit)
+	}
 }
 
 func TestReceiverOfNothingStillTellsEmptyFromMore(t *testing.T) {
@@ -275,6 +298,36 @@ func TestSenderString(t *testing.T) {
 			t.Errorf("%q reads %q, not %q", tt.raw, got, tt.want)
 		}
 	}
+}
+
+// The kernel lets a client bind any bytes.
+func FuzzSender(f *testing.F) {
+	for _, s := range []string{"", "\x01", "\x01\x00", "\x01\x00/run/c\x00", "\x01\x00\x00na\x00me", "\x01\x00\x00", "\x01\x00\x1b[2J",
+		"\x02\x00\x1b\x58\x7f\x00\x00\x01", "\x0a\x00\x1b\x58", "\x10\x00somebody"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, raw string) {
+		name := uds.Sender(raw).String()
+		var family uint16
+		if len(raw) > 2 {
+			family = binary.NativeEndian.Uint16([]byte(raw))
+		}
+		ok := name == ""
+		switch family {
+		case unix.AF_UNIX:
+			if bound := raw[2:]; bound[0] == 0 {
+				ok = name == "@"+bound[1:]
+			} else {
+				ok = strings.HasPrefix(bound, name) && (name == bound || bound[len(name)] == 0) && !strings.Contains(name, "\x00")
+			}
+		case unix.AF_INET, unix.AF_INET6:
+			_, err := netip.ParseAddrPort(name)
+			ok = err == nil
+		}
+		if !ok {
+			t.Fatalf("%q reads %q", raw, name)
+		}
+	})
 }
 
 func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {
@@ -470,11 +523,11 @@ func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 	wantError(t, err, unix.EBADF)
 }
 
-func TestSendUpToTheLimitAndOneByteMore(t *testing.T) {
-	t.Parallel()
+// Not parallel: it counts what the process allocates.
+func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
+	const rounds = 100
 	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			t.Parallel()
 			s := listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: dir(t) + "/s"})
 			// The default where nobody has changed net.core.wmem_default.
 			conn, err := uds.DialConfig{SendBuffer: 212_992}.Dial(t.Context(), s.Addr)
@@ -487,14 +540,47 @@ func TestSendUpToTheLimitAndOneByteMore(t *testing.T) {
 				check(t, err)
 				defer func() { check(t, unix.Close(fd)) }()
 			}
-			wantError(t, conn.Send(make([]byte, 212_961)), unix.EMSGSIZE,
-				"212961 bytes, the socket sends at most 212960: raise it with --sndbuf")
-			check(t, conn.Send(make([]byte, 212_960)))
-			if message, err := uds.NewReceiver(uds.MaxMessage()).ReceiveCred(fd); err != nil || len(message) != 212_960 {
-				t.Errorf("received %d bytes, %v", len(message), err)
+			// One byte more than fits, and one byte more than the receiver has,
+			// of a peer who may send more than others.
+			small := uds.NewReceiver(212_959)
+			whole, larger := make([]byte, 212_960), make([]byte, 212_961)
+			receiver := uds.NewReceiver(uds.MaxMessage())
+			before := allocated()
+			for range rounds {
+				err := conn.Send(larger)
+				wantError(t, err, unix.EMSGSIZE, "212961 bytes, the socket sends at most 212960: raise it with --sndbuf")
+				wantSize(t, err, 212_961, 212_960)
+				check(t, conn.Send(whole))
+				_, err = small.Receive(fd)
+				wantSize(t, err, 212_960, 212_959)
+				check(t, conn.Send(whole))
+				if message, err := receiver.ReceiveCred(fd); err != nil || len(message) != len(whole) {
+					t.Fatalf("received %d bytes, %v", len(message), err)
+				}
+			}
+			// A buffer of its own for each would be 20 MB and more.
+			if n := allocated() - before; n > rounds*10_000 {
+				t.Errorf("%d messages cost %d bytes of memory", 2*rounds, n)
 			}
 		})
 	}
+	faults.Report(t, faults.Row{
+		ID:      "F25",
+		Done:    "datagrams and records of one byte more than the socket sends, and of one byte more than the receiver holds",
+		Count:   4 * rounds,
+		Outcome: "each an error that names both numbers; no memory taken for it; the next message of the largest size received",
+	})
+}
+
+// allocated is how many bytes this process has taken so far.
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
+}
+
+func TestOversizeDatagramOverUDP(t *testing.T) {
+	t.Parallel()
 	conn := dial(t, uds.Addr{Type: uds.UDP, Path: "127.0.0.1:9"})
 	wantError(t, conn.Send(make([]byte, 65_508)), unix.EMSGSIZE, "65508 bytes, the socket sends at most 65507: send smaller ones")
 }

@@ -33,12 +33,12 @@ const takeoverPatience = 5 * time.Second
 
 func controlPath(path string) string { return path + ".takeover" }
 
-// errNobodyOffers: there is no server that hands over.
+// errNobodyOffers: there is no server that hands over, or it has ended.
 var errNobodyOffers = errors.New("nobody offers")
 
 func (s *Socket) listenControl() (err error) {
 	path := controlPath(s.Addr.Path)
-	if err := checkLength(path); err != nil {
+	if err := checkPath(path); err != nil {
 		return fmt.Errorf("control socket for --takeover: %w", err)
 	}
 	if err := removeStale(path); err != nil {
@@ -57,7 +57,7 @@ func (s *Socket) listenControl() (err error) {
 // that yet, see [Socket.Claim].
 func (s *Socket) takeOver() (err error) {
 	path := controlPath(s.Addr.Path)
-	if err := checkLength(path); err != nil {
+	if err := checkPath(path); err != nil {
 		return err
 	}
 	if s.claim, err = socket(Seqpacket); err != nil {
@@ -81,6 +81,11 @@ func (s *Socket) takeOver() (err error) {
 		return fmt.Errorf("%s is served by user %d, and this process is user %d: let one user run both", path, cred.Uid, os.Geteuid())
 	}
 	fds, err := receiveHello(s.claim)
+	if errors.Is(err, io.EOF) {
+		_ = unix.Close(s.claim)
+		s.claim = -1
+		return errNobodyOffers
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
@@ -132,35 +137,59 @@ func receiveHello(conn int) (fds []int, err error) {
 		return nil, os.NewSyscallError("poll", err)
 	}
 	if n == 0 {
-		return nil, fmt.Errorf("the running server does not answer: is it paused?")
+		return nil, fmt.Errorf("the running server does not answer within %v: is it paused?", takeoverPatience)
 	}
-	message, fds, err := receiveRights(conn, len(takeoverHello), 3)
-	if err == nil && (string(message) != takeoverHello || len(fds) != 3) {
+	message := make([]byte, len(takeoverHello))
+	n, fds, _, err = ReceiveFiles(conn, message, 3)
+	switch {
+	case err == unix.ECONNRESET:
+		return nil, io.EOF
+	case err != nil:
+		return nil, err
+	case string(message[:n]) != takeoverHello || len(fds) != 3:
 		closeAll(fds)
-		err = fmt.Errorf("the running server says %q: is it of another version?", message)
+		return nil, fmt.Errorf("the running server says %q: is it of another version?", message[:n])
 	}
-	return fds, err
+	return fds, nil
 }
 
 // TakenOver tells whether the socket comes from a server that still runs.
 func (s *Socket) TakenOver() bool { return s.claim >= 0 }
 
 // Claim tells the server that the socket is taken over from to stop serving
-// it. The descriptor that it returns is readable when that has stopped; then
-// call Claimed.
-func (s *Socket) Claim() (fd int, err error) {
-	return s.claim, sendTo(s.claim, []byte(takeoverMine), nil, 0)
+// it. The descriptor that it returns is readable when that has stopped, or where
+// the server is gone; then call Claimed.
+func (s *Socket) Claim() (fd int) {
+	_ = sendTo(s.claim, []byte(takeoverMine), nil, 0)
+	return s.claim
 }
 
 // Claimed makes the socket this process's own, or fails where another server
-// was faster. A server that ended instead of answering serves no more either.
+// was faster. A server that was killed instead of answering serves no more
+// either.
 func (s *Socket) Claimed() error {
-	message, err := NewReceiver(len(takeoverDone)).Receive(s.claim)
-	if err == nil && string(message) == takeoverNo {
-		return fmt.Errorf("take over %s: %w: the running server has given it to another, or ends", s.Addr, ErrInUse)
+	if err := s.Refused(); err != nil {
+		return err
+	}
+	if !s.file.ours() || !s.lock.isAt(s.lock.Name()) {
+		return fmt.Errorf("take over %s: its file or its lock was removed meanwhile: start again", s.Addr)
 	}
 	_ = unix.Close(s.claim)
 	s.claim, s.shared = -1, false
+	return nil
+}
+
+// Refused is an error where the running server has refused to hand the socket
+// over.
+func (s *Socket) Refused() error {
+	r := NewReceiver(len(takeoverDone))
+	message, err := r.Receive(s.claim)
+	if err == unix.ECONNRESET { // it closed without having read "mine"; what it said comes after
+		message, err = r.Receive(s.claim)
+	}
+	if err == nil && string(message) == takeoverNo {
+		return fmt.Errorf("take over %s: %w: the running server has given it to another, or ends", s.Addr, ErrInUse)
+	}
 	return nil
 }
 
@@ -171,7 +200,8 @@ type Offer struct {
 }
 
 // Offer accepts who asks for the socket at its Control and hands him copies of
-// the descriptors. The error is EAGAIN where nobody asks.
+// the descriptors. The error is EAGAIN where nobody asks, another errno of
+// accept4(2), or says why there is nobody to hand over to.
 func (s *Socket) Offer() (*Offer, error) {
 	fd, err := retry(func() (int, error) {
 		fd, _, err := unix.Accept4(s.Control, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
@@ -186,7 +216,8 @@ func (s *Socket) Offer() (*Offer, error) {
 		err = fmt.Errorf("user %d asks for %s, and this process is user %d: let one user run both", cred.Uid, s.Addr, os.Geteuid())
 	}
 	if err == nil {
-		err = unix.Sendmsg(fd, []byte(takeoverHello), unix.UnixRights(s.FD, int(s.lock.Fd()), s.Control), nil, unix.MSG_NOSIGNAL)
+		rights := unix.UnixRights(s.FD, int(s.lock.Fd()), s.Control)
+		err = os.NewSyscallError("sendmsg", unix.Sendmsg(fd, []byte(takeoverHello), rights, nil, unix.MSG_NOSIGNAL))
 	}
 	if err != nil {
 		o.Close()
@@ -196,15 +227,19 @@ func (s *Socket) Offer() (*Offer, error) {
 }
 
 // Taken tells whether the other server has claimed the socket. The error is
-// io.EOF where it went away.
+// io.EOF where it went away, even after it had.
 func (o *Offer) Taken() (bool, error) {
-	message, err := NewReceiver(len(takeoverMine)).Receive(o.FD)
+	r := NewReceiver(len(takeoverMine))
+	message, err := r.Receive(o.FD)
 	switch {
 	case err == unix.EAGAIN:
 		return false, nil
 	case err != nil:
 		return false, err
 	case string(message) != takeoverMine:
+		return false, io.EOF
+	}
+	if _, err := r.Receive(o.FD); err != unix.EAGAIN {
 		return false, io.EOF
 	}
 	return true, nil
@@ -218,6 +253,10 @@ func (o *Offer) Release() { o.socket.release() }
 func (s *Socket) release() {
 	s.lock.release()
 	s.file, s.control, s.lock, s.shared = nil, nil, nil, true
+	s.closeControl()
+}
+
+func (s *Socket) closeControl() {
 	if s.Control >= 0 {
 		_ = unix.Close(s.Control)
 		s.Control = -1
@@ -237,37 +276,3 @@ func (o *Offer) say(word string) {
 
 // Close leaves the other server without an answer.
 func (o *Offer) Close() { _ = unix.Close(o.FD) }
-
-// receiveRights receives a record of at most size bytes with at most n
-// descriptors.
-func receiveRights(fd, size, n int) (message []byte, fds []int, err error) {
-	message, control := make([]byte, size), make([]byte, unix.CmsgSpace(4*n))
-	var got, gotControl, flags int
-	err = retryErr(func() (err error) {
-		got, gotControl, flags, _, err = unix.Recvmsg(fd, message, control, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-		return err
-	})
-	if err != nil {
-		return nil, nil, err
-	}
-	messages, err := unix.ParseSocketControlMessage(control[:gotControl])
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, m := range messages {
-		if rights, err := unix.ParseUnixRights(&m); err == nil {
-			fds = append(fds, rights...)
-		}
-	}
-	if flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
-		closeAll(fds)
-		return nil, nil, ErrTruncated
-	}
-	return message[:got], fds, nil
-}
-
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		_ = unix.Close(fd)
-	}
-}

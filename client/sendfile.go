@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/cli"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// filesFlags are what the commands have alike that hand over files.
+type filesFlags struct {
+	Connect uds.Addr      `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH (default: ${default})."`
+	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
+	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer, which takes some seconds for each GiB. 0s: no limit (default: ${default})."`
+	requireFlags
+	cli.LogFlags
+}
+
+// Validate turns away what makes no sense.
+func (c *filesFlags) Validate() error {
+	switch {
+	case c.Connect.Type != uds.Files:
+		return fmt.Errorf("--connect %s: this address takes bytes, no files: write files:PATH, where the server listens on that", c.Connect)
+	case c.Retry < 0:
+		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
+	case c.Timeout < 0:
+		return fmt.Errorf("--timeout %v: choose 0s or more", c.Timeout)
+	}
+	return nil
+}
+
+// handOver hands over each file that open gives, and prints what the server
+// found in it as sha256sum(1) does.
+func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, open func(name string) (*os.File, error)) error {
+	log := c.Logger(std.Err)
+	log.Info().Str("connect", echo.Escape(c.Connect.String())).Msg("connecting to " + echo.Escape(c.Connect.Path))
+	conn, err := dial(ctx, c.Connect, uds.DialConfig{}, c.Retry)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	if err := c.check(conn); err != nil {
+		return fmt.Errorf("%s: %w", c.Connect, err)
+	}
+	client := files.Client{Timeout: c.Timeout, Log: log}
+	for _, name := range names {
+		f, err := open(name)
+		if err != nil {
+			return err
+		}
+		sum, err := client.Sum(ctx, conn, f)
+		_ = f.Close()
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if _, err := fmt.Fprint(std.Out, row(sum, name)); err != nil {
+			return fmt.Errorf("write the output: %w", err)
+		}
+	}
+	log.Info().Msg("closing socket")
+	return nil
+}
+
+// row is a line of sha256sum's: one backslash before it says that the name is
+// escaped.
+func row(sum files.Sum, name string) string {
+	escaped := strings.NewReplacer("\\", `\\`, "\n", `\n`, "\r", `\r`).Replace(name)
+	mark := ""
+	if escaped != name {
+		mark = `\`
+	}
+	return fmt.Sprintf("%s%x  %s\n", mark, sum.SHA256, escaped)
+}
+
+type sendFileCmd struct {
+	File []string `arg:"" help:"The files, which need not exist where the server is."`
+	filesFlags
+}
+
+// Validate turns away what cannot be handed over.
+func (c *sendFileCmd) Validate() error {
+	if slices.Contains(c.File, "-") {
+		return errors.New("send-file -: standard input may be no file: use client share -, or ./- for a file of this name")
+	}
+	return c.filesFlags.Validate()
+}
+
+// Run hands over descriptors of the files themselves.
+func (c *sendFileCmd) Run(ctx context.Context, std cli.Std) error {
+	return c.handOver(ctx, std, c.File, func(name string) (*os.File, error) {
+		// O_NONBLOCK: opening a named pipe would wait for its writer. The
+		// server refuses it.
+		return os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	})
+}

@@ -1,0 +1,30 @@
+// Command cluster runs the stack of deploy/swarm.yaml on several nodes of one
+// machine: a Docker Engine for each, in namespaces of its own, joined to one
+// swarm.
+//
+//	cluster [demo] [--nodes N]
+//	cluster scale [--nodes N] [--json FILE] [--plot FILE]
+//
+// It needs root, and runs from the top of the repository. Everything that it
+// starts is in a PID namespace, everything that it mounts in a mount namespace,
+// every link in a network namespace: with its own process all of it goes, even
+// if that process is killed.
+package main
+
+import (
+	"os"
+	"syscall"
+
+	"github.com/udsecho/udsecho/internal/cli"
+)
+
+type commands struct {
+	Demo  demoCmd  `cmd:"" default:"withargs" help:"Deploy, update and kill an engine under load, and print who echoed whom. This is the default."`
+	Scale scaleCmd `cmd:"" help:"Measure what nodes cost: clusters of 1 to --nodes nodes, one after the other."`
+	Node  nodeCmd  `cmd:"" hidden:"" help:"Process 1 of a node."`
+}
+
+func main() {
+	os.Exit(cli.Main("cluster", "Run the stack on several nodes of this machine.", &commands{},
+		[]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}))
+}

@@ -1,0 +1,231 @@
+package echo_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// connecting are the types that have connections.
+var connecting = []uds.Type{uds.Stream, uds.Seqpacket}
+
+// refusals are those that stats count.
+func refusals(stats *echo.Stats) map[string]uint64 {
+	got := map[string]uint64{}
+	for cause, n := range stats.Refused() {
+		if n > 0 {
+			got[cause] = n
+		}
+	}
+	return got
+}
+
+func wantRefused(t *testing.T, stats *echo.Stats, cause string, n uint64) {
+	t.Helper()
+	if got := refusals(stats); got[cause] != n || len(got) != 1 {
+		t.Errorf("refused are %v, not %s: %d", got, cause, n)
+	}
+}
+
+// wantEnd reads until the server has closed the connection.
+func wantEnd(t *testing.T, conn *uds.Conn) {
+	t.Helper()
+	for buf := make([]byte, 1<<20); ; {
+		switch n, err := conn.Read(buf); {
+		case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
+			return
+		case err != nil:
+			t.Fatalf("read gives %d, %v", n, err)
+		case n == 0:
+			return
+		}
+	}
+}
+
+func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
+	t.Parallel()
+	for _, typ := range connecting {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			const timeout = time.Second
+			stats := new(echo.Stats)
+			server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
+			began := time.Now()
+			idle, honest := dial(t, server.addr), dial(t, server.addr)
+			over := make(chan struct{})
+			go func() {
+				defer close(over)
+				wantEnd(t, idle)
+			}()
+			r := uds.NewReceiver(100)
+			for served := true; served; {
+				wantBack(t, honest, r, message)
+				select {
+				case <-over:
+					served = false
+				default:
+				}
+			}
+			// It is never too early, however late in a second it connected.
+			if after := time.Since(began); after < timeout {
+				t.Errorf("turned away after %v", after)
+			}
+			server.log.await(t, 1, "turned a client away: it has said nothing for 1s")
+			wantBack(t, honest, r, message)
+			wantRefused(t, stats, "idle", 1)
+			if n := stats.Connections.Load(); n != 1 {
+				t.Errorf("%d connections are open", n)
+			}
+		})
+	}
+}
+
+// A client has all of its time, wherever it connects between two of the
+// server's looks at the clock.
+func TestIdleTimeIsNeverShort(t *testing.T) {
+	t.Parallel()
+	const timeout = time.Second
+	server := serve(t, echo.Server{IdleTimeout: timeout}, zerolog.Disabled)
+	wantEcho(t, dial(t, server.addr), "ready")
+	apart := time.NewTicker(150 * time.Millisecond)
+	defer apart.Stop()
+	var clients sync.WaitGroup
+	for range 8 {
+		<-apart.C
+		conn, began := dial(t, server.addr), time.Now()
+		clients.Go(func() {
+			_, err := conn.Read(make([]byte, 1))
+			if after := time.Since(began); after < timeout || !errors.Is(err, io.EOF) {
+				t.Errorf("turned away after %v: %v", after, err)
+			}
+		})
+	}
+	clients.Wait()
+}
+
+// fill sends on conn until the server takes no more, and reads nothing.
+func fill(t *testing.T, conn *uds.Conn, size int) {
+	t.Helper()
+	check(t, conn.SetWriteDeadline(time.Now().Add(300*time.Millisecond)))
+	for {
+		if err := conn.Send(make([]byte, size)); err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+}
+
+func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
+	t.Parallel()
+	for _, typ := range connecting {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			stats := new(echo.Stats)
+			server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
+			lazy, idle := dial(t, server.addr), dial(t, server.addr)
+			fill(t, lazy, 4096)
+			server.log.await(t, 1, "turned a client away: it has not read for 1s")
+			wantEnd(t, lazy)
+			wantBack(t, idle, uds.NewReceiver(100), message) // no idle timeout is set
+			wantRefused(t, stats, "unread", 1)
+		})
+	}
+}
+
+// The kernel says that more can be sent only when three quarters of the send
+// buffer are free; who reads slowly takes long to get there.
+func TestClientThatReadsSlowlyIsNotTurnedAway(t *testing.T) {
+	t.Parallel()
+	for _, typ := range connecting {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			const timeout = 2 * time.Second
+			stats := new(echo.Stats)
+			server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
+			slow := dial(t, server.addr)
+			fill(t, slow, 2048)
+			again := time.NewTicker(timeout / 10)
+			defer again.Stop()
+			buf := make([]byte, 2048)
+			for range 30 {
+				<-again.C
+				if _, err := io.ReadFull(slow, buf); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := refusals(stats); len(got) > 0 {
+				t.Errorf("refused are %v: %q", got, server.log.messages())
+			}
+		})
+	}
+}
+
+func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
+	t.Parallel()
+	for _, typ := range connecting {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			stats := new(echo.Stats)
+			server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
+			r := uds.NewReceiver(100)
+			for round := range uint64(3) {
+				var conns []*uds.Conn
+				for range 3 {
+					conn := dial(t, server.addr)
+					wantBack(t, conn, r, message)
+					conns = append(conns, conn)
+				}
+				wantEnd(t, dial(t, server.addr))
+				wantRefused(t, stats, "user_connections", round+1)
+				for _, conn := range conns {
+					check(t, conn.Close())
+				}
+				for late := time.Now().Add(patience); stats.Connections.Load() > 0; time.Sleep(time.Millisecond) {
+					if time.Now().After(late) {
+						t.Fatalf("%d connections stay open", stats.Connections.Load())
+					}
+				}
+			}
+			server.log.await(t, 3, "turned a client away: 3 connections of its user are open, the most allowed")
+		})
+	}
+}
+
+func TestRefusalsAreCountedAllAndToldOfSeldom(t *testing.T) {
+	t.Parallel()
+	stats := new(echo.Stats)
+	server := serve(t, echo.Server{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
+	first := dial(t, server.addr)
+	wantEcho(t, first, message)
+	began := time.Now()
+	const n = 2000
+	for range n {
+		conn := dial(t, server.addr)
+		wantEnd(t, conn)
+		check(t, conn.Close())
+	}
+	seconds := int(time.Since(began)/time.Second) + 1
+	wantRefused(t, stats, "connections", n)
+	told := strings.Count(strings.Join(server.log.messages(), "\n"), "turned a client away")
+	if told < 1 || told > 5*seconds {
+		t.Errorf("%d refusals in %d s are told of %d times", n, seconds, told)
+	}
+	for _, e := range server.log.all() {
+		if strings.HasPrefix(e.Message, "turned") && (e.Level != "warn" || e.Refused == 0 || e.Refused > n) {
+			t.Errorf("%+v", fmt.Sprint(e))
+		}
+	}
+}

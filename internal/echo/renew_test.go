@@ -1,0 +1,302 @@
+package echo_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// renewing is a server in a directory in which the test may do anything. Its
+// name holds what must not get into the log.
+type renewing struct {
+	*running
+	dir  string
+	stop context.CancelFunc
+}
+
+func serveIn(t *testing.T, typ uds.Type, config uds.ListenConfig) *renewing {
+	t.Helper()
+	d, err := os.MkdirTemp("", "uds\x1b*")
+	check(t, err)
+	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
+	r := &renewing{dir: d}
+	r.running = &running{log: newJournal(), done: make(chan error, 1)}
+	socket, err := config.Listen(uds.Addr{Type: typ, Path: d + "/s"})
+	check(t, err)
+	r.addr = socket.Addr
+	s := echo.Server{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
+	ctx, stop := context.WithCancel(t.Context())
+	r.stop = stop
+	go func() { r.done <- s.Serve(ctx, socket) }()
+	t.Cleanup(func() {
+		stop()
+		select {
+		case err := <-r.done: // which the test has looked at, if it cares
+			r.done <- err
+		case <-time.After(patience):
+			t.Error("the server does not end")
+		}
+	})
+	return r
+}
+
+// ends waits for the server and gives what it returned.
+func (r *renewing) ends(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-r.done:
+		r.done <- err
+		return err
+	case <-time.After(patience):
+		t.Fatal("the server does not end")
+		return nil
+	}
+}
+
+func (r *renewing) wantFiles(t *testing.T, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(r.dir)
+	check(t, err)
+	same := len(entries) == len(want)
+	for i, e := range entries {
+		same = same && i < len(want) && e.Name() == want[i]
+	}
+	if !same {
+		t.Errorf("the directory holds %v, not %q", entries, want)
+	}
+}
+
+func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	for _, typ := range unixTypes {
+		for name, remove := range map[string]func(t *testing.T, d string){
+			"the file":       func(t *testing.T, d string) { check(t, os.Remove(d+"/s")) },
+			"the lock too":   func(t *testing.T, d string) { check(t, errors.Join(os.Remove(d+"/s"), os.Remove(d+"/s.lock"))) },
+			"it is moved":    func(t *testing.T, d string) { check(t, os.Rename(d+"/s", d+"/moved")) },
+			"the whole of d": func(t *testing.T, d string) { check(t, errors.Join(os.RemoveAll(d), os.Mkdir(d, 0o755))) },
+		} {
+			for _, takeover := range []bool{false, true} {
+				if takeover && name != "the lock too" {
+					continue // it takes a second each
+				}
+				t.Run(string(typ)+", "+name, func(t *testing.T) {
+					t.Parallel()
+					config := uds.ListenConfig{Mode: 0o640, Takeover: takeover}
+					server := serveIn(t, typ, config)
+					r := uds.NewReceiver(100)
+					before := dialBound(t, server.addr)
+					wantBack(t, before, r, "before")
+					rounds := 1
+					if name == "the file" {
+						rounds = 2
+					}
+					for round := range rounds {
+						remove(t, server.dir)
+						server.log.await(t, round+1, echo.Escape(server.addr.Path)+" was removed: listening again")
+						wantServed(t, server.addr, "after")
+						wantBack(t, before, r, "goes on")
+						info, err := os.Lstat(server.addr.Path)
+						check(t, err)
+						if info.Mode().Perm() != 0o640 {
+							t.Errorf("mode is %v", info.Mode())
+						}
+						_ = os.Remove(server.dir + "/moved")
+					}
+					files := []string{"s", "s.lock"}
+					if takeover {
+						files = append(files, "s.takeover")
+					}
+					server.wantFiles(t, files...)
+					// Nobody else gets in between.
+					if _, err := (uds.ListenConfig{}).Listen(server.addr); !errors.Is(err, uds.ErrInUse) {
+						t.Errorf("another server gets %v", err)
+					}
+					check(t, before.Close())
+					server.stop()
+					check(t, server.ends(t))
+					server.wantFiles(t)
+				})
+			}
+		}
+	}
+}
+
+// dialBound is dial with an abstract name of its own, as the directory goes.
+func dialBound(t *testing.T, a uds.Addr) *uds.Conn {
+	t.Helper()
+	conn, err := uds.DialConfig{Bind: uds.AutoName("@")}.Dial(t.Context(), a)
+	check(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	return conn
+}
+
+// wantServed is a client that comes, is served and goes.
+func wantServed(t *testing.T, a uds.Addr, message string) {
+	t.Helper()
+	conn := dialBound(t, a)
+	wantBack(t, conn, uds.NewReceiver(100), message)
+	check(t, conn.Close())
+}
+
+// Nobody is lost who finds the socket under another name while it is renewed.
+func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
+	t.Parallel()
+	server := serveIn(t, uds.Stream, uds.ListenConfig{})
+	moved := uds.Addr{Type: uds.Stream, Path: server.dir + "/moved"}
+	check(t, os.Rename(server.addr.Path, moved.Path))
+	r := uds.NewReceiver(100)
+	for served := 0; ; served++ {
+		conn, err := uds.DialConfig{}.Dial(t.Context(), moved)
+		if errors.Is(err, unix.ECONNREFUSED) && served > 0 {
+			break
+		}
+		check(t, err)
+		check(t, conn.SetDeadline(time.Now().Add(patience)))
+		wantBack(t, conn, r, message)
+		check(t, conn.Close())
+	}
+	server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
+	wantServed(t, server.addr, message)
+}
+
+func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Stream, uds.Datagram} {
+		for name, tt := range map[string]struct {
+			take func(t *testing.T, a uds.Addr)
+			want error
+		}{
+			"regular file": {func(t *testing.T, a uds.Addr) {
+				check(t, os.WriteFile(a.Path+"~", []byte("precious"), 0o600))
+				check(t, os.Rename(a.Path+"~", a.Path))
+			}, uds.ErrNotSocket},
+			"symbolic link": {func(t *testing.T, a uds.Addr) {
+				check(t, os.Symlink("elsewhere", a.Path+"~"))
+				check(t, os.Rename(a.Path+"~", a.Path))
+			}, uds.ErrNotSocket},
+			"another server with its lock": {func(t *testing.T, a uds.Addr) {
+				check(t, errors.Join(os.Remove(a.Path+".lock"), os.Remove(a.Path)))
+				other, err := uds.ListenConfig{}.Listen(a)
+				check(t, err)
+				t.Cleanup(func() { check(t, other.Close()) })
+			}, uds.ErrInUse},
+			"another server without": {func(t *testing.T, a uds.Addr) {
+				fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+				check(t, err)
+				t.Cleanup(func() { check(t, unix.Close(fd)) })
+				check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: a.Path + "~"}))
+				check(t, unix.Listen(fd, 1))
+				check(t, os.Rename(a.Path+"~", a.Path))
+			}, uds.ErrInUse},
+		} {
+			t.Run(string(typ)+", "+name, func(t *testing.T) {
+				t.Parallel()
+				server := serveIn(t, typ, uds.ListenConfig{})
+				r := uds.NewReceiver(100)
+				before := dialBound(t, server.addr)
+				wantBack(t, before, r, "before")
+				tt.take(t, server.addr)
+				info, err := os.Lstat(server.addr.Path)
+				check(t, err)
+				if typ.Connects() {
+					// It drains: the lock goes when it has let the path go.
+					for late := time.Now().Add(patience); name != "another server with its lock"; time.Sleep(time.Millisecond) {
+						if _, err := os.Lstat(server.addr.Path + ".lock"); errors.Is(err, os.ErrNotExist) {
+							break
+						}
+						if time.Now().After(late) {
+							t.Fatal("the lock stays")
+						}
+					}
+					wantBack(t, before, r, "goes on")
+					check(t, before.Close())
+				}
+				if err := server.ends(t); !errors.Is(err, tt.want) {
+					t.Errorf("the server ends with %v", err)
+				}
+				if now, err := os.Lstat(server.addr.Path); err != nil || !os.SameFile(now, info) {
+					t.Errorf("%s is another file now (%v)", server.addr.Path, err)
+				}
+				if name == "another server with its lock" {
+					server.wantFiles(t, "s", "s.lock")
+				} else {
+					server.wantFiles(t, "s")
+				}
+			})
+		}
+	}
+}
+
+func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
+	t.Parallel()
+	for _, typ := range unixTypes {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			server := serveIn(t, typ, uds.ListenConfig{})
+			r := uds.NewReceiver(100)
+			before := dialBound(t, server.addr)
+			check(t, os.RemoveAll(server.dir))
+			server.log.await(t, 2, echo.Escape(server.addr.Path+" was removed, and cannot be made again now: listen again on "+
+				server.addr.String()+": lock "+server.addr.Path+".lock: no such file or directory (ENOENT): directory "+server.dir+" does not exist"))
+			wantBack(t, before, r, "goes on")
+			check(t, os.Mkdir(server.dir, 0o755))
+			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
+			wantServed(t, server.addr, "back")
+			wantBack(t, before, r, "goes on")
+		})
+	}
+}
+
+func TestRenewedSocketIsHandedOver(t *testing.T) {
+	t.Parallel()
+	for _, typ := range unixTypes {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			config := uds.ListenConfig{Takeover: true}
+			server := serveIn(t, typ, config)
+			check(t, os.Remove(server.addr.Path))
+			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
+
+			socket, err := config.Listen(server.addr)
+			check(t, err)
+			successor := serveSocket(t, socket, echo.Server{Chunk: 100, DrainTimeout: patience}, zerolog.InfoLevel)
+			successor.log.await(t, 1, "took over ")
+			check(t, server.ends(t))
+			wantServed(t, server.addr, message)
+		})
+	}
+}
+
+// A server that has asked for a socket, and not yet said that it wants it, has
+// asked for one that nobody finds any more.
+func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
+	t.Parallel()
+	for _, typ := range unixTypes {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			config := uds.ListenConfig{Takeover: true}
+			server := serveIn(t, typ, config)
+			offered, err := config.Listen(server.addr)
+			check(t, err)
+			check(t, os.Remove(server.addr.Path))
+			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
+			if err := offered.Refused(); err == nil {
+				t.Error("it can still be claimed")
+			}
+			check(t, offered.Close())
+			wantServed(t, server.addr, message)
+			server.stop()
+			check(t, server.ends(t))
+			server.wantFiles(t)
+		})
+	}
+}

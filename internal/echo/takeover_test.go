@@ -1,0 +1,359 @@
+package echo_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// A generation is a server that takes over from the one before it.
+type generation struct {
+	log  *journal
+	stop context.CancelFunc
+	done chan error
+}
+
+// generate starts one on all of addrs. It listens in the background: the server
+// that runs has to answer.
+func generate(t testing.TB, s echo.Server, addrs ...uds.Addr) *generation {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	g := &generation{newJournal(), stop, make(chan error, 1)}
+	s.Log, s.Chunk = g.log.logger(zerolog.DebugLevel), 16
+	if s.DrainTimeout == 0 {
+		s.DrainTimeout = patience
+	}
+	go func() {
+		var sockets []*uds.Socket
+		for _, a := range addrs {
+			socket, err := uds.ListenConfig{Mode: 0o666, Takeover: true}.Listen(a)
+			if err != nil {
+				for _, s := range sockets {
+					_ = s.Close()
+				}
+				g.done <- err
+				return
+			}
+			sockets = append(sockets, socket)
+		}
+		g.done <- s.Serve(ctx, sockets...)
+	}()
+	t.Cleanup(func() { stop(); _ = g.end(t) })
+	return g
+}
+
+func (g *generation) end(t testing.TB) error {
+	t.Helper()
+	select {
+	case err := <-g.done:
+		g.done <- err
+		return err
+	case <-time.After(patience):
+		t.Fatalf("the server does not end; its log is %q", g.log.messages())
+		return nil
+	}
+}
+
+// places are addresses of the three types in a directory, which must be empty
+// in the end.
+func places(t testing.TB) []uds.Addr {
+	t.Helper()
+	d, err := os.MkdirTemp("", "uds")
+	check(t, err)
+	t.Cleanup(func() {
+		if err := os.Remove(d); err != nil {
+			t.Errorf("something is left behind: %v", err)
+		}
+	})
+	return []uds.Addr{{Type: uds.Stream, Path: d + "/s"}, {Type: uds.Datagram, Path: d + "/d"}, {Type: uds.Seqpacket, Path: d + "/q"}}
+}
+
+func wantEchoOf(t testing.TB, a uds.Addr) {
+	t.Helper()
+	conn := dial(t, a)
+	if a.Type == uds.Stream {
+		wantEcho(t, conn, message)
+	} else {
+		wantBack(t, conn, uds.NewReceiver(100), message)
+	}
+	check(t, conn.Close())
+}
+
+func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
+	t.Parallel()
+	addrs := places(t)
+	old := generate(t, echo.Server{}, addrs...)
+	old.log.await(t, 1, "waiting for a connection")
+	stream, record := dial(t, addrs[0]), dial(t, addrs[2])
+	wantEcho(t, stream, message)
+	wantBack(t, record, uds.NewReceiver(100), message)
+
+	next := generate(t, echo.Server{}, addrs...)
+	next.log.await(t, 3, "took over ")
+	old.log.await(t, 3, "handing over ")
+	for _, a := range addrs {
+		wantEchoOf(t, a)
+	}
+	wantEcho(t, stream, "still there")
+	wantBack(t, record, uds.NewReceiver(100), "still there")
+	check(t, stream.Close())
+	check(t, record.Close())
+	check(t, old.end(t))
+
+	next.stop()
+	check(t, next.end(t))
+}
+
+func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
+	t.Parallel()
+	addr := places(t)[0]
+	old := generate(t, echo.Server{DrainTimeout: 50 * time.Millisecond}, addr)
+	old.log.await(t, 1, "waiting for a connection")
+	idle := dial(t, addr)
+	wantEcho(t, idle, message)
+	next := generate(t, echo.Server{}, addr)
+	next.log.await(t, 1, "took over ")
+	check(t, old.end(t))
+	old.log.await(t, 1, "drain timeout is over: closing what is left")
+	wantEchoOf(t, addr)
+}
+
+// The replies that wait for a client in the old server come before those of the
+// new one.
+func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
+	t.Parallel()
+	addr := places(t)[1]
+	old := generate(t, echo.Server{}, addr)
+	old.log.await(t, 1, "waiting for a message")
+	client := correspond(t, addr)
+	const early, all = 100, 300
+	for i := range early {
+		client.send(t, fmt.Sprint(i))
+	}
+	old.log.await(t, early, "sending data back to the client")
+
+	next := generate(t, echo.Server{}, addr)
+	old.log.await(t, 1, "handing over ")
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		for i := early; i < all; i++ {
+			if _, err := client.WriteTo([]byte(fmt.Sprint(i)), client.server); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for i := range all {
+		if got := client.receive(t); got != fmt.Sprint(i) {
+			t.Fatalf("reply %d is %q", i, got)
+		}
+	}
+	sending.Wait()
+	check(t, old.end(t))
+	next.log.await(t, all-early, "sending data back to the client")
+}
+
+func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
+	t.Parallel()
+	addr := places(t)[1]
+	old := generate(t, echo.Server{DrainTimeout: 50 * time.Millisecond}, addr)
+	old.log.await(t, 1, "waiting for a message")
+	stuck := correspond(t, addr)
+	for range 2 * queueLength(t) {
+		stuck.send(t, message)
+	}
+	old.log.await(t, 2*queueLength(t), "sending data back to the client")
+	generate(t, echo.Server{}, addr).log.await(t, 1, "took over ")
+	wantEchoOf(t, addr)
+	check(t, old.end(t))
+	old.log.await(t, 1, "dropped replies to a client: it has not read for the 50ms that a handover may take")
+}
+
+func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
+	t.Parallel()
+	addrs := places(t)
+	old := generate(t, echo.Server{}, addrs...)
+	old.log.await(t, 1, "waiting for a connection")
+	for range 10 {
+		a, b := generate(t, echo.Server{}, addrs...), generate(t, echo.Server{}, addrs[2], addrs[1], addrs[0])
+		check(t, old.end(t))
+		// The loser was refused, or had not asked yet and took over from the winner.
+		var loser *generation
+		select {
+		case err := <-a.done:
+			a.done <- err
+			loser, old = a, b
+		case err := <-b.done:
+			b.done <- err
+			loser, old = b, a
+		case <-time.After(patience):
+			t.Fatalf("both serve: %q, %q", a.log.messages(), b.log.messages())
+		}
+		if err := loser.end(t); err != nil {
+			wantWords(t, err, "in use")
+		}
+		old.log.await(t, 3, "took over ")
+		for _, a := range addrs {
+			wantEchoOf(t, a)
+		}
+	}
+}
+
+// ask is a successor that has asked for a socket and not claimed it yet.
+func ask(t testing.TB, a uds.Addr) *uds.Socket {
+	t.Helper()
+	s, err := uds.ListenConfig{Mode: 0o666, Takeover: true}.Listen(a)
+	check(t, err)
+	t.Cleanup(func() { check(t, s.Close()) })
+	return s
+}
+
+func TestSignalDuringTheHandover(t *testing.T) {
+	t.Parallel()
+	for _, typ := range unixTypes {
+		for _, claims := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, claimed: %v", typ, claims), func(t *testing.T) {
+				t.Parallel()
+				d := places(t)[0].Path
+				addr := uds.Addr{Type: typ, Path: d}
+				old := generate(t, echo.Server{}, addr)
+				old.log.await(t, 1, "waiting for a ")
+				next := ask(t, addr)
+				old.stop()
+				old.log.await(t, 1, "draining")
+				wantEchoOf(t, addr) // it may be claimed at any moment, until then it is served
+				if !claims {
+					check(t, next.Close())
+					check(t, old.end(t))
+					gone(t, addr.Path)
+					gone(t, addr.Path+".takeover")
+					gone(t, addr.Path+".lock")
+					return
+				}
+				next.Claim()
+				check(t, old.end(t))
+				check(t, next.Claimed())
+				ctx, stop := context.WithCancel(t.Context())
+				served := make(chan error, 1)
+				server := echo.Server{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
+				go func() { served <- server.Serve(ctx, next) }()
+				wantEchoOf(t, addr)
+				stop()
+				check(t, <-served)
+			})
+		}
+	}
+}
+
+// The successor is told to end while the old server still sends replies.
+func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
+	t.Parallel()
+	addr := places(t)[1]
+	old := generate(t, echo.Server{}, addr)
+	old.log.await(t, 1, "waiting for a message")
+	slow := correspond(t, addr)
+	n := 2 * queueLength(t)
+	for i := range n {
+		slow.send(t, fmt.Sprint(i))
+	}
+	old.log.await(t, n, "sending data back to the client")
+	next := generate(t, echo.Server{}, addr)
+	old.log.await(t, 1, "handing over ")
+	slow.send(t, fmt.Sprint(n)) // nobody receives at this moment
+	next.stop()
+	next.log.await(t, 1, "draining")
+	for i := range n + 1 {
+		if got := slow.receive(t); got != fmt.Sprint(i) {
+			t.Errorf("reply %d is %q", i, got)
+		}
+	}
+	check(t, old.end(t))
+	check(t, next.end(t))
+}
+
+func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
+	t.Parallel()
+	addr := places(t)[0]
+	old := generate(t, echo.Server{}, addr)
+	old.log.await(t, 1, "waiting for a connection")
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	server := echo.Server{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
+	check(t, server.Serve(ctx, ask(t, addr)))
+	wantEchoOf(t, addr)
+}
+
+func TestTakeoverUnderLoad(t *testing.T) {
+	t.Parallel()
+	addrs := places(t)
+	last := generate(t, echo.Server{}, addrs...)
+	last.log.await(t, 1, "waiting for a connection")
+	var (
+		over    = make(chan struct{})
+		clients sync.WaitGroup
+		mu      sync.Mutex
+		served  int
+	)
+	for i := range 30 {
+		addr := addrs[i%len(addrs)]
+		clients.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-over:
+					mu.Lock()
+					served += n
+					mu.Unlock()
+					return
+				default:
+				}
+				if err := once(t.Context(), addr, fmt.Sprintf("client %d, %d", i, n)); err != nil {
+					t.Errorf("%s, %d: %v", addr, n, err)
+					return
+				}
+			}
+		})
+	}
+	for range 10 {
+		next := generate(t, echo.Server{}, addrs...)
+		next.log.await(t, 3, "took over ")
+		check(t, last.end(t))
+		last = next
+	}
+	close(over)
+	clients.Wait()
+	if served == 0 {
+		t.Error("nothing was echoed")
+	}
+}
+
+// once connects, has something echoed and closes.
+func once(ctx context.Context, a uds.Addr, text string) error {
+	config := uds.DialConfig{}
+	if a.Type == uds.Datagram {
+		config.Bind = uds.AutoName("@" + filepath.Base(a.Path))
+	}
+	conn, err := config.Dial(ctx, a)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	var out strings.Builder
+	client := echo.Client{Timeout: patience, Log: zerolog.Nop()}
+	if err := client.Message(ctx, conn, []byte(text), &out); err != nil {
+		return err
+	}
+	if out.String() != text {
+		return fmt.Errorf("sent %q, got back %q", text, out.String())
+	}
+	return nil
+}

@@ -1,0 +1,63 @@
+// Package files is handing over a file instead of its bytes, on both sides. A
+// client sends a descriptor through the socket, SCM_RIGHTS of unix(7); the
+// server reads the file, which need not exist in its own container, and answers
+// with size and SHA-256.
+//
+// The protocol is one record there and one back, over a seqpacket connection,
+// any number of times:
+//
+//	client  sum 1                    with exactly one descriptor
+//	server  sum 1 SIZE SHA256        decimal bytes, 64 hexadecimal digits
+//	        error TEXT               one line; what is wrong, and the cure
+//
+// The 1 is the version. After a record that breaks the protocol the server
+// closes the connection, after a file that it does not read it does not.
+//
+// A server trusts no descriptor. It takes regular files and memory, memfd_create(2),
+// open for reading, and reads them with pread(2) to the size that they had at
+// first. It maps only what cannot change any more: a page that is truncated
+// away while it is mapped kills its reader with SIGBUS, so it demands the seals
+// F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE, fcntl(2). Of that it maps only
+// the ranges that hold data: to touch a hole would take memory, and from the
+// server's own account.
+package files
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+const request = "sum 1"
+
+// maxRecord is more than any record has, in bytes.
+const maxRecord = 1024
+
+// A Sum is what the server found in a file.
+type Sum struct {
+	Size   int64 // bytes
+	SHA256 [sha256.Size]byte
+}
+
+// String is the sum as an answer.
+func (s Sum) String() string { return fmt.Sprintf("%s %d %x", request, s.Size, s.SHA256) }
+
+// parseAnswer reads an answer, which may come from anybody.
+func parseAnswer(answer string) (s Sum, err error) {
+	if text, ok := strings.CutPrefix(answer, "error "); ok {
+		return s, fmt.Errorf("the server does not read it: %s", text)
+	}
+	rest, ok := strings.CutPrefix(answer, request+" ")
+	size, digits, _ := strings.Cut(rest, " ")
+	if ok && len(digits) == 2*len(s.SHA256) {
+		if s.Size, err = strconv.ParseInt(size, 10, 64); err == nil && s.Size >= 0 {
+			_, err = hex.Decode(s.SHA256[:], []byte(digits))
+		}
+		if err == nil && s.String() == answer {
+			return s, nil
+		}
+	}
+	return Sum{}, fmt.Errorf("the answer is %q: that is no server of files", answer)
+}

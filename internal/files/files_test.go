@@ -1,0 +1,439 @@
+package files_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience bounds every wait for an event; it is no measure of anything.
+const patience = 20 * time.Second
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantWords(t testing.TB, err error, words ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want one that says %q", words)
+	}
+	for _, w := range words {
+		if !strings.Contains(err.Error(), w) {
+			t.Errorf("%q does not say %q", err, w)
+		}
+	}
+}
+
+// A journal is a log that can be waited for.
+type journal struct {
+	mu      sync.Mutex
+	b       strings.Builder
+	changed chan struct{}
+}
+
+func (j *journal) Write(line []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	close(j.changed)
+	j.changed = make(chan struct{})
+	return j.b.Write(line)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.String()
+}
+
+func (j *journal) await(t testing.TB, words string) {
+	t.Helper()
+	late := time.After(patience)
+	for {
+		j.mu.Lock()
+		found, changed := strings.Contains(j.b.String(), words), j.changed
+		j.mu.Unlock()
+		if found {
+			return
+		}
+		select {
+		case <-changed:
+		case <-late:
+			t.Fatalf("%q is not in:\n%s", words, j)
+		}
+	}
+}
+
+// A running server.
+type running struct {
+	addr uds.Addr
+	log  *journal
+	stop func() // and wait until it has ended
+}
+
+func serve(t *testing.T, c files.Config) *running {
+	t.Helper()
+	d, err := os.MkdirTemp("", "uds")
+	check(t, err)
+	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
+	r := &running{addr: uds.Addr{Type: uds.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}}
+	socket, err := uds.ListenConfig{}.Listen(r.addr)
+	check(t, err)
+	c.Log = zerolog.New(r.log)
+	s := files.NewServer(c)
+	acceptor := echo.Server{Files: s.Serve, DrainTimeout: c.DrainTimeout, Log: c.Log}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := acceptor.Serve(ctx, socket); err != nil {
+			t.Error(err)
+		}
+		s.Drain()
+	}()
+	r.stop = func() { cancel(); <-ended }
+	t.Cleanup(r.stop)
+	return r
+}
+
+func (r *running) dial(t *testing.T) *uds.Conn {
+	t.Helper()
+	conn, err := uds.DialConfig{}.Dial(t.Context(), r.addr)
+	check(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+var client = files.Client{Timeout: patience, Log: zerolog.Nop()}
+
+// works checks that the server still reads what others hand over.
+func (r *running) works(t *testing.T) {
+	t.Helper()
+	check(t, files.HealthCheck(t.Context(), r.addr))
+}
+
+func content(size int) []byte {
+	b := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)
+	return b
+}
+
+// memory is a memfd that can still be changed.
+func memory(t *testing.T, size int64) *os.File {
+	t.Helper()
+	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	check(t, err)
+	f := os.NewFile(uintptr(fd), "memory")
+	t.Cleanup(func() { _ = f.Close() })
+	check(t, f.Truncate(size))
+	return f
+}
+
+func seal(t *testing.T, f *os.File, seals int) {
+	t.Helper()
+	_, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+	check(t, err)
+}
+
+const allSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+
+func TestSumIsOfTheWholeFile(t *testing.T) {
+	t.Parallel()
+	r := serve(t, files.Config{})
+	conn := r.dial(t)
+	for _, size := range []int{0, 1, 256<<10 - 1, 256 << 10, 256<<10 + 1, 16<<20 + 256<<10 + 1} {
+		b := content(size)
+		want := files.Sum{Size: int64(size), SHA256: sha256.Sum256(b)}
+		sealed, err := files.Seal("sealed", bytes.NewReader(b))
+		check(t, err)
+		onDisk, err := os.CreateTemp(t.TempDir(), "")
+		check(t, err)
+		unsealed := memory(t, 0)
+		for _, f := range []*os.File{onDisk, unsealed} {
+			_, err := f.Write(b)
+			check(t, err)
+		}
+		for _, f := range []*os.File{sealed, onDisk, unsealed} {
+			got, err := client.Sum(t.Context(), conn, f)
+			check(t, err)
+			if got != want {
+				t.Errorf("%s of %d bytes: got %s, want %s", f.Name(), size, got, want)
+			}
+			check(t, f.Close())
+		}
+	}
+	if n := strings.Count(r.log.String(), `"mapped":0,`); n != 18-2 {
+		t.Errorf("%d of 18 were not mapped at all, want all but the large sealed ones:\n%s", n, r.log)
+	}
+	r.log.await(t, fmt.Sprintf(`"mapped":%d,`, 16<<20+256<<10+1))
+}
+
+// Each page of a hole that the server touched would be charged to it.
+func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
+	t.Parallel()
+	r := serve(t, files.Config{})
+	f := memory(t, 256<<20)
+	b := content(1 << 20)
+	for _, at := range []int64{0, 100<<20 + 4096, 256<<20 - 4096} {
+		_, err := f.WriteAt(b[:min(int64(len(b)), 256<<20-at)], at)
+		check(t, err)
+	}
+	seal(t, f, allSeals)
+	sum := sha256.New()
+	_, err := io.Copy(sum, io.NewSectionReader(f, 0, 256<<20))
+	check(t, err)
+	var before, after unix.Stat_t
+	check(t, unix.Fstat(int(f.Fd()), &before))
+	got, err := client.Sum(t.Context(), r.dial(t), f)
+	check(t, err)
+	check(t, unix.Fstat(int(f.Fd()), &after))
+	if !bytes.Equal(got.SHA256[:], sum.Sum(nil)) {
+		t.Errorf("the sum is %x", got.SHA256)
+	}
+	if before.Blocks != after.Blocks {
+		t.Errorf("the memory had %d blocks, and has %d after it was read", before.Blocks, after.Blocks)
+	}
+	r.log.await(t, `"mapped":1`) // and some more digits: most of the data
+}
+
+func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
+	t.Parallel()
+	r := serve(t, files.Config{})
+	conn := r.dial(t)
+	open := func(path string, flags int) *os.File {
+		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
+		check(t, err)
+		return os.NewFile(uintptr(fd), path)
+	}
+	pipe, w, err := os.Pipe()
+	check(t, err)
+	defer func() { check(t, w.Close()) }()
+	socket, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	check(t, err)
+	for _, tt := range []struct {
+		f     *os.File
+		words string
+	}{
+		{pipe, "it is a pipe"},
+		{os.NewFile(uintptr(socket), "socket"), "it is a socket"},
+		{os.NewFile(uintptr(epoll), "epoll"), "it is a descriptor of no file"},
+		{open("/", unix.O_RDONLY), "it is a directory"},
+		{open("/dev/zero", unix.O_RDONLY), "it is a device"},
+		{open("/proc/version", unix.O_RDONLY), "its size is 0 and yet it has content"},
+		{open("files_test.go", unix.O_PATH), "O_PATH"},
+		{open(t.TempDir()+"/f", unix.O_WRONLY|unix.O_CREAT), "open for writing only"},
+	} {
+		_, err := client.Sum(t.Context(), conn, tt.f)
+		wantWords(t, err, "the server does not read it: ", tt.words)
+		check(t, tt.f.Close())
+		f, err := files.Seal("good", strings.NewReader("good"))
+		check(t, err)
+		_, err = client.Sum(t.Context(), conn, f)
+		check(t, err)
+		check(t, f.Close())
+	}
+}
+
+func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
+	t.Parallel()
+	r := serve(t, files.Config{})
+	for i, tt := range []struct {
+		message string
+		count   int
+		words   string
+	}{
+		{"sum 1", 2, "more than one descriptor came, and all are closed"},
+		{"sum 1", 253, "more than one descriptor came, and all are closed"},
+		{"sum 1", 0, "no descriptor came"},
+		{"", 0, "no descriptor came"},
+		{"sum 2", 1, `unknown request 'sum 2': write "sum 1"`},
+		{"sum 1\n", 1, `unknown request 'sum 1\n'`},
+		{strings.Repeat("x", 1025), 1, "more than 1024 bytes"},
+	} {
+		conn := r.dial(t)
+		mine, theirs, err := os.Pipe()
+		check(t, err)
+		fds := make([]int, tt.count)
+		for i := range fds {
+			fds[i] = int(theirs.Fd())
+		}
+		check(t, conn.SendFiles([]byte(tt.message), fds...))
+		check(t, theirs.Close())
+		receiver := uds.NewReceiver(1000)
+		check(t, conn.SetDeadline(time.Now().Add(patience)))
+		answer, err := conn.Receive(receiver)
+		check(t, err)
+		wantWords(t, errors.New(string(answer)), "error ", tt.words)
+		if _, err := conn.Receive(receiver); err != io.EOF {
+			t.Errorf("then comes %v, not the end", err)
+		}
+		if n, err := mine.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("a descriptor is still open: %d bytes, %v", n, err)
+		}
+		check(t, mine.Close())
+		if i < 5 { // the log stops at 5 a second
+			r.log.await(t, fmt.Sprintf(`"turned_away":%d,`, i+1))
+		}
+	}
+	r.works(t)
+}
+
+// A page that was truncated away while it was mapped would kill this process.
+func TestMemoryThatIsTruncatedWhileItIsReadHarmsNobody(t *testing.T) {
+	t.Parallel()
+	r := serve(t, files.Config{})
+	shorter := 0
+	for i := range 100 {
+		f := memory(t, 8<<20)
+		_, err := f.WriteAt(content(8<<20), 0)
+		check(t, err)
+		seal(t, f, unix.F_SEAL_GROW) // not all that it takes
+		conn := r.dial(t)
+		done := make(chan error, 1)
+		go func() {
+			_, err := client.Sum(t.Context(), conn, f)
+			done <- err
+		}()
+		for size := int64(8<<20) - int64(i)*4096; size > 0; size -= 1 << 20 {
+			check(t, f.Truncate(size))
+		}
+		if err := <-done; err != nil {
+			wantWords(t, err, "it became shorter while it was read")
+			shorter++
+		}
+		check(t, errors.Join(conn.Close(), f.Close()))
+	}
+	t.Logf("%d of 100 were noticed", shorter)
+	r.works(t)
+}
+
+func TestReadingEndsWhenTheSenderLeaves(t *testing.T) {
+	t.Parallel()
+	r := serve(t, files.Config{})
+	for range 3 {
+		f := memory(t, 1<<50)
+		conn := r.dial(t)
+		check(t, conn.SendFiles([]byte("sum 1"), int(f.Fd())))
+		r.log.await(t, "received 'sum 1'")
+		r.works(t) // beside it
+		check(t, conn.Close())
+	}
+	r.log.await(t, "lost the connection: the client left before the answer")
+}
+
+func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing.T) {
+	t.Parallel()
+	r := serve(t, files.Config{DrainTimeout: 50 * time.Millisecond})
+	conn := r.dial(t)
+	check(t, conn.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
+	r.log.await(t, "received 'sum 1'")
+	r.stop()
+	r.log.await(t, "drain timeout is over: closing what is left")
+	if _, err := os.Lstat(r.addr.Path); !os.IsNotExist(err) {
+		t.Errorf("the socket file is left (%v)", err)
+	}
+	if answer, err := conn.Receive(uds.NewReceiver(1000)); err == nil {
+		t.Errorf("the answer is %q", answer)
+	}
+
+	// Who had connected is served.
+	r = serve(t, files.Config{DrainTimeout: patience})
+	conn = r.dial(t)
+	ended := make(chan struct{})
+	go func() { r.stop(); close(ended) }()
+	for {
+		if _, err := os.Lstat(r.addr.Path); os.IsNotExist(err) {
+			break
+		}
+		time.Sleep(time.Millisecond) // no event tells
+	}
+	f := memory(t, 100)
+	_, err := client.Sum(t.Context(), conn, f)
+	check(t, err)
+	check(t, conn.Close())
+	<-ended
+}
+
+func TestWhoIsNotLetInLearnsWhy(t *testing.T) {
+	t.Parallel()
+	f := memory(t, 1)
+	one := serve(t, files.Config{MaxConnections: 1})
+	first, second := one.dial(t), one.dial(t)
+	_, err := client.Sum(t.Context(), first, f)
+	check(t, err)
+	_, err = client.Sum(t.Context(), second, f)
+	wantWords(t, err, "1 connections are open, the most allowed: try again later")
+	check(t, first.Close())
+	one.log.await(t, "no data from")
+}
+
+func TestHealthCheckIsNotMentioned(t *testing.T) {
+	t.Parallel()
+	r := serve(t, files.Config{DrainTimeout: patience})
+	check(t, files.HealthCheck(t.Context(), r.addr))
+	r.stop()
+	for line := range strings.Lines(r.log.String()) {
+		if !strings.Contains(line, `"level":"debug"`) && !strings.Contains(line, "starting up") && !strings.Contains(line, "waiting for") {
+			t.Errorf("the log has %s", line)
+		}
+	}
+	wantWords(t, files.HealthCheck(t.Context(), r.addr), "no such file")
+}
+
+func TestClientBelievesNoStrangeAnswer(t *testing.T) {
+	t.Parallel()
+	d, err := os.MkdirTemp("", "uds")
+	check(t, err)
+	defer func() { check(t, os.RemoveAll(d)) }()
+	socket, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.Files, Path: d + "/f"})
+	check(t, err)
+	defer func() { check(t, socket.Close()) }()
+	check(t, unix.SetNonblock(socket.FD, false))
+	digits := strings.Repeat("0a", 32)
+	for answer, words := range map[string]string{
+		"":                          "that is no server of files",
+		"sum 1":                     "that is no server of files",
+		"sum 1 1 " + digits + "0":   "that is no server of files",
+		"sum 1 1 " + digits[1:]:     "that is no server of files",
+		"sum 1 -1 " + digits:        "that is no server of files",
+		"sum 1 +1 " + digits:        "that is no server of files",
+		"sum 1 x " + digits:         "that is no server of files",
+		"sum 2 1 " + digits:         "that is no server of files",
+		"sum 1 1 g" + digits[1:]:    "that is no server of files",
+		"error \x1b[31m":            "does not read it: \x1b[31m",
+		strings.Repeat("sum", 1000): "message is larger",
+	} {
+		conn, err := uds.DialConfig{}.Dial(t.Context(), socket.Addr)
+		check(t, err)
+		fd, _, err := unix.Accept(socket.FD)
+		check(t, err)
+		check(t, unix.Sendto(fd, []byte(answer), 0, nil))
+		_, err = client.Sum(t.Context(), conn, os.Stdin)
+		wantWords(t, err, words)
+		check(t, errors.Join(unix.Close(fd), conn.Close()))
+	}
+}

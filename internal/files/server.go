@@ -1,0 +1,301 @@
+package files
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// A Server reads the files that clients hand over.
+type Server struct {
+	Config
+	uid        uint32
+	warn       zerolog.Logger // for what a client can cause as often as it likes
+	turnedAway atomic.Uint64
+
+	// Who reads holds one of these buffers, for one part of a file. So neither
+	// a huge file nor many keep others waiting, or take more memory, or more
+	// threads where the reading hangs.
+	turns   chan []byte
+	stopped context.Context // ends when the drain timeout is over
+	stop    func()
+
+	mu      sync.Mutex
+	conns   map[*conn]bool
+	lastID  uint64
+	serving sync.WaitGroup
+}
+
+// A Config says how a [Server] serves.
+type Config struct {
+	MaxConnections int           // further clients are turned away; 0: no limit
+	DrainTimeout   time.Duration // how long clients may take once the server is told to stop
+	Log            zerolog.Logger
+}
+
+// NewServer makes a server that waits for connections, see [Server.Serve].
+func NewServer(c Config) *Server {
+	s := &Server{Config: c, uid: uint32(os.Geteuid()), conns: map[*conn]bool{}}
+	s.stopped, s.stop = context.WithCancel(context.Background())
+	s.warn = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+	// A processor is left to the echo.
+	s.turns = make(chan []byte, max(runtime.GOMAXPROCS(0)-1, 1))
+	for range cap(s.turns) {
+		s.turns <- make([]byte, bufferSize)
+	}
+	return s
+}
+
+// Serve serves a connection, which it takes over, in the background.
+func (s *Server) Serve(fd int) {
+	c := &conn{Server: s}
+	if err := c.open(fd); err != nil {
+		s.warn.Warn().Err(err).Msgf("cannot serve a client: %v", err)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.MaxConnections > 0 && len(s.conns) >= s.MaxConnections {
+		c.turnAway(fmt.Errorf("%d connections are open, the most allowed: try again later", len(s.conns)))
+		_ = c.Close()
+		return
+	}
+	s.lastID++
+	c.id = s.lastID
+	s.conns[c] = true
+	s.serving.Go(func() {
+		c.serve()
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+	})
+}
+
+// open finds out who is at the other end of fd.
+func (c *conn) open(fd int) (err error) {
+	f := os.NewFile(uintptr(fd), "")
+	defer func() { _ = f.Close() }()
+	c.peer = uds.PeerName(fd)
+	if c.cred, err = uds.PeerCred(fd); err != nil {
+		return err
+	}
+	if err := uds.PassCred(fd); err != nil {
+		return err
+	}
+	u, err := net.FileConn(f)
+	if err != nil {
+		return err
+	}
+	c.UnixConn = u.(*net.UnixConn)
+	c.quiet = strings.HasPrefix(c.peer, echo.HealthName) && c.cred.Uid == c.uid
+	c.raw, err = c.SyscallConn()
+	return err
+}
+
+// Drain waits for the clients, to the drain timeout. A read that hangs, because
+// the file's own file system does, is left to the end of the process. Nothing
+// may be served any more.
+func (s *Server) Drain() {
+	served := make(chan struct{})
+	go func() {
+		s.serving.Wait()
+		close(served)
+	}()
+	select {
+	case <-served:
+	case <-time.After(s.DrainTimeout):
+		s.mu.Lock()
+		s.Log.Warn().Int("connections", len(s.conns)).Dur("drain_timeout", s.DrainTimeout).
+			Msg("drain timeout is over: closing what is left")
+		for c := range s.conns {
+			_ = c.Close()
+		}
+		s.mu.Unlock()
+		s.stop()
+		select {
+		case <-served:
+		case <-time.After(time.Second):
+		}
+	}
+	s.stop()
+}
+
+// A conn is one client.
+type conn struct {
+	*Server
+	*net.UnixConn
+	raw   syscall.RawConn
+	cred  *unix.Ucred
+	peer  string
+	id    uint64
+	quiet bool // it checks the server's health, and is not mentioned at info level
+}
+
+func (c *conn) serve() {
+	defer func() { _ = c.Close() }()
+	ev := c.event().Uint32("uid", c.cred.Uid).Uint32("gid", c.cred.Gid)
+	if c.cred.Pid == 0 {
+		ev = ev.Str("pid", "unknown") // it lives in another process id namespace
+	} else {
+		ev = ev.Int32("pid", c.cred.Pid)
+	}
+	ev.Msg("connection from")
+	buf := make([]byte, maxRecord)
+	for {
+		record, fds, err := c.receive(buf)
+		switch {
+		case err == io.EOF:
+			c.event().Msg("no data from")
+			return
+		case errors.Is(err, uds.ErrDescriptors):
+			c.turnAway(fmt.Errorf("more than one descriptor came, and all are closed: hand over one at a time"))
+			return
+		case errors.Is(err, uds.ErrOpenFiles):
+			c.turnAway(fmt.Errorf("the server has as many files open as it may: try again later"))
+			return
+		case errors.Is(err, uds.ErrTruncated):
+			c.turnAway(fmt.Errorf("the request has more than %d bytes: write %q", maxRecord, request))
+			return
+		case err != nil:
+			c.lost(err)
+			return
+		}
+		answer, err := c.answer(record, fds)
+		var broken *protocolError
+		switch {
+		case errors.As(err, &broken):
+			c.turnAway(err)
+			return
+		case errors.Is(err, errLeft), errors.Is(err, context.Canceled):
+			c.lost(err)
+			return
+		case err != nil:
+			c.warn.Warn().Uint64("conn", c.id).Str("peer", echo.Escape(c.peer)).Err(err).Msgf("cannot read what came: %v", err)
+			answer = "error " + err.Error()
+		}
+		c.event().Int("bytes", len(answer)).Msg("sending " + echo.Quote([]byte(answer)))
+		if _, err := c.Write([]byte(answer)); err != nil {
+			c.lost(err)
+			return
+		}
+	}
+}
+
+func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
+	var n int
+	waitErr := c.raw.Read(func(fd uintptr) bool {
+		n, fds, _, err = uds.ReceiveFiles(int(fd), buf, 1)
+		return err != unix.EAGAIN
+	})
+	if waitErr != nil {
+		err = waitErr
+	}
+	return buf[:n], fds, err
+}
+
+// A protocolError is what a client of this protocol does not do.
+type protocolError struct{ text string }
+
+func (e *protocolError) Error() string { return e.text }
+
+// answer reads what came, and closes it.
+func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
+	c.event().Int("bytes", len(record)).Int("descriptors", len(fds)).Msg("received " + echo.Quote(record))
+	if len(fds) == 0 {
+		return "", &protocolError{fmt.Sprintf("no descriptor came with the request: send %q with one", request)}
+	}
+	fd := fds[0]
+	if string(record) != request {
+		_ = unix.Close(fd)
+		return "", &protocolError{fmt.Sprintf("unknown request %s: write %q", echo.Quote(record), request)}
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var in *input
+	err = c.turn(func([]byte) (err error) {
+		in, err = inspect(fd)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	started := time.Now()
+	sum, err := in.sum(c.turn)
+	if err == nil {
+		c.event().Int64("size", in.size).Int64("mapped", in.mapped).Dur("duration", time.Since(started)).Msg("read all of it")
+	}
+	return sum.String(), err
+}
+
+var errLeft = errors.New("the client left before the answer")
+
+// turn does one part of the work, when it is this client's turn, unless the
+// client or the server has ended.
+func (c *conn) turn(work func(buf []byte) error) error {
+	select {
+	case buf := <-c.turns:
+		defer func() { c.turns <- buf }()
+		if c.stopped.Err() != nil {
+			return c.stopped.Err()
+		}
+		if c.left() {
+			return errLeft
+		}
+		return work(buf)
+	case <-c.stopped.Done():
+		return c.stopped.Err()
+	}
+}
+
+// left tells whether the client has closed its end.
+func (c *conn) left() (left bool) {
+	err := c.raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(p, 0)
+		left = err == nil && n > 0 && p[0].Revents&unix.POLLHUP != 0
+	})
+	return left || err != nil
+}
+
+// turnAway tells the client why it is, and the log. The caller closes.
+func (c *conn) turnAway(err error) {
+	ev := c.warn.Warn().Uint64("turned_away", c.turnedAway.Add(1)).Str("peer", echo.Escape(c.peer)).Err(err)
+	if c.cred != nil {
+		ev = ev.Uint32("uid", c.cred.Uid).Uint32("gid", c.cred.Gid)
+	}
+	ev.Msgf("turned a client away: %v", err)
+	// What it does not take now it does not get.
+	_ = c.raw.Control(func(fd uintptr) {
+		_ = unix.Sendto(int(fd), []byte("error "+err.Error()), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
+	})
+}
+
+func (c *conn) lost(err error) {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) {
+		return // the drain timeout, which was mentioned
+	}
+	c.event().Err(err).Msgf("lost the connection: %v", err)
+}
+
+// event is an event about this client.
+func (c *conn) event() *zerolog.Event {
+	level := zerolog.InfoLevel
+	if c.quiet {
+		level = zerolog.DebugLevel
+	}
+	return c.Log.WithLevel(level).Uint64("conn", c.id).Str("peer", echo.Escape(c.peer))
+}

@@ -1,0 +1,153 @@
+package files
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	bufferSize = 256 << 10 // bytes of one read
+	windowSize = 16 << 20  // bytes that are mapped at a time, a multiple of the page size
+)
+
+// An input is a descriptor of a stranger's.
+type input struct {
+	fd     int
+	size   int64
+	sealed bool // it is memory that cannot change
+	mapped int64
+}
+
+// inspect looks at what fd is. The error is one to tell the client.
+func inspect(fd int) (*input, error) {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	switch {
+	case err != nil:
+		return nil, os.NewSyscallError("fcntl F_GETFL", err)
+	case flags&unix.O_PATH != 0:
+		return nil, errors.New("the descriptor is one of a path alone (O_PATH): open the file for reading")
+	case flags&unix.O_ACCMODE == unix.O_WRONLY:
+		return nil, errors.New("the descriptor is open for writing only: open the file for reading")
+	}
+	in := &input{fd: fd, sealed: sealed(fd)}
+	// After the seals: from then on the size is the last.
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, fmt.Errorf("it is a %s: only regular files and memory are read", kind(st.Mode))
+	}
+	in.size = st.Size
+	if in.size == 0 {
+		if n, _ := pread(fd, make([]byte, 1), 0); n > 0 {
+			return nil, errors.New("its size is 0 and yet it has content, as a file of /proc: send a copy")
+		}
+	}
+	return in, nil
+}
+
+func kind(mode uint32) string {
+	switch mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		return "directory"
+	case unix.S_IFIFO:
+		return "pipe"
+	case unix.S_IFSOCK:
+		return "socket"
+	case unix.S_IFCHR, unix.S_IFBLK:
+		return "device"
+	default:
+		return "descriptor of no file"
+	}
+}
+
+const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+
+// sealed tells whether fd is memory that nobody can change any more. Memory of
+// huge pages is left out: touching a hole of it is a SIGBUS where none are free.
+func sealed(fd int) bool {
+	have, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil || have&seals != seals {
+		return false
+	}
+	var st unix.Statfs_t
+	return unix.Fstatfs(fd, &st) == nil && st.Type == unix.TMPFS_MAGIC
+}
+
+// part adds one part of the file, from offset at, to sum, and tells how many
+// bytes it had: at most a window, or what buf holds.
+func (in *input) part(sum hash.Hash, buf []byte, at int64) (int64, error) {
+	if n := in.window(at); n > int64(len(buf)) {
+		// A private mapping of what cannot change is a shared one, and one that
+		// kernels before 6.7 allow of a file with F_SEAL_WRITE.
+		window, err := unix.Mmap(in.fd, at, int(n), unix.PROT_READ, unix.MAP_PRIVATE)
+		if err == nil {
+			sum.Write(window)
+			in.mapped += n
+			return n, os.NewSyscallError("munmap", unix.Munmap(window))
+		} // it can be read all the same
+	}
+	buf = buf[:min(int64(len(buf)), in.size-at)]
+	n, err := pread(in.fd, buf, at)
+	sum.Write(buf[:n])
+	if err == nil && n < len(buf) {
+		err = errors.New("it became shorter while it was read: send it again when it is complete")
+	}
+	return int64(n), err
+}
+
+// window is how many bytes from offset at hold data and may be mapped.
+func (in *input) window(at int64) int64 {
+	if !in.sealed {
+		return 0
+	}
+	if data, err := unix.Seek(in.fd, at, unix.SEEK_DATA); err != nil || data != at {
+		return 0
+	}
+	hole, err := unix.Seek(in.fd, at, unix.SEEK_HOLE)
+	if err != nil {
+		return 0
+	}
+	return min(hole, in.size, at+windowSize) - at
+}
+
+// pread fills buf from offset at, or reads less at the end of the file.
+func pread(fd int, buf []byte, at int64) (n int, err error) {
+	for n < len(buf) {
+		m, err := unix.Pread(fd, buf[n:], at+int64(n))
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return n, fmt.Errorf("read it: %w", err)
+		case m == 0:
+			return n, nil
+		default:
+			n += m
+		}
+	}
+	return n, nil
+}
+
+// sum reads all of the input. Each part is read in a turn, which may end the
+// reading with an error.
+func (in *input) sum(turn func(func(buf []byte) error) error) (Sum, error) {
+	s, sum := Sum{Size: in.size}, sha256.New()
+	for at := int64(0); at < in.size; {
+		err := turn(func(buf []byte) error {
+			n, err := in.part(sum, buf, at)
+			at += n
+			return err
+		})
+		if err != nil {
+			return s, err
+		}
+	}
+	sum.Sum(s.SHA256[:0])
+	return s, nil
+}

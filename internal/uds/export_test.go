@@ -1,0 +1,4 @@
+package uds
+
+// ParseControl is what the fuzz test feeds.
+var ParseControl = parseControl

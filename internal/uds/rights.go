@@ -1,0 +1,131 @@
+package uds
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrOpenFiles is a message whose descriptors this process could not take, as
+// it has as many open as it may. Those that it got are closed.
+var ErrOpenFiles = errors.New("no room for another open file")
+
+// SendFiles sends a message over a connection, whole or not at all, and with it
+// descriptors of this process: the receiver gets new ones of the same open
+// files, unix(7), SCM_RIGHTS. They may be closed here right after. An empty
+// message cannot carry any: it would get a byte.
+func (c *Conn) SendFiles(message []byte, fds ...int) error {
+	raw, err := c.raw()
+	if err != nil {
+		return err
+	}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	waitErr := raw.Write(func(fd uintptr) bool {
+		err = retryErr(func() error {
+			return unix.Sendmsg(int(fd), message, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		})
+		return err != unix.EAGAIN
+	})
+	switch {
+	case waitErr != nil:
+		return waitErr
+	case err == unix.EINVAL:
+		return fmt.Errorf("%w (EINVAL): %d descriptors: a message carries at most 253", err, len(fds))
+	case err == unix.ETOOMANYREFS:
+		return fmt.Errorf("%w (ETOOMANYREFS): as many descriptors of this user are under way as one process may have open: wait until they are received", err)
+	}
+	return err
+}
+
+// ReceiveFiles receives the next message of fd, a connection with [PassCred],
+// into buf, and with it at most limit descriptors, which are close-on-exec and
+// the caller's to close. cred is who sent it.
+//
+// The error is io.EOF at the end of the connection, EAGAIN where there is no
+// message, [ErrDescriptors] where more than limit descriptors came,
+// [ErrOpenFiles], [ErrTruncated] for a message larger than buf, or an errno of
+// recvmsg(2). With an error no descriptor stays open.
+func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.Ucred, err error) {
+	// The length and not the space, which is rounded up: the kernel would use
+	// the padding for one descriptor more.
+	control := make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgLen(4*limit))
+	var used, flags int
+	_, err = retry(func() (_ struct{}, err error) {
+		n, used, flags, _, err = unix.Recvmsg(fd, buf, control, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		return
+	})
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	fds, cred, err = parseControl(control[:used])
+	switch {
+	case err != nil:
+	case flags&unix.MSG_CTRUNC != 0 && len(fds) < limit:
+		err = fmt.Errorf("%w: the limit is reached: close some, or raise it", ErrOpenFiles)
+	case flags&unix.MSG_CTRUNC != 0:
+		err = fmt.Errorf("%w: more than %d", ErrDescriptors, limit)
+	case flags&unix.MSG_TRUNC != 0:
+		err = fmt.Errorf("%w: %d bytes fit", ErrTruncated, len(buf))
+	case n == 0 && cred == nil:
+		// An empty record looks the same, but comes with credentials.
+		err = io.EOF
+	}
+	if err != nil {
+		closeAll(fds)
+		return 0, nil, nil, err
+	}
+	return n, fds, cred, nil
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}
+
+var errControl = errors.New("malformed ancillary data")
+
+// parseControl reads ancillary data, cmsg(3). With an error it still gives the
+// descriptors that it found, for they are open. The parsers of package unix
+// panic on some lengths; this one trusts none.
+func parseControl(b []byte) (fds []int, cred *unix.Ucred, err error) {
+	for len(b) > 0 {
+		var h unix.Cmsghdr
+		if len(b) < unix.CmsgLen(0) {
+			return fds, cred, fmt.Errorf("%w: %d bytes, a header has %d", errControl, len(b), unix.CmsgLen(0))
+		}
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&h)), unix.SizeofCmsghdr), b)
+		length := uint64(h.Len) //nolint:unconvert // it has 32 bits on other machines
+		if length < uint64(unix.CmsgLen(0)) || length > uint64(len(b)) {
+			return fds, cred, fmt.Errorf("%w: a length of %d in %d bytes", errControl, length, len(b))
+		}
+		data := b[unix.CmsgLen(0):length]
+		b = b[min(unix.CmsgSpace(len(data)), len(b)):]
+		if h.Level != unix.SOL_SOCKET {
+			continue
+		}
+		switch h.Type {
+		case unix.SCM_RIGHTS:
+			for ; len(data) >= 4; data = data[4:] {
+				fds = append(fds, int(int32(binary.NativeEndian.Uint32(data))))
+			}
+			if len(data) > 0 {
+				return fds, cred, fmt.Errorf("%w: %d bytes after the last descriptor", errControl, len(data))
+			}
+		case unix.SCM_CREDENTIALS:
+			if len(data) != unix.SizeofUcred {
+				return fds, cred, fmt.Errorf("%w: credentials of %d bytes", errControl, len(data))
+			}
+			cred = new(unix.Ucred)
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(cred)), unix.SizeofUcred), data)
+		}
+	}
+	return fds, cred, nil
+}

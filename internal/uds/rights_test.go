@@ -1,0 +1,226 @@
+package uds_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// filesPair is a connection over which files are sent to the receiving end.
+func filesPair(t *testing.T) (sender, receiver int) {
+	t.Helper()
+	sender, receiver = pair(t, uds.Seqpacket)
+	check(t, uds.PassCred(receiver))
+	return sender, receiver
+}
+
+// pipe gives the two ends of one; the reader ends when no writer is open any
+// more, wherever it is.
+func pipe(t *testing.T) (r, w *os.File) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	check(t, err)
+	t.Cleanup(func() { _, _ = r.Close(), w.Close() })
+	return r, w
+}
+
+// wantClosed checks that nobody has the other end of r any more.
+func wantClosed(t *testing.T, r *os.File) {
+	t.Helper()
+	if n, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("a descriptor is still open: %d bytes, %v", n, err)
+	}
+}
+
+func TestFilesArriveAsNewDescriptorsOfTheSameFiles(t *testing.T) {
+	t.Parallel()
+	a, b := filesPair(t)
+	r, w := pipe(t)
+	check(t, unix.Sendmsg(a, []byte("take these"), unix.UnixRights(int(w.Fd()), int(w.Fd())), nil, 0))
+	check(t, w.Close())
+	buf := make([]byte, 100)
+	n, fds, cred, err := uds.ReceiveFiles(b, buf, 2)
+	check(t, err)
+	if string(buf[:n]) != "take these" || len(fds) != 2 || cred == nil || cred.Pid != int32(os.Getpid()) {
+		t.Errorf("got %q with %v of %v", buf[:n], fds, cred)
+	}
+	for i, fd := range fds {
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags != unix.FD_CLOEXEC {
+			t.Errorf("flags are %#x (%v), not close-on-exec", flags, err)
+		}
+		_, err := unix.Write(fd, []byte{byte('0' + i)})
+		check(t, err)
+		check(t, unix.Close(fd))
+	}
+	if got, err := io.ReadAll(r); err != nil || string(got) != "01" {
+		t.Errorf("through the descriptors came %q, %v", got, err)
+	}
+}
+
+func TestConnSendsFiles(t *testing.T) {
+	t.Parallel()
+	s := listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Files, Path: dir(t) + "/f"})
+	conn := dial(t, s.Addr)
+	check(t, unix.SetNonblock(s.FD, false))
+	fd, _, err := unix.Accept(s.FD)
+	check(t, err)
+	defer func() { check(t, unix.Close(fd)) }()
+	check(t, uds.PassCred(fd))
+	r, w := pipe(t)
+	check(t, conn.SendFiles([]byte("one"), int(w.Fd())))
+	check(t, conn.SendFiles(nil)) // an empty record is no end
+	check(t, w.Close())
+	n, fds, _, err := uds.ReceiveFiles(fd, make([]byte, 10), 1)
+	if err != nil || n != 3 || len(fds) != 1 {
+		t.Fatalf("%d bytes, %v, %v", n, fds, err)
+	}
+	check(t, unix.Close(fds[0]))
+	wantClosed(t, r)
+	if n, fds, _, err := uds.ReceiveFiles(fd, make([]byte, 10), 1); err != nil || n != 0 || len(fds) != 0 {
+		t.Errorf("an empty record: %d bytes, %v, %v", n, fds, err)
+	}
+	if err := conn.SendFiles([]byte("many"), make([]int, 254)...); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("254 descriptors: %v", err)
+	} else {
+		wantWords(t, err.Error(), "254 descriptors: a message carries at most 253")
+	}
+	check(t, conn.Close())
+	if _, _, _, err := uds.ReceiveFiles(fd, make([]byte, 10), 1); err != io.EOF {
+		t.Errorf("the end is %v", err)
+	}
+}
+
+func TestWhatIsRefusedLeavesNoDescriptorOpen(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name        string
+		count, size int
+		limit       int
+		want        error
+	}{
+		{"one more", 3, 1, 2, uds.ErrDescriptors},
+		{"two for one", 2, 1, 1, uds.ErrDescriptors},
+		{"one for none", 1, 1, 0, uds.ErrDescriptors},
+		{"as many as there can be", 253, 1, 1, uds.ErrDescriptors},
+		{"long message", 1, 11, 1, uds.ErrTruncated},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			a, b := filesPair(t)
+			r, w := pipe(t)
+			many := make([]int, tt.count)
+			for i := range many {
+				many[i] = int(w.Fd())
+			}
+			check(t, unix.Sendmsg(a, make([]byte, tt.size), unix.UnixRights(many...), nil, 0))
+			check(t, w.Close())
+			n, got, _, err := uds.ReceiveFiles(b, make([]byte, 10), tt.limit)
+			if n != 0 || got != nil || !errors.Is(err, tt.want) {
+				t.Errorf("%d bytes, %v, error %v, not %v", n, got, err, tt.want)
+			}
+			wantClosed(t, r)
+			if _, _, _, err := uds.ReceiveFiles(b, make([]byte, 10), 1); err != unix.EAGAIN {
+				t.Errorf("with nothing there the error is %v", err)
+			}
+		})
+	}
+}
+
+func TestFilesAtTheLimitOfOpenFilesAreAnErrorThatPasses(t *testing.T) {
+	t.Parallel()
+	c := start(t, 0, nil, "full")
+	if o := c.line(t); o != "no room for another open file: the limit is reached: close some, or raise it" {
+		t.Errorf("at the limit: %s", o)
+	}
+	if o := c.line(t); o != "1 descriptors" {
+		t.Errorf("below it: %s", o)
+	}
+	c.end(t)
+}
+
+// fullRole receives a descriptor when no number is free, and again later.
+func fullRole([]string) error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	if err := uds.PassCred(pair[1]); err != nil {
+		return err
+	}
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		return err
+	}
+	for _, limit := range []uint64{0, before.Cur} {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: limit, Max: before.Max}); err != nil {
+			return err
+		}
+		if err := unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(0), nil, 0); err != nil {
+			return err
+		}
+		_, fds, _, err := uds.ReceiveFiles(pair[1], make([]byte, 10), 1)
+		if err != nil {
+			fmt.Println(err)
+		} else {
+			fmt.Println(len(fds), "descriptors")
+		}
+	}
+	return nil
+}
+
+// header is the ancillary data header of so many bytes in all.
+func header(length uint64, level, kind uint32) []byte {
+	b := binary.NativeEndian.AppendUint64(nil, length)
+	b = binary.NativeEndian.AppendUint32(b, level)
+	return binary.NativeEndian.AppendUint32(b, kind)
+}
+
+func FuzzControl(f *testing.F) {
+	rights := unix.UnixRights(3, 4, 5)
+	f.Add([]byte{})
+	f.Add(rights)
+	f.Add(rights[:len(rights)-4])
+	f.Add(append(unix.UnixCredentials(&unix.Ucred{Pid: 1, Uid: 2, Gid: 3}), rights...))
+	for _, length := range []uint64{0, 1, 15, 16, 17, 18, 19, 20, 21, 28, 1 << 31, 1<<63 - 1, 1<<64 - 1, 1<<64 - 8} {
+		f.Add(append(header(length, unix.SOL_SOCKET, unix.SCM_RIGHTS), 1, 2, 3, 4, 5))
+		f.Add(append(header(length, unix.SOL_SOCKET, unix.SCM_CREDENTIALS), 1, 2, 3, 4, 5))
+		f.Add(header(length, 0, 0))
+	}
+	f.Fuzz(func(t *testing.T, control []byte) {
+		given := bytes.Clone(control)
+		fds, _, err := uds.ParseControl(control)
+		if 4*len(fds) > len(control) {
+			t.Errorf("%d descriptors in %d bytes", len(fds), len(control))
+		}
+		if !bytes.Equal(given, control) {
+			t.Error("the data has changed")
+		}
+		// Where all is well the library agrees; where it is not, it may panic.
+		if err != nil {
+			return
+		}
+		messages, err := unix.ParseSocketControlMessage(control)
+		if err != nil {
+			t.Fatalf("the library says %v", err)
+		}
+		var want []int
+		for _, m := range messages {
+			if m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_RIGHTS {
+				theirs, err := unix.ParseUnixRights(&m)
+				check(t, err)
+				want = append(want, theirs...)
+			}
+		}
+		if fmt.Sprint(want) != fmt.Sprint(fds) {
+			t.Errorf("%v, but the library says %v", fds, want)
+		}
+	})
+}

@@ -1,0 +1,302 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// get asks the admin socket at path.
+func get(t *testing.T, path, what string) string {
+	t.Helper()
+	body, err := tryGet(t, path, what)
+	check(t, err)
+	return body
+}
+
+func tryGet(t *testing.T, path, what string) (string, error) {
+	t.Helper()
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", path)
+		},
+	}}
+	response, err := client.Get("http://admin" + what)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = response.Body.Close() }()
+	body, err := io.ReadAll(response.Body)
+	if response.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s", what, response.Status)
+	}
+	return string(body), err
+}
+
+// A status is what /status says.
+type status struct {
+	Connections, Accepted, Messages, Bytes int
+	RepliesWaiting                         int `json:"replies_waiting"`
+	Refused                                map[string]int
+	UptimeSeconds                          int `json:"uptime_seconds"`
+	Build                                  map[string]string
+}
+
+func statusOf(t *testing.T, path string) (s status) {
+	t.Helper()
+	decoder := json.NewDecoder(strings.NewReader(get(t, path, "/status")))
+	decoder.DisallowUnknownFields()
+	check(t, decoder.Decode(&s))
+	return s
+}
+
+// awaitStatus waits for a status with which ok is content.
+func awaitStatus(t *testing.T, path string, ok func(status) bool) status {
+	t.Helper()
+	for late := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		s := statusOf(t, path)
+		if ok(s) {
+			return s
+		}
+		if time.Now().After(late) {
+			t.Fatalf("the status stays %+v", s)
+		}
+	}
+}
+
+// metric is a number in what /metrics said.
+func metric(t *testing.T, metrics, name string) float64 {
+	t.Helper()
+	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindStringSubmatch(metrics)
+	if m == nil {
+		t.Fatalf("no %s in\n%s", name, metrics)
+	}
+	n, err := strconv.ParseFloat(m[1], 64)
+	check(t, err)
+	return n
+}
+
+func TestAdminShowsWhatTheServerDoes(t *testing.T) {
+	t.Parallel()
+	need(t, "curl", "curl")
+	d := dir(t)
+	server := serve(t, d, "--admin", "stream:admin", "--mode", "0666", "--max-connections", "1",
+		"--listen", "s", "--listen", "datagram:d")
+	if status, _, stderr := run(t, d, "", "client", "--connect", "s", "twelve bytes"); status != 0 {
+		t.Fatal(stderr)
+	}
+	if status, _, stderr := run(t, d, "", "client", "--connect", "datagram:d", "four"); status != 0 {
+		t.Fatal(stderr)
+	}
+	awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == 0 })
+	held, err := net.Dial("unix", d+"/s")
+	check(t, err)
+	defer func() { _ = held.Close() }()
+	server.err.await(t, 2, "connection from")
+	if status, _, _ := run(t, d, "", "client", "--connect", "s"); status != 1 {
+		t.Errorf("a client too many: exit status %d", status)
+	}
+	nameless, err := net.Dial("unixgram", d+"/d")
+	check(t, err)
+	_, err = nameless.Write(nil)
+	check(t, errors.Join(err, nameless.Close()))
+
+	got := awaitStatus(t, d+"/admin", func(s status) bool { return s.Refused["nameless"] == 1 })
+	if got.Connections != 1 || got.Accepted != 2 || got.Messages != 3 || got.Bytes != 16 || got.RepliesWaiting != 0 ||
+		got.Refused["connections"] != 1 || len(got.Refused) != 9 || !strings.HasPrefix(got.Build["go"], "go") {
+		t.Errorf("%+v", got)
+	}
+	for _, tt := range []struct {
+		args  []string
+		stdin string
+	}{
+		{[]string{"curl", "-sS", "--unix-socket", "admin", "http://admin/metrics"}, ""},
+		{[]string{"nc", "-U", "admin"}, "GET /metrics HTTP/1.0\r\n\r\n"},
+	} {
+		need(t, tt.args[0], "netcat-openbsd")
+		status, metrics, stderr := run(t, d, tt.stdin, tt.args...)
+		if status != 0 {
+			t.Fatalf("%q: exit status %d, error %q", tt.args, status, stderr)
+		}
+		for name, want := range map[string]float64{
+			"udsecho_connections": 1, "udsecho_connections_accepted_total": 2, "udsecho_messages_received_total": 3,
+			"udsecho_bytes_received_total": 16, "udsecho_replies_waiting": 0,
+			`udsecho_refused_total{cause="connections"}`: 1, `udsecho_refused_total{cause="nameless"}`: 1,
+			`udsecho_refused_total{cause="idle"}`: 0,
+		} {
+			if got := metric(t, metrics, name); got != want {
+				t.Errorf("%s is %v, not %v", name, got, want)
+			}
+		}
+		wantWords(t, metrics, "go_goroutines ", "process_resident_memory_bytes ", "process_open_fds ", "go_build_info{")
+	}
+	check(t, held.Close())
+	server.stop(t)
+}
+
+func TestAdminSocketIsTheServersUsersAlone(t *testing.T) {
+	t.Parallel()
+	for mode, args := range map[os.FileMode][]string{0o600: nil, 0o660: {"--mode", "0660"}} {
+		d := dir(t)
+		server := serve(t, d, append(args, "--admin", "admin")...)
+		info, err := os.Lstat(d + "/admin")
+		check(t, err)
+		if info.Mode() != mode|os.ModeSocket {
+			t.Errorf("mode is %v, not %v", info.Mode(), mode)
+		}
+		server.stop(t)
+	}
+}
+
+func TestAdminAddressThatCannotBeHadEndsTheServer(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	first := serve(t, d, "--admin", "admin")
+	check(t, os.WriteFile(d+"/file", []byte("precious"), 0o600))
+	for _, tt := range []struct {
+		admin, words string
+		more         []string
+	}{
+		{"admin", "server: admin: listen stream:admin: in use: another server holds admin.lock", nil},
+		{"file", "not a socket: file is a regular file; it is left alone", nil},
+		{"file", "not a socket: file is a regular file; it is left alone", []string{"--takeover"}},
+		{"none/admin", "directory none does not exist", []string{"--takeover"}},
+	} {
+		status, stdout, stderr := run(t, d, "", append([]string{"server", "--listen", "s", "--admin", tt.admin}, tt.more...)...)
+		if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+		}
+		wantWords(t, stderr, tt.words)
+		wantFiles(t, d, "admin", "admin.lock", "file", "uds_socket", "uds_socket.lock")
+	}
+	check(t, os.Remove(d+"/file"))
+	first.stop(t)
+}
+
+func TestAdminGoesToTheServerThatTakesOver(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	args := []string{"--takeover", "--admin", "admin", "--drain-timeout", "60s"}
+	old := serve(t, d, args...)
+	client := start(t, d, "client", "-")
+	_, err := io.WriteString(client.in, "hello")
+	check(t, err)
+	client.out.await(t, 1, "hello")
+
+	successor := serve(t, d, args...)
+	successor.err.await(t, 1, "took over ./uds_socket")
+	successor.err.await(t, 1, "admin: listen stream:admin: in use: another server holds admin.lock: stop it first or choose another path: waiting for it")
+	// The old one drains, and shows that.
+	if got := statusOf(t, d+"/admin"); got.Connections != 1 {
+		t.Errorf("%+v", got)
+	}
+	check(t, client.in.Close())
+	if status := client.status(t); status != 0 {
+		t.Errorf("the client's exit status is %d", status)
+	}
+	if status := old.status(t); status != 0 {
+		t.Errorf("exit status %d after:\n%s", status, &old.err)
+	}
+	for late := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		body, err := tryGet(t, d+"/admin", "/status")
+		if err == nil {
+			wantWords(t, body, `"accepted": 0`)
+			break
+		}
+		if time.Now().After(late) {
+			t.Fatal(err)
+		}
+	}
+	successor.stop(t)
+}
+
+func TestServerThatWaitsForAnAdminAddressStops(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	other := serve(t, d, "--listen", "other", "--admin", "admin")
+	server := serve(t, d, "--takeover", "--admin", "admin")
+	server.err.await(t, 1, "waiting for it")
+	server.signal(t, syscall.SIGTERM)
+	if status := server.status(t); status != 0 || strings.Contains(server.err.String(), "canceled") {
+		t.Errorf("exit status %d after:\n%s", status, &server.err)
+	}
+	other.stop(t)
+}
+
+// Who fills the admin socket, or is slow there, keeps it from others for ten
+// seconds at most, and the echo from nobody.
+func TestAdminHasLimitsOfItsOwn(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--admin", "admin", "--log-level", "debug")
+	began := time.Now()
+	var slow []net.Conn
+	for range 16 {
+		conn, err := net.Dial("unix", d+"/admin")
+		check(t, err)
+		_, err = io.WriteString(conn, "GET /status HTTP/1.1\r\nHost: ")
+		check(t, err)
+		slow = append(slow, conn)
+	}
+	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	statusOf(t, d+"/admin") // once the first is turned away
+	if took := time.Since(began); took < 5*time.Second {
+		t.Errorf("a seventeenth was served after %v", took)
+	}
+	for _, conn := range slow {
+		check(t, conn.SetDeadline(time.Now().Add(patience)))
+		_, err := io.ReadAll(conn)
+		check(t, errors.Join(err, conn.Close()))
+	}
+
+	conn, err := net.Dial("unix", d+"/admin")
+	check(t, err)
+	defer func() { _ = conn.Close() }()
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	_, _ = conn.Write([]byte("GET /status HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 64<<10)))
+	answer, _ := io.ReadAll(conn)
+	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 431 ")) {
+		t.Errorf("a header of 64 KiB is answered by %q", answer)
+	}
+	server.stop(t)
+}
+
+// What package http says is an event like any other.
+func TestAdminWithoutDescriptorsWarnsInTheLogsFormat(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--admin", "admin", "--log-format", "json")
+	statusOf(t, d+"/admin") // what it needs is open
+	var before unix.Rlimit
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
+	conn, err := net.Dial("unix", d+"/admin")
+	check(t, err)
+	defer func() { _ = conn.Close() }()
+	server.err.await(t, 1, "admin: http: Accept error")
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
+	statusOf(t, d+"/admin")
+	check(t, conn.Close())
+	server.stop(t)
+	for line := range strings.Lines(server.err.String()) {
+		if !json.Valid([]byte(line)) {
+			t.Errorf("no JSON: %s", line)
+		}
+	}
+}

@@ -1,0 +1,830 @@
+package main_test
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/faults"
+)
+
+// awaitServer waits for a server that logs nothing, by its admin socket.
+func awaitServer(t *testing.T, admin string) {
+	t.Helper()
+	for late := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		_, err := tryGet(t, admin, "/status")
+		if err == nil {
+			return
+		}
+		if time.Now().After(late) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// pause stops a process until the test has it go on.
+func (p *process) pause(t *testing.T) (goOn func()) {
+	t.Helper()
+	p.signal(t, syscall.SIGSTOP)
+	check(t, unix.Waitid(unix.P_PID, p.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
+	return func() { t.Helper(); p.signal(t, syscall.SIGCONT) }
+}
+
+// connect is a connection of type network, "unix" or "unixpacket".
+func connect(t *testing.T, network, path string) *net.UnixConn {
+	t.Helper()
+	conn, err := net.DialUnix(network, nil, &net.UnixAddr{Name: path, Net: network})
+	check(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	check(t, conn.SetDeadline(time.Now().Add(5*patience)))
+	return conn
+}
+
+// echoed sends words and tells what comes instead of them.
+func echoed(conn net.Conn, words string) error {
+	if _, err := io.WriteString(conn, words); err != nil {
+		return err
+	}
+	got := make([]byte, len(words))
+	if _, err := io.ReadFull(conn, got); err != nil {
+		return err
+	}
+	if string(got) != words {
+		return fmt.Errorf("sent %q, got back %q", words, got)
+	}
+	return nil
+}
+
+// p99 is that of so many echoes, in a row.
+func p99(t *testing.T, conn net.Conn) time.Duration {
+	t.Helper()
+	took := make([]time.Duration, 5000)
+	for i := range took {
+		began := time.Now()
+		check(t, echoed(conn, message))
+		took[i] = time.Since(began)
+	}
+	slices.Sort(took)
+	return took[len(took)*99/100]
+}
+
+// A footprint is what a server needs by its own word.
+type footprint struct {
+	connections, descriptors, goroutines int
+	memory                               float64 // resident, in MiB
+}
+
+func footprintOf(t *testing.T, admin string) footprint {
+	t.Helper()
+	m := get(t, admin, "/metrics")
+	return footprint{
+		int(metric(t, m, "udsecho_connections")), int(metric(t, m, "process_open_fds")), int(metric(t, m, "go_goroutines")),
+		metric(t, m, "process_resident_memory_bytes") / (1 << 20),
+	}
+}
+
+func (f footprint) String() string {
+	return fmt.Sprintf("%.1f MiB, %d descriptors, %d goroutines", f.memory, f.descriptors, f.goroutines)
+}
+
+func TestF8RemovedSocketFilesAreMadeAgain(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	var servers []*process
+	var paths, addrs []string
+	for i, more := range [][]string{nil, {"--takeover"}} {
+		var own []string
+		for _, typ := range []string{"stream", "datagram", "seqpacket"} {
+			path := fmt.Sprintf("%s%d", typ, i)
+			paths = append(paths, path)
+			own = append(own, "--listen", typ+":"+path)
+		}
+		addrs = append(addrs, own...)
+		servers = append(servers, serve(t, d, append(more, own...)...))
+	}
+	const rounds = 5
+	slowest := time.Duration(0)
+	for round := range rounds {
+		var goOn []func()
+		for _, s := range servers {
+			goOn = append(goOn, s.pause(t))
+		}
+		for _, path := range paths {
+			check(t, os.Remove(d+"/"+path))
+		}
+		for i := 0; i < len(addrs); i += 2 {
+			status, _, stderr := run(t, d, "", append([]string{"server", "healthcheck"}, addrs[i:i+2]...)...)
+			if status != 1 {
+				t.Errorf("the health check of a removed socket has exit status %d", status)
+			}
+			wantWords(t, stderr, "no such file or directory (ENOENT)")
+		}
+		began := time.Now()
+		for i, s := range servers {
+			goOn[i]()
+			s.err.await(t, 3*(round+1), "was removed: listening again")
+		}
+		slowest = max(slowest, time.Since(began))
+		if status, _, stderr := run(t, d, "", append([]string{"server", "healthcheck", "--timeout", "20s"}, addrs...)...); status != 0 {
+			t.Fatalf("the health check: exit status %d, error %q", status, stderr)
+		}
+	}
+	if slowest > 5*time.Second {
+		t.Errorf("it took %v", slowest)
+	}
+	servers[0].signal(t, syscall.SIGTERM)
+	servers[0].status(t)
+	servers[1].stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F8", Done: "socket files of three types removed, with and without `--takeover`", Count: rounds * len(paths),
+		Outcome: fmt.Sprintf("the health check failed; every socket was made again, in %.1f s at most", slowest.Seconds()),
+	})
+}
+
+func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--log-level", "info")
+	pipe := make([]int, 2)
+	check(t, unix.Pipe2(pipe, unix.O_CLOEXEC))
+	defer func() { _ = unix.Close(pipe[0]) }()
+	sent := 0
+	send := func(fd int, fds ...int) {
+		t.Helper()
+		err := unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+		if err != unix.EPERM { // with SO_PASSRIGHTS off the kernel turns them away itself
+			check(t, err)
+		}
+		sent += len(fds)
+	}
+	many := slices.Repeat([]int{pipe[1]}, 253)
+
+	goOn := server.pause(t)
+	for range 20 { // in the queue of a server that does not read
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		check(t, err)
+		check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: d + "/uds_socket"}))
+		send(fd, many...)
+		send(fd, many...)
+		check(t, unix.Close(fd))
+	}
+	goOn()
+	for range 1000 { // two sockets, each of which lies in the other's queue
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		check(t, err)
+		send(fds[0], fds[0], pipe[1])
+		send(fds[1], fds[1], pipe[1])
+		check(t, errors.Join(unix.Close(fds[0]), unix.Close(fds[1])))
+	}
+
+	// The pipe ends when the last copy of its other end is closed.
+	check(t, unix.Close(pipe[1]))
+	began := time.Now()
+	poll := []unix.PollFd{{Fd: int32(pipe[0])}}
+	for n := 0; n == 0; {
+		var err error
+		if n, err = unix.Poll(poll, int(patience.Milliseconds())); err == unix.EINTR {
+			continue
+		}
+		check(t, err)
+		if n == 0 {
+			t.Fatal("descriptors stay open")
+		}
+	}
+	took := time.Since(began)
+	if took > 2*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	server.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F14", Done: "descriptors left unread in the queue of a stopped server, and in cycles of 2 sockets", Count: sent,
+		Outcome: fmt.Sprintf("all closed %.2f s after the last socket", took.Seconds()),
+	})
+}
+
+func TestF17ClientsThatNeverRead(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := start(t, d, "server", "--admin", "admin", "--listen", "s", "--listen", "seqpacket:q", "--chunk", "4096",
+		"--write-timeout", "6s", "--log-level", "warn")
+	awaitServer(t, d+"/admin")
+	honest := connect(t, "unix", d+"/s")
+	alone := p99(t, honest)
+	before := footprintOf(t, d+"/admin")
+
+	const n = 100
+	var taken atomic.Int64
+	var filled sync.WaitGroup
+	for i := range n {
+		conn := connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
+		check(t, conn.SetWriteDeadline(time.Now().Add(time.Second)))
+		filled.Go(func() {
+			for {
+				n, err := conn.Write(make([]byte, 4096))
+				taken.Add(int64(n))
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	filled.Wait()
+	during := footprintOf(t, d+"/admin")
+	beside := p99(t, honest)
+	for range 2 { // the machine has others to serve, too
+		if beside > 2*alone {
+			alone, beside = max(alone, p99(t, honest)), min(beside, p99(t, honest))
+		}
+	}
+	if beside > 2*alone+5*time.Millisecond {
+		t.Errorf("p99 is %v, was %v", beside, alone)
+	}
+	if during.connections != n+1 {
+		t.Errorf("%d connections are open", during.connections)
+	}
+	if during.memory > before.memory+16 {
+		t.Errorf("memory is %.1f MiB, was %.1f", during.memory, before.memory)
+	}
+	awaitStatus(t, d+"/admin", func(s status) bool { return s.Refused["unread"] == n && s.Connections == 1 })
+	check(t, echoed(honest, message))
+	check(t, honest.Close())
+	server.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F17", Done: "clients of streams and seqpacket that send all they can and never read", Count: n,
+		Outcome: fmt.Sprintf("%.1f MiB taken, then no more; the server grew from %.1f to %.1f MiB; p99 of another client %d µs, alone %d µs; all turned away at `--write-timeout`",
+			float64(taken.Load())/(1<<20), before.memory, during.memory, beside.Microseconds(), alone.Microseconds()),
+	})
+}
+
+func TestF18SlowAndIdleClients(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := start(t, d, "server", "--admin", "admin", "--listen", "s", "--listen", "seqpacket:q",
+		"--idle-timeout", "2s", "--log-level", "warn")
+	awaitServer(t, d+"/admin")
+	const n = 200
+	var idle []*net.UnixConn
+	for i := range n {
+		conn := connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
+		if i%4 < 2 { // half of them say something first
+			check(t, echoed(conn, "then silence"))
+		}
+		idle = append(idle, conn)
+	}
+	honest, slow := connect(t, "unix", d+"/s"), connect(t, "unix", d+"/s")
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	echoes := 0
+	for s := (status{}); s.Refused["idle"] < n; s = statusOf(t, d+"/admin") {
+		check(t, echoed(honest, message))
+		if echoes++; echoes%5 == 0 { // a byte at a time, and slower than others
+			check(t, echoed(slow, "x"))
+		}
+		<-again.C
+	}
+	for _, conn := range idle {
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+			t.Errorf("read gives %v", err)
+		}
+	}
+	if s := statusOf(t, d+"/admin"); s.Connections != 2 || s.Refused["idle"] != n {
+		t.Errorf("%+v", s)
+	}
+	check(t, errors.Join(echoed(honest, message), echoed(slow, "x"), honest.Close(), slow.Close()))
+	server.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F18", Done: "clients of streams and seqpacket that say nothing, or nothing more", Count: n,
+		Outcome: "all turned away at `--idle-timeout` and counted; one that speaks, and one that sends a byte at a time, served throughout",
+	})
+}
+
+// crowd is another user's process, this program again: it opens connections
+// until none is left to have, and holds them until its standard input ends.
+func crowd(attempts string) error {
+	n, err := strconv.Atoi(attempts)
+	if err != nil {
+		return err
+	}
+	var held []net.Conn
+	for range n {
+		conn, err := net.Dial("unix", "uds_socket")
+		if err != nil {
+			return err
+		}
+		if echoed(conn, "x") == nil {
+			held = append(held, conn)
+		} else {
+			_ = conn.Close()
+		}
+	}
+	fmt.Printf("held %d\n", len(held))
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// anybodys is a copy of this program that other users may run.
+func anybodys(t *testing.T) string {
+	t.Helper()
+	own, err := os.Open("/proc/self/exe")
+	check(t, err)
+	defer func() { _ = own.Close() }()
+	theirs, err := os.OpenFile(dir(t)+"/crowd", os.O_CREATE|os.O_WRONLY, 0o755)
+	check(t, err)
+	_, err = io.Copy(theirs, own)
+	check(t, errors.Join(err, theirs.Close()))
+	return theirs.Name()
+}
+
+func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
+	t.Parallel()
+	const limit, perUser, attempts = 10_000, 9_000, 20_000
+	d := dir(t)
+	server := start(t, d, "server", "--admin", "admin", "--mode", "0666", "--log-level", "warn", "--max-connections", fmt.Sprint(limit))
+	awaitServer(t, d+"/admin")
+	before := footprintOf(t, d+"/admin")
+
+	var mu sync.Mutex
+	var held []net.Conn
+	var crowd sync.WaitGroup
+	for range 8 {
+		crowd.Go(func() {
+			for range attempts / 8 {
+				conn, err := net.Dial("unix", d+"/uds_socket")
+				for errors.Is(err, unix.EAGAIN) { // the backlog is full
+					conn, err = net.Dial("unix", d+"/uds_socket")
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if echoed(conn, "x") != nil {
+					_ = conn.Close()
+					continue
+				}
+				mu.Lock()
+				held = append(held, conn)
+				mu.Unlock()
+			}
+		})
+	}
+	over := make(chan struct{})
+	go func() { defer close(over); crowd.Wait() }()
+	most := 0
+	watch := func() { most = max(most, statusOf(t, d+"/admin").Connections) }
+	for watching := true; watching; {
+		watch()
+		select {
+		case <-over:
+			watching = false
+		default:
+		}
+	}
+	if len(held) != perUser || most > perUser {
+		t.Errorf("one user holds %d connections, %d at most, not %d", len(held), most, perUser)
+	}
+	refused := statusOf(t, d+"/admin").Refused
+	if n := refused["user_connections"]; n != attempts-perUser {
+		t.Errorf("refused are %v", refused)
+	}
+	if os.Geteuid() != 0 {
+		t.Log("only root can be another user too")
+		for _, conn := range held {
+			check(t, conn.Close())
+		}
+		server.stop(t)
+		return
+	}
+
+	const others = 2000
+	other := startAs(t, 10003, d, anybodys(t), "crowd", fmt.Sprint(others))
+	other.out.await(t, 1, fmt.Sprintf("held %d\n", limit-perUser))
+	during := footprintOf(t, d+"/admin")
+	refused = statusOf(t, d+"/admin").Refused
+	if n := refused["connections"]; during.connections != limit || n != others-(limit-perUser) {
+		t.Errorf("%d connections are open, refused are %v", during.connections, refused)
+	}
+	check(t, echoed(held[0], message))
+
+	for _, conn := range held {
+		check(t, conn.Close())
+	}
+	check(t, other.in.Close())
+	other.status(t)
+	var after footprint
+	for late := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		after = footprintOf(t, d+"/admin")
+		if after.connections == 0 && after.descriptors <= before.descriptors && after.goroutines <= before.goroutines {
+			break
+		}
+		if time.Now().After(late) {
+			t.Fatalf("before: %v, after: %v", before, after)
+		}
+	}
+	if after.memory > before.memory+16 {
+		t.Errorf("before: %v, after: %v", before, after)
+	}
+	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	server.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F19", Done: "attempts of one user to connect, at `--max-connections 10000`", Count: attempts,
+		Outcome: fmt.Sprintf("%d held, %d refused and counted; another user got the other %d; %d held in all, never more; before: %v; during: %v; after: %v",
+			len(held), refused["user_connections"], limit-perUser, during.connections, before, during, after),
+	})
+}
+
+func TestF20FullBacklogIsRetried(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--backlog", "1")
+	goOn := server.pause(t)
+	var waiting []net.Conn
+	for {
+		conn, err := net.Dial("unix", d+"/uds_socket")
+		if errors.Is(err, unix.EAGAIN) {
+			break
+		}
+		check(t, err)
+		waiting = append(waiting, conn)
+	}
+	const n = 30
+	var clients []*process
+	for range n {
+		client := start(t, d, "client", "--retry", "60s")
+		client.err.await(t, 1, "connecting to")
+		clients = append(clients, client)
+	}
+	status, _, stderr := run(t, d, "", "client", "--retry", "200ms")
+	if status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	wantWords(t, stderr, "resource temporarily unavailable (EAGAIN): the server's backlog is full", "tried for 200ms")
+	goOn()
+	for _, client := range clients {
+		if status := client.status(t); status != 0 || client.out.String() != message {
+			t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
+		}
+	}
+	for _, conn := range waiting {
+		check(t, errors.Join(echoed(conn, "x"), conn.Close()))
+	}
+	server.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F20", Done: "clients with `--retry` at a full backlog of a stopped server", Count: n,
+		Outcome: "all served once it went on; one whose `--retry` was over before told so, exit 1",
+	})
+}
+
+func TestF21ServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d)
+	var before unix.Rlimit
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
+	const n = 20
+	var clients []*process
+	for range n {
+		clients = append(clients, start(t, d, "client"))
+	}
+	for _, client := range clients {
+		client.err.await(t, 1, "sending ")
+	}
+	// The log tells 5 times a second at most: the sixth takes that long.
+	server.err.await(t, 6, "cannot accept: too many open files: trying again in 100ms")
+	began := time.Now()
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
+	for _, client := range clients {
+		if status := client.status(t); status != 0 || client.out.String() != message {
+			t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
+		}
+	}
+	recovered := time.Since(began)
+	if recovered > 2*time.Second {
+		t.Errorf("it took %v to recover", recovered)
+	}
+	server.stop(t)
+	busy := server.ProcessState.UserTime() + server.ProcessState.SystemTime()
+	if busy > 500*time.Millisecond {
+		t.Errorf("the server was busy for %v", busy)
+	}
+	faults.Report(t, faults.Row{
+		ID: "F21", Done: "clients that connect while the server may open no file", Count: n,
+		Outcome: fmt.Sprintf("a pause of 100 ms after each failure, %d ms of processor time in all; all served %.2f s after the limit was lifted",
+			busy.Milliseconds(), recovered.Seconds()),
+	})
+}
+
+func TestF22StoppedServerGoesOn(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	// The deadlines are shorter than the stop, which must not count.
+	server := serve(t, d, "--idle-timeout", "3s", "--write-timeout", "3s", "--listen", "s", "--listen", "seqpacket:q")
+	const n = 20
+	var conns []*net.UnixConn
+	connected := func(i int) *net.UnixConn {
+		return connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
+	}
+	for i := range n {
+		conns = append(conns, connected(i))
+		check(t, echoed(conns[i], "before"))
+	}
+	goOn := server.pause(t)
+	over := time.After(5 * time.Second)
+	for i := range n {
+		conns = append(conns, connected(i))
+	}
+	for _, conn := range conns {
+		_, err := io.WriteString(conn, message[:16])
+		check(t, err)
+	}
+	for _, tt := range []struct {
+		args  []string
+		words string
+	}{
+		{[]string{"server", "healthcheck", "--listen", "s", "--timeout", "1s"}, "connected, but no echo in time"},
+		{[]string{"client", "--connect", "s", "--timeout", "1s"}, "no answer for 1s"},
+	} {
+		status, _, stderr := run(t, d, "", tt.args...)
+		if status != 1 {
+			t.Errorf("%q: exit status %d", tt.args, status)
+		}
+		wantWords(t, stderr, tt.words)
+	}
+	waiting := start(t, d, "client", "--connect", "s")
+	<-over // it is the time that the fault takes
+	goOn()
+	for _, conn := range conns {
+		got := make([]byte, 16)
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != message[:16] {
+			t.Fatalf("got back %q, %v", got, err)
+		}
+		check(t, conn.Close())
+	}
+	if status := waiting.status(t); status != 0 || waiting.out.String() != message {
+		t.Errorf("exit status %d, output %q, error %q", status, &waiting.out, &waiting.err)
+	}
+	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "s", "--timeout", "20s"); status != 0 {
+		t.Error(stderr)
+	}
+	server.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F22", Done: "clients that connect and send, half of them connected before, while the server is stopped (SIGSTOP) for 5 s", Count: len(conns),
+		Outcome: "connecting and sending succeed; the health check and `--timeout` fail; all echoed when it goes on, none turned away for the time that it was stopped",
+	})
+}
+
+func TestF23SIGTERMWithDataInFlight(t *testing.T) {
+	t.Parallel()
+	sent := make([]byte, 16<<20)
+	_, err := rand.Read(sent)
+	check(t, err)
+	const n = 100
+	var next, lost atomic.Int64
+	var workers sync.WaitGroup
+	longest := make([]time.Duration, 2)
+	for w := range longest {
+		workers.Go(func() {
+			got := make([]byte, len(sent))
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= n || t.Failed() {
+					return
+				}
+				back, took := terminate(t, sent, got, i*len(sent)/n)
+				lost.Add(int64(len(sent) - back))
+				longest[w] = max(longest[w], took)
+			}
+		})
+	}
+	workers.Wait()
+	if lost.Load() != 0 {
+		t.Errorf("%d bytes are lost", lost.Load())
+	}
+	faults.Report(t, faults.Row{
+		ID: "F23", Done: "SIGTERM at another hundredth of 16 MiB under way", Count: n,
+		Outcome: fmt.Sprintf("%d bytes lost, exit 0, at most %.2f s later", lost.Load(), slices.Max(longest).Seconds()),
+	})
+}
+
+// terminate ends a server when so many bytes of what is sent are back, and
+// tells how many came back as they should and how long the server then took.
+// It is not on the test's goroutine.
+func terminate(t *testing.T, sent, got []byte, after int) (back int, took time.Duration) {
+	d, err := os.MkdirTemp("", "uds")
+	if err != nil {
+		t.Error(err)
+		return 0, 0
+	}
+	defer func() { _ = os.RemoveAll(d) }()
+	p, err := os.StartProcess(bin+"/server", []string{"server", "--chunk", "65536", "--log-level", "error"},
+		&os.ProcAttr{Dir: d, Files: []*os.File{nil, nil, os.Stderr}})
+	if err != nil {
+		t.Error(err)
+		return 0, 0
+	}
+	conn, err := net.Dial("unix", d+"/uds_socket")
+	for late := time.Now().Add(patience); err != nil && time.Now().Before(late); time.Sleep(time.Millisecond) {
+		conn, err = net.Dial("unix", d+"/uds_socket")
+	}
+	if err != nil {
+		_, _ = p.Kill(), err
+		_, _ = p.Wait()
+		t.Error(err)
+		return 0, 0
+	}
+	defer func() { _ = conn.Close() }()
+	_ = conn.SetDeadline(time.Now().Add(5 * patience))
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		_, err := conn.Write(sent)
+		if err := errors.Join(err, conn.(*net.UnixConn).CloseWrite()); err != nil {
+			t.Error(err)
+		}
+	})
+	n, err := io.ReadFull(conn, got[:after])
+	signalled := time.Now()
+	err = errors.Join(err, p.Signal(syscall.SIGTERM))
+	rest, restErr := io.ReadFull(conn, got[n:])
+	writer.Wait()
+	_, endErr := conn.Read(make([]byte, 1))
+	if errors.Is(endErr, io.EOF) {
+		endErr = nil
+	}
+	if err := errors.Join(err, restErr, endErr); err != nil {
+		t.Errorf("after %d bytes: %v", after, err)
+	}
+	state, err := p.Wait()
+	if err != nil || !state.Success() {
+		t.Errorf("after %d bytes: %v, %v", after, state, err)
+	}
+	if !bytes.Equal(got[:n+rest], sent[:n+rest]) {
+		t.Errorf("after %d bytes: other bytes came back", after)
+	}
+	if entries, err := os.ReadDir(d); err != nil || len(entries) > 0 {
+		t.Errorf("left behind are %v, %v", entries, err)
+	}
+	return n + rest, time.Since(signalled)
+}
+
+func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
+	t.Parallel()
+	need(t, "unshare", "util-linux")
+	need(t, "nsenter", "util-linux")
+	unshare := []string{"unshare", "--mount"}
+	if os.Geteuid() != 0 {
+		unshare = append(unshare, "--map-root-user")
+	}
+	// A volume of three files: its own directory, a lock, a socket.
+	const mount = `mount -t tmpfs -o "$1" none vol && shift && exec "$@"`
+	on := func(options string, args ...string) []string {
+		return append(append(slices.Clone(unshare), "sh", "-c", mount, "sh", options), args...)
+	}
+	for _, tt := range []struct {
+		name, options, path, words string
+	}{
+		{"full", "nr_inodes=2", "vol/s", "no space left on device (ENOSPC): the file system of vol is full: make room"},
+		{"full to the last", "nr_inodes=1", "vol/s", "no space left on device (ENOSPC): the file system of vol is full: make room"},
+		{"read-only", "ro", "vol/s", "read-only file system (EROFS): directory vol is on a read-only file system or mount: mount it writable"},
+		{"gone", "size=4k", "vol/none/s", "no such file or directory (ENOENT): directory vol/none does not exist: create it, or mount the volume there"},
+	} {
+		d := dir(t)
+		check(t, os.Mkdir(d+"/vol", 0o755))
+		status, stdout, stderr := run(t, d, "", on(tt.options, bin+"/server", "--listen", tt.path)...)
+		if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%s: exit status %d, output %q, error %q", tt.name, status, stdout, stderr)
+		}
+		wantWords(t, stderr, tt.words)
+	}
+
+	d := dir(t)
+	check(t, os.Mkdir(d+"/vol", 0o755))
+	server := start(t, d, on("nr_inodes=3", bin+"/server", "--listen", "vol/s")...)
+	server.err.await(t, 1, "waiting for a connection")
+	vol := fmt.Sprintf("/proc/%d/cwd/vol", server.Process.Pid)
+	live := connect(t, "unix", vol+"/s")
+	check(t, echoed(live, "before"))
+	enter := []string{"nsenter", fmt.Sprintf("--target=%d", server.Process.Pid), "--mount"}
+	if os.Geteuid() != 0 {
+		enter = append(enter, "--user", "--preserve-credentials")
+	}
+	remount := func(how string) {
+		t.Helper()
+		if status, _, stderr := run(t, d, "", append(slices.Clone(enter), "mount", "-o", "remount,"+how, d+"/vol")...); status != 0 {
+			t.Fatal(stderr)
+		}
+	}
+	// Full: the removed socket takes its room as long as it is open.
+	check(t, os.Remove(vol+"/s"))
+	server.err.await(t, 2, "vol/s was removed, and cannot be made again now: listen again on stream:vol/s: no space left on device (ENOSPC)")
+	check(t, echoed(live, "the volume is full"))
+	remount("nr_inodes=4")
+	server.err.await(t, 1, "vol/s was removed: listening again")
+	// Read-only: connecting needs no more.
+	remount("bind,ro")
+	check(t, errors.Join(echoed(live, "the volume is read-only"), echoed(connect(t, "unix", vol+"/s"), "new")))
+	remount("bind,rw")
+	// Gone, and there again.
+	if status, _, stderr := run(t, d, "", append(slices.Clone(enter), "umount", "-l", d+"/vol")...); status != 0 {
+		t.Fatal(stderr)
+	}
+	server.err.await(t, 2, "vol/s was removed: listening again") // in the directory below
+	check(t, echoed(live, "the volume is gone"))
+	check(t, echoed(connect(t, "unix", d+"/vol/s"), "new"))
+	check(t, live.Close())
+	server.signal(t, syscall.SIGTERM)
+	if status := server.status(t); status != 0 {
+		t.Errorf("exit status %d after:\n%s", status, &server.err)
+	}
+	wantFiles(t, d+"/vol")
+	faults.Report(t, faults.Row{
+		ID: "F32", Done: "volumes full, read-only and gone, at start and under a live connection", Count: 7,
+		Outcome: "at start one line with ENOSPC, EROFS or ENOENT and the cure, exit 1; the live connection goes on; a removed socket is made again once there is room",
+	})
+}
+
+func TestF33BadPeersAndTheLog(t *testing.T) {
+	t.Parallel()
+	const n = 10_000
+	lines := 0
+	var took time.Duration
+	for _, format := range []string{"plain", "console", "json"} {
+		d := dir(t)
+		server := start(t, d, "server", "--log-format", format, "--log-level", "warn", "--max-connections", "1", "--admin", "admin",
+			"--listen", "s", "--listen", "datagram:d")
+		awaitServer(t, d+"/admin")
+		first := connect(t, "unix", d+"/s")
+		check(t, echoed(first, "mine"))
+		began := time.Now()
+		name := func(i int) *net.UnixAddr {
+			return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("@%s\x00%s%d", hostile, format, i)}
+		}
+		for i := range n / 2 { // each with a name of its own, each one too many
+			conn, err := net.DialUnix("unix", name(i), &net.UnixAddr{Net: "unix", Name: d + "/s"})
+			for errors.Is(err, unix.EAGAIN) {
+				conn, err = net.DialUnix("unix", name(i), &net.UnixAddr{Net: "unix", Name: d + "/s"})
+			}
+			check(t, err)
+			check(t, conn.Close())
+		}
+		bad, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: name(n).Name})
+		check(t, err)
+		nameless, err := net.Dial("unixgram", d+"/d")
+		check(t, err)
+		to := &net.UnixAddr{Net: "unixgram", Name: d + "/d"}
+		for range n / 4 {
+			_, err := nameless.Write([]byte(hostile))
+			check(t, err)
+			_, _, err = bad.WriteMsgUnix([]byte(hostile), unix.UnixRights(0), to)
+			if !errors.Is(err, unix.EPERM) { // with SO_PASSRIGHTS off the kernel turns them away itself
+				check(t, err)
+			}
+		}
+		check(t, errors.Join(bad.Close(), nameless.Close()))
+		s := awaitStatus(t, d+"/admin", func(s status) bool { return s.Refused["nameless"] == n/4 && s.Refused["connections"] == n/2 })
+		if s.Connections != 1 {
+			t.Errorf("%+v", s)
+		}
+		check(t, errors.Join(echoed(first, "mine"), first.Close()))
+		awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == 0 })
+		took += time.Since(began)
+		seconds := int(time.Since(began)/time.Second) + 1
+		server.stop(t)
+
+		log := server.err.String()
+		wantPrintable(t, log)
+		got := strings.Count(log, "\n")
+		if got < 2 || got > 15*seconds { // of three causes
+			t.Errorf("%s: %d lines in %d s", format, got, seconds)
+		}
+		lines += got
+		for line := range strings.Lines(log) {
+			if format == "json" && !json.Valid([]byte(line)) {
+				t.Errorf("no JSON: %s", line)
+			}
+		}
+	}
+	faults.Report(t, faults.Row{
+		ID: "F33", Done: "in each of three formats, bad peers with terminal codes and new lines in their names and messages: too many, nameless, with descriptors", Count: 3 * n,
+		Outcome: fmt.Sprintf("all counted; %d lines in %.1f s, 5 a second and cause at most; no raw ESC or CR, one record a line", lines, took.Seconds()),
+	})
+}

@@ -1,0 +1,231 @@
+package main_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestFilesAreSummedAsSha256sumDoes(t *testing.T) {
+	t.Parallel()
+	need(t, "sha256sum", "coreutils")
+	d := dir(t)
+	server := serve(t, d, "--listen", "files:uds_files", "--listen", "uds_socket", "--log-format", "plain")
+	elsewhere := t.TempDir()
+	names := []string{"plain", "with space", "new\nline", "back\\slash", "return\r", "-"}
+	for i, name := range names {
+		check(t, os.WriteFile(filepath.Join(elsewhere, name), []byte(strings.Repeat(name, i*100_000)), 0o600))
+		names[i] = "./" + name
+	}
+	_, want, _ := run(t, elsewhere, "", append([]string{"sha256sum"}, names...)...)
+	for _, command := range []string{"send-file", "share"} {
+		status, stdout, stderr := run(t, elsewhere, "", append([]string{"client", command, "--connect", "files:" + d + "/uds_files"}, names...)...)
+		if status != 0 || stdout != want {
+			t.Errorf("%s: exit status %d, output %q, want %q, error %q", command, status, stdout, want, stderr)
+		}
+	}
+	_, want, _ = run(t, elsewhere, message, "sha256sum", "-")
+	status, stdout, stderr := run(t, elsewhere, message, "client", "share", "--connect", "files:"+d+"/uds_files", "-")
+	if status != 0 || stdout != want {
+		t.Errorf("exit status %d, output %q, want %q, error %q", status, stdout, want, stderr)
+	}
+	if status, stdout, _ := run(t, d, "", "client", "hello"); status != 0 || stdout != "hello" {
+		t.Errorf("the echo beside it: exit status %d, output %q", status, stdout)
+	}
+	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:uds_files,uds_socket"); status != 0 {
+		t.Errorf("health check: exit status %d, error %q", status, stderr)
+	}
+	server.stop(t)
+}
+
+func TestFilesCalledWronglyOrInVain(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--listen", "files:uds_files", "--listen", "seqpacket:q")
+	check(t, unix.Mkfifo(d+"/pipe", 0o600))
+	for _, tt := range []struct {
+		status int
+		args   []string
+		words  string
+	}{
+		{2, []string{"--connect", "files:uds_files"}, "takes files, no bytes: use client send-file or client share"},
+		{2, []string{"bench", "--connect", "files:uds_files"}, "takes files and echoes nothing"},
+		{2, []string{"send-file", "--connect", "stream:s", "f"}, "takes bytes, no files: write files:PATH"},
+		{2, []string{"share", "--connect", "stream:s", "f"}, "takes bytes, no files: write files:PATH"},
+		{2, []string{"send-file"}, "expected \"<file>"},
+		{2, []string{"send-file", "-"}, "use client share -"},
+		{2, []string{"send-file", "--timeout=-1s", "f"}, "--timeout -1s"},
+		{1, []string{"send-file", "none"}, "open none: no such file or directory"},
+		{1, []string{"share", "none"}, "open none: no such file or directory"},
+		{1, []string{"share", "."}, "fill memory from .: "},
+		{1, []string{"send-file", "pipe"}, "client: pipe: the server does not read it: it is a pipe"},
+		{1, []string{"send-file", "/dev/zero"}, "/dev/zero: the server does not read it: it is a device"},
+		{1, []string{"send-file", "--connect", "files:none", "pipe"}, "(ENOENT)"},
+		{1, []string{"send-file", "--connect", "files:q", "/dev/zero"}, "it may listen on something else than files: there"},
+	} {
+		status, stdout, stderr := run(t, d, "", append([]string{"client"}, tt.args...)...)
+		if status != tt.status || stdout != "" {
+			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
+		}
+		wantWords(t, stderr, tt.words)
+	}
+	check(t, os.Remove(d+"/pipe"))
+	server.stop(t)
+}
+
+// descriptorsOf is how many a process has open.
+func (p *process) descriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Process.Pid))
+	check(t, err)
+	return len(entries)
+}
+
+// A raw client, which says what it likes.
+func seqpacket(t *testing.T, path string) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: path}))
+	return fd
+}
+
+func TestDescriptorsThatNobodyWantsAreClosed(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--listen", "files:f")
+	null, err := os.Open(os.DevNull)
+	check(t, err)
+	defer func() { check(t, null.Close()) }()
+	wantHealthy := func() {
+		if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:f"); status != 0 {
+			t.Fatalf("exit status %d: %s", status, stderr)
+		}
+	}
+	wantHealthy()
+	before := server.descriptors(t)
+	fds := make([]int, 253)
+	for i := range fds {
+		fds[i] = int(null.Fd())
+	}
+	answer := make([]byte, 1000)
+	for i := range 1000 {
+		conn := seqpacket(t, d+"/f")
+		many := fds[:[]int{253, 2, 0, 1}[i%4]] // the last one is a device
+		var rights []byte
+		if len(many) > 0 {
+			rights = unix.UnixRights(many...)
+		}
+		check(t, unix.Sendmsg(conn, []byte("sum 1"), rights, nil, 0))
+		n, err := unix.Read(conn, answer)
+		if err != nil || !strings.HasPrefix(string(answer[:n]), "error ") {
+			t.Fatalf("the answer is %q, %v", answer[:n], err)
+		}
+		check(t, unix.Close(conn))
+	}
+	wantHealthy()
+	// The last connections may just be closing.
+	for range 1000 {
+		if server.descriptors(t) == before {
+			break
+		}
+		wantHealthy()
+	}
+	if after := server.descriptors(t); after != before {
+		t.Errorf("%d descriptors are open, %d were before", after, before)
+	}
+	server.stop(t)
+}
+
+// A server that may open no more says so, and recovers.
+func TestFilesAtTheLimitOfOpenFiles(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--listen", "files:f")
+	var limit unix.Rlimit
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &limit))
+	conn := seqpacket(t, d+"/f")
+	check(t, os.WriteFile(d+"/x", nil, 0o600))
+	file, err := os.Open(d + "/x")
+	check(t, err)
+	check(t, os.Remove(d+"/x"))
+	ask := func() string {
+		check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(file.Fd())), nil, 0))
+		answer := make([]byte, 1000)
+		n, err := unix.Read(conn, answer)
+		check(t, err)
+		return string(answer[:n])
+	}
+	if answer := ask(); !strings.HasPrefix(answer, "sum 1 0 ") {
+		t.Errorf("at first: %s", answer)
+	}
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}, nil))
+	if answer := ask(); answer != "error the server has as many files open as it may: try again later" {
+		t.Errorf("at the limit: %s", answer)
+	}
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &limit, nil))
+	check(t, unix.Close(conn))
+	conn = seqpacket(t, d+"/f")
+	if answer := ask(); !strings.HasPrefix(answer, "sum 1 0 ") {
+		t.Errorf("later: %s", answer)
+	}
+	check(t, unix.Close(conn))
+	check(t, file.Close())
+	server.stop(t)
+}
+
+func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	args := []string{"--takeover", "--listen", "files:uds_files", "--log-format", "plain"}
+	server := serve(t, d, args...)
+	check(t, os.WriteFile(filepath.Join(d, "x"), []byte("hello\n"), 0o644))
+	const sum = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03  x\n"
+	works := func() {
+		t.Helper()
+		if status, stdout, stderr := run(t, d, "", "client", "send-file", "--require-uid", fmt.Sprint(os.Geteuid()), "x"); status != 0 || stdout != sum {
+			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+		}
+	}
+	works()
+	status, stdout, stderr := run(t, d, "", "client", "send-file", "--require-uid", "4242", "x")
+	if status != 1 || stdout != "" {
+		t.Errorf("exit status %d, output %q", status, stdout)
+	}
+	wantWords(t, stderr, "not 4242 as --require-uid wants: nothing was sent")
+
+	next := start(t, d, append([]string{"server"}, args...)...)
+	next.err.await(t, 1, "took over uds_files")
+	if status := server.status(t); status != 0 {
+		t.Errorf("exit status %d:\n%s", status, &server.err)
+	}
+	works()
+	check(t, os.Remove(filepath.Join(d, "uds_files")))
+	next.err.await(t, 1, "uds_files was removed: listening again")
+	works()
+	check(t, os.Remove(filepath.Join(d, "x")))
+	next.stop(t)
+}
+
+func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root, to be another user: run the tests as root")
+	}
+	d := dir(t)
+	server := serve(t, d, "--allow-uid", "10002", "--mode", "0666", "--listen", "files:uds_files")
+	check(t, os.WriteFile(filepath.Join(d, "x"), nil, 0o644))
+	for uid, want := range map[int]int{10002: 0, 10003: 1} {
+		p := startAs(t, uid, d, "client", "send-file", "x")
+		if status := p.status(t); status != want {
+			t.Errorf("user %d: exit status %d, error %q", uid, status, &p.err)
+		}
+	}
+	server.err.await(t, 1, "turned a client away: its user is not allowed")
+	check(t, os.Remove(filepath.Join(d, "x")))
+	server.stop(t)
+}

@@ -1,0 +1,495 @@
+package main_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// The strangers run as users of their own, which only root can give them.
+// Without root they are this user, whom the server always serves.
+const stranger, friend = 10003, 10004
+
+func asRoot() bool { return os.Geteuid() == 0 }
+
+// open is a directory that everybody may write to: a client makes its own name
+// there.
+func open(t *testing.T) string {
+	t.Helper()
+	d := dir(t)
+	check(t, os.Chmod(d, 0o777))
+	return d
+}
+
+// refusals are the events of clients that were turned away.
+func refusals(t *testing.T, p *process) (all []map[string]any) {
+	t.Helper()
+	for line := range strings.Lines(p.err.String()) {
+		e := map[string]any{}
+		check(t, json.Unmarshal([]byte(line), &e))
+		if e["level"] == "warn" {
+			delete(e, "time")
+			delete(e, "level")
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+var places = []string{"stream:./s", "seqpacket:./q", "datagram:./d"}
+
+func serveAll(t *testing.T, d string, args ...string) *process {
+	t.Helper()
+	for _, a := range places {
+		args = append(args, "--listen", a)
+	}
+	return serve(t, d, append(args, "--mode", "0666")...)
+}
+
+func healthCheckAll(t *testing.T, d string) {
+	t.Helper()
+	args := []string{"server", "healthcheck", "--timeout", "20s"}
+	for _, a := range places {
+		args = append(args, "--listen", a)
+	}
+	if status, _, stderr := run(t, d, "", args...); status != 0 {
+		t.Errorf("health check: exit status %d, %q", status, stderr)
+	}
+}
+
+func TestAllowUIDTurnsStrangersAway(t *testing.T) {
+	t.Parallel()
+	d := open(t)
+	server := serveAll(t, d, "--log-format", "json", "--allow-uid", strconv.Itoa(friend))
+	var want []map[string]any
+	for _, a := range places {
+		client := startAs(t, stranger, d, "client", "--log-level", "warn", "--connect", a, "--bind", "./me")
+		status := client.status(t)
+		if !asRoot() {
+			if status != 0 {
+				t.Errorf("%s: the server's own user is not served: %s", a, &client.err)
+			}
+			continue
+		}
+		if status != 1 || client.out.String() != "" || strings.Count(client.err.String(), "\n") != 1 {
+			t.Errorf("%s: exit status %d, output %q, error %q", a, status, &client.out, &client.err)
+		}
+		wantWords(t, client.err.String(), "let this process in, which is 10003:10003")
+		peer := "./me"
+		if a == "datagram:./d" {
+			peer = d + "/me"
+		}
+		want = append(want, map[string]any{
+			"message": "turned a client away: its user is not allowed", "cause": "user", "refused": float64(len(want) + 1),
+			"peer": peer, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Process.Pid),
+		})
+		// A name that lies is a name.
+		for _, name := range []string{"@x;uid=0", d + "/x;uid=0"} {
+			client := startAs(t, stranger, d, "client", "--log-level", "warn", "--connect", a, "--bind", name)
+			if status := client.status(t); status != 1 || client.out.String() != "" {
+				t.Errorf("%s from %s: exit status %d, output %q, error %q", a, name, status, &client.out, &client.err)
+			}
+			want = append(want, map[string]any{
+				"message": "turned a client away: its user is not allowed", "cause": "user", "refused": float64(len(want) + 1),
+				"peer": name, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Process.Pid),
+			})
+		}
+	}
+	for _, a := range places {
+		client := startAs(t, friend, d, "client", "--connect", a)
+		if status := client.status(t); status != 0 || client.out.String() != message {
+			t.Errorf("the friend is not served: exit status %d, error %q", status, &client.err)
+		}
+	}
+	healthCheckAll(t, d)
+	server.stop(t)
+	// The log tells of five a second; what it tells has the count.
+	byCount := map[any]map[string]any{}
+	for _, e := range want {
+		byCount[e["refused"]] = e
+	}
+	got := refusals(t, server)
+	for _, e := range got {
+		if diff := cmp.Diff(byCount[e["refused"]], e); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+	if len(got) < min(5, len(want)) {
+		t.Errorf("%d refusals are in the log of %d", len(got), len(want))
+	}
+	if asRoot() && strings.Count(server.err.String(), "connection from") != 2 {
+		t.Errorf("a stranger's connection was served:\n%s", &server.err)
+	}
+}
+
+func TestAllowListsAddUp(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		args             []string
+		stranger, friend bool
+	}{
+		{[]string{"--allow-gid", "10003"}, true, false},
+		{[]string{"--allow-uid", "10004", "--allow-gid", "10003"}, true, true},
+		{[]string{"--allow-uid", "10003", "--allow-uid", "10004"}, true, true},
+		{[]string{"--allow-uid", "10005", "--allow-gid", "10005"}, false, false},
+		{[]string{"--allow-gid", "0"}, false, false},
+		{nil, true, true},
+	} {
+		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
+			t.Parallel()
+			d := open(t)
+			server := serveAll(t, d, tt.args...)
+			for _, a := range places {
+				for uid, served := range map[int]bool{stranger: tt.stranger, friend: tt.friend} {
+					client := startAs(t, uid, d, "client", "--connect", a)
+					if status := client.status(t); (status == 0) != (served || !asRoot()) {
+						t.Errorf("%d at %s: exit status %d, error %q", uid, a, status, &client.err)
+					}
+				}
+			}
+			healthCheckAll(t, d)
+			server.stop(t)
+		})
+	}
+}
+
+// A datagram server has no connection to close: it answers by what is no echo.
+// Here the test is the stranger.
+func TestRefusedDatagramIsNoEcho(t *testing.T) {
+	t.Parallel()
+	d := open(t)
+	server := startAs(t, stranger, d, "server", "--listen", "datagram:d", "--mode", "0666", "--allow-uid", strconv.Itoa(friend))
+	server.err.await(t, 1, "waiting for a message")
+	conn, err := net.DialUnix("unixgram", &net.UnixAddr{Name: "@" + d, Net: "unixgram"}, &net.UnixAddr{Name: d + "/d", Net: "unixgram"})
+	check(t, err)
+	defer func() { check(t, conn.Close()) }()
+	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	for sent, want := range map[string]string{"hello": "", "": "\x00", "\x00": ""} {
+		if !asRoot() {
+			want = sent
+		}
+		_, err := conn.Write([]byte(sent))
+		check(t, err)
+		back := make([]byte, 100)
+		n, err := conn.Read(back)
+		check(t, err)
+		if got := string(back[:n]); got != want {
+			t.Errorf("%q is answered by %q, not %q", sent, got, want)
+		}
+	}
+	server.stop(t)
+}
+
+func TestWhoIsThereIsAskedOfUnixSocketsOnly(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"server", "--allow-uid", "0", "--listen", "s", "--listen", "tcp:127.0.0.1:7000"},
+			"--listen tcp:127.0.0.1:7000: --allow-uid and --allow-gid need a Unix socket"},
+		{[]string{"server", "--allow-gid", "0", "--listen", "udp:127.0.0.1:7000"}, "need a Unix socket"},
+		{[]string{"server", "--allow-uid", "-1"}, "-1"},
+		{[]string{"server", "--allow-uid", "root"}, "root"},
+		{[]string{"server", "--allow-gid", "4294967296"}, "4294967296"},
+		{[]string{"client", "--require-uid", "0", "--connect", "datagram:d"}, "--require-uid, --require-gid: the kernel does not tell who serves a datagram socket"},
+		{[]string{"client", "--require-gid", "0", "--connect", "tcp:127.0.0.1:7000"}, "use stream or seqpacket"},
+		{[]string{"client", "--require-uid", "root"}, "root"},
+		{[]string{"server", "--takeover", "--listen", "@s"}, "--takeover needs a path"},
+		{[]string{"server", "--takeover", "--listen", "udp:127.0.0.1:7000"}, "--takeover needs a path"},
+	} {
+		d := dir(t)
+		status, stdout, stderr := run(t, d, "", tt.args...)
+		if status != 2 || stdout != "" || strings.Count(stderr, "\n") != 2 {
+			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
+		}
+		wantWords(t, stderr, tt.want)
+		wantFiles(t, d)
+	}
+}
+
+func TestClientSendsNothingToServerOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	uid, gid := strconv.Itoa(os.Geteuid()), strconv.Itoa(os.Getegid())
+	for _, a := range places[:2] {
+		d := dir(t)
+		server := serveAll(t, d, "--log-format", "plain")
+		for _, tt := range []struct {
+			flag, id, words string
+		}{
+			{"--require-uid", "4242", "the server runs as user " + uid + ", not 4242 as --require-uid wants: nothing was sent"},
+			{"--require-gid", "4242", "the server runs as group " + gid + ", not 4242 as --require-gid wants: nothing was sent"},
+		} {
+			status, stdout, stderr := run(t, d, "", "client", "--log-level", "warn", "--connect", a, tt.flag, tt.id)
+			if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("%s %s: exit status %d, output %q, error %q", a, tt.flag, status, stdout, stderr)
+			}
+			wantWords(t, stderr, "client: "+a+": ", tt.words)
+		}
+		status, stdout, stderr := run(t, d, "", "client", "--connect", a, "--require-uid", uid, "--require-gid", gid)
+		if status != 0 || stdout != message {
+			t.Errorf("%s: exit status %d, output %q, error %q", a, status, stdout, stderr)
+		}
+		server.err.await(t, 4, "waiting for a connection\n")
+		server.stop(t)
+		nothing := "connection from\nno data from\nwaiting for a connection\n"
+		if a == "stream:./s" {
+			nothing = "connection from\nreceived ''\nno data from\nwaiting for a connection\n"
+		}
+		if n := strings.Count(server.err.String(), nothing); n != 2 {
+			t.Errorf("%s: nothing was received %d times, not twice:\n%s", a, n, &server.err)
+		}
+	}
+}
+
+// soPassRights is SO_PASSRIGHTS, of Linux 6.16: whether a socket takes
+// descriptors at all.
+const soPassRights = 83
+
+// F11 of the fault matrix.
+func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
+	t.Parallel()
+	null, err := os.Open(os.DevNull)
+	check(t, err)
+	t.Cleanup(func() { check(t, null.Close()) })
+	fds := make([]int, 253) // SCM_MAX_FD
+	for i := range fds {
+		fds[i] = int(null.Fd())
+	}
+	rights := unix.UnixRights(fds...)
+	for _, option := range []string{"without SO_PASSRIGHTS=0", "with SO_PASSRIGHTS=0"} {
+		for _, typ := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET, unix.SOCK_DGRAM} {
+			t.Run(fmt.Sprintf("%d %s", typ, option), func(t *testing.T) {
+				t.Parallel()
+				d := dir(t)
+				socket := boundFile(t, typ, d+"/s")
+				wantErr := error(nil)
+				if option == "with SO_PASSRIGHTS=0" {
+					switch err := unix.SetsockoptInt(int(socket.Fd()), unix.SOL_SOCKET, soPassRights, 0); err {
+					case nil:
+						wantErr = unix.EPERM
+					case unix.ENOPROTOOPT:
+						t.Log("this kernel does not know SO_PASSRIGHTS: the sender is not told")
+					default:
+						t.Fatal(err)
+					}
+				}
+				server := activate(t, d, []*os.File{socket}, "--log-level", "warn")
+				name := map[int]string{unix.SOCK_STREAM: "stream", unix.SOCK_SEQPACKET: "seqpacket", unix.SOCK_DGRAM: "datagram"}[typ] + ":./s"
+				healthy := func() {
+					t.Helper()
+					if status, _, stderr := run(t, d, "", "server", "healthcheck", "--timeout", "20s", "--listen", name); status != 0 {
+						t.Fatalf("health check: %s", stderr)
+					}
+				}
+				healthy()
+				before := openFiles(t, server)
+				for range 1000 {
+					fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
+					check(t, err)
+					check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: d + "/s"}))
+					err = unix.Sendmsg(fd, []byte("take these"), rights, nil, 0)
+					if !errors.Is(err, wantErr) {
+						t.Fatalf("send: %v, want %v", err, wantErr)
+					}
+					if typ != unix.SOCK_DGRAM && err == nil {
+						buf := make([]byte, 100)
+						if n, err := unix.Read(fd, buf); n > 0 || err != nil && err != unix.ECONNRESET {
+							t.Fatalf("came back %q, %v", buf[:n], err)
+						}
+					}
+					check(t, unix.Close(fd))
+				}
+				healthy() // whatever came before has been received
+				late := time.Now().Add(patience)
+				for openFiles(t, server) != before && time.Now().Before(late) {
+					healthy() // the last check's connection may still be open
+				}
+				if after := openFiles(t, server); after != before {
+					t.Errorf("%d descriptors are open, %d were", after, before)
+				}
+				server.signal(t, syscall.SIGTERM)
+				if status := server.status(t); status != 0 {
+					t.Errorf("exit status %d:\n%s", status, &server.err)
+				}
+				if wantErr == nil {
+					wantWords(t, server.err.String(), "message carries file descriptors", "cause=descriptors", "refused=1")
+				} else if server.err.String() != "" {
+					t.Errorf("the server says:\n%s", &server.err)
+				}
+			})
+		}
+	}
+}
+
+func openFiles(t *testing.T, p *process) int {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Process.Pid))
+	check(t, err)
+	return len(entries)
+}
+
+// boundFile is a socket as a parent passes it on: bound, listening where it can.
+func boundFile(t *testing.T, typ int, path string) *os.File {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	check(t, err)
+	f := os.NewFile(uintptr(fd), path)
+	t.Cleanup(func() { _ = f.Close() })
+	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
+	check(t, unix.Chmod(path, 0o666))
+	if typ != unix.SOCK_DGRAM {
+		check(t, unix.Listen(fd, 100))
+	}
+	return f
+}
+
+// activated starts a server by systemd's protocol: LISTEN_PID is the process id
+// that the shell has and leaves to the server.
+func activated(t *testing.T, d string, files []*os.File, args ...string) *process {
+	t.Helper()
+	script := fmt.Sprintf(`LISTEN_PID=$$ LISTEN_FDS=%d exec "$0" "$@"`, len(files))
+	return startWith(t, os.Geteuid(), files, d, append([]string{"sh", "-c", script, bin + "/server"}, args...)...)
+}
+
+// activate waits until the server serves; it does not say so at level warn.
+func activate(t *testing.T, d string, files []*os.File, args ...string) *process {
+	t.Helper()
+	p := activated(t, d, files, args...)
+	if !strings.Contains(strings.Join(args, " "), "warn") {
+		p.err.await(t, 1, "waiting for a ")
+	}
+	return p
+}
+
+func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	stream, record := boundFile(t, unix.SOCK_STREAM, d+"/s"), boundFile(t, unix.SOCK_SEQPACKET, d+"/q")
+	datagram := boundFile(t, unix.SOCK_DGRAM, d+"/d")
+	// What a unit asks for with PassCredentials=yes must not turn anybody away.
+	for _, f := range []*os.File{stream, record, datagram} {
+		check(t, unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
+		check(t, unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1))
+	}
+	for range 2 {
+		// These clients come while no server runs.
+		var early []net.Conn
+		for _, to := range [][2]string{{"unix", "s"}, {"unixpacket", "q"}} {
+			conn, err := net.Dial(to[0], d+"/"+to[1])
+			check(t, err)
+			early = append(early, conn)
+		}
+		me := &net.UnixAddr{Name: d + "/me", Net: "unixgram"}
+		conn, err := net.DialUnix("unixgram", me, &net.UnixAddr{Name: d + "/d", Net: "unixgram"})
+		check(t, err)
+		early = append(early, conn)
+		for _, conn := range early {
+			_, err := conn.Write([]byte("early"))
+			check(t, err)
+		}
+		server := activate(t, d, []*os.File{stream, record, datagram}, "--log-format", "plain", "--listen", "other", "--mode", "0600")
+		if want := fmt.Sprintf("starting up on %[1]s/s\nstarting up on %[1]s/q\nstarting up on %[1]s/d\n", d); !strings.HasPrefix(server.err.String(), want) {
+			t.Errorf("the server says:\n%s", &server.err)
+		}
+		for _, conn := range early {
+			back := make([]byte, 100)
+			check(t, conn.SetDeadline(time.Now().Add(patience)))
+			if n, err := conn.Read(back); err != nil || string(back[:n]) != "early" {
+				t.Errorf("%v: came back %q, %v", conn.RemoteAddr(), back[:n], err)
+			}
+			check(t, conn.Close())
+		}
+		check(t, os.Remove(me.Name))
+		for _, a := range places {
+			if status, stdout, stderr := run(t, d, "", "client", "--connect", a); status != 0 || stdout != message {
+				t.Errorf("%s: exit status %d, output %q, error %q", a, status, stdout, stderr)
+			}
+		}
+		server.signal(t, syscall.SIGTERM)
+		if status := server.status(t); status != 0 {
+			t.Errorf("exit status %d:\n%s", status, &server.err)
+		}
+		wantFiles(t, d, "d", "q", "s")
+	}
+}
+
+func TestActivationByWhatIsNoListeningSocket(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	null, err := os.Open(os.DevNull)
+	check(t, err)
+	unbound, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	tcp, err := net.Listen("tcp", loopback())
+	check(t, err)
+	defer func() { check(t, tcp.Close()) }()
+	internet, err := tcp.(*net.TCPListener).File()
+	check(t, err)
+	good := boundFile(t, unix.SOCK_STREAM, d+"/s")
+	for _, tt := range []struct {
+		file  *os.File
+		words string
+	}{
+		{null, "it is no socket"},
+		{os.NewFile(uintptr(unbound), "unbound"), "it is a socket without an address"},
+		{internet, "it is no Unix socket: pass one, ListenStream=/path"},
+	} {
+		p := activated(t, d, []*os.File{good, tt.file})
+		if status := p.status(t); status != 1 || strings.Count(p.err.String(), "\n") != 1 {
+			t.Errorf("exit status %d, error %q", status, &p.err)
+		}
+		wantWords(t, p.err.String(), "server: LISTEN_FD_4, passed on by the parent process: "+tt.words)
+		wantFiles(t, d, "s")
+		check(t, tt.file.Close())
+	}
+}
+
+func TestSystemdSocketActivate(t *testing.T) {
+	t.Parallel()
+	need(t, "systemd-socket-activate", "systemd")
+	for _, tt := range []struct{ flag, address string }{{"", places[0]}, {"--datagram", places[2]}, {"--seqpacket", places[1]}} {
+		t.Run(tt.address, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			name := tt.address[strings.LastIndexByte(tt.address, '/')+1:]
+			args := []string{"systemd-socket-activate", "-l", d + "/" + name, bin + "/server", "--log-format", "plain"}
+			if tt.flag != "" {
+				args = append(args[:1:1], append([]string{tt.flag}, args[1:]...)...)
+			}
+			p := start(t, d, args...)
+			p.err.await(t, 1, "Listening on ")
+			// The first message starts the server.
+			status, stdout, stderr := run(t, d, "", "client", "--connect", tt.address)
+			if status != 0 || stdout != message {
+				t.Errorf("exit status %d, output %q, error %q; the server says:\n%s", status, stdout, stderr, &p.err)
+			}
+			p.signal(t, syscall.SIGTERM) // it is the server by now
+			if status := p.status(t); status != 0 {
+				t.Errorf("exit status %d:\n%s", status, &p.err)
+			}
+			wantFiles(t, d, name)
+		})
+	}
+}
+
+// Variables that are meant for another process mean nothing here.
+func TestActivationOfAnotherProcess(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	script := `LISTEN_PID=1 LISTEN_FDS=1 exec "$0"`
+	p := start(t, d, "sh", "-c", script, bin+"/server")
+	p.err.await(t, 1, "starting up on ./uds_socket")
+	p.err.await(t, 1, "waiting for a connection")
+	p.stop(t)
+}
