@@ -93,6 +93,7 @@ func metric(t *testing.T, metrics, name string) float64 {
 func TestAdminShowsWhatTheServerDoes(t *testing.T) {
 	t.Parallel()
 	need(t, "curl", "curl")
+	need(t, "nc", "netcat-openbsd")
 	d := dir(t)
 	server := serve(t, d, "--admin", "stream:admin", "--mode", "0666", "--max-connections", "1",
 		"--listen", "s", "--listen", "datagram:d")
@@ -127,7 +128,6 @@ func TestAdminShowsWhatTheServerDoes(t *testing.T) {
 		{[]string{"curl", "-sS", "--unix-socket", "admin", "http://admin/metrics"}, ""},
 		{[]string{"nc", "-U", "admin"}, "GET /metrics HTTP/1.0\r\n\r\n"},
 	} {
-		need(t, tt.args[0], "netcat-openbsd")
 		status, metrics, stderr := run(t, d, tt.stdin, tt.args...)
 		if status != 0 {
 			t.Fatalf("%q: exit status %d, error %q", tt.args, status, stderr)

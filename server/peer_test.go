@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/faults"
 )
 
 // The strangers run as users of their own, which only root can give them.
@@ -130,6 +133,124 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 	if asRoot() && strings.Count(server.err.String(), "connection from") != 2 {
 		t.Errorf("a stranger's connection was served:\n%s", &server.err)
 	}
+}
+
+// asStranger runs work as the stranger: user and group belong to a thread, and
+// this one ends with it.
+func asStranger(t *testing.T, work func() error) {
+	t.Helper()
+	if !asRoot() {
+		t.Fatal("only root can be the stranger: run the tests as root")
+	}
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		for _, call := range []uintptr{unix.SYS_SETRESGID, unix.SYS_SETRESUID} {
+			if _, _, errno := unix.RawSyscall(call, stranger, stranger, stranger); errno != 0 {
+				done <- errno
+				return
+			}
+		}
+		done <- work()
+	}()
+	check(t, <-done)
+}
+
+// knock knocks at all places n times under each name, says something each time,
+// and tells what the server counted and said meanwhile.
+func knock(t *testing.T, n int, names ...string) (s status, told []map[string]any) {
+	t.Helper()
+	d := open(t)
+	server := serveAll(t, d, "--log-format", "json", "--allow-uid", strconv.Itoa(friend), "--admin", "./admin")
+	asStranger(t, func() error {
+		for i := range n {
+			for path, typ := range map[string]int{"s": unix.SOCK_STREAM, "q": unix.SOCK_SEQPACKET, "d": unix.SOCK_DGRAM} {
+				for _, name := range names {
+					// A child that is being started may hold the last one's name.
+					name := fmt.Sprintf("%s;%s%d", name, path, i)
+					if !strings.HasPrefix(name, "@") {
+						name = d + "/" + name
+					}
+					if err := knockOnce(typ, d+"/"+path, name); err != nil {
+						return fmt.Errorf("%s as %s: %w", path, name, err)
+					}
+				}
+			}
+		}
+		return nil
+	})
+	healthCheckAll(t, d) // whatever came before has been accepted
+	s = statusOf(t, d+"/admin")
+	server.stop(t)
+	return s, refusals(t, server)
+}
+
+func knockOnce(typ int, path, name string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+		return err
+	}
+	if !strings.HasPrefix(name, "@") {
+		defer func() { _ = os.Remove(name) }()
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		return err
+	}
+	if _, err := unix.SendmsgN(fd, []byte("let me in"), nil, nil, unix.MSG_NOSIGNAL); err == unix.EPIPE {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if typ == unix.SOCK_DGRAM && !strings.HasPrefix(name, "@") {
+		return nil // the server may not write to a name with the stranger's mode
+	}
+	back := make([]byte, 100)
+	switch n, err := unix.Read(fd, back); {
+	case err != nil && err != unix.ECONNRESET:
+		return err
+	case n > 0:
+		return fmt.Errorf("came back %q", back[:n])
+	}
+	return nil
+}
+
+func TestF9PeerThatIsNotAllowed(t *testing.T) {
+	t.Parallel()
+	const each = 334
+	s, told := knock(t, each, "@stranger")
+	const attempts = 3 * each
+	// Of the bytes, those of the health check are the only ones.
+	if s.Refused["user"] != attempts || s.Bytes != 3*len("are you well?") {
+		t.Errorf("%d of %d were refused, and %d bytes received", s.Refused["user"], attempts, s.Bytes)
+	}
+	faults.Report(t, faults.Row{
+		ID: "F9", Done: "a user who is not in `--allow-uid` connects, or sends a datagram, and says something, over each type", Count: attempts,
+		Outcome: fmt.Sprintf("all turned away and counted, no payload taken; %d lines in the log, with uid and gid", len(told)),
+	})
+}
+
+func TestF10NameThatLies(t *testing.T) {
+	t.Parallel()
+	const each = 50
+	names := []string{"x;uid=0", "@x;uid=0", "x\nuid=0", "@udsecho.healthcheck.x"}
+	s, told := knock(t, each, names...)
+	attempts := 3 * each * len(names)
+	if s.Refused["user"] != attempts || s.Bytes != 3*len("are you well?") {
+		t.Errorf("%d of %d were refused, and %d bytes received", s.Refused["user"], attempts, s.Bytes)
+	}
+	for _, e := range told {
+		if e["uid"] != float64(stranger) || e["gid"] != float64(stranger) {
+			t.Errorf("the log believes a name: %v", e)
+		}
+	}
+	faults.Report(t, faults.Row{
+		ID: "F10", Done: "a user who is not allowed binds `x;uid=0`, `@x;uid=0`, one with a new line, and the name of a health check, over each type", Count: attempts,
+		Outcome: "all turned away; every line of the log has the kernel's uid and gid",
+	})
 }
 
 func TestAllowListsAddUp(t *testing.T) {
@@ -258,7 +379,6 @@ const soPassRights = 83
 
 // F11 of the fault matrix.
 func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
-	t.Parallel()
 	null, err := os.Open(os.DevNull)
 	check(t, err)
 	t.Cleanup(func() { check(t, null.Close()) })
@@ -267,69 +387,75 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 		fds[i] = int(null.Fd())
 	}
 	rights := unix.UnixRights(fds...)
-	for _, option := range []string{"without SO_PASSRIGHTS=0", "with SO_PASSRIGHTS=0"} {
-		for _, typ := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET, unix.SOCK_DGRAM} {
-			t.Run(fmt.Sprintf("%d %s", typ, option), func(t *testing.T) {
-				t.Parallel()
-				d := dir(t)
-				socket := boundFile(t, typ, d+"/s")
-				wantErr := error(nil)
-				if option == "with SO_PASSRIGHTS=0" {
-					switch err := unix.SetsockoptInt(int(socket.Fd()), unix.SOL_SOCKET, soPassRights, 0); err {
-					case nil:
-						wantErr = unix.EPERM
-					case unix.ENOPROTOOPT:
-						t.Log("this kernel does not know SO_PASSRIGHTS: the sender is not told")
-					default:
-						t.Fatal(err)
-					}
-				}
-				server := activate(t, d, []*os.File{socket}, "--log-level", "warn")
-				name := map[int]string{unix.SOCK_STREAM: "stream", unix.SOCK_SEQPACKET: "seqpacket", unix.SOCK_DGRAM: "datagram"}[typ] + ":./s"
-				healthy := func() {
-					t.Helper()
-					if status, _, stderr := run(t, d, "", "server", "healthcheck", "--timeout", "20s", "--listen", name); status != 0 {
-						t.Fatalf("health check: %s", stderr)
-					}
-				}
-				healthy()
-				before := openFiles(t, server)
-				for range 1000 {
-					fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
-					check(t, err)
-					check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: d + "/s"}))
-					err = unix.Sendmsg(fd, []byte("take these"), rights, nil, 0)
-					if !errors.Is(err, wantErr) {
-						t.Fatalf("send: %v, want %v", err, wantErr)
-					}
-					if typ != unix.SOCK_DGRAM && err == nil {
-						buf := make([]byte, 100)
-						if n, err := unix.Read(fd, buf); n > 0 || err != nil && err != unix.ECONNRESET {
-							t.Fatalf("came back %q, %v", buf[:n], err)
+	t.Run("each", func(t *testing.T) {
+		for _, option := range []string{"without SO_PASSRIGHTS=0", "with SO_PASSRIGHTS=0"} {
+			for _, typ := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET, unix.SOCK_DGRAM} {
+				t.Run(fmt.Sprintf("%d %s", typ, option), func(t *testing.T) {
+					t.Parallel()
+					d := dir(t)
+					socket := boundFile(t, typ, d+"/s")
+					wantErr := error(nil)
+					if option == "with SO_PASSRIGHTS=0" {
+						switch err := unix.SetsockoptInt(int(socket.Fd()), unix.SOL_SOCKET, soPassRights, 0); err {
+						case nil:
+							wantErr = unix.EPERM
+						case unix.ENOPROTOOPT:
+							t.Log("this kernel does not know SO_PASSRIGHTS: the sender is not told")
+						default:
+							t.Fatal(err)
 						}
 					}
-					check(t, unix.Close(fd))
-				}
-				healthy() // whatever came before has been received
-				late := time.Now().Add(patience)
-				for openFiles(t, server) != before && time.Now().Before(late) {
-					healthy() // the last check's connection may still be open
-				}
-				if after := openFiles(t, server); after != before {
-					t.Errorf("%d descriptors are open, %d were", after, before)
-				}
-				server.signal(t, syscall.SIGTERM)
-				if status := server.status(t); status != 0 {
-					t.Errorf("exit status %d:\n%s", status, &server.err)
-				}
-				if wantErr == nil {
-					wantWords(t, server.err.String(), "message carries file descriptors", "cause=descriptors", "refused=1")
-				} else if server.err.String() != "" {
-					t.Errorf("the server says:\n%s", &server.err)
-				}
-			})
+					server := activate(t, d, []*os.File{socket}, "--log-level", "warn")
+					name := map[int]string{unix.SOCK_STREAM: "stream", unix.SOCK_SEQPACKET: "seqpacket", unix.SOCK_DGRAM: "datagram"}[typ] + ":./s"
+					healthy := func() {
+						t.Helper()
+						if status, _, stderr := run(t, d, "", "server", "healthcheck", "--timeout", "20s", "--listen", name); status != 0 {
+							t.Fatalf("health check: %s", stderr)
+						}
+					}
+					healthy()
+					before := openFiles(t, server)
+					for range 1000 {
+						fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
+						check(t, err)
+						check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: d + "/s"}))
+						err = unix.Sendmsg(fd, []byte("take these"), rights, nil, 0)
+						if !errors.Is(err, wantErr) {
+							t.Fatalf("send: %v, want %v", err, wantErr)
+						}
+						if typ != unix.SOCK_DGRAM && err == nil {
+							buf := make([]byte, 100)
+							if n, err := unix.Read(fd, buf); n > 0 || err != nil && err != unix.ECONNRESET {
+								t.Fatalf("came back %q, %v", buf[:n], err)
+							}
+						}
+						check(t, unix.Close(fd))
+					}
+					healthy() // whatever came before has been received
+					late := time.Now().Add(patience)
+					for openFiles(t, server) != before && time.Now().Before(late) {
+						healthy() // the last check's connection may still be open
+					}
+					if after := openFiles(t, server); after != before {
+						t.Errorf("%d descriptors are open, %d were", after, before)
+					}
+					server.signal(t, syscall.SIGTERM)
+					if status := server.status(t); status != 0 {
+						t.Errorf("exit status %d:\n%s", status, &server.err)
+					}
+					if wantErr == nil {
+						wantWords(t, server.err.String(), "message carries file descriptors", "cause=descriptors", "refused=1")
+					} else if server.err.String() != "" {
+						t.Errorf("the server says:\n%s", &server.err)
+					}
+				})
+			}
 		}
-	}
+	})
+	faults.Report(t, faults.Row{
+		ID: "F11", Done: "messages with 253 descriptors each, over each type, without and with SO_PASSRIGHTS=0 on the server's socket", Count: 6000,
+		Outcome: "the server's count of descriptors is what it was; without the option senders are turned away and counted, with it the kernel gives them EPERM",
+	})
 }
 
 func openFiles(t *testing.T, p *process) int {

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -181,6 +183,32 @@ func header(length uint64, level, kind uint32) []byte {
 	b := binary.NativeEndian.AppendUint64(nil, length)
 	b = binary.NativeEndian.AppendUint32(b, level)
 	return binary.NativeEndian.AppendUint32(b, kind)
+}
+
+func TestF15MalformedAncillaryData(t *testing.T) {
+	t.Parallel()
+	const count = 1_000_000
+	random := rand.New(rand.NewPCG(15, 15))
+	malformed := 0
+	for range count {
+		control := append(unix.UnixCredentials(&unix.Ucred{Pid: 1}), unix.UnixRights(3, 4, 5)...)
+		control = control[:random.IntN(len(control)+1)]
+		for range random.IntN(4) {
+			if len(control) > 0 {
+				control[random.IntN(len(control))] = byte(random.Uint32())
+			}
+		}
+		if _, _, err := uds.ParseControl(control); err != nil {
+			malformed++
+		}
+	}
+	if malformed == 0 {
+		t.Error("nothing was malformed")
+	}
+	faults.Report(t, faults.Row{
+		ID: "F15", Done: "ancillary data cut short and altered at random; fuzzed besides (FuzzControl)", Count: count,
+		Outcome: fmt.Sprintf("0 panics, %d found malformed", malformed),
+	})
 }
 
 func FuzzControl(f *testing.F) {
