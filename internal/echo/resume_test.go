@@ -69,7 +69,6 @@ func echoes(n int64) func(*net.UnixConn) {
 
 func ends(*net.UnixConn) {}
 
-
 // ways are both ways to send.
 var ways = map[string]func(c *resuming, conn *uds.Conn, message string, out io.Writer) error{
 	"message": func(c *resuming, conn *uds.Conn, message string, out io.Writer) error {
