@@ -1,6 +1,7 @@
-.PHONY: demo test faults fuzz bench bench-peers images cluster-demo cluster-scale lint vuln sbom fmt clean
+.PHONY: demo test soak faults fuzz bench bench-peers images cluster-demo cluster-scale lint vuln sbom fmt clean
 
 FUZZTIME ?= 60s
+SOAK ?= 5m
 
 demo: # the stack, both transcripts, the socket file; takes everything down again
 	@integration/demo.sh
@@ -8,6 +9,9 @@ demo: # the stack, both transcripts, the socket file; takes everything down agai
 test: # every test: unit, race, process, containers
 	go vet ./...
 	go test -race -count=1 -timeout 30m ./...
+
+soak: # 50 clients and one fault after another, for SOAK; a ledger of every byte
+	SOAK=$(SOAK) go test -race -count=1 -v -timeout 0 -run '^TestSoak$$' ./server
 
 faults: # docs/faults.md, as the tests that show its rows see it now
 	FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./integration

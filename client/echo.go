@@ -61,7 +61,8 @@ func (c *echoCmd) Validate() error {
 func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", echo.Escape(c.Connect.String())).Msg("connecting to " + echo.Escape(c.Connect.Path))
-	conn, err := c.dial(ctx)
+	name := ownName(c.Bind, c.Connect)
+	conn, err := c.dial(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -81,7 +82,8 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	client := echo.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
 	if c.Retry > 0 {
-		client.Redial, client.Patience = c.dial, c.Retry
+		client.Patience = c.Retry
+		client.Redial = func(ctx context.Context) (*uds.Conn, error) { return c.dial(ctx, nextName(name)) }
 	}
 	if c.Message == "-" {
 		err = client.Copy(ctx, conn, std.In, out)
@@ -101,8 +103,8 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 }
 
 // dial connects to the server, and to no other than the one that is required.
-func (c *echoCmd) dial(ctx context.Context) (*uds.Conn, error) {
-	conn, err := dial(ctx, c.Connect, uds.DialConfig{Bind: ownName(c.Bind, c.Connect), SendBuffer: c.Sndbuf}, c.Retry)
+func (c *echoCmd) dial(ctx context.Context, name string) (*uds.Conn, error) {
+	conn, err := dial(ctx, c.Connect, uds.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
 	if err != nil {
 		return nil, err
 	}
@@ -111,6 +113,20 @@ func (c *echoCmd) dial(ctx context.Context) (*uds.Conn, error) {
 		return nil, fmt.Errorf("%s: %w", c.Connect, err)
 	}
 	return conn, nil
+}
+
+// nextName is the client's own name after name, for another connection: what a
+// slow server still sends to the old one is no answer to what was sent over the
+// new.
+func nextName(name string) string {
+	switch {
+	case name == "":
+		return ""
+	case name[0] == '@':
+		return uds.AutoName("@")
+	default:
+		return uds.AutoName(filepath.Dir(name))
+	}
 }
 
 // ownName is the name of the client's own socket by --bind, "" for none. For a

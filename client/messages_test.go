@@ -288,3 +288,29 @@ func TestMessageAndPathThatAreNotUTF8GoByteForByte(t *testing.T) {
 		t.Errorf("exit status %d, output %q\n%s", status, stdout, stderr)
 	}
 }
+
+// What a slow server still sends to the name that was given must not be taken
+// for the answer to what is sent again.
+func TestResumingDatagramClientHasANewName(t *testing.T) {
+	t.Parallel()
+	d, conn := listenDatagram(t)
+	p := start(t, d, nil, client, "--log-level", "warn", "--bind", "me", "--retry", "60s", "--timeout", "1s", "--connect", "datagram:s", "hello")
+	_, first := next(t, conn)
+	if first.String() != d+"/me" {
+		t.Errorf("the first name is %s", first)
+	}
+	message, second := next(t, conn)
+	if message != "hello" || second.String() == first.String() || filepath.Dir(second.String()) != d {
+		t.Errorf("%q came from %s", message, second)
+	}
+	if _, err := conn.WriteTo([]byte("world"), first); err == nil {
+		t.Error("the first name can still be answered")
+	}
+	_, err := conn.WriteTo([]byte("hello"), second)
+	check(t, err)
+	if status := p.status(t); status != 0 || p.out.String() != "hello" {
+		t.Errorf("exit status %d, output %q, %s", status, &p.out, &p.err)
+	}
+	wantWords(t, p.err.String(), "connecting again: no answer: the server may have ended")
+	wantFiles(t, d, "s")
+}

@@ -46,7 +46,7 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 				return // it may go on sending; the receiver sees it if not
 			}
 		}
-		if err != nil && (conn.Type() != uds.Seqpacket || !isGone(err)) { // the receiver says what was due
+		if err != nil && err != errClosed { // there the receiver says what was due
 			cancel(err)
 		}
 	}()
@@ -81,7 +81,11 @@ func (c *Client) sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader,
 		}
 		select {
 		case sizes <- len(message):
-			return conn.Send(message)
+			err := conn.Send(message)
+			if conn.Type() == uds.Seqpacket && isGone(err) {
+				err = errClosed // which an error of the input is not
+			}
+			return err
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

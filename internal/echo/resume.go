@@ -45,27 +45,35 @@ func (c *Client) transfer(ctx context.Context, conn *uds.Conn, in io.Reader, out
 		}
 		return c.exchange(ctx, conn, in, out, rest, level)
 	}
-	if c.Redial == nil || c.NoEcho {
+	if c.Redial == nil || c.NoEcho || conn.Type() == uds.UDP { // UDP loses what then must not be missed
 		return once(conn, in, out, 0)
 	}
 	t := newTape(in)
 	w := &acknowledger{out: out, tape: t}
 	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back as one
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
-	for progress := time.Now(); ; {
-		before := w.back
+	defer func() { _ = conn.Close() }()
+	var failing time.Time // when a connection broke first, and none has brought anything since
+	for {
+		before, began := w.back, time.Now()
 		err := once(conn, t.rewound(), w, before)
-		if err == nil || ctx.Err() != nil || !broken(err) {
+		due, end := t.state()
+		switch {
+		case w.err != nil:
+			return w.err
+		case err == nil || ctx.Err() != nil || !broken(err) || end != nil && end != io.EOF:
 			return err
-		}
-		if t.finished() && w.back > 0 {
+		case !due && end == io.EOF && w.back > 0:
 			return nil // all of it is back
-		}
-		if w.back > before {
-			progress = time.Now()
+		// A connection over which nothing had to be said is good if it lasts.
+		case w.back > before || !due && time.Since(began) > c.Patience:
+			failing = time.Time{}
 			wait.Reset()
 		}
-		if time.Since(progress) > c.Patience {
+		if failing.IsZero() {
+			failing = time.Now()
+		}
+		if time.Since(failing) > c.Patience {
 			return fmt.Errorf("%w (tried for %v)", err, c.Patience)
 		}
 		c.Log.Warn().Err(err).Int64("bytes", w.back).Msgf("connecting again: %v", err)
@@ -79,21 +87,31 @@ func (c *Client) transfer(ctx context.Context, conn *uds.Conn, in io.Reader, out
 		if err != nil {
 			return err
 		}
-		defer func() { _ = another.Close() }()
 		conn = another
 	}
 }
+
+// errNoEcho is what must not be taken for the answer to what was sent.
+var errNoEcho = errors.New("what comes back is not what was sent: that is no echo server")
 
 // An acknowledger writes what comes back, and has the tape forget it.
 type acknowledger struct {
 	out  io.Writer
 	tape *tape
 	back int64
+	err  error // not the connection's
 }
 
 func (a *acknowledger) Write(p []byte) (int, error) {
+	if !a.tape.expects(p) {
+		a.err = errNoEcho
+		return 0, a.err
+	}
 	n, err := a.out.Write(p)
-	a.tape.acknowledge(n)
+	a.tape.forget(n)
 	a.back += int64(n)
-	return n, err
+	if err != nil {
+		a.err = fmt.Errorf("write the output: %w", err)
+	}
+	return n, a.err
 }

@@ -1,6 +1,7 @@
 package echo
 
 import (
+	"bytes"
 	"io"
 	"sync"
 )
@@ -13,10 +14,11 @@ type tape struct {
 
 	mu      sync.Mutex
 	changed sync.Cond
-	kept    []byte // read from in, and not acknowledged
-	start   int64  // of kept, in the input
-	reading bool   // somebody reads from in
-	err     error  // of in, io.EOF at its end
+	kept    []byte  // read from in, and not come back
+	start   int64   // of kept, in the input
+	last    *cursor // the reader that may read
+	reading bool    // somebody reads from in
+	err     error   // of in, io.EOF at its end
 }
 
 func newTape(in io.Reader) *tape {
@@ -25,11 +27,17 @@ func newTape(in io.Reader) *tape {
 	return t
 }
 
-// acknowledge forgets the next n bytes.
-func (t *tape) acknowledge(n int) {
+// expects tells whether p is what has to come back next.
+func (t *tape) expects(p []byte) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	n = min(n, len(t.kept)) // a server that is no echo may send more than it got
+	return bytes.HasPrefix(t.kept, p)
+}
+
+// forget lets the next n bytes go, which are back.
+func (t *tape) forget(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.start += int64(n)
 	t.kept = t.kept[n:]
 	if len(t.kept) == 0 {
@@ -37,19 +45,22 @@ func (t *tape) acknowledge(n int) {
 	}
 }
 
-// finished tells whether all of the input has been acknowledged.
-func (t *tape) finished() bool {
+// state tells whether something is to come back, and how the input ended, nil
+// where it has not.
+func (t *tape) state() (due bool, end error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.err == io.EOF && len(t.kept) == 0
+	return len(t.kept) > 0, t.err
 }
 
-// rewound is a reader that starts with what has not been acknowledged. The last
-// reader may still be waiting for the input: what it gets is kept, too.
+// rewound is a reader that starts with what has not come back, and ends the one
+// before. That may be waiting for the input: what it gets is kept, too.
 func (t *tape) rewound() io.Reader {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return &cursor{t, t.start}
+	t.last = &cursor{t, t.start}
+	t.changed.Broadcast()
+	return t.last
 }
 
 type cursor struct {
@@ -61,11 +72,11 @@ func (c *cursor) Read(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		next := c.at - c.start
-		if next < 0 { // what this reader was to send has come back another way
+		if c.last != c {
 			return 0, io.ErrClosedPipe
 		}
-		if next < int64(len(c.kept)) {
+		c.at = max(c.at, c.start) // the server may know what was not sent to it now
+		if next := c.at - c.start; next < int64(len(c.kept)) {
 			n := copy(p, c.kept[next:])
 			c.at += int64(n)
 			return n, nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,7 @@ type Conn struct {
 	net.Conn
 	addr  Addr
 	name  *file
+	close sync.Once
 	creds bool // PassCred is on
 }
 
@@ -124,9 +126,10 @@ func (e *ownError) Unwrap() error { return e.err }
 // Type is the type of the socket.
 func (c *Conn) Type() Type { return c.addr.Type }
 
-// Close closes the connection and removes the client's own socket file.
+// Close closes the connection and removes the client's own socket file: once,
+// as another connection may have the name after that, and the file the inode.
 func (c *Conn) Close() error {
-	c.name.remove()
+	c.close.Do(c.name.remove)
 	return c.Conn.Close()
 }
 

@@ -1,0 +1,363 @@
+package echo_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/proxy"
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// A resuming client counts how often it has connected again.
+type resuming struct {
+	echo.Client
+	again atomic.Int64
+}
+
+func resumes(t *testing.T, a uds.Addr, patience time.Duration) *resuming {
+	t.Helper()
+	c := &resuming{Client: echo.Client{Chunk: 4096, Window: 8, Log: zerolog.Nop(), Patience: patience}}
+	c.Redial = func(context.Context) (*uds.Conn, error) {
+		c.again.Add(1)
+		return dial(t, a), nil
+	}
+	return c
+}
+
+// stubs is a server that treats its first client in one way, the next in
+// another, and all that come later in the last.
+func stubs(t *testing.T, typ uds.Type, ways ...func(conn *net.UnixConn)) uds.Addr {
+	t.Helper()
+	socket := listenOn(t, typ)
+	l, err := socket.Listener()
+	check(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			ways[min(i, len(ways)-1)](conn.(*net.UnixConn))
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		check(t, l.Close())
+		<-done
+	})
+	return socket.Addr
+}
+
+// echoes sends n bytes back, and then ends.
+func echoes(n int64) func(*net.UnixConn) {
+	return func(conn *net.UnixConn) { _, _ = io.CopyN(conn, conn, n) }
+}
+
+func ends(*net.UnixConn) {}
+
+// ways are both ways to send.
+var ways = map[string]func(c *resuming, conn *uds.Conn, message string, out io.Writer) error{
+	"message": func(c *resuming, conn *uds.Conn, message string, out io.Writer) error {
+		return c.Message(context.Background(), conn, []byte(message), out)
+	},
+	"copy": func(c *resuming, conn *uds.Conn, message string, out io.Writer) error {
+		return c.Copy(context.Background(), conn, strings.NewReader(message), out)
+	},
+}
+
+func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
+	t.Parallel()
+	for _, typ := range connecting {
+		for name, send := range ways {
+			t.Run(string(typ)+" "+name, func(t *testing.T) {
+				t.Parallel()
+				first := int64(5)
+				if typ == uds.Seqpacket {
+					first = 0 // a record is back, or is not
+				}
+				a := stubs(t, typ, echoes(first), ends, echoes(1000))
+				c := resumes(t, a, patience)
+				out := &bytes.Buffer{}
+				check(t, send(c, dial(t, a), message, out))
+				if out.String() != message {
+					t.Errorf("%q came back", out)
+				}
+				if n := c.again.Load(); n != 2 {
+					t.Errorf("connected again %d times", n)
+				}
+			})
+		}
+	}
+}
+
+// A datagram server has no connection to break: silence tells.
+func TestDatagramsGoOnAfterSilence(t *testing.T) {
+	t.Parallel()
+	for name, send := range ways {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dead := listenOn(t, uds.Datagram)
+			server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.Disabled)
+			c := resumes(t, server.addr, patience)
+			c.Timeout = 50 * time.Millisecond
+			out := &bytes.Buffer{}
+			check(t, send(c, dial(t, dead.Addr), message, out))
+			if out.String() != message {
+				t.Errorf("%q came back", out)
+			}
+		})
+	}
+}
+
+func TestEmptyMessageIsSentAgain(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	c := resumes(t, server.addr, patience)
+	check(t, c.Message(t.Context(), dial(t, stubs(t, uds.Seqpacket, ends)), nil, io.Discard))
+	if n := c.again.Load(); n != 1 {
+		t.Errorf("connected again %d times", n)
+	}
+}
+
+func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
+	t.Parallel()
+	for _, typ := range connecting {
+		for name, s := range map[string]echo.Server{
+			"refused": {Allow: func(unix.Ucred) bool { return false }},
+			"full":    {MaxConnections: 1},
+		} {
+			t.Run(string(typ)+" "+name, func(t *testing.T) {
+				t.Parallel()
+				server := serveSocket(t, listenOn(t, typ), s, zerolog.InfoLevel)
+				if name == "full" {
+					dial(t, server.addr)
+					server.log.await(t, 1, "connection from")
+				}
+				c := resumes(t, server.addr, 100*time.Millisecond)
+				out := &bytes.Buffer{}
+				err := c.Message(t.Context(), dial(t, server.addr), []byte(message), out)
+				if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+					wantWords(t, err, "tried for 100ms")
+				} else {
+					wantWords(t, err, "it may be full, or not let this process in", "tried for 100ms")
+				}
+				if c.again.Load() == 0 || out.Len() > 0 {
+					t.Errorf("connected again %d times, %q came back", c.again.Load(), out)
+				}
+			})
+		}
+	}
+}
+
+func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
+	t.Parallel()
+	s := echo.Server{Allow: func(unix.Ucred) bool { return false }}
+	server := serveSocket(t, listenOn(t, uds.Datagram), s, zerolog.Disabled)
+	c := resumes(t, server.addr, patience)
+	wantWords(t, c.Message(t.Context(), dial(t, server.addr), []byte(message), io.Discard), "does not let this process in")
+	if n := c.again.Load(); n != 0 {
+		t.Errorf("connected again %d times", n)
+	}
+}
+
+// Every connection brings one byte, and all of them together take longer than
+// the patience.
+func TestProgressRenewsThePatience(t *testing.T) {
+	t.Parallel()
+	a := stubs(t, uds.Stream, echoes(1))
+	c := resumes(t, a, 30*time.Millisecond)
+	redial := c.Redial
+	c.Redial = func(ctx context.Context) (*uds.Conn, error) {
+		<-time.After(20 * time.Millisecond)
+		return redial(ctx)
+	}
+	out := &bytes.Buffer{}
+	check(t, c.Message(t.Context(), dial(t, a), []byte("0123456789"), out))
+	if out.String() != "0123456789" {
+		t.Errorf("%q came back", out)
+	}
+}
+
+// Nobody types for longer than the patience, and the server ends twice
+// meanwhile.
+func TestIdleTransferOutlivesItsServers(t *testing.T) {
+	t.Parallel()
+	const patience = 20 * time.Millisecond
+	over := make(chan struct{})
+	idle := func(*net.UnixConn) { <-time.After(50 * patience) }
+	a := stubs(t, uds.Stream, idle, idle, func(conn *net.UnixConn) {
+		close(over)
+		_, _ = io.Copy(conn, conn)
+	})
+	c := resumes(t, a, patience)
+	in, typed := io.Pipe()
+	out, copied := &bytes.Buffer{}, make(chan error)
+	conn := dial(t, a)
+	go func() { copied <- c.Copy(t.Context(), conn, in, out) }()
+	<-over
+	_, err := io.WriteString(typed, "hello\n")
+	check(t, err)
+	check(t, typed.Close())
+	check(t, <-copied)
+	if out.String() != "hello\n" {
+		t.Errorf("%q came back", out)
+	}
+}
+
+// errno is an error of a file that looks like one of the connection.
+func TestErrorsOfInputAndOutputAreNotTheConnections(t *testing.T) {
+	t.Parallel()
+	for _, typ := range unixTypes {
+		for name, tt := range map[string]struct {
+			in    io.Reader
+			out   io.Writer
+			words string
+		}{
+			"output": {strings.NewReader(message), broken{unix.EPIPE}, "write the output: broken pipe"},
+			"input":  {io.MultiReader(strings.NewReader(message), broken{unix.ECONNRESET}), io.Discard, "read the input: connection reset"},
+		} {
+			t.Run(string(typ)+" "+name, func(t *testing.T) {
+				t.Parallel()
+				server := serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.Disabled)
+				c := resumes(t, server.addr, patience)
+				wantWords(t, c.Copy(t.Context(), dial(t, server.addr), tt.in, tt.out), tt.words)
+				if n := c.again.Load(); n != 0 {
+					t.Errorf("connected again %d times", n)
+				}
+			})
+		}
+	}
+}
+
+// Resuming is for echoes: anything else would be counted as what is back.
+func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
+	t.Parallel()
+	for _, typ := range connecting {
+		for answer, want := range map[string]string{
+			"HELLO":          "no echo server",
+			"hello and more": "no echo server",
+		} {
+			t.Run(string(typ)+" "+answer, func(t *testing.T) {
+				t.Parallel()
+				a := stubs(t, typ, func(conn *net.UnixConn) {
+					_, _ = conn.Read(make([]byte, 16))
+					_, _ = io.WriteString(conn, answer)
+					silent(conn)
+				})
+				c := resumes(t, a, patience)
+				out := &bytes.Buffer{}
+				wantWords(t, c.Copy(t.Context(), dial(t, a), strings.NewReader("hello"), out), want)
+				if c.again.Load() != 0 || out.Len() > 0 {
+					t.Errorf("connected again %d times, %q came back", c.again.Load(), out)
+				}
+			})
+		}
+	}
+}
+
+// UDP loses messages, so that nobody knows which one a reply is to.
+func TestUDPIsNotResumed(t *testing.T) {
+	t.Parallel()
+	socket, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.UDP, Path: "127.0.0.1:0"})
+	check(t, err)
+	a := uds.Addr{Type: uds.UDP, Path: boundTo(t, socket)}
+	check(t, socket.Close())
+	c := resumes(t, a, patience)
+	wantWords(t, c.Message(t.Context(), dial(t, a), []byte(message), io.Discard), "refused")
+	if n := c.again.Load(); n != 0 {
+		t.Errorf("connected again %d times", n)
+	}
+}
+
+func TestTransferEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	a := stubs(t, uds.Stream, ends)
+	ctx, stop := context.WithCancelCause(t.Context())
+	c := resumes(t, a, patience)
+	why := errors.New("enough")
+	c.Redial = func(ctx context.Context) (*uds.Conn, error) {
+		stop(why)
+		return nil, context.Cause(ctx)
+	}
+	if err := c.Message(ctx, dial(t, a), []byte(message), io.Discard); err != why {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+// bad is a proxy before a server.
+func bad(t *testing.T, typ uds.Type, seed uint64, most int) (a uds.Addr) {
+	t.Helper()
+	server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 4096}, zerolog.Disabled)
+	a = uds.Addr{Type: typ, Path: server.addr.Path + ".bad"}
+	proxy.Start(t, seed, a, server.addr, most)
+	return a
+}
+
+// What came back, with an error or without, is what was sent, in order.
+func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
+	t.Parallel()
+	first := proxy.Seed(t)
+	for _, typ := range connecting {
+		for seed := first; seed < first+10; seed++ {
+			t.Run(fmt.Sprintf("%s %d", typ, seed), func(t *testing.T) {
+				t.Parallel()
+				sent, err := io.ReadAll(random(byte(seed), 4<<20))
+				check(t, err)
+
+				a := bad(t, typ, seed, 1<<20)
+				c := resumes(t, a, patience)
+				back := &bytes.Buffer{}
+				check(t, c.Copy(t.Context(), dial(t, a), bytes.NewReader(sent), back))
+				if !bytes.Equal(back.Bytes(), sent) {
+					t.Errorf("%d bytes are back of %d, and they differ", back.Len(), len(sent))
+				}
+				if c.again.Load() == 0 {
+					t.Error("nothing broke")
+				}
+
+				c.Redial = nil
+				back.Reset()
+				if err := c.Copy(t.Context(), dial(t, a), bytes.NewReader(sent), back); err == nil {
+					t.Error("without --retry there is no error")
+				}
+				if !bytes.HasPrefix(sent, back.Bytes()) {
+					t.Errorf("%d bytes are back, and they are not the first that were sent", back.Len())
+				}
+			})
+		}
+	}
+}
+
+func TestShortMessagesComeBackOverABadLine(t *testing.T) {
+	t.Parallel()
+	first := proxy.Seed(t)
+	for _, typ := range connecting {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			a := bad(t, typ, first, 300)
+			for n := range 100 {
+				m := strings.Repeat(fmt.Sprint(n, " "), 1+n%40)
+				back := &bytes.Buffer{}
+				c := resumes(t, a, patience)
+				check(t, c.Message(t.Context(), dial(t, a), []byte(m), back))
+				if back.String() != m {
+					t.Fatalf("sent %q, got back %q", m, back)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,201 @@
+// Package proxy is a bad line for the tests: between a client and a server on a
+// Unix socket it delays, splits, merges, cuts and half-closes. Where it does is
+// a matter of a seed, so that a failure replays.
+package proxy
+
+import (
+	"errors"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/udsecho/udsecho/internal/uds"
+)
+
+// Seed is FAULT_SEED, or a new one where the environment has none. The log of
+// the test says which.
+func Seed(t testing.TB) uint64 {
+	t.Helper()
+	seed := rand.Uint64()
+	if text := os.Getenv("FAULT_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatalf("FAULT_SEED: %v", err)
+		}
+	}
+	t.Logf("FAULT_SEED=%d replays the faults", seed)
+	return seed
+}
+
+// Faults are counted by name.
+type Faults map[string]int
+
+// A Proxy is one that runs.
+type Proxy struct {
+	listener net.Listener
+	to       uds.Addr
+	seed     uint64
+	most     int
+	running  sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	open   map[io.Closer]bool
+	faults Faults
+}
+
+// Start listens at an address, stream or seqpacket, and connects every client
+// to the server at another of the same type. Each direction of a connection
+// breaks before it has carried most bytes; the bytes it carries are those that
+// were sent. The test stops the proxy at its end.
+func Start(t testing.TB, seed uint64, at, to uds.Addr, most int) *Proxy {
+	t.Helper()
+	l, err := net.Listen(at.Network(), at.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Proxy{listener: l, to: to, seed: seed, most: most, open: map[io.Closer]bool{}, faults: Faults{}}
+	p.running.Go(p.accept)
+	t.Cleanup(p.stop)
+	return p
+}
+
+func (p *Proxy) stop() {
+	_ = p.listener.Close()
+	p.mu.Lock()
+	p.closed = true
+	for c := range p.open {
+		_ = c.Close()
+	}
+	p.mu.Unlock()
+	p.running.Wait()
+}
+
+// Faults are those until now.
+func (p *Proxy) Faults() Faults {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.faults)
+}
+
+func (p *Proxy) count(fault string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults[fault]++
+}
+
+func (p *Proxy) accept() {
+	for n := uint64(0); ; n++ {
+		conn, err := p.listener.Accept()
+		if err != nil {
+			return
+		}
+		p.running.Go(func() { p.connect(n, conn.(*net.UnixConn)) })
+	}
+}
+
+// connect serves the n-th client.
+func (p *Proxy) connect(n uint64, client *net.UnixConn) {
+	defer p.opened(client)()
+	conn, err := net.Dial(p.to.Network(), p.to.Path)
+	if err != nil {
+		return
+	}
+	server := conn.(*net.UnixConn)
+	defer p.opened(server)()
+	var both sync.WaitGroup
+	for direction, ends := range [][2]*net.UnixConn{{client, server}, {server, client}} {
+		rng := rand.New(rand.NewPCG(p.seed, 2*n+uint64(direction)))
+		both.Go(func() {
+			if err := p.carry(rng, ends[0], ends[1]); err != nil {
+				_, _ = client.Close(), server.Close()
+			}
+		})
+	}
+	both.Wait()
+}
+
+func (p *Proxy) opened(c io.Closer) (done func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		_ = c.Close()
+	}
+	p.open[c] = true
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.open, c)
+		_ = c.Close()
+	}
+}
+
+var errCut = errors.New("cut")
+
+// carry is one direction. After how many bytes it breaks, and how, is up to the
+// seed alone; the rest also depends on how the bytes come.
+func (p *Proxy) carry(rng *rand.Rand, from, to *net.UnixConn) error {
+	left, cut := rng.IntN(p.most), rng.IntN(2) == 0
+	buf := make([]byte, 512<<10)
+	for {
+		p.pause(rng, "merge") // of what comes meanwhile
+		n, err := from.Read(buf)
+		if err == io.EOF {
+			return to.CloseWrite()
+		}
+		if err != nil {
+			return err
+		}
+		fits := buf[:min(n, left)]
+		if n > left && p.to.Type == uds.Seqpacket {
+			fits = nil // or it were another record
+		}
+		left -= len(fits)
+		if err := p.send(rng, to, fits); err != nil {
+			return err
+		}
+		switch {
+		case len(fits) == n:
+		case cut:
+			p.count("cut")
+			return errCut
+		default:
+			p.count("half-close")
+			_ = to.CloseWrite()
+			_, err := io.Copy(io.Discard, from)
+			return err
+		}
+	}
+}
+
+func (p *Proxy) send(rng *rand.Rand, to *net.UnixConn, rest []byte) error {
+	for len(rest) > 0 {
+		piece := rest
+		if p.to.Type == uds.Stream && rng.IntN(2) == 0 {
+			piece = rest[:min(1<<rng.IntN(17), len(rest))]
+		}
+		if len(piece) < len(rest) {
+			p.count("split")
+		}
+		p.pause(rng, "delay")
+		if _, err := to.Write(piece); err != nil {
+			return err
+		}
+		rest = rest[len(piece):]
+	}
+	return nil
+}
+
+// pause is a fault in one of 16 cases.
+func (p *Proxy) pause(rng *rand.Rand, fault string) {
+	if rng.IntN(16) == 0 {
+		p.count(fault)
+		time.Sleep(time.Duration(rng.Int64N(int64(2 * time.Millisecond))))
+	}
+}

@@ -1,0 +1,130 @@
+package main_test
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/proxy"
+)
+
+func TestF1KilledServerStartsAgainAndNothingIsLost(t *testing.T) {
+	const kills, clients = 100, 50
+	d := dir(t)
+	addrs, flags := sockets(d)
+	args := append([]string{"server", "--log-level", "warn", "--chunk", "4096"}, flags...)
+	server := start(t, d, args...)
+	f := launch(t, proxy.Seed(t), clients, addrs...)
+	f.await(t, server)
+	for range kills {
+		server.signal(t, syscall.SIGKILL)
+		<-server.ended
+		server = start(t, d, args...)
+		f.await(t, server)
+	}
+	sum := f.finish(t)
+	if sum.resumed < kills {
+		t.Errorf("only %d connections broke", sum.resumed)
+	}
+	server.stop(t)
+	faults.Report(t, faults.Row{
+		ID:      "F1",
+		Done:    fmt.Sprintf("%d clients of all types transfer with retry; the server is killed, started again, and killed again once every client has got more back", clients),
+		Count:   kills,
+		Outcome: fmt.Sprintf("%d of %d restarts succeeded, and all clients came back each time; %v", kills, kills, sum),
+	})
+}
+
+// The client gets more to send with every kill, and its input ends after the
+// last one.
+func TestTransferThroughTenKillsIsByteIdentical(t *testing.T) {
+	t.Parallel()
+	const kills, lines = 10, 50_000
+	for _, typ := range []string{"stream", "seqpacket", "datagram"} {
+		t.Run(typ, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			args := []string{"server", "--log-level", "warn", "--chunk", "65536", "--listen", typ + ":s"}
+			server := start(t, d, args...)
+			silence := "0s"
+			if typ == "datagram" {
+				silence = "300ms"
+			}
+			client := start(t, d, "client", "--retry", "60s", "--log-level", "warn", "--timeout", silence, "--chunk", "4096", "--connect", typ+":s", "-")
+			sent := sha256.New()
+			for kill := range kills + 1 {
+				var part strings.Builder
+				for line := range lines {
+					fmt.Fprintf(&part, "%d.%d\n", kill, line)
+				}
+				written := make(chan error, 1)
+				go func() {
+					_, err := io.WriteString(io.MultiWriter(sent, client.in), part.String())
+					written <- err
+				}()
+				if kill < kills {
+					client.out.await(t, 1, fmt.Sprintf("\n%d.%d\n", kill, lines/10))
+					server.signal(t, syscall.SIGKILL)
+					<-server.ended
+					server = start(t, d, args...)
+				}
+				check(t, <-written)
+			}
+			check(t, client.in.Close())
+			if status := client.status(t); status != 0 {
+				t.Fatalf("exit status is %d: %s", status, &client.err)
+			}
+			if back := sha256.Sum256([]byte(client.out.String())); !bytes.Equal(back[:], sent.Sum(nil)) {
+				t.Error("what came back is not what was sent")
+			}
+			wantWords(t, client.err.String(), "connecting again")
+			server.stop(t)
+		})
+	}
+}
+
+func TestResumingClientSendsNothingToServerOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []string{"stream", "seqpacket"} {
+		t.Run(typ, func(t *testing.T) {
+			t.Parallel()
+			d := dir(t)
+			server := serve(t, d, "--listen", typ+":s", "--log-format", "plain")
+			client := start(t, d, "client", "--retry", "60s", "--require-uid", "0", "--connect", typ+":s", "--chunk", "4", "-")
+			_, err := io.WriteString(client.in, "one\n")
+			check(t, err)
+			client.out.await(t, 1, "one\n")
+			server.signal(t, syscall.SIGKILL)
+			<-server.ended
+
+			// Another user moves its own socket there.
+			other := d + "/other"
+			check(t, os.Mkdir(other, 0o755))
+			check(t, os.Chown(other, 12345, 12345))
+			impostor := startAs(t, 12345, other, "server", "--mode", "0666", "--listen", typ+":s", "--log-format", "plain")
+			impostor.err.await(t, 1, "waiting for a ")
+			check(t, os.Rename(other+"/s", d+"/s"))
+
+			_, err = io.WriteString(client.in, "two\n")
+			check(t, err)
+			if status := client.status(t); status != 1 {
+				t.Errorf("exit status is %d", status)
+			}
+			wantWords(t, client.err.String(), "the server runs as user 12345, not 0 as --require-uid wants")
+			if out := client.out.String(); out != "one\n" {
+				t.Errorf("output is %q", out)
+			}
+			impostor.signal(t, syscall.SIGTERM)
+			impostor.status(t)
+			if strings.Contains(impostor.err.String(), "received 't") {
+				t.Errorf("the other server was sent something:\n%s", &impostor.err)
+			}
+		})
+	}
+}
