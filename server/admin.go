@@ -25,12 +25,13 @@ import (
 
 // An admin is what --admin serves: how the server is doing, over HTTP.
 type admin struct {
-	addr    uds.Addr
-	config  uds.ListenConfig
-	wait    bool // for a server that is being taken over from to let the address go
-	stats   *echo.Stats
-	started time.Time
-	log     zerolog.Logger
+	addr     uds.Addr
+	config   uds.ListenConfig
+	wait     bool // for a server that is being taken over from to let the address go
+	identity string
+	stats    *echo.Stats
+	started  time.Time
+	log      zerolog.Logger
 }
 
 // Bounds of what a client of the admin socket can take.
@@ -134,6 +135,7 @@ func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 	pretty := json.NewEncoder(w)
 	pretty.SetIndent("", "  ")
 	_ = pretty.Encode(map[string]any{
+		"identity":        a.identity,
 		"connections":     a.stats.Connections.Load(),
 		"accepted":        a.stats.Accepted.Load(),
 		"messages":        a.stats.Messages.Load(),

@@ -49,6 +49,7 @@ func tryGet(t *testing.T, path, what string) (string, error) {
 
 // A status is what /status says.
 type status struct {
+	Identity                               string
 	Connections, Accepted, Messages, Bytes int
 	RepliesWaiting                         int `json:"replies_waiting"`
 	Refused                                map[string]int

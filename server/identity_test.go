@@ -9,11 +9,14 @@ import (
 func TestIdentityIsAFieldOfEveryEvent(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	server := serve(t, d, "--log-format", "json", "--identity", "node-7\x1b")
+	server := serve(t, d, "--log-format", "json", "--identity", "node-7\x1b", "--admin", "./admin")
 	if status, _, stderr := run(t, d, "", "client", "hello"); status != 0 {
 		t.Fatal(stderr)
 	}
 	server.err.await(t, 2, "waiting for a connection")
+	if got := statusOf(t, d+"/admin").Identity; got != "node-7\x1b" {
+		t.Errorf("the status says %q", got)
+	}
 	messages := ""
 	for line := range strings.Lines(server.err.String()) {
 		var event struct{ Identity, Message string }

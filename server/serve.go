@@ -36,7 +36,7 @@ type serveCmd struct {
 	WriteTimeout   time.Duration `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
 	Admin          *uds.Addr     `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP: stream:PATH, mode 0600 unless --mode says otherwise (default: nowhere)."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
-	Identity       string        `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event (default: none)."`
+	Identity       string        `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event, and of --admin's status (default: none)."`
 	cli.LogFlags
 }
 
@@ -136,7 +136,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *echo.Stats, log zerolo
 	}
 	a := &admin{
 		addr: *c.Admin, config: uds.ListenConfig{Mode: fs.FileMode(cmp.Or(c.Mode, 0o600))},
-		wait: c.Takeover, stats: stats, started: time.Now(), log: log,
+		wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log,
 	}
 	return a.start(context.WithoutCancel(ctx))
 }
