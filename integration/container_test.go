@@ -190,6 +190,9 @@ func withHost(change func(h *container.HostConfig)) testcontainers.CustomizeRequ
 	}
 }
 
+// readOnly mounts the volume as compose.yaml does for clients.
+var readOnly = withHost(func(h *container.HostConfig) { h.Binds[0] += ":ro" })
+
 func withUser(user string) testcontainers.CustomizeRequestOption {
 	return testcontainers.WithConfigModifier(func(c *container.Config) { c.User = user })
 }

@@ -84,7 +84,7 @@ func TestFullVolumeDoesNotDisturbWhoIsConnected(t *testing.T) {
 
 func TestReadOnlyVolumeKeepsServerFromStarting(t *testing.T) {
 	t.Parallel()
-	wantRefusal(t, newVolume(t)+":ro", "(EROFS)")
+	wantRefusal(t, newVolume(t), "(EROFS)", readOnly)
 }
 
 func TestVolumeThatBecomesReadOnlyDoesNotDisturbWhoIsConnected(t *testing.T) {
@@ -93,7 +93,9 @@ func TestVolumeThatBecomesReadOnlyDoesNotDisturbWhoIsConnected(t *testing.T) {
 	server := startQuietServer(t, volume)
 	tr := startTransfer(t, volume, nil)
 	remount := start(t, serverImage, volume, shell("mount -o remount,ro /run/uds"), withUser("0"),
-		withHost(func(h *container.HostConfig) { h.Privileged, h.CapDrop, h.SecurityOpt = true, nil, nil }),
+		withHost(func(h *container.HostConfig) {
+			h.CapAdd, h.SecurityOpt = []string{"SYS_ADMIN"}, []string{"apparmor=unconfined"}
+		}),
 		testcontainers.WithWaitStrategy(wait.ForExit()))
 	if code := remount.exitCode(t); code != 0 {
 		_, events := remount.output(t)
