@@ -12,6 +12,7 @@ import (
 
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/volume"
+	"github.com/docker/docker/client"
 	"github.com/docker/docker/pkg/stdcopy"
 	"github.com/testcontainers/testcontainers-go"
 	tcexec "github.com/testcontainers/testcontainers-go/exec"
@@ -92,6 +93,11 @@ func (b box) output(t *testing.T) (stdout, stderr string) {
 }
 
 func logs(t *testing.T, id string) (stdout, stderr string) {
+	t.Helper()
+	return logsOf(t, engine, id)
+}
+
+func logsOf(t *testing.T, engine *client.Client, id string) (stdout, stderr string) {
 	t.Helper()
 	r, err := engine.ContainerLogs(context.Background(), id, container.LogsOptions{ShowStdout: true, ShowStderr: true})
 	if err != nil {
@@ -183,6 +189,9 @@ func withHost(change func(h *container.HostConfig)) testcontainers.CustomizeRequ
 		return nil
 	}
 }
+
+// readOnly mounts the volume as compose.yaml does for clients.
+var readOnly = withHost(func(h *container.HostConfig) { h.Binds[0] += ":ro" })
 
 func withUser(user string) testcontainers.CustomizeRequestOption {
 	return testcontainers.WithConfigModifier(func(c *container.Config) { c.User = user })
