@@ -126,7 +126,7 @@ func TestComposeFile(t *testing.T) {
 			t.Errorf("up shows no transcript:\n%s%s", out, errs)
 		}
 		wantServer, wantClient := transcripts(socketPath)
-		wantServer = "starting up on /run/uds/uds_files\n" + strings.Replace(wantServer, "waiting", "starting up on /run/uds/uds_datagram\nstarting up on /run/uds/uds_seqpacket\nwaiting", 1)
+		wantServer = strings.Replace(wantServer, "waiting", "starting up on /run/uds/uds_datagram\nstarting up on /run/uds/uds_seqpacket\nstarting up on /run/uds/uds_files\nwaiting", 1)
 		echoed, events := logs(t, c.ids(t, "client")[0])
 		if echoed != message || events != wantClient {
 			t.Errorf("client: output %q, events (-want +got):\n%s", echoed, cmp.Diff(wantClient, events))
