@@ -229,6 +229,7 @@ const mustFail = `
 	}
 `
 
+// F9 in containers; the rows of F9 and F10 are those of server/.
 func TestClientThatMayNotIsClosedBeforeAByteIsRead(t *testing.T) {
 	t.Parallel()
 	const tries = 20
@@ -260,6 +261,7 @@ func TestClientThatMayNotIsClosedBeforeAByteIsRead(t *testing.T) {
 	}
 }
 
+// F10 in containers.
 func TestNameThatLiesIsOnlyAName(t *testing.T) {
 	t.Parallel()
 	volume, clients := newVolume(t), newVolume(t)

@@ -619,3 +619,21 @@ func TestActivationOfAnotherProcess(t *testing.T) {
 	p.err.await(t, 1, "waiting for a connection")
 	p.stop(t)
 }
+
+func TestHealthCheckBelievesNoImpostor(t *testing.T) {
+	t.Parallel()
+	if !asRoot() {
+		t.Fatal("only root can be two others: run the tests as root")
+	}
+	d := open(t)
+	server := startAs(t, stranger, d, "server", "--listen", "s", "--listen", "seqpacket:q", "--listen", "files:f", "--mode", "0666")
+	server.err.await(t, 1, "waiting for a connection")
+	for _, a := range []string{"s", "seqpacket:q", "files:f"} {
+		p := startAs(t, friend, d, "server", "healthcheck", "--listen", a)
+		if status := p.status(t); status != 1 {
+			t.Errorf("%s: exit status %d", a, status)
+		}
+		wantWords(t, p.err.String(), "user 10003 serves there, and this process is user 10004: find out who")
+	}
+	server.stop(t)
+}

@@ -248,11 +248,29 @@ func (s *sender) err() error {
 	return nil
 }
 
-// HealthCheck does one echo round trip with the server at a and tells why it
-// failed. The client's name marks it for the server, which does not mention it
-// at info level, see [Server].
-func HealthCheck(ctx context.Context, a uds.Addr) error {
+// DialHealth connects to the server whose health is to be checked. The client's
+// name marks it for the server, which does not mention it at info level, see
+// [Server]. A server of another user is an impostor; root may check anybody's.
+func DialHealth(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
 	conn, err := uds.DialConfig{Bind: HealthName + uds.AutoName("")}.Dial(ctx, a)
+	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
+		return conn, err
+	}
+	cred, err := conn.PeerCred()
+	if err == nil && cred.Uid != uint32(os.Geteuid()) {
+		err = fmt.Errorf("health check of %s: user %d serves there, and this process is user %d: find out who", a, cred.Uid, os.Geteuid())
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// HealthCheck does one echo round trip with the server at a and tells why it
+// failed.
+func HealthCheck(ctx context.Context, a uds.Addr) error {
+	conn, err := DialHealth(ctx, a)
 	if err != nil {
 		return err
 	}

@@ -93,7 +93,7 @@ func Seal(name string, r io.Reader) (f *os.File, err error) {
 }
 
 // HealthCheck hands some bytes of memory to the server at a and tells why it
-// did not read them. As in package echo, the client's name marks it.
+// did not read them.
 func HealthCheck(ctx context.Context, a uds.Addr) error {
 	content := []byte("are you well?")
 	f, err := Seal("the health check", bytes.NewReader(content))
@@ -101,7 +101,7 @@ func HealthCheck(ctx context.Context, a uds.Addr) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	conn, err := uds.DialConfig{Bind: echo.HealthName + uds.AutoName("")}.Dial(ctx, a)
+	conn, err := echo.DialHealth(ctx, a)
 	if err != nil {
 		return err
 	}
