@@ -55,4 +55,5 @@ fmt:
 clean: # the images that demo and test keep for the next time
 	@docker image ls -q --filter 'reference=udsecho-*' | sort -u | xargs -r docker image rm -f
 	@docker image prune -f --filter label=udsecho.stage=build
-	@rm -rf .env .bin
+	@if [ -f .env ]; then grep -v '^\(GO\|BASE\)_IMAGE=udsecho-.*:local$$' .env >.env.new; mv .env.new .env; [ -s .env ] || rm .env; fi
+	@rm -rf .bin

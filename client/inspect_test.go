@@ -230,11 +230,7 @@ func TestInspectRefusals(t *testing.T) {
 		{2, []string{"--format", "xml", "."}, "--format must be one of"},
 	} {
 		status, stdout, stderr := run(t, d, "", append([]string{"inspect"}, tt.args...)...)
-		lines := 1
-		if tt.status == 2 {
-			lines = 2 // and where the help is
-		}
-		if status != tt.status || stdout != "" || strings.Count(stderr, "\n") != lines {
+		if status != tt.status || stdout != "" || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
 		}
 		wantWords(t, stderr, tt.words)

@@ -141,6 +141,7 @@ func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 		"messages":        a.stats.Messages.Load(),
 		"bytes":           a.stats.Bytes.Load(),
 		"replies_waiting": a.stats.Waiting.Load(),
+		"replies_dropped": a.stats.Dropped.Load(),
 		"refused":         refused,
 		"uptime_seconds":  int(time.Since(a.started).Seconds()),
 		"build":           map[string]string{"version": build.Main.Version, "go": build.GoVersion},
@@ -153,7 +154,8 @@ var (
 	descMessages    = prometheus.NewDesc("udsecho_messages_received_total", "Messages received; of streams, chunks.", nil, nil)
 	descBytes       = prometheus.NewDesc("udsecho_bytes_received_total", "Bytes received.", nil, nil)
 	descWaiting     = prometheus.NewDesc("udsecho_replies_waiting", "Replies that datagram clients have not taken.", nil, nil)
-	descRefused     = prometheus.NewDesc("udsecho_refused_total", "Clients, messages and replies turned away.", []string{"cause"}, nil)
+	descDropped     = prometheus.NewDesc("udsecho_replies_dropped_total", "Replies that datagram clients did not take in time.", nil, nil)
+	descRefused     = prometheus.NewDesc("udsecho_refused_total", "Clients and messages turned away.", []string{"cause"}, nil)
 )
 
 // Describe and Collect make an admin a prometheus.Collector.
@@ -170,6 +172,7 @@ func (a *admin) Collect(to chan<- prometheus.Metric) {
 		descAccepted: a.stats.Accepted.Load(),
 		descMessages: a.stats.Messages.Load(),
 		descBytes:    a.stats.Bytes.Load(),
+		descDropped:  a.stats.Dropped.Load(),
 	} {
 		to <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n))
 	}

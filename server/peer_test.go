@@ -331,7 +331,7 @@ func TestWhoIsThereIsAskedOfUnixSocketsOnly(t *testing.T) {
 	} {
 		d := dir(t)
 		status, stdout, stderr := run(t, d, "", tt.args...)
-		if status != 2 || stdout != "" || strings.Count(stderr, "\n") != 2 {
+		if status != 2 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
 		}
 		wantWords(t, stderr, tt.want)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +33,7 @@ type serveCmd struct {
 	MaxPerUser     *int          `placeholder:"N" help:"Open connections of one user, so that none can take them all. 0: no limit (default: nine tenths of --max-connections)."`
 	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Clients that say nothing for so long are turned away. 0s: none (default: ${default})."`
 	WriteTimeout   time.Duration `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
-	Admin          *uds.Addr     `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP: stream:PATH, mode 0600 unless --mode says otherwise (default: nowhere)."`
+	Admin          *uds.Addr     `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP, to the server's own user: stream:PATH, always of mode 0600 (default: nowhere)."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
 	Identity       string        `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event, and of --admin's status (default: none)."`
 	cli.LogFlags
@@ -55,6 +54,8 @@ func (c *serveCmd) Validate() error {
 		return fmt.Errorf("--max-per-user %d: choose 0 for no limit, or more", *c.MaxPerUser)
 	case c.IdleTimeout < 0 || c.WriteTimeout < 0:
 		return errors.New("--idle-timeout, --write-timeout: choose 0s for no limit, or more")
+	case c.Admin != nil && c.Admin.Abstract():
+		return fmt.Errorf("--admin %s: an abstract name is everybody's in the network namespace: write a path", c.Admin)
 	case c.Admin != nil && c.Admin.Type != uds.Stream:
 		return fmt.Errorf("--admin %s: HTTP needs a stream: write stream:PATH", c.Admin)
 	case c.Admin != nil && slices.ContainsFunc(c.Listen, func(a uds.Addr) bool { return a.Path == c.Admin.Path }):
@@ -114,11 +115,10 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		MaxConnectionsPerUser: c.maxPerUser(), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
 		Allow: c.allow(), Stats: stats, Log: log,
 	}
-	reader := files.NewServer(files.Config{MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout, Log: log})
+	reader := files.NewServer(files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
+	defer reader.Stop()
 	server.Files = reader.Serve
-	err = server.Serve(ctx, sockets...)
-	reader.Drain()
-	return err
+	return server.Serve(ctx, sockets...)
 }
 
 func (c *serveCmd) maxPerUser() int {
@@ -135,7 +135,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *echo.Stats, log zerolo
 		return func() {}, nil
 	}
 	a := &admin{
-		addr: *c.Admin, config: uds.ListenConfig{Mode: fs.FileMode(cmp.Or(c.Mode, 0o600))},
+		addr: *c.Admin, config: uds.ListenConfig{Mode: 0o600},
 		wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log,
 	}
 	return a.start(context.WithoutCancel(ctx))

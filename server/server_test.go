@@ -114,13 +114,17 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"server", "--admin", "tcp:127.0.0.1:7000"}, "HTTP needs a stream"},
 		{[]string{"server", "--admin", "./uds_socket"}, "--admin stream:./uds_socket: the path is given to --listen too"},
 		{[]string{"server", "--admin", ""}, "the path is empty"},
+		{[]string{"server", "--admin", "@admin"}, "--admin stream:@admin: an abstract name is everybody's"},
+		{[]string{"server", "--allow-uid="}, `"" is no user or group: write its number`},
+		{[]string{"server", "--allow-gid", "1,,2"}, `"" is no user or group`},
+		{[]string{"server", "healthcheck", "--timeout=-1s"}, "--timeout -1s: choose more than 0s (see server healthcheck --help)"},
 		{[]string{"server", "--drain-timeout=-1s"}, "--drain-timeout -1s"},
 		{[]string{"server", "--log-format", "xml"}, "plain"},
 		{[]string{"server", "healthcheck", "--listen", ""}, "no address"},
 	} {
 		status, stdout, stderr := run(t, d, "", tt.args...)
 		first, rest, _ := strings.Cut(stderr, "\n")
-		if status != 2 || stdout != "" || !strings.HasPrefix(first, "server: ") || rest != "Run \"server --help\" for what can be said.\n" {
+		if status != 2 || stdout != "" || !strings.HasPrefix(first, "server: ") || rest != "" || !strings.HasSuffix(first, " --help)") {
 			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
 		}
 		wantWords(t, first, tt.words)

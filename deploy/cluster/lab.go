@@ -55,7 +55,7 @@ func inLab(ctx context.Context, std cli.Std, story func() error) error {
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root, for namespaces and engines of its own: sudo make cluster-demo; " +
-			"or take the one node that you have: docker swarm init && docker stack deploy --resolve-image never -c deploy/swarm.yaml udsecho")
+			"or take the one node that you have: make images && docker swarm init && docker stack deploy --resolve-image never -c deploy/swarm.yaml udsecho")
 	}
 	for _, p := range programs {
 		if _, err := exec.LookPath(p[0]); err != nil {

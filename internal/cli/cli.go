@@ -4,6 +4,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -55,11 +56,23 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(std.Err, "%s: %s\n", name, echo.Escape(err.Error()))
+	text := echo.Escape(err.Error())
 	if status == 2 {
-		fmt.Fprintf(std.Err, "Run \"%s --help\" for what can be said.\n", name)
+		text += " (see " + helpOf(name, err) + ")"
 	}
+	fmt.Fprintf(std.Err, "%s: %s\n", name, text)
 	return status
+}
+
+// helpOf is how to ask for help on the command that was called wrongly.
+func helpOf(name string, err error) string {
+	var wrong *kong.ParseError
+	if errors.As(err, &wrong) {
+		if c := wrong.Context.Selected(); c != nil && c != wrong.Context.Model.DefaultCmd {
+			name += " " + c.Name
+		}
+	}
+	return name + " --help"
 }
 
 // help shows the default command's flags too where no command is named, as

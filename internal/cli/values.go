@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -34,12 +35,31 @@ var values = []kong.Option{
 			return err
 		}
 		const comma = "\x00" // which no argument can hold
-		for part := range strings.SplitSeq(strings.ReplaceAll(s, `\,`, comma), ",") {
+		for i, part := range strings.Split(strings.ReplaceAll(s, `\,`, comma), ",") {
+			if i > 0 {
+				part = strings.TrimLeft(part, " ")
+			}
 			a, err := uds.ParseAddr(strings.ReplaceAll(part, comma, ","))
 			if err != nil {
 				return err
 			}
 			target.Set(reflect.Append(target, reflect.ValueOf(a)))
+		}
+		return nil
+	})),
+	// Kong takes an empty list for none: a list of users that was left empty by
+	// mistake would let in everybody.
+	kong.TypeMapper(reflect.TypeFor[[]uint32](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+		s, err := pop(ctx)
+		if err != nil {
+			return err
+		}
+		for part := range strings.SplitSeq(s, ",") {
+			id, err := strconv.ParseUint(strings.TrimSpace(part), 10, 32)
+			if err != nil {
+				return fmt.Errorf("%q is no user or group: write its number, 10002 for example", part)
+			}
+			target.Set(reflect.Append(target, reflect.ValueOf(uint32(id))))
 		}
 		return nil
 	})),

@@ -84,17 +84,17 @@ func (d *datagrams) receive() bool {
 	case err == unix.EAGAIN:
 		return false
 	case errors.Is(err, uds.ErrTruncated):
-		d.refuseMessage(causeTruncated).Err(err).Msgf("refused a message: %v", err)
+		d.refuseMessage(CauseTruncated).Err(err).Msgf("refused a message: %v", err)
 		return true
 	case errors.Is(err, uds.ErrDescriptors):
-		d.refuseMessage(causeDescriptors).Err(err).Msgf("refused a message: %v", err)
+		d.refuseMessage(CauseDescriptors).Err(err).Msgf("refused a message: %v", err)
 		return true
 	case err != nil:
-		d.refuse(causeSystem, 0).Err(err).Msgf("cannot receive: %v", err)
+		d.refuse(CauseSystem, 0).Err(err).Msgf("cannot receive: %v", err)
 		return false
 	}
 	if unixSocket && d.Allow != nil && !d.allowed(d.cred()) {
-		withCred(d.refuseMessage(causeUser), d.cred()).Msg("turned a client away: its user is not allowed")
+		withCred(d.refuseMessage(CauseUser), d.cred()).Msg("turned a client away: its user is not allowed")
 		if d.receiver.Named() && d.buffer.admit(d.receiver, 1) {
 			_ = d.receiver.Reply(d.socket.FD, refusal(len(message)))
 		}
@@ -107,7 +107,7 @@ func (d *datagrams) receive() bool {
 		quiet = d.log(message)
 	}
 	if !d.receiver.Named() {
-		d.refuse(causeNameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
+		d.refuse(CauseNameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
 		return true
 	}
 	if ev := d.about(quiet); ev != nil {
@@ -151,7 +151,7 @@ func (d *datagrams) cred() *unix.Ucred {
 	return nil
 }
 
-func (d *datagrams) refuseMessage(c cause) *zerolog.Event {
+func (d *datagrams) refuseMessage(c Cause) *zerolog.Event {
 	return d.refuse(c, 1).Str("peer", Escape(d.receiver.Sender().String()))
 }
 
@@ -258,7 +258,8 @@ func (d *datagrams) forget(reply []byte) {
 }
 
 func (d *datagrams) drop(n int, peer string, err error) {
-	d.refuse(causeUnread, n).Err(err).Str("peer", Escape(peer)).Int("replies", n).
+	dropped := d.Stats.Dropped.Add(uint64(n))
+	d.warnDropped.Warn().Err(err).Str("peer", Escape(peer)).Int("replies", n).Uint64("dropped", dropped).
 		Msgf("dropped replies to a client: %v", err)
 }
 

@@ -175,7 +175,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	server.log.await(t, 1, "dropped replies to a client: it does not read its replies")
 	// This one comes after all of the flood.
 	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
-	dropped := int(refusals(stats)["unread"])
+	dropped := int(stats.Dropped.Load())
 	if least := sent - queueLength(t) - kept; dropped < least || dropped > sent {
 		t.Errorf("%d replies are dropped of %d, not %d", dropped, sent, least)
 	}
@@ -248,7 +248,7 @@ func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 	var dropped []uint64
 	for _, e := range server.log.all() {
 		if e.Level == "warn" {
-			dropped = append(dropped, e.Refused)
+			dropped = append(dropped, e.Dropped)
 			if e.Peer != client.LocalAddr().String() {
 				t.Errorf("the client is %q, not %s", e.Peer, client.LocalAddr())
 			}
@@ -285,7 +285,7 @@ func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
 	wantBack(t, dial(t, server.addr), r, message)
 	check(t, client.Close())
 	server.log.await(t, 1, "dropped replies to a client: connection refused")
-	if e := server.log.all()[0]; e.Refused != 5 || e.Peer != d+"/client" {
+	if e := server.log.all()[0]; e.Dropped != 5 || e.Peer != d+"/client" {
 		t.Errorf("event is %+v", e)
 	}
 	wantBack(t, dial(t, server.addr), r, message)

@@ -53,7 +53,7 @@ type event struct {
 	Level, Message, Peer string
 	Conn                 uint64
 	Bytes                *int
-	Refused              uint64
+	Refused, Dropped     uint64
 }
 
 // A journal is a log that can be waited for.

@@ -62,7 +62,7 @@ func (s *server) replace(old *uds.Socket) bool {
 		s.lost = err
 		return false
 	case err != nil:
-		s.refuse(causeSystem, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, Escape(err.Error()))
+		s.refuse(CauseSystem, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, Escape(err.Error()))
 		return false
 	}
 	s.Log.Warn().Str("listen", Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)

@@ -35,9 +35,9 @@ type Server struct {
 	// Allow tells whether a client may be served, by the kernel's word who it
 	// is, on sockets that know it (not TCP, not UDP). nil: everybody may.
 	Allow func(unix.Ucred) bool
-	// Files serves a connection of a files: socket, which it takes over. Such
-	// clients count as accepted, but not for the limits and timeouts above.
-	Files func(fd int)
+	// Files serves a connection of a files: socket, which it takes over; it calls
+	// done, from any goroutine, when it has closed it.
+	Files func(fd int, done func())
 	Stats *Stats // what is counted; nil: nobody asks
 	Log   zerolog.Logger
 }
@@ -129,9 +129,11 @@ type server struct {
 	receiver    *uds.Receiver
 	uid         uint32
 	warn        [causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
+	warnDropped zerolog.Logger         // likewise
 	started     time.Time
 	swept       time.Duration // since then, when what goes by time was last looked at
 	acceptAgain time.Time     // while the system lacks descriptors
+	ended       endings
 	drainUntil  time.Time
 	failed      error // what ends the server
 	lost        error // what ends it once its clients are served
@@ -142,9 +144,11 @@ func newServer(s *Server, l *loop.Loop) *server {
 		s.Stats = new(Stats)
 	}
 	e := &server{Server: s, Loop: l, uid: uint32(os.Geteuid()), started: time.Now(), perUser: map[uint32]int{}}
+	bounded := func() zerolog.Logger { return s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
 	for cause := range e.warn {
-		e.warn[cause] = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+		e.warn[cause] = bounded()
 	}
+	e.warnDropped = bounded()
 	return e
 }
 
@@ -156,6 +160,7 @@ func (s *server) run(ctx context.Context) error {
 		if s.failed != nil {
 			return s.failed
 		}
+		s.ended.each(s.forgetUser)
 		now := time.Now()
 		s.sweep(now.Sub(s.started))
 		if (ctx.Err() != nil || s.lost != nil) && s.drainUntil.IsZero() {
@@ -246,9 +251,9 @@ func (s *server) sweep(now time.Duration) {
 		}
 		switch still := now - c.still; {
 		case c.blocked && s.WriteTimeout > 0 && still >= s.WriteTimeout:
-			c.turnAway(causeUnread, "it has not read for %v", s.WriteTimeout)
+			c.turnAway(CauseUnread, "it has not read for %v", s.WriteTimeout)
 		case !c.blocked && s.IdleTimeout > 0 && still >= s.IdleTimeout:
-			c.turnAway(causeIdle, "it has said nothing for %v", s.IdleTimeout)
+			c.turnAway(CauseIdle, "it has said nothing for %v", s.IdleTimeout)
 		}
 	}
 	if s.drainUntil.IsZero() {
@@ -327,6 +332,7 @@ func (s *server) close() {
 			_ = unix.Close(c.fd)
 		}
 	}
+	s.ended.close()
 	s.Close()
 }
 

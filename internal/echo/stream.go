@@ -46,13 +46,13 @@ func (ln *listener) accept(limit int) {
 
 // acceptLater waits for the system to have what it lacks.
 func (s *server) acceptLater(what string, err error) {
-	s.refuse(causeSystem, 0).Err(err).Msgf("cannot %s: %s: trying again in %v", what, Escape(err.Error()), acceptPause)
+	s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s: trying again in %v", what, Escape(err.Error()), acceptPause)
 	s.watchListeners(0)
 	s.acceptAgain = time.Now().Add(acceptPause)
 }
 
 func (ln *listener) welcome(fd int) {
-	c := &conn{server: ln.server, fd: fd, uid: -1}
+	c := &conn{server: ln.server, fd: fd}
 	var cred *unix.Ucred
 	t := ln.socket.Addr.Type
 	logged := ln.Log.GetLevel() <= zerolog.InfoLevel
@@ -72,8 +72,8 @@ func (ln *listener) welcome(fd int) {
 		uds.DropAncillary(fd)
 	}
 	if t == uds.Files {
-		ln.Stats.Accepted.Add(1)
-		ln.Files(fd)
+		uid := ln.count(cred)
+		ln.Files(fd, func() { ln.ended.add(ln.Loop, uid) })
 		return
 	}
 	events, h := uint32(unix.EPOLLIN), loop.Handler(c)
@@ -85,23 +85,18 @@ func (ln *listener) welcome(fd int) {
 	}
 	if ln.SendBuffer > 0 && t.Unix() {
 		if err := uds.SetSendBuffer(fd, ln.SendBuffer); err != nil {
-			ln.refuse(causeSystem, 0).Err(err).Msg(err.Error())
+			ln.refuse(CauseSystem, 0).Err(err).Msg(err.Error())
 		}
 	}
 	c.events = events
 	if err := ln.Add(fd, h, events); err != nil {
-		ln.refuse(causeSystem, 1).Err(err).Msgf("turned a client away: %v", err)
+		ln.refuse(CauseSystem, 1).Err(err).Msgf("turned a client away: %v", err)
 		_ = unix.Close(fd)
 		return
 	}
 	ln.lastID++
 	c.id = ln.lastID
-	ln.Stats.Accepted.Add(1)
-	ln.Stats.Connections.Add(1)
-	if cred != nil {
-		c.uid = int64(cred.Uid)
-		ln.perUser[cred.Uid]++
-	}
+	c.uid = ln.count(cred)
 	if ev := c.event(); ev != nil {
 		withCred(ev, cred).Msg("connection from")
 	}
@@ -109,20 +104,17 @@ func (ln *listener) welcome(fd int) {
 
 // refusal is why a client that has connected is not served, with no text where
 // it is.
-func (ln *listener) refusal(t uds.Type, cred *unix.Ucred) (cause, string) {
+func (ln *listener) refusal(t uds.Type, cred *unix.Ucred) (Cause, string) {
 	if t.Unix() && !ln.allowed(cred) {
-		return causeUser, "its user is not allowed"
-	}
-	if t == uds.Files {
-		return 0, ""
+		return CauseUser, "its user is not allowed"
 	}
 	if cred != nil {
 		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser {
-			return causeUserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
+			return CauseUserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
 		}
 	}
 	if n := ln.open(); ln.MaxConnections > 0 && n >= ln.MaxConnections {
-		return causeConnections, fmt.Sprintf("%d connections are open, the most allowed", n)
+		return CauseConnections, fmt.Sprintf("%d connections are open, the most allowed", n)
 	}
 	return 0, ""
 }
@@ -262,10 +254,10 @@ func (c *conn) hasRead() bool {
 func (c *conn) end(err error) {
 	switch ev := c.event(); {
 	case errors.Is(err, uds.ErrDescriptors):
-		c.turnAway(causeDescriptors, "%v", err)
+		c.turnAway(CauseDescriptors, "%v", err)
 		return
 	case errors.Is(err, uds.ErrTruncated):
-		c.turnAway(causeTruncated, "%v", err)
+		c.turnAway(CauseTruncated, "%v", err)
 		return
 	case ev == nil:
 	case err != nil:
@@ -277,7 +269,7 @@ func (c *conn) end(err error) {
 }
 
 // turnAway closes the connection of a client that is not served any longer.
-func (c *conn) turnAway(why cause, format string, args ...any) {
+func (c *conn) turnAway(why Cause, format string, args ...any) {
 	c.refuse(why, 1).Uint64("conn", c.id).Str("peer", Escape(uds.PeerName(c.fd))).Int64("uid", c.uid).
 		Msgf("turned a client away: "+format, args...)
 	c.close()
@@ -286,12 +278,7 @@ func (c *conn) turnAway(why cause, format string, args ...any) {
 func (c *conn) close() {
 	c.Remove(c.fd)
 	_ = unix.Close(c.fd)
-	c.Stats.Connections.Add(-1)
-	if uid := uint32(c.uid); c.uid >= 0 {
-		if c.perUser[uid]--; c.perUser[uid] == 0 {
-			delete(c.perUser, uid)
-		}
-	}
+	c.forgetUser(c.uid)
 	if ev := c.event(); ev != nil && c.drainUntil.IsZero() {
 		ev.Msg(waitingConnection)
 	}

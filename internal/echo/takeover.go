@@ -97,7 +97,7 @@ func (c *control) Ready(uint32) {
 		if _, ok := err.(unix.Errno); ok { // nobody was accepted
 			c.acceptLater(what, err)
 		} else {
-			c.refuse(causeSystem, 0).Err(err).Msgf("cannot %s: %v", what, err)
+			c.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %v", what, err)
 		}
 		return
 	}

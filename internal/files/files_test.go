@@ -89,22 +89,28 @@ func (j *journal) await(t testing.TB, words string) {
 
 // A running server.
 type running struct {
-	addr uds.Addr
-	log  *journal
-	stop func() // and wait until it has ended
+	addr  uds.Addr
+	log   *journal
+	stats *echo.Stats
+	stop  func() // and wait until it has ended
 }
 
-func serve(t *testing.T, c files.Config) *running {
+func serve(t *testing.T, drainTimeout time.Duration) *running {
+	t.Helper()
+	return serveAs(t, echo.Server{DrainTimeout: drainTimeout}, files.Config{})
+}
+
+func serveAs(t *testing.T, acceptor echo.Server, c files.Config) *running {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	r := &running{addr: uds.Addr{Type: uds.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}}
+	r := &running{addr: uds.Addr{Type: uds.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}, stats: new(echo.Stats)}
 	socket, err := uds.ListenConfig{}.Listen(r.addr)
 	check(t, err)
-	c.Log = zerolog.New(r.log)
+	c.Log, c.Stats = zerolog.New(r.log), r.stats
 	s := files.NewServer(c)
-	acceptor := echo.Server{Files: s.Serve, DrainTimeout: c.DrainTimeout, Log: c.Log}
+	acceptor.Files, acceptor.Log, acceptor.Stats = s.Serve, c.Log, r.stats
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -112,7 +118,7 @@ func serve(t *testing.T, c files.Config) *running {
 		if err := acceptor.Serve(ctx, socket); err != nil {
 			t.Error(err)
 		}
-		s.Drain()
+		s.Stop()
 	}()
 	r.stop = func() { cancel(); <-ended }
 	t.Cleanup(r.stop)
@@ -162,7 +168,7 @@ const allSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
 func TestSumIsOfTheWholeFile(t *testing.T) {
 	t.Parallel()
-	r := serve(t, files.Config{})
+	r := serve(t, 0)
 	conn := r.dial(t)
 	for _, size := range []int{0, 1, 256<<10 - 1, 256 << 10, 256<<10 + 1, 16<<20 + 256<<10 + 1} {
 		b := content(size)
@@ -194,7 +200,7 @@ func TestSumIsOfTheWholeFile(t *testing.T) {
 // Each page of a hole that the server touched would be charged to it.
 func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
 	t.Parallel()
-	r := serve(t, files.Config{})
+	r := serve(t, 0)
 	f := memory(t, 256<<20)
 	b := content(1 << 20)
 	for _, at := range []int64{0, 100<<20 + 4096, 256<<20 - 4096} {
@@ -221,7 +227,7 @@ func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
 
 func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
 	t.Parallel()
-	r := serve(t, files.Config{})
+	r := serve(t, 0)
 	conn := r.dial(t)
 	open := func(path string, flags int) *os.File {
 		fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
@@ -261,8 +267,9 @@ func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
 
 func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 	t.Parallel()
-	r := serve(t, files.Config{})
-	for i, tt := range []struct {
+	r := serve(t, 0)
+	turnedAway := 0
+	for _, tt := range []struct {
 		message string
 		count   int
 		words   string
@@ -296,9 +303,14 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 			t.Errorf("a descriptor is still open: %d bytes, %v", n, err)
 		}
 		check(t, mine.Close())
-		if i < 5 { // the log stops at 5 a second
-			r.log.await(t, fmt.Sprintf(`"turned_away":%d,`, i+1))
-		}
+		turnedAway++
+	}
+	r.log.await(t, "turned a client away: ")
+	for _, n := range r.stats.Refused() {
+		turnedAway -= int(n)
+	}
+	if turnedAway != 0 {
+		t.Errorf("%d more or less were turned away than were counted", turnedAway)
 	}
 	r.works(t)
 }
@@ -306,7 +318,7 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 // A page that was truncated away while it was mapped would kill this process.
 func TestF16MemoryThatIsTruncatedWhileItIsRead(t *testing.T) {
 	t.Parallel()
-	r := serve(t, files.Config{})
+	r := serve(t, 0)
 	shorter := 0
 	for i := range 100 {
 		f := memory(t, 8<<20)
@@ -337,7 +349,7 @@ func TestF16MemoryThatIsTruncatedWhileItIsRead(t *testing.T) {
 
 func TestReadingEndsWhenTheSenderLeaves(t *testing.T) {
 	t.Parallel()
-	r := serve(t, files.Config{})
+	r := serve(t, 0)
 	for range 3 {
 		f := memory(t, 1<<50)
 		conn := r.dial(t)
@@ -351,7 +363,7 @@ func TestReadingEndsWhenTheSenderLeaves(t *testing.T) {
 
 func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing.T) {
 	t.Parallel()
-	r := serve(t, files.Config{DrainTimeout: 50 * time.Millisecond})
+	r := serve(t, 50*time.Millisecond)
 	conn := r.dial(t)
 	check(t, conn.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
 	r.log.await(t, "received 'sum 1'")
@@ -365,7 +377,7 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	}
 
 	// Who had connected is served.
-	r = serve(t, files.Config{DrainTimeout: patience})
+	r = serve(t, patience)
 	conn = r.dial(t)
 	ended := make(chan struct{})
 	go func() { r.stop(); close(ended) }()
@@ -382,22 +394,54 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	<-ended
 }
 
-func TestWhoIsNotLetInLearnsWhy(t *testing.T) {
+// refused waits until so many were turned away for this cause.
+func (r *running) refused(t *testing.T, cause string, want uint64) {
+	t.Helper()
+	r.log.await(t, `"cause":"`+cause+`"`)
+	for c, n := range r.stats.Refused() {
+		if c == cause && n != want {
+			t.Errorf("%d were refused for %s, not %d", n, cause, want)
+		}
+	}
+}
+
+func TestLimitsHoldForFilesToo(t *testing.T) {
 	t.Parallel()
 	f := memory(t, 1)
-	one := serve(t, files.Config{MaxConnections: 1})
+	one := serveAs(t, echo.Server{MaxConnections: 1, DrainTimeout: patience}, files.Config{})
 	first, second := one.dial(t), one.dial(t)
 	_, err := client.Sum(t.Context(), first, f)
 	check(t, err)
+	if n := one.stats.Connections.Load(); n != 1 {
+		t.Errorf("%d connections are counted", n)
+	}
 	_, err = client.Sum(t.Context(), second, f)
-	wantWords(t, err, "1 connections are open, the most allowed: try again later")
+	wantWords(t, err, "the server closed the connection without an answer")
+	one.refused(t, "connections", 1)
 	check(t, first.Close())
-	one.log.await(t, "no data from")
+	for late := time.Now().Add(patience); one.stats.Connections.Load() > 0 && time.Now().Before(late); {
+		time.Sleep(time.Millisecond) // no event tells
+	}
+	one.works(t) // there is room again
+
+	own := serveAs(t, echo.Server{MaxConnectionsPerUser: 1, DrainTimeout: patience}, files.Config{})
+	first, second = own.dial(t), own.dial(t)
+	_, err = client.Sum(t.Context(), first, f)
+	check(t, err)
+	_, err = client.Sum(t.Context(), second, f)
+	wantWords(t, err, "the server closed the connection without an answer")
+	own.refused(t, "user_connections", 1)
+	check(t, first.Close())
+
+	idle := serveAs(t, echo.Server{}, files.Config{IdleTimeout: 50 * time.Millisecond})
+	_, err = idle.dial(t).Receive(uds.NewReceiver(100))
+	check(t, err) // the reason
+	idle.refused(t, "idle", 1)
 }
 
 func TestHealthCheckIsNotMentioned(t *testing.T) {
 	t.Parallel()
-	r := serve(t, files.Config{DrainTimeout: patience})
+	r := serve(t, patience)
 	check(t, files.HealthCheck(t.Context(), r.addr))
 	r.stop()
 	for line := range strings.Lines(r.log.String()) {

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,15 +23,14 @@ import (
 // A Server reads the files that clients hand over.
 type Server struct {
 	Config
-	uid        uint32
-	warn       zerolog.Logger // for what a client can cause as often as it likes
-	turnedAway atomic.Uint64
+	uid  uint32
+	warn zerolog.Logger // for what a client can cause as often as it likes
 
 	// Who reads holds one of these buffers, for one part of a file. So neither
 	// a huge file nor many keep others waiting, or take more memory, or more
 	// threads where the reading hangs.
 	turns   chan []byte
-	stopped context.Context // ends when the drain timeout is over
+	stopped context.Context
 	stop    func()
 
 	mu      sync.Mutex
@@ -43,9 +41,11 @@ type Server struct {
 
 // A Config says how a [Server] serves.
 type Config struct {
-	MaxConnections int           // further clients are turned away; 0: no limit
-	DrainTimeout   time.Duration // how long clients may take once the server is told to stop
-	Log            zerolog.Logger
+	// As in package echo: clients that ask for nothing for so long, or do not
+	// take an answer, are turned away; 0: they may.
+	IdleTimeout, WriteTimeout time.Duration
+	Stats                     *echo.Stats // counts who is turned away
+	Log                       zerolog.Logger
 }
 
 // NewServer makes a server that waits for connections, see [Server.Serve].
@@ -61,24 +61,22 @@ func NewServer(c Config) *Server {
 	return s
 }
 
-// Serve serves a connection, which it takes over, in the background.
-func (s *Server) Serve(fd int) {
+// Serve serves a connection, which it takes over, in the background, and calls
+// done when it has closed it.
+func (s *Server) Serve(fd int, done func()) {
 	c := &conn{Server: s}
 	if err := c.open(fd); err != nil {
 		s.warn.Warn().Err(err).Msgf("cannot serve a client: %v", err)
+		done()
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.MaxConnections > 0 && len(s.conns) >= s.MaxConnections {
-		c.turnAway(fmt.Errorf("%d connections are open, the most allowed: try again later", len(s.conns)))
-		_ = c.Close()
-		return
-	}
 	s.lastID++
 	c.id = s.lastID
 	s.conns[c] = true
 	s.serving.Go(func() {
+		defer done()
 		c.serve()
 		s.mu.Lock()
 		delete(s.conns, c)
@@ -107,10 +105,16 @@ func (c *conn) open(fd int) (err error) {
 	return err
 }
 
-// Drain waits for the clients, to the drain timeout. A read that hangs, because
-// the file's own file system does, is left to the end of the process. Nothing
-// may be served any more.
-func (s *Server) Drain() {
+// Stop closes the connections that there are. A read that hangs, because the
+// file's own file system does, is left to the end of the process. Nothing may be
+// served any more.
+func (s *Server) Stop() {
+	s.stop()
+	s.mu.Lock()
+	for c := range s.conns {
+		_ = c.Close()
+	}
+	s.mu.Unlock()
 	served := make(chan struct{})
 	go func() {
 		s.serving.Wait()
@@ -118,21 +122,8 @@ func (s *Server) Drain() {
 	}()
 	select {
 	case <-served:
-	case <-time.After(s.DrainTimeout):
-		s.mu.Lock()
-		s.Log.Warn().Int("connections", len(s.conns)).Dur("drain_timeout", s.DrainTimeout).
-			Msg("drain timeout is over: closing what is left")
-		for c := range s.conns {
-			_ = c.Close()
-		}
-		s.mu.Unlock()
-		s.stop()
-		select {
-		case <-served:
-		case <-time.After(time.Second):
-		}
+	case <-time.After(time.Second):
 	}
-	s.stop()
 }
 
 // A conn is one client.
@@ -157,19 +148,23 @@ func (c *conn) serve() {
 	ev.Msg("connection from")
 	buf := make([]byte, maxRecord)
 	for {
+		_ = c.SetReadDeadline(within(c.IdleTimeout))
 		record, fds, err := c.receive(buf)
 		switch {
 		case err == io.EOF:
 			c.event().Msg("no data from")
 			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			c.turnAway(echo.CauseIdle, fmt.Errorf("it has asked for nothing for %v", c.IdleTimeout))
+			return
 		case errors.Is(err, uds.ErrDescriptors):
-			c.turnAway(fmt.Errorf("more than one descriptor came, and all are closed: hand over one at a time"))
+			c.turnAway(echo.CauseDescriptors, fmt.Errorf("more than one descriptor came, and all are closed: hand over one at a time"))
 			return
 		case errors.Is(err, uds.ErrOpenFiles):
-			c.turnAway(fmt.Errorf("the server has as many files open as it may: try again later"))
+			c.turnAway(echo.CauseSystem, fmt.Errorf("the server has as many files open as it may: try again later"))
 			return
 		case errors.Is(err, uds.ErrTruncated):
-			c.turnAway(fmt.Errorf("the request has more than %d bytes: write %q", maxRecord, request))
+			c.turnAway(echo.CauseTruncated, fmt.Errorf("the request has more than %d bytes: write %q", maxRecord, request))
 			return
 		case err != nil:
 			c.lost(err)
@@ -179,7 +174,7 @@ func (c *conn) serve() {
 		var broken *protocolError
 		switch {
 		case errors.As(err, &broken):
-			c.turnAway(err)
+			c.turnAway(echo.CauseRequest, err)
 			return
 		case errors.Is(err, errLeft), errors.Is(err, context.Canceled):
 			c.lost(err)
@@ -189,11 +184,23 @@ func (c *conn) serve() {
 			answer = "error " + err.Error()
 		}
 		c.event().Int("bytes", len(answer)).Msg("sending " + echo.Quote([]byte(answer)))
-		if _, err := c.Write([]byte(answer)); err != nil {
+		_ = c.SetWriteDeadline(within(c.WriteTimeout))
+		if _, err := c.Write([]byte(answer)); errors.Is(err, os.ErrDeadlineExceeded) {
+			c.turnAway(echo.CauseUnread, fmt.Errorf("it has not read for %v", c.WriteTimeout))
+			return
+		} else if err != nil {
 			c.lost(err)
 			return
 		}
 	}
+}
+
+// within is the deadline of what may take so long; 0: no deadline.
+func within(d time.Duration) (deadline time.Time) {
+	if d > 0 {
+		deadline = time.Now().Add(d)
+	}
+	return deadline
 }
 
 func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
@@ -272,8 +279,8 @@ func (c *conn) left() (left bool) {
 }
 
 // turnAway tells the client why it is, and the log. The caller closes.
-func (c *conn) turnAway(err error) {
-	ev := c.warn.Warn().Uint64("turned_away", c.turnedAway.Add(1)).Str("peer", echo.Escape(c.peer)).Err(err)
+func (c *conn) turnAway(why echo.Cause, err error) {
+	ev := c.warn.Warn().Stringer("cause", why).Uint64("refused", c.Stats.Refuse(why, 1)).Str("peer", echo.Escape(c.peer)).Err(err)
 	if c.cred != nil {
 		ev = ev.Uint32("uid", c.cred.Uid).Uint32("gid", c.cred.Gid)
 	}

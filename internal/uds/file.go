@@ -36,7 +36,7 @@ func bindFile(fd int, path string, mode fs.FileMode) (*file, error) {
 	}
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		if err == unix.EADDRINUSE {
-			return nil, fmt.Errorf("%w: %s appeared meanwhile: somebody else made it; it is left alone", ErrInUse, path)
+			return nil, fmt.Errorf("%w: something is at %s already, and is left alone: choose another path", ErrInUse, path)
 		}
 		return nil, explain(path, err)
 	}
