@@ -39,6 +39,7 @@ func (s *Stats) Refused() iter.Seq2[string, uint64] {
 // A Cause is why something was not served.
 type Cause int
 
+// The causes. Not all are somebody's fault.
 const (
 	CauseSystem          Cause = iota // the system lacks something; nobody is to blame
 	CauseUser                         // its user may not

@@ -36,6 +36,7 @@ type Loop struct {
 	wake     int // an eventfd(2)
 	handlers []Handler
 	events   [256]unix.EpollEvent
+	taken    []unix.EpollEvent // of events, those whose handlers have not been called yet
 
 	spin time.Duration
 	busy bool // the last wait found something
@@ -93,12 +94,17 @@ func (l *Loop) Watch(fd int, events uint32) {
 	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_MOD, fd, &ev)
 }
 
-// Remove forgets a descriptor that is about to be closed. An event of it that
-// was already taken from the kernel finds no handler, or that of a new
-// connection with the same number, which then reads and finds nothing.
+// Remove forgets a descriptor that is about to be closed, and the event of it
+// that may have been taken from the kernel already: a new connection with the
+// same number must not get it.
 func (l *Loop) Remove(fd int) {
 	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 	l.handlers[fd] = nil
+	for i := range l.taken {
+		if l.taken[i].Fd == int32(fd) {
+			l.taken[i].Fd = -1
+		}
+	}
 }
 
 // Handlers yields what was added and not removed.
@@ -118,11 +124,13 @@ func (l *Loop) Wait(timeout time.Duration) error {
 		return os.NewSyscallError("epoll_wait", err)
 	}
 	l.busy = n > 0
-	for _, ev := range l.events[:n] {
-		if h := l.handlers[ev.Fd]; h != nil {
-			h.Ready(ev.Events)
+	for i := range n {
+		l.taken = l.events[i+1 : n]
+		if ev := l.events[i]; ev.Fd >= 0 {
+			l.handlers[ev.Fd].Ready(ev.Events)
 		}
 	}
+	l.taken = nil
 	return nil
 }
 

@@ -73,7 +73,7 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	if c.Takeover && !s.Addr.Abstract() {
 		switch err := s.takeOver(); err {
 		case nil:
-			return c.adopt(s)
+			return nil // nothing changes before it is claimed
 		case errNobodyOffers:
 		default:
 			return fmt.Errorf("take over: %w", err)

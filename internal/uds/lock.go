@@ -19,13 +19,17 @@ type lock struct{ *os.File }
 func lockPath(path string) (*lock, error) {
 	name := path + ".lock"
 	for {
-		// O_NOFOLLOW: others may be able to write to the directory, and must
-		// not lead us to create a file elsewhere.
-		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o600)
+		// Others may be able to write to the directory: they must not lead us to
+		// create a file elsewhere, nor let us wait for the writer of a named pipe.
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("lock %s: %w", name, explain(name, err))
 		}
 		l := &lock{f}
+		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+			_ = l.Close()
+			return nil, fmt.Errorf("%w: %s is no regular file, and is left alone: remove it yourself or choose another path", ErrInUse, name)
+		}
 		if err := l.try(); err != nil {
 			_ = l.Close()
 			return nil, err

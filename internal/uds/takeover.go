@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +15,7 @@ import (
 // lock, PATH.takeover, of type seqpacket, mode 0600. One record each:
 //
 //	successor  connects
-//	server     hello, with three descriptors: the socket, its lock, the control socket
+//	server     hello and its form, with three descriptors: the socket, its lock, the control socket
 //	successor  mine
 //	server     done, once it has stopped accepting and receiving; or no
 //
@@ -22,7 +23,7 @@ import (
 // leaves it as it was. The socket itself is never closed, so that nobody who
 // connects meanwhile is refused: the connection waits to be accepted.
 const (
-	takeoverHello = "udsecho takeover 1"
+	takeoverHello = "udsecho takeover 1 " // and the form of the address
 	takeoverMine  = "mine"
 	takeoverDone  = "done"
 	takeoverNo    = "no"
@@ -80,7 +81,7 @@ func (s *Socket) takeOver() (err error) {
 	if !trusted(cred) {
 		return fmt.Errorf("%s is served by user %d, and this process is user %d: let one user run both", path, cred.Uid, os.Geteuid())
 	}
-	fds, err := receiveHello(s.claim)
+	fds, err := receiveHello(s.claim, s.Addr.Type)
 	if errors.Is(err, io.EOF) {
 		_ = unix.Close(s.claim)
 		s.claim = -1
@@ -130,7 +131,7 @@ func (s *Socket) verify() error {
 // user, and with the one that can do anything anyway.
 func trusted(cred *unix.Ucred) bool { return cred.Uid == uint32(os.Geteuid()) || cred.Uid == 0 }
 
-func receiveHello(conn int) (fds []int, err error) {
+func receiveHello(conn int, want Type) (fds []int, err error) {
 	poll := []unix.PollFd{{Fd: int32(conn), Events: unix.POLLIN}}
 	n, err := retry(func() (int, error) { return unix.Poll(poll, int(takeoverPatience.Milliseconds())) })
 	if err != nil {
@@ -139,16 +140,24 @@ func receiveHello(conn int) (fds []int, err error) {
 	if n == 0 {
 		return nil, fmt.Errorf("the running server does not answer within %v: is it paused?", takeoverPatience)
 	}
-	message := make([]byte, len(takeoverHello))
+	message := make([]byte, 64)
 	n, fds, _, err = ReceiveFiles(conn, message, 3)
 	switch {
 	case err == unix.ECONNRESET:
 		return nil, io.EOF
 	case err != nil:
 		return nil, err
-	case string(message[:n]) != takeoverHello || len(fds) != 3:
+	}
+	form, ok := strings.CutPrefix(string(message[:n]), takeoverHello)
+	switch {
+	case !ok || len(fds) != 3:
+		err = fmt.Errorf("the running server says %q: is it of another version?", message[:n])
+	case form != string(want):
+		err = fmt.Errorf("the running server listens there with %q: use the same form of address", form)
+	}
+	if err != nil {
 		closeAll(fds)
-		return nil, fmt.Errorf("the running server says %q: is it of another version?", message[:n])
+		return nil, err
 	}
 	return fds, nil
 }
@@ -176,7 +185,7 @@ func (s *Socket) Claimed() error {
 	}
 	_ = unix.Close(s.claim)
 	s.claim, s.shared = -1, false
-	return nil
+	return s.config.adopt(s)
 }
 
 // Refused is an error where the running server has refused to hand the socket
@@ -217,7 +226,7 @@ func (s *Socket) Offer() (*Offer, error) {
 	}
 	if err == nil {
 		rights := unix.UnixRights(s.FD, int(s.lock.Fd()), s.Control)
-		err = os.NewSyscallError("sendmsg", unix.Sendmsg(fd, []byte(takeoverHello), rights, nil, unix.MSG_NOSIGNAL))
+		err = os.NewSyscallError("sendmsg", unix.Sendmsg(fd, []byte(takeoverHello+string(s.Addr.Type)), rights, nil, unix.MSG_NOSIGNAL))
 	}
 	if err != nil {
 		o.Close()

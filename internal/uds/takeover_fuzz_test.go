@@ -11,7 +11,7 @@ import (
 // with any number of descriptors: only the words of the protocol are believed,
 // and of what else comes along nothing stays open.
 func FuzzTakeover(f *testing.F) {
-	for _, s := range []string{takeoverHello, takeoverMine, takeoverDone, takeoverNo, "", "mine ", "min", "udsecho takeover 2"} {
+	for _, s := range []string{takeoverHello, takeoverHello + "stream", takeoverHello + "files", takeoverMine, takeoverDone, takeoverNo, "", "mine ", "min", "udsecho takeover 2"} {
 		for _, n := range []uint8{0, 1, 2, 3, 4, 253} {
 			f.Add([]byte(s), n)
 		}
@@ -24,8 +24,8 @@ func FuzzTakeover(f *testing.F) {
 
 		// A successor listens to a server.
 		ours, heard := hear(t, said, int(n))
-		fds, err := receiveHello(ours)
-		if believed := word == takeoverHello && n == 3; believed != (err == nil) || len(fds) > 0 != believed {
+		fds, err := receiveHello(ours, Stream)
+		if believed := word == takeoverHello+"stream" && n == 3; believed != (err == nil) || len(fds) > 0 != believed {
 			t.Errorf("of %q with %d descriptors %d are believed, %v", said, n, len(fds), err)
 		}
 		closeAll(fds)

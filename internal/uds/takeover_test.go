@@ -308,10 +308,11 @@ func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
 		{"hello", nil, `the running server says "hello": is it of another version?`},
 		{"udsecho takeover 1", nil, "is it of another version?"},
 		{"udsecho takeover 2", files(3), `the running server says "udsecho takeover 2"`},
-		{"udsecho takeover 1", files(2), "is it of another version?"},
-		{"udsecho takeover 1", files(253), "message carries file descriptors: more than 3"},
-		{"udsecho takeover 10", files(3), "larger than the receive buffer"},
-		{"udsecho takeover 1", files(3), "the running server holds another lock than " + a.Path + ".lock"},
+		{"udsecho takeover 1 stream", files(2), "is it of another version?"},
+		{"udsecho takeover 1 stream", files(253), "message carries file descriptors: more than 3"},
+		{"udsecho takeover 1 files", files(3), `the running server listens there with "files": use the same form of address`},
+		{"udsecho takeover 1 stream" + strings.Repeat(" ", 100), files(3), "larger than the receive buffer"},
+		{"udsecho takeover 1 stream", files(3), "the running server holds another lock than " + a.Path + ".lock"},
 	} {
 		asking := succeed(a)
 		readable(t, control)
