@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -222,17 +223,24 @@ closing socket
 	return server, client
 }
 
-// readme returns the block of the README that follows the comment
-// <!-- test: name -->.
+// readme returns the block of the README, or of a document in docs/, that
+// follows the comment <!-- test: name -->.
 func readme(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
+	documents, err := filepath.Glob("../docs/*.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	block := regexp.MustCompile("(?s)<!-- test: " + regexp.QuoteMeta(name) + " -->\\s*```\\w*\n(.*?)```").FindSubmatch(text)
-	if block == nil {
-		t.Fatalf("README.md has no block after <!-- test: %s -->", name)
+	for _, document := range append(documents, "../README.md") {
+		text, err := os.ReadFile(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		block := regexp.MustCompile("(?s)<!-- test: " + regexp.QuoteMeta(name) + " -->\\s*```\\w*\n(.*?)```").FindSubmatch(text)
+		if block != nil {
+			return string(block[1])
+		}
 	}
-	return string(block[1])
+	t.Fatalf("neither README.md nor docs/ has a block after <!-- test: %s -->", name)
+	return ""
 }

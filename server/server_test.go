@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -140,30 +139,6 @@ func TestHelpIsOutputAndStatus0(t *testing.T) {
 			t.Errorf("exit status %d, error %q", status, stderr)
 		}
 		wantWords(t, stdout, "Usage: "+program, "--log-format", "--chunk")
-	}
-}
-
-func TestEveryFlagOfTheServerIsInTheREADME(t *testing.T) {
-	t.Parallel()
-	readme, err := os.ReadFile("../README.md")
-	check(t, err)
-	_, stdout, _ := run(t, dir(t), "", "server", "serve", "--help")
-	flags := regexp.MustCompile(`(?m)^ +(?:-\w, )?(--[a-z-]+)`).FindAllStringSubmatch(stdout, -1)
-	if len(flags) < 10 {
-		t.Fatalf("the flags are %q", flags)
-	}
-	for _, flag := range flags {
-		name := flag[1]
-		variable := "UDS_" + strings.ToUpper(strings.ReplaceAll(name[2:], "-", "_"))
-		if name == "--help" {
-			continue
-		}
-		if !strings.Contains(stdout, "$"+variable) {
-			t.Errorf("the help does not name %s", variable)
-		}
-		if !strings.Contains(string(readme), "`"+name) || !strings.Contains(string(readme), "`"+variable+"`") {
-			t.Errorf("README.md does not tell of %s and %s", name, variable)
-		}
 	}
 }
 

@@ -153,7 +153,7 @@ func receiveHello(conn int, want Type) (fds []int, err error) {
 	case !ok || len(fds) != 3:
 		err = fmt.Errorf("the running server says %q: is it of another version?", message[:n])
 	case form != string(want):
-		err = fmt.Errorf("the running server listens there with %q: use the same form of address", form)
+		err = fmt.Errorf("the running server listens with %q: use the same type", form)
 	}
 	if err != nil {
 		closeAll(fds)
