@@ -83,7 +83,7 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	client := echo.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
 	if c.Retry > 0 {
 		client.Patience = c.Retry
-		client.Redial = func(ctx context.Context) (*uds.Conn, error) { return c.dial(ctx, nextName(name)) }
+		client.Redial = func(ctx context.Context) (*uds.Conn, error) { return c.dial(ctx, nextName(name, c.Connect.Type)) }
 	}
 	if c.Message == "-" {
 		err = client.Copy(ctx, conn, std.In, out)
@@ -115,13 +115,14 @@ func (c *echoCmd) dial(ctx context.Context, name string) (*uds.Conn, error) {
 	return conn, nil
 }
 
-// nextName is the client's own name after name, for another connection: what a
+// nextName is the client's own name after name, for another connection. Over
+// datagrams it is another one: what a
 // slow server still sends to the old one is no answer to what was sent over the
 // new.
-func nextName(name string) string {
+func nextName(name string, t uds.Type) string {
 	switch {
-	case name == "":
-		return ""
+	case name == "" || t != uds.Datagram:
+		return name
 	case name[0] == '@':
 		return uds.AutoName("@")
 	default:

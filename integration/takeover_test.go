@@ -112,7 +112,7 @@ func TestStrangerInAnotherContainerIsTurnedAway(t *testing.T) {
 			}
 			await(t, "the refusal in the log", func() bool {
 				_, events := server.output(t)
-				return strings.Contains(events, "turned a client away: its user is not allowed cause=user gid=10000 peer=/run/clients/client.") &&
+				return strings.Contains(events, "turned a client away: user 10003, group 10000 is not allowed cause=user gid=10000 peer=/run/clients/client.") &&
 					strings.Contains(events, " pid=unknown refused=1 uid=10003\n")
 			})
 			_, events = server.output(t)

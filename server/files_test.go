@@ -238,7 +238,7 @@ func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
 			t.Errorf("user %d: exit status %d, error %q", uid, status, &p.err)
 		}
 	}
-	server.err.await(t, 1, "turned a client away: its user is not allowed")
+	server.err.await(t, 1, "turned a client away: user 10003, group 10003 is not allowed")
 	check(t, os.Remove(filepath.Join(d, "x")))
 	server.stop(t)
 }

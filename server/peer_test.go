@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -93,7 +95,7 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 			peer = d + "/me"
 		}
 		want = append(want, map[string]any{
-			"message": "turned a client away: its user is not allowed", "cause": "user", "refused": float64(len(want) + 1),
+			"message": "turned a client away: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
 			"peer": peer, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Process.Pid),
 		})
 		// A name that lies is a name.
@@ -103,7 +105,7 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 				t.Errorf("%s from %s: exit status %d, output %q, error %q", a, name, status, &client.out, &client.err)
 			}
 			want = append(want, map[string]any{
-				"message": "turned a client away: its user is not allowed", "cause": "user", "refused": float64(len(want) + 1),
+				"message": "turned a client away: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
 				"peer": name, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Process.Pid),
 			})
 		}
@@ -635,5 +637,41 @@ func TestHealthCheckBelievesNoImpostor(t *testing.T) {
 		}
 		wantWords(t, p.err.String(), "user 10003 serves there, and this process is user 10004: find out who")
 	}
+	server.stop(t)
+}
+
+// Names are looked up where the server is. A client that binds one which means
+// another socket there must not have the server write to that, or to itself.
+func TestReplyGoesToTheSendersOwnSocketOnly(t *testing.T) {
+	t.Parallel()
+	need(t, "socat", "socat")
+	d := open(t)
+	server := serve(t, d, "--listen", "datagram:d", "--mode", "0666", "--admin", "admin")
+	theirs := filepath.Join(d, "theirs")
+	check(t, os.Mkdir(theirs, 0o777))
+	check(t, os.Chmod(theirs, 0o777))
+	other, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/notify", Net: "unixgram"})
+	check(t, err)
+	defer func() { check(t, other.Close()) }()
+	for i, name := range []string{"d", "notify"} {
+		p := startAs(t, stranger, theirs, "socat", "-u", "-", "UNIX-SENDTO:../d,bind="+name)
+		_, err := io.WriteString(p.in, "stop")
+		check(t, errors.Join(err, p.in.Close()))
+		p.status(t)
+		server.err.await(t, i+1, "cannot answer at a name that is no socket of the client's own")
+	}
+	// Whoever asks now is served, and nobody was answered before.
+	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:d"); status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	if s := statusOf(t, d+"/admin"); s.Messages != 3 || s.Refused["nameless"] != 2 {
+		t.Errorf("the status is %+v", s)
+	}
+	check(t, other.SetDeadline(time.Now()))
+	if n, err := other.Read(make([]byte, 10)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the other socket got %d bytes, %v", n, err)
+	}
+	check(t, os.RemoveAll(theirs))
+	check(t, os.Remove(d+"/notify"))
 	server.stop(t)
 }

@@ -252,7 +252,7 @@ func (s *sender) err() error {
 // name marks it for the server, which does not mention it at info level, see
 // [Server]. A server of another user is an impostor; root may check anybody's.
 func DialHealth(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
-	conn, err := uds.DialConfig{Bind: HealthName + uds.AutoName("")}.Dial(ctx, a)
+	conn, err := uds.DialConfig{Bind: healthName + uds.AutoName("")}.Dial(ctx, a)
 	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
 		return conn, err
 	}

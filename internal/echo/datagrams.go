@@ -3,6 +3,7 @@ package echo
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -18,6 +19,8 @@ const (
 	maxWaitingBytes = 16 << 20
 	maxWait         = 10 * time.Second
 	minPause        = time.Millisecond
+	replyCost       = 256 // what keeping a reply takes beside its bytes, about
+	maxTries        = 64  // queues that are tried between two pauses
 )
 
 // datagrams is a socket that receives from everybody: there is no connection,
@@ -31,6 +34,11 @@ type datagrams struct {
 	tryAgain time.Time
 	pause    time.Duration
 	buffer   sendBuffer
+	trusted  struct { // the last sender whose name was looked at
+		sender uds.Sender
+		uid    uint32
+		until  time.Time
+	}
 	leaving  *offer // who takes over, once no reply waits
 	leaveBy  time.Time
 	replaced bool // only who is connected to it finds it any more
@@ -94,7 +102,7 @@ func (d *datagrams) receive() bool {
 		return false
 	}
 	if unixSocket && d.Allow != nil && !d.allowed(d.cred()) {
-		withCred(d.refuseMessage(CauseUser), d.cred()).Msg("turned a client away: its user is not allowed")
+		WithCred(d.refuseMessage(CauseUser), d.cred()).Msg("turned a client away: " + notAllowed(d.cred()))
 		if d.receiver.Named() && d.buffer.admit(d.receiver, 1) {
 			_ = d.receiver.Reply(d.socket.FD, refusal(len(message)))
 		}
@@ -108,6 +116,10 @@ func (d *datagrams) receive() bool {
 	}
 	if !d.receiver.Named() {
 		d.refuse(CauseNameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
+		return true
+	}
+	if unixSocket && !d.isSendersOwn() {
+		WithCred(d.refuseMessage(CauseNameless), d.cred()).Msg("cannot answer at a name that is no socket of the client's own")
 		return true
 	}
 	if ev := d.about(quiet); ev != nil {
@@ -136,11 +148,44 @@ func (d *datagrams) receive() bool {
 func (d *datagrams) log(message []byte) (quiet bool) {
 	who := d.cred()
 	peer := d.receiver.Sender().String()
-	quiet = d.isHealthCheck(peer, who)
+	quiet = isHealthCheck(peer, who)
 	if ev := d.about(quiet); ev != nil {
-		withCred(ev.Str("peer", Escape(peer)), who).Int("bytes", len(message)).Msg("received " + Quote(message))
+		WithCred(ev.Str("peer", Escape(peer)), who).Int("bytes", len(message)).Msg("received " + Quote(message))
 	}
 	return quiet
+}
+
+// anyUser is the user that the kernel does not tell: -1, as chown(2) has it.
+// overflowUser is whom it tells of instead.
+const anyUser, overflowUser = ^uint32(0), 65534
+
+// nameTrust is how long a name that was looked at is believed to be the same.
+const nameTrust = time.Second
+
+// isSendersOwn tells whether the name to which the reply would go is the sender's
+// own socket. Names are looked up where the server is: so a client could bind one
+// that means another socket here, and have the server write to that, or to
+// itself without an end.
+func (d *datagrams) isSendersOwn() bool {
+	cred := d.cred()
+	if cred == nil || d.socket.Shared() && cred.Pid == 0 && cred.Uid == overflowUser {
+		// It came to a socket of the parent's before this process had that: the
+		// kernel does not know who sent it.
+		cred = &unix.Ucred{Uid: anyUser}
+	}
+	now := time.Now()
+	if d.receiver.From(d.trusted.sender) && cred.Uid == d.trusted.uid && now.Before(d.trusted.until) {
+		return true
+	}
+	sender := d.receiver.Sender()
+	path := sender.String()
+	var st unix.Stat_t
+	if !strings.HasPrefix(path, "@") && unix.Lstat(path, &st) == nil &&
+		(st.Mode&unix.S_IFMT != unix.S_IFSOCK || cred.Uid != anyUser && st.Uid != cred.Uid || d.socket.Is(&st)) {
+		return false // a name that leads nowhere gets no reply anyway
+	}
+	d.trusted.sender, d.trusted.uid, d.trusted.until = sender, cred.Uid, now.Add(nameTrust)
+	return true
 }
 
 // cred is who sent the last message, nil where the kernel does not say.
@@ -165,13 +210,13 @@ func (d *datagrams) waitFirst(message []byte) {
 // wait keeps a reply for a client whose queue is full: net.unix.max_dgram_qlen,
 // 10 messages by default.
 func (d *datagrams) wait(sender uds.Sender, q *queue, message []byte) {
-	if len(q.replies) >= maxWaiting || d.bytes+len(message) > maxWaitingBytes {
+	if len(q.replies) >= maxWaiting || d.bytes+len(message)+replyCost > maxWaitingBytes {
 		d.drop(1, sender.String(), errors.New("it does not read its replies"))
 		return
 	}
 	q.replies = append(q.replies, append([]byte(nil), message...))
 	d.waiting++
-	d.bytes += len(message)
+	d.bytes += len(message) + replyCost
 	if d.tryAgain.IsZero() {
 		d.pause = minPause
 		d.tryAgain = time.Now().Add(d.pause)
@@ -189,7 +234,11 @@ func (d *datagrams) sendWaiting(now time.Time) {
 	if len(d.buffer.greedy) > 0 {
 		d.buffer.look()
 	}
-	for sender, q := range d.queues {
+	tries := 0
+	for sender, q := range d.queues { // begins somewhere else each time
+		if tries++; tries > maxTries && now.Before(d.tryAgain) {
+			break
+		}
 		n, err := 0, error(nil)
 		if !d.buffer.greedy[sender] {
 			n, err = d.sendQueue(sender, q)
@@ -254,7 +303,7 @@ func (d *datagrams) dropAll(err error) {
 
 func (d *datagrams) forget(reply []byte) {
 	d.waiting--
-	d.bytes -= len(reply)
+	d.bytes -= len(reply) + replyCost
 }
 
 func (d *datagrams) drop(n int, peer string, err error) {

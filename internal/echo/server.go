@@ -127,7 +127,6 @@ type server struct {
 	lastID      uint64
 	streams     *uds.Receiver // one receive, shared by all stream connections
 	receiver    *uds.Receiver
-	uid         uint32
 	warn        [causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
 	warnDropped zerolog.Logger         // likewise
 	started     time.Time
@@ -143,7 +142,7 @@ func newServer(s *Server, l *loop.Loop) *server {
 	if s.Stats == nil {
 		s.Stats = new(Stats)
 	}
-	e := &server{Server: s, Loop: l, uid: uint32(os.Geteuid()), started: time.Now(), perUser: map[uint32]int{}}
+	e := &server{Server: s, Loop: l, started: time.Now(), perUser: map[uint32]int{}}
 	bounded := func() zerolog.Logger { return s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
 	for cause := range e.warn {
 		e.warn[cause] = bounded()
@@ -353,13 +352,19 @@ func (s *server) watchListeners(events uint32) {
 	}
 }
 
-// HealthName is how the name of a client that checks the server's health
+// healthName is how the name of a client that checks the server's health
 // starts. It is believed only of a client that runs as the server's own user,
 // and all that it changes is that the client is not mentioned at info level.
-const HealthName = "@udsecho.healthcheck."
+const healthName = "@udsecho.healthcheck."
 
-func (s *server) isHealthCheck(peer string, cred *unix.Ucred) bool {
-	return strings.HasPrefix(peer, HealthName) && cred != nil && cred.Uid == s.uid
+func isHealthCheck(peer string, cred *unix.Ucred) bool {
+	return cred != nil && IsHealthCheck(peer, cred.Uid)
+}
+
+// IsHealthCheck tells whether a client of this name and user checks the server's
+// health.
+func IsHealthCheck(peer string, uid uint32) bool {
+	return strings.HasPrefix(peer, healthName) && uid == uint32(os.Geteuid())
 }
 
 // about is an event about a client, or nil where its level is off: a health

@@ -61,10 +61,12 @@ func (ln *listener) welcome(fd int) {
 	}
 	if logged {
 		c.peer = uds.PeerName(fd)
-		c.quiet = ln.isHealthCheck(c.peer, cred)
+		c.quiet = isHealthCheck(c.peer, cred)
 	}
 	if why, text := ln.refusal(t, cred); text != "" {
-		withCred(ln.refuse(why, 1).Str("peer", Escape(uds.PeerName(fd))), cred).Msg("turned a client away: " + text)
+		if ev := ln.refuse(why, 1); ev != nil { // there may be thousands
+			WithCred(ev.Str("peer", Escape(uds.PeerName(fd))), cred).Msg("turned a client away: " + text)
+		}
 		_ = unix.Close(fd)
 		return
 	}
@@ -98,7 +100,7 @@ func (ln *listener) welcome(fd int) {
 	c.id = ln.lastID
 	c.uid = ln.count(cred)
 	if ev := c.event(); ev != nil {
-		withCred(ev, cred).Msg("connection from")
+		WithCred(ev, cred).Msg("connection from")
 	}
 }
 
@@ -106,7 +108,7 @@ func (ln *listener) welcome(fd int) {
 // it is.
 func (ln *listener) refusal(t uds.Type, cred *unix.Ucred) (Cause, string) {
 	if t.Unix() && !ln.allowed(cred) {
-		return CauseUser, "its user is not allowed"
+		return CauseUser, notAllowed(cred)
 	}
 	if cred != nil {
 		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser {
@@ -119,8 +121,15 @@ func (ln *listener) refusal(t uds.Type, cred *unix.Ucred) (Cause, string) {
 	return 0, ""
 }
 
-// withCred adds who the peer is, by the kernel's word.
-func withCred(ev *zerolog.Event, cred *unix.Ucred) *zerolog.Event {
+func notAllowed(cred *unix.Ucred) string {
+	if cred == nil {
+		return "the kernel does not say who it is"
+	}
+	return fmt.Sprintf("user %d, group %d is not allowed", cred.Uid, cred.Gid)
+}
+
+// WithCred adds who the peer is, by the kernel's word.
+func WithCred(ev *zerolog.Event, cred *unix.Ucred) *zerolog.Event {
 	if cred == nil {
 		return ev
 	}

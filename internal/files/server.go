@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"runtime"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -23,13 +22,15 @@ import (
 // A Server reads the files that clients hand over.
 type Server struct {
 	Config
-	uid  uint32
 	warn zerolog.Logger // for what a client can cause as often as it likes
 
 	// Who reads holds one of these buffers, for one part of a file. So neither
 	// a huge file nor many keep others waiting, or take more memory, or more
 	// threads where the reading hangs.
-	turns   chan []byte
+	turns  chan []byte
+	spares chan []byte // for turns that hang, see [turnPatience]
+	// To close a file may hang, too. So many at a time do, and others wait.
+	closing chan struct{}
 	stopped context.Context
 	stop    func()
 
@@ -50,13 +51,17 @@ type Config struct {
 
 // NewServer makes a server that waits for connections, see [Server.Serve].
 func NewServer(c Config) *Server {
-	s := &Server{Config: c, uid: uint32(os.Geteuid()), conns: map[*conn]bool{}}
+	s := &Server{Config: c, conns: map[*conn]bool{}}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.warn = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	// A processor is left to the echo.
-	s.turns = make(chan []byte, max(runtime.GOMAXPROCS(0)-1, 1))
-	for range cap(s.turns) {
+	turns := max(runtime.GOMAXPROCS(0)-1, 1)
+	s.turns, s.spares, s.closing = make(chan []byte, turns+mayHang), make(chan []byte, mayHang), make(chan struct{}, mayHang)
+	for range turns {
 		s.turns <- make([]byte, bufferSize)
+	}
+	for range mayHang {
+		s.spares <- make([]byte, bufferSize)
 	}
 	return s
 }
@@ -100,7 +105,7 @@ func (c *conn) open(fd int) (err error) {
 		return err
 	}
 	c.UnixConn = u.(*net.UnixConn)
-	c.quiet = strings.HasPrefix(c.peer, echo.HealthName) && c.cred.Uid == c.uid
+	c.quiet = echo.IsHealthCheck(c.peer, c.cred.Uid)
 	c.raw, err = c.SyscallConn()
 	return err
 }
@@ -139,13 +144,7 @@ type conn struct {
 
 func (c *conn) serve() {
 	defer func() { _ = c.Close() }()
-	ev := c.event().Uint32("uid", c.cred.Uid).Uint32("gid", c.cred.Gid)
-	if c.cred.Pid == 0 {
-		ev = ev.Str("pid", "unknown") // it lives in another process id namespace
-	} else {
-		ev = ev.Int32("pid", c.cred.Pid)
-	}
-	ev.Msg("connection from")
+	echo.WithCred(c.event(), c.cred).Msg("connection from")
 	buf := make([]byte, maxRecord)
 	for {
 		_ = c.SetReadDeadline(within(c.IdleTimeout))
@@ -180,7 +179,7 @@ func (c *conn) serve() {
 			c.lost(err)
 			return
 		case err != nil:
-			c.warn.Warn().Uint64("conn", c.id).Str("peer", echo.Escape(c.peer)).Err(err).Msgf("cannot read what came: %v", err)
+			c.refuse(echo.CauseRequest, err).Msgf("cannot read what came: %v", err)
 			answer = "error " + err.Error()
 		}
 		c.event().Int("bytes", len(answer)).Msg("sending " + echo.Quote([]byte(answer)))
@@ -206,7 +205,9 @@ func within(d time.Duration) (deadline time.Time) {
 func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
 	var n int
 	waitErr := c.raw.Read(func(fd uintptr) bool {
+		c.closing <- struct{}{} // what comes too much is closed there
 		n, fds, _, err = uds.ReceiveFiles(int(fd), buf, 1)
+		<-c.closing
 		return err != unix.EAGAIN
 	})
 	if waitErr != nil {
@@ -228,10 +229,10 @@ func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	}
 	fd := fds[0]
 	if string(record) != request {
-		_ = unix.Close(fd)
+		c.close(fd)
 		return "", &protocolError{fmt.Sprintf("unknown request %s: write %q", echo.Quote(record), request)}
 	}
-	defer func() { _ = unix.Close(fd) }()
+	defer c.close(fd)
 	var in *input
 	err = c.turn(func([]byte) (err error) {
 		in, err = inspect(fd)
@@ -248,6 +249,12 @@ func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	return sum.String(), err
 }
 
+func (s *Server) close(fd int) {
+	s.closing <- struct{}{}
+	uds.CloseFiles(fd)
+	<-s.closing
+}
+
 var errLeft = errors.New("the client left before the answer")
 
 // turn does one part of the work, when it is this client's turn, unless the
@@ -255,7 +262,7 @@ var errLeft = errors.New("the client left before the answer")
 func (c *conn) turn(work func(buf []byte) error) error {
 	select {
 	case buf := <-c.turns:
-		defer func() { c.turns <- buf }()
+		defer c.giveBack(buf)()
 		if c.stopped.Err() != nil {
 			return c.stopped.Err()
 		}
@@ -265,6 +272,35 @@ func (c *conn) turn(work func(buf []byte) error) error {
 		return work(buf)
 	case <-c.stopped.Done():
 		return c.stopped.Err()
+	}
+}
+
+// mayHang is how many files may hang their reader, or who closes them, without
+// others being kept from theirs: those of a file system that does not answer.
+const mayHang = 4
+
+// turnPatience is how long a turn may take before another may be had beside it.
+const turnPatience = time.Second
+
+// giveBack returns what ends a turn: it gives buf to the next, unless the turn
+// took so long that the next has got a spare one.
+func (s *Server) giveBack(buf []byte) (end func()) {
+	fired := make(chan bool, 1)
+	late := time.AfterFunc(turnPatience, func() {
+		select {
+		case spare := <-s.spares:
+			s.turns <- spare
+			fired <- true
+		default:
+			fired <- false
+		}
+	})
+	return func() {
+		if !late.Stop() && <-fired {
+			s.spares <- buf
+			return
+		}
+		s.turns <- buf
 	}
 }
 
@@ -278,13 +314,15 @@ func (c *conn) left() (left bool) {
 	return left || err != nil
 }
 
+// refuse counts what is not served, and is the event that says so.
+func (c *conn) refuse(why echo.Cause, err error) *zerolog.Event {
+	ev := c.warn.Warn().Stringer("cause", why).Uint64("refused", c.Stats.Refuse(why, 1))
+	return echo.WithCred(ev.Uint64("conn", c.id).Str("peer", echo.Escape(c.peer)).Err(err), c.cred)
+}
+
 // turnAway tells the client why it is, and the log. The caller closes.
 func (c *conn) turnAway(why echo.Cause, err error) {
-	ev := c.warn.Warn().Stringer("cause", why).Uint64("refused", c.Stats.Refuse(why, 1)).Str("peer", echo.Escape(c.peer)).Err(err)
-	if c.cred != nil {
-		ev = ev.Uint32("uid", c.cred.Uid).Uint32("gid", c.cred.Gid)
-	}
-	ev.Msgf("turned a client away: %v", err)
+	c.refuse(why, err).Msgf("turned a client away: %v", err)
 	// What it does not take now it does not get.
 	_ = c.raw.Control(func(fd uintptr) {
 		_ = unix.Sendto(int(fd), []byte("error "+err.Error()), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)

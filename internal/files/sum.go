@@ -43,12 +43,10 @@ func inspect(fd int) (*input, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil, fmt.Errorf("it is a %s: only regular files and memory are read", kind(st.Mode))
 	}
-	in.size = st.Size
-	if in.size == 0 {
-		if n, _ := pread(fd, make([]byte, 1), 0); n > 0 {
-			return nil, errors.New("its size is 0 and yet it has content, as a file of /proc: send a copy")
-		}
+	if kernels(fd) {
+		return nil, errors.New("it is a file of the kernel's, of proc or sysfs for example, and to read it may never end: send a copy")
 	}
+	in.size = st.Size
 	return in, nil
 }
 
@@ -65,6 +63,21 @@ func kind(mode uint32) string {
 	default:
 		return "descriptor of no file"
 	}
+}
+
+// kernels tells whether fd is a file that the kernel makes up as it is read, and
+// not a file of anybody's.
+func kernels(fd int) bool {
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) != nil {
+		return true
+	}
+	switch st.Type {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.CGROUP_SUPER_MAGIC,
+		unix.CGROUP2_SUPER_MAGIC, unix.SECURITYFS_MAGIC, unix.BPF_FS_MAGIC, unix.PSTOREFS_MAGIC, unix.SELINUX_MAGIC, unix.NSFS_MAGIC:
+		return true
+	}
+	return false
 }
 
 const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE

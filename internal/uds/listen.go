@@ -266,6 +266,9 @@ func (s *Socket) Unlink() {
 	s.file, s.control, s.lock = nil, nil, nil
 }
 
+// Is tells whether a file is that of this socket.
+func (s *Socket) Is(st *unix.Stat_t) bool { return s.file != nil && s.file.is(st) }
+
 // Lost tells whether nobody can connect any more, because the socket file is
 // not the one that this socket made: somebody has removed or replaced it.
 func (s *Socket) Lost() bool { return s.file != nil && !s.file.ours() }

@@ -196,6 +196,11 @@ func (r *Receiver) Cred() (cred unix.Ucred, ok bool) {
 // client that has not bound a name cannot.
 func (r *Receiver) Named() bool { return r.nameLen > uint32(unsafe.Sizeof(r.name.Addr.Family)) }
 
+// From tells whether s sent the last message.
+func (r *Receiver) From(s Sender) bool {
+	return unsafe.String((*byte)(unsafe.Pointer(&r.name)), int(r.nameLen)) == string(s)
+}
+
 // A Sender is the address of who sent a message, as the kernel has it.
 type Sender string
 

@@ -78,14 +78,18 @@ func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.U
 		err = io.EOF
 	}
 	if err != nil {
-		closeAll(fds)
+		CloseFiles(fds...)
 		return 0, nil, nil, err
 	}
 	return n, fds, cred, nil
 }
 
-func closeAll(fds []int) {
+// CloseFiles closes descriptors that others have handed over. A socket of theirs
+// is not waited for, whatever SO_LINGER they gave it, socket(7); a file of a file
+// system that does not answer is.
+func CloseFiles(fds ...int) {
 	for _, fd := range fds {
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		_ = unix.Close(fd)
 	}
 }

@@ -156,7 +156,7 @@ func receiveHello(conn int, want Type) (fds []int, err error) {
 		err = fmt.Errorf("the running server listens with %q: use the same type", form)
 	}
 	if err != nil {
-		closeAll(fds)
+		CloseFiles(fds...)
 		return nil, err
 	}
 	return fds, nil

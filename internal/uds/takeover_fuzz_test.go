@@ -28,7 +28,7 @@ func FuzzTakeover(f *testing.F) {
 		if believed := word == takeoverHello+"stream" && n == 3; believed != (err == nil) || len(fds) > 0 != believed {
 			t.Errorf("of %q with %d descriptors %d are believed, %v", said, n, len(fds), err)
 		}
-		closeAll(fds)
+		CloseFiles(fds...)
 		_ = unix.Close(ours)
 		heard()
 
