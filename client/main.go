@@ -10,8 +10,9 @@
 //	client share [--connect files:PATH] FILE...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
-// stream:PATH. For comparison there are tcp:HOST:PORT and udp:HOST:PORT. The payload goes to
-// standard output and nothing else does; events go to standard error.
+// stream:PATH. Files are handed over at files:PATH. For comparison there are
+// tcp:HOST:PORT and udp:HOST:PORT. The payload goes to standard output and
+// nothing else does; events go to standard error.
 package main
 
 import (

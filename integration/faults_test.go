@@ -3,6 +3,7 @@ package integration
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"strconv"
 	"strings"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/network"
 	"github.com/testcontainers/testcontainers-go"
+	tcexec "github.com/testcontainers/testcontainers-go/exec"
 	"github.com/testcontainers/testcontainers-go/wait"
 
 	"github.com/udsecho/udsecho/internal/faults"
@@ -371,5 +373,28 @@ func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
 			Done:    "a client container of the stack tries to unlink and rename it, and to bind and make others beside it; and where the volume is writable, a server of another user takes the path of a killed one, and clients come with `--require-uid 10001`",
 			Outcome: "EROFS for all, as root too, and connecting works; 20 clients refused the impostor, which read 0 bytes",
 		})
+	})
+}
+
+// The clock belongs to the machine and to all that runs on it: a test must not
+// set it, and a container may not.
+func TestF34ClockIsNotForTestsToSet(t *testing.T) {
+	t.Parallel()
+	server := startServer(t, newVolume(t))
+	_, r, err := server.Exec(t.Context(), []string{"date", "-s", "2001-01-01"}, tcexec.Multiplexed(), tcexec.WithUser("0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refusal := "can't set date: Operation not permitted" // busybox says so, and exits with 0
+	if !strings.Contains(string(said), refusal) {
+		t.Fatalf("date -s: %s", said)
+	}
+	faults.Report(t, faults.Row{
+		ID: "F34", Done: "the clock of the machine is not the tests' to set; tried in a container of the stack, as root: `date -s`",
+		Outcome: "date: " + refusal + " (EPERM), and a time namespace moves only the monotonic clock; all deadlines go by that, as `time.Now` has it, which setting the clock does not change",
 	})
 }

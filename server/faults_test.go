@@ -447,7 +447,7 @@ func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
 	server.stop(t)
 	faults.Report(t, faults.Row{
 		ID: "F19", Done: "attempts of one user to connect, at `--max-connections 10000`", Count: attempts,
-		Outcome: fmt.Sprintf("%d held, %d refused and counted; another user got the other %d; %d held in all, never more; before: %v; during: %v; after: %v",
+		Outcome: fmt.Sprintf("%d held, %d refused and counted; another user got the other %d; %d held in all, never more; before: %v; during: %v; after: %v (Go gives memory back over minutes)",
 			len(held), refused["user_connections"], limit-perUser, during.connections, before, during, after),
 	})
 }
@@ -588,7 +588,7 @@ func TestF22StoppedServerGoesOn(t *testing.T) {
 	}
 	server.stop(t)
 	faults.Report(t, faults.Row{
-		ID: "F22", Done: "clients that connect and send, half of them connected before, while the server is stopped (SIGSTOP) for 5 s", Count: len(conns),
+		ID: "F22", Done: "clients that connect and send, half of them connected before, while the server is stopped (SIGSTOP) for 5 s; with `docker pause`: `TestPauseByTheEngineIsWaitedForOrTold`", Count: len(conns),
 		Outcome: "connecting and sending succeed; the health check and `--timeout` fail; all echoed when it goes on, none turned away for the time that it was stopped",
 	})
 }
@@ -621,7 +621,7 @@ func TestF23SIGTERMWithDataInFlight(t *testing.T) {
 		t.Errorf("%d bytes are lost", lost.Load())
 	}
 	faults.Report(t, faults.Row{
-		ID: "F23", Done: "SIGTERM at another hundredth of 16 MiB under way", Count: n,
+		ID: "F23", Done: "SIGTERM at another hundredth of 16 MiB under way; with `docker stop`: `TestStopByTheEngineDrains`", Count: n,
 		Outcome: fmt.Sprintf("%d bytes lost, exit 0, at most %.2f s later", lost.Load(), slices.Max(longest).Seconds()),
 	})
 }

@@ -23,9 +23,9 @@ func (c *healthcheckCmd) Validate() error {
 	return c.listenFlag.Validate()
 }
 
-// Run asks for an echo on every address, and where files are taken hands over
-// one. It needs no shell in the image, and
-// a server that is stopped, or hangs, fails it: connecting alone would succeed.
+// Run asks for an echo on every address, and where files are taken hands one
+// over. It needs no shell in the image, and a server that is stopped, or hangs,
+// fails it: connecting alone would succeed.
 func (c *healthcheckCmd) Run() error {
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
 	defer cancel()

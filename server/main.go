@@ -1,7 +1,8 @@
 // Command server echoes what it receives on Unix domain sockets, until it is
 // told to stop.
 //
-//	server [--listen ADDR]... [--mode OCTAL] [--chunk BYTES]
+//	server [--listen ADDR]... [--mode OCTAL] [--chunk BYTES] [--takeover]
+//	server [--allow-uid UID]... [--max-connections N] [--admin ADDR] ...
 //	server healthcheck [--listen ADDR]...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
