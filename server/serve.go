@@ -96,20 +96,21 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if names := c.abstract(); names != "" {
 		log.Warn().Msg(echo.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
-	stats := new(echo.Stats)
-	stopAdmin, err := c.startAdmin(ctx, stats, log)
-	if err != nil {
-		return err
-	}
-	defer stopAdmin()
 	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Takeover: c.Takeover}
+	stats := new(echo.Stats)
 	sockets, err := c.sockets(config)
+	stopAdmin := func() {}
+	if err == nil {
+		// After the sockets: whoever gets an answer finds them, too.
+		stopAdmin, err = c.startAdmin(ctx, stats, log)
+	}
 	if err != nil {
 		for _, s := range sockets {
 			_ = s.Close()
 		}
 		return err
 	}
+	defer stopAdmin()
 	server := echo.Server{
 		Chunk: c.Chunk, Spin: c.Spin, SendBuffer: c.Sndbuf, MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout,
 		MaxConnectionsPerUser: c.maxPerUser(), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
