@@ -3,7 +3,6 @@ package echo
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -167,6 +166,9 @@ const nameTrust = time.Second
 // that means another socket here, and have the server write to that, or to
 // itself without an end.
 func (d *datagrams) isSendersOwn() bool {
+	if d.receiver.Abstract() { // whose it is, the kernel knows
+		return true
+	}
 	cred := d.cred()
 	if cred == nil || d.socket.Shared() && cred.Pid == 0 && cred.Uid == overflowUser {
 		// It came to a socket of the parent's before this process had that: the
@@ -180,7 +182,7 @@ func (d *datagrams) isSendersOwn() bool {
 	sender := d.receiver.Sender()
 	path := sender.String()
 	var st unix.Stat_t
-	if !strings.HasPrefix(path, "@") && unix.Lstat(path, &st) == nil &&
+	if unix.Lstat(path, &st) == nil &&
 		(st.Mode&unix.S_IFMT != unix.S_IFSOCK || cred.Uid != anyUser && st.Uid != cred.Uid || d.socket.Is(&st)) {
 		return false // a name that leads nowhere gets no reply anyway
 	}

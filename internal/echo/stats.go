@@ -91,6 +91,7 @@ type endings struct {
 	mu     sync.Mutex
 	users  []int64
 	closed bool
+	some   atomic.Bool // there are users: the loop looks at every turn
 }
 
 func (e *endings) add(l *loop.Loop, uid int64) {
@@ -98,14 +99,19 @@ func (e *endings) add(l *loop.Loop, uid int64) {
 	defer e.mu.Unlock()
 	if !e.closed {
 		e.users = append(e.users, uid)
+		e.some.Store(true)
 		l.Interrupt()
 	}
 }
 
 func (e *endings) each(note func(uid int64)) {
+	if !e.some.Load() {
+		return
+	}
 	e.mu.Lock()
 	users := e.users
 	e.users = nil
+	e.some.Store(false)
 	e.mu.Unlock()
 	for _, uid := range users {
 		note(uid)

@@ -36,7 +36,7 @@ type Loop struct {
 	wake     int // an eventfd(2)
 	handlers []Handler
 	events   [256]unix.EpollEvent
-	taken    []unix.EpollEvent // of events, those whose handlers have not been called yet
+	next, n  int // of events, those whose handlers have not been called yet
 
 	spin time.Duration
 	busy bool // the last wait found something
@@ -100,9 +100,9 @@ func (l *Loop) Watch(fd int, events uint32) {
 func (l *Loop) Remove(fd int) {
 	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 	l.handlers[fd] = nil
-	for i := range l.taken {
-		if l.taken[i].Fd == int32(fd) {
-			l.taken[i].Fd = -1
+	for i := l.next; i < l.n; i++ {
+		if l.events[i].Fd == int32(fd) {
+			l.events[i].Fd = -1
 		}
 	}
 }
@@ -124,13 +124,13 @@ func (l *Loop) Wait(timeout time.Duration) error {
 		return os.NewSyscallError("epoll_wait", err)
 	}
 	l.busy = n > 0
-	for i := range n {
-		l.taken = l.events[i+1 : n]
-		if ev := l.events[i]; ev.Fd >= 0 {
+	for l.next, l.n = 0, n; l.next < l.n; {
+		ev := l.events[l.next]
+		l.next++
+		if ev.Fd >= 0 {
 			l.handlers[ev.Fd].Ready(ev.Events)
 		}
 	}
-	l.taken = nil
 	return nil
 }
 

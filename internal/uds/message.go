@@ -196,6 +196,11 @@ func (r *Receiver) Cred() (cred unix.Ucred, ok bool) {
 // client that has not bound a name cannot.
 func (r *Receiver) Named() bool { return r.nameLen > uint32(unsafe.Sizeof(r.name.Addr.Family)) }
 
+// Abstract tells whether the name of who sent the last message is no file.
+func (r *Receiver) Abstract() bool {
+	return r.Named() && r.name.Addr.Family == unix.AF_UNIX && r.name.Addr.Data[0] == 0
+}
+
 // From tells whether s sent the last message.
 func (r *Receiver) From(s Sender) bool {
 	return unsafe.String((*byte)(unsafe.Pointer(&r.name)), int(r.nameLen)) == string(s)
