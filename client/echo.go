@@ -102,23 +102,14 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	return err
 }
 
-// dial connects to the server, and to no other than the one that is required.
+// dial connects under a name of the client's own.
 func (c *echoCmd) dial(ctx context.Context, name string) (*uds.Conn, error) {
-	conn, err := dial(ctx, c.Connect, uds.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
-	if err != nil {
-		return nil, err
-	}
-	if err := c.check(conn); err != nil {
-		_ = conn.Close()
-		return nil, fmt.Errorf("%s: %w", c.Connect, err)
-	}
-	return conn, nil
+	return c.dialRequired(ctx, c.Connect, uds.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
 }
 
 // nextName is the client's own name after name, for another connection. Over
-// datagrams it is another one: what a
-// slow server still sends to the old one is no answer to what was sent over the
-// new.
+// datagrams it is another one: what a slow server still sends to the old one is
+// no answer to what was sent over the new.
 func nextName(name string, t uds.Type) string {
 	switch {
 	case name == "" || t != uds.Datagram:
@@ -202,6 +193,19 @@ func (f requireFlags) validate(t uds.Type) error {
 }
 
 func (f requireFlags) required() bool { return f.RequireUID != nil || f.RequireGID != nil }
+
+// dialRequired is dial to no other server than the one that is required.
+func (f requireFlags) dialRequired(ctx context.Context, a uds.Addr, config uds.DialConfig, patience time.Duration) (*uds.Conn, error) {
+	conn, err := dial(ctx, a, config, patience)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.check(conn); err != nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("%s: %w", a, err)
+	}
+	return conn, nil
+}
 
 // check refuses a server of another user or group before a byte is sent to it.
 func (f requireFlags) check(conn *uds.Conn) error {

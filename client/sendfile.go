@@ -44,14 +44,11 @@ func (c *filesFlags) Validate() error {
 func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, open func(name string) (*os.File, error)) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", echo.Escape(c.Connect.String())).Msg("connecting to " + echo.Escape(c.Connect.Path))
-	conn, err := dial(ctx, c.Connect, uds.DialConfig{}, c.Retry)
+	conn, err := c.dialRequired(ctx, c.Connect, uds.DialConfig{}, c.Retry)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	if err := c.check(conn); err != nil {
-		return fmt.Errorf("%s: %w", c.Connect, err)
-	}
 	client := files.Client{Timeout: c.Timeout, Log: log}
 	for _, name := range names {
 		f, err := open(name)

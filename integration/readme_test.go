@@ -13,14 +13,21 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestTwoTerminalsShowWhatTheREADMESays(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
+// programs is a directory with both, built as the README says.
+func programs(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
 	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./server", "./client")
 	goBuild.Dir = ".."
 	if out, err := goBuild.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return dir
+}
+
+func TestTwoTerminalsShowWhatTheREADMESays(t *testing.T) {
+	t.Parallel()
+	dir := programs(t)
 	server := exec.CommandContext(t.Context(), "./server", "--log-format", "plain")
 	server.Dir = dir
 	events, err := server.StderrPipe()
@@ -67,12 +74,7 @@ func TestTwoTerminalsShowWhatTheREADMESays(t *testing.T) {
 
 func TestStatusIsAsTheREADMESays(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./server", "./client")
-	goBuild.Dir = ".."
-	if out, err := goBuild.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	dir := programs(t)
 	server := exec.CommandContext(t.Context(), "./server", "--admin", "stream:./admin")
 	server.Dir = dir
 	if err := server.Start(); err != nil {

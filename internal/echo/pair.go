@@ -38,13 +38,7 @@ func (s *Server) ServeConn(ctx context.Context, fd int) error {
 		_ = unix.Close(fd)
 		return os.NewSyscallError("serve a connection", err)
 	}
-	woken := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { l.Interrupt(); close(woken) })
-	defer func() {
-		if !stop() {
-			<-woken
-		}
-	}()
+	defer l.InterruptAt(ctx)()
 	for e.open() > 0 {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

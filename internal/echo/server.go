@@ -81,13 +81,7 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 		return err
 	}
 
-	woken := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() { l.Interrupt(); close(woken) })
-	defer func() {
-		if !stop() {
-			<-woken // it must not write to a descriptor that is closed by then
-		}
-	}()
+	defer l.InterruptAt(ctx)()
 	return e.run(ctx)
 }
 

@@ -58,10 +58,10 @@ func NewServer(c Config) *Server {
 	turns := max(runtime.GOMAXPROCS(0)-1, 1)
 	s.turns, s.spares, s.closing = make(chan []byte, turns+mayHang), make(chan []byte, mayHang), make(chan struct{}, mayHang)
 	for range turns {
-		s.turns <- make([]byte, bufferSize)
+		s.turns <- nil // made when it is first had: most servers take no files
 	}
 	for range mayHang {
-		s.spares <- make([]byte, bufferSize)
+		s.spares <- nil
 	}
 	return s
 }
@@ -262,6 +262,9 @@ var errLeft = errors.New("the client left before the answer")
 func (c *conn) turn(work func(buf []byte) error) error {
 	select {
 	case buf := <-c.turns:
+		if buf == nil {
+			buf = make([]byte, bufferSize)
+		}
 		defer c.giveBack(buf)()
 		if c.stopped.Err() != nil {
 			return c.stopped.Err()
@@ -306,11 +309,7 @@ func (s *Server) giveBack(buf []byte) (end func()) {
 
 // left tells whether the client has closed its end.
 func (c *conn) left() (left bool) {
-	err := c.raw.Control(func(fd uintptr) {
-		p := []unix.PollFd{{Fd: int32(fd)}}
-		n, err := unix.Poll(p, 0)
-		left = err == nil && n > 0 && p[0].Revents&unix.POLLHUP != 0
-	})
+	err := c.raw.Control(func(fd uintptr) { left = uds.HungUp(int(fd)) })
 	return left || err != nil
 }
 

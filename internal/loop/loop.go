@@ -3,6 +3,7 @@
 package loop
 
 import (
+	"context"
 	"os"
 	"runtime"
 	"time"
@@ -201,6 +202,18 @@ func milliseconds(d time.Duration) int { return int((d + time.Millisecond - 1) /
 
 // Interrupt ends a wait from another goroutine.
 func (l *Loop) Interrupt() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
+
+// InterruptAt interrupts when ctx ends. It must be stopped before the loop is
+// closed.
+func (l *Loop) InterruptAt(ctx context.Context) (stop func()) {
+	woken := make(chan struct{})
+	cancel := context.AfterFunc(ctx, func() { l.Interrupt(); close(woken) })
+	return func() {
+		if !cancel() {
+			<-woken // it must not write to a descriptor that is closed by then
+		}
+	}
+}
 
 type waker Loop
 

@@ -143,20 +143,23 @@ func (c *Conn) CloseWrite() error {
 	return w.CloseWrite()
 }
 
-// Closed tells whether the other end is gone for both directions, poll(2),
-// POLLHUP, where end of file tells of one.
+// Closed is [HungUp] of the connection.
 func (c *Conn) Closed() bool {
 	raw, err := c.raw()
 	if err != nil {
 		return false
 	}
 	closed := false
-	err = raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd)}}
-		_, pollErr := retry(func() (int, error) { return unix.Poll(fds, 0) })
-		closed = pollErr == nil && fds[0].Revents&unix.POLLHUP != 0
-	})
+	err = raw.Control(func(fd uintptr) { closed = HungUp(int(fd)) })
 	return closed || err != nil
+}
+
+// HungUp tells whether the other end of fd is gone for both directions, poll(2),
+// POLLHUP, where end of file tells of one.
+func HungUp(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd)}}
+	_, err := retry(func() (int, error) { return unix.Poll(fds, 0) })
+	return err == nil && fds[0].Revents&unix.POLLHUP != 0
 }
 
 // AutoName makes a name for the client's own socket that no other client has:

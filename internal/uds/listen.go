@@ -262,7 +262,7 @@ func (s *Socket) Unlink() {
 	s.control.remove()
 	s.file.remove()
 	s.lock.unlock()
-	s.closeControl() // last: who still asks is told that the path is free by then
+	closeFD(&s.Control) // last: who still asks is told that the path is free by then
 	s.file, s.control, s.lock = nil, nil, nil
 }
 
@@ -297,7 +297,7 @@ func (s *Socket) Renew() (*Socket, error) {
 		_ = n.Close()
 		return nil, fmt.Errorf("listen again on %s: %w", s.Addr, err)
 	}
-	s.closeControl()
+	closeFD(&s.Control)
 	if n.lock != s.lock {
 		s.lock.release()
 	}
@@ -327,16 +327,21 @@ func (s *Socket) Close() error {
 		s.release()
 	}
 	s.Unlink()
-	if s.claim >= 0 {
-		_ = unix.Close(s.claim)
-		s.claim = -1
-	}
+	closeFD(&s.claim)
 	if s.FD < 0 {
 		return nil
 	}
 	err := unix.Close(s.FD)
 	s.FD = -1
 	return os.NewSyscallError("close", err)
+}
+
+// closeFD closes a descriptor that there may be, and forgets it.
+func closeFD(fd *int) {
+	if *fd >= 0 {
+		_ = unix.Close(*fd)
+		*fd = -1
+	}
 }
 
 // Listener gives the socket, one of a type that connects, to package net. It

@@ -68,8 +68,7 @@ func (s *Socket) takeOver() (err error) {
 	switch err {
 	case nil:
 	case unix.ENOENT, unix.ECONNREFUSED:
-		_ = unix.Close(s.claim)
-		s.claim = -1
+		closeFD(&s.claim)
 		return errNobodyOffers
 	default:
 		return explain(path, err)
@@ -83,8 +82,7 @@ func (s *Socket) takeOver() (err error) {
 	}
 	fds, err := receiveHello(s.claim, s.Addr.Type)
 	if errors.Is(err, io.EOF) {
-		_ = unix.Close(s.claim)
-		s.claim = -1
+		closeFD(&s.claim)
 		return errNobodyOffers
 	}
 	if err != nil {
@@ -183,8 +181,8 @@ func (s *Socket) Claimed() error {
 	if !s.file.ours() || !s.lock.isAt(s.lock.Name()) {
 		return fmt.Errorf("take over %s: its file or its lock was removed meanwhile: start again", s.Addr)
 	}
-	_ = unix.Close(s.claim)
-	s.claim, s.shared = -1, false
+	closeFD(&s.claim)
+	s.shared = false
 	return s.config.adopt(s)
 }
 
@@ -262,14 +260,7 @@ func (o *Offer) Release() { o.socket.release() }
 func (s *Socket) release() {
 	s.lock.release()
 	s.file, s.control, s.lock, s.shared = nil, nil, nil, true
-	s.closeControl()
-}
-
-func (s *Socket) closeControl() {
-	if s.Control >= 0 {
-		_ = unix.Close(s.Control)
-		s.Control = -1
-	}
+	closeFD(&s.Control)
 }
 
 // Done tells the other server to serve.

@@ -1,6 +1,6 @@
 // Package uds is the mechanics of AF_UNIX sockets: addresses, listening,
-// dialling, peer credentials, descriptors, inspecting. It logs nothing and decides nothing; it returns
-// errors that say what is wrong and what to do.
+// dialling, peer credentials, descriptors, takeover, inspecting. It logs nothing
+// and decides nothing; it returns errors that say what is wrong and what to do.
 //
 // The contract of listening, which is the part that is easy to get wrong:
 //
