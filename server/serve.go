@@ -96,25 +96,23 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if names := c.abstract(); names != "" {
 		log.Warn().Msg(echo.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
-	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Takeover: c.Takeover}
+	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf}
 	stats := new(echo.Stats)
-	sockets, err := c.sockets(config)
+	sockets, handover, err := c.sockets(config)
 	stopAdmin := func() {}
 	if err == nil {
 		// After the sockets: whoever gets an answer finds them, too.
 		stopAdmin, err = c.startAdmin(ctx, stats, log)
 	}
 	if err != nil {
-		for _, s := range sockets {
-			_ = s.Close()
-		}
+		closeAll(sockets, handover)
 		return err
 	}
 	defer stopAdmin()
 	server := echo.Server{
 		Chunk: c.Chunk, Spin: c.Spin, SendBuffer: c.Sndbuf, MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout,
 		MaxConnectionsPerUser: c.maxPerUser(), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
-		Allow: c.allow(), Stats: stats, Log: log,
+		Allow: c.allow(), Handover: handover, Stats: stats, Log: log,
 	}
 	reader := files.NewServer(files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
 	defer reader.Stop()
@@ -143,27 +141,46 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *echo.Stats, log zerolo
 }
 
 // sockets are those that the parent process has passed on or else those of
-// --listen: all, or an error and those made so far.
-func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, err error) {
+// --listen, with --takeover in a handover: all, or an error and those made so far.
+func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, _ *uds.Handover, _ error) {
 	// systemd's protocol, sd_listen_fds(3). The variables must not reach children.
 	if passed := activation.Files(true); len(passed) > 0 {
 		for _, f := range passed {
 			s, err := inherit(config, f)
 			if err != nil {
-				return sockets, fmt.Errorf("%s, passed on by the parent process: %w", f.Name(), err)
+				return sockets, nil, fmt.Errorf("%s, passed on by the parent process: %w", f.Name(), err)
 			}
 			sockets = append(sockets, s)
 		}
-		return sockets, nil
+		return sockets, nil, nil
+	}
+	if c.Takeover {
+		h, err := config.Handover(c.Listen...)
+		if err != nil {
+			return nil, nil, err
+		}
+		return h.Sockets, h, nil
 	}
 	for _, a := range c.Listen {
 		s, err := config.Listen(a)
 		if err != nil {
-			return sockets, err
+			return sockets, nil, err
 		}
 		sockets = append(sockets, s)
 	}
-	return sockets, nil
+	return sockets, nil, nil
+}
+
+func closeAll(sockets []*uds.Socket, h *uds.Handover) {
+	if h != nil {
+		h.Remove()
+	}
+	for _, s := range sockets {
+		_ = s.Close()
+	}
+	if h != nil {
+		h.Close()
+	}
 }
 
 // inherit has a descriptor of its own: f closes the one that it has.

@@ -48,7 +48,7 @@ func TestTakeover(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serveTakeover(t, d)
-	wantFiles(t, d, "d", "d.lock", "d.takeover", "q", "q.lock", "q.takeover", "s", "s.lock", "s.takeover")
+	wantFiles(t, d, "d", "d.lock", "d.takeover", "q", "q.lock", "s", "s.lock")
 	var before unix.Stat_t
 	check(t, unix.Lstat(d+"/s", &before))
 	for range 3 {
@@ -214,11 +214,11 @@ func TestTakeoverFromPausedServer(t *testing.T) {
 	server := serveTakeover(t, d)
 	server.signal(t, syscall.SIGSTOP)
 	check(t, unix.Waitid(unix.P_PID, server.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
-	status, _, stderr := run(t, d, "", "server", "--takeover", "--listen", "s")
+	status, _, stderr := run(t, d, "", "server", "--takeover", "--listen", strings.Join(places, ","))
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: listen stream:s: take over: s.takeover: the running server does not answer within 5s: is it paused?\n")
+	wantWords(t, stderr, "server: take over: ./d.takeover: the running server does not answer within 5s: is it paused, or does it hand over to another?\n")
 	server.signal(t, syscall.SIGCONT)
 	wantAllEcho(t, d)
 	overtake(t, server).stop(t)
@@ -232,7 +232,7 @@ func TestTakeoverFromServerWithoutIt(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: listen stream:./uds_socket: in use: another server holds ./uds_socket.lock: stop it first or choose another path", "it was started without --takeover")
+	wantWords(t, stderr, "server: listen stream:./uds_socket: in use: another server holds ./uds_socket.lock: stop it first or choose another path", "started without takeover")
 	if status, stdout, _ := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q", status, stdout)
 	}
@@ -265,7 +265,7 @@ func TestSignalsDuringTakeover(t *testing.T) {
 		if status := next.status(t); status != 0 {
 			t.Errorf("the new server's exit status is %d:\n%s", status, &next.err)
 		}
-		if !strings.Contains(server.err.String(), "handing over ") {
+		if !strings.Contains(next.err.String(), "took over ") {
 			wantAllEcho(t, d) // it came too early to change anything
 			continue
 		}
@@ -276,4 +276,47 @@ func TestSignalsDuringTakeover(t *testing.T) {
 		server = serveTakeover(t, d)
 	}
 	server.stop(t)
+}
+
+// Each successor is killed at some moment of its first 100 ms, while a datagram
+// client has not read its replies, so that none gets all sockets before that:
+// the old server serves all the while.
+func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serveTakeover(t, d, "--drain-timeout", "60s")
+	// It is not connected: then a queue holds ten.
+	slow, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/slow", Net: "unixgram"})
+	check(t, err)
+	check(t, slow.SetDeadline(time.Now().Add(3*patience)))
+	defer func() { check(t, slow.Close()); check(t, os.Remove(d+"/slow")) }()
+	send := func() {
+		_, err := slow.WriteTo([]byte(message), &net.UnixAddr{Name: d + "/d", Net: "unixgram"})
+		check(t, err)
+	}
+	for range 30 {
+		send()
+	}
+	server.err.await(t, 30, "sending data back to the client")
+	claimed := 0
+	for range 60 {
+		next := start(t, d, "server", "--takeover", "--log-format", "plain", "--listen", strings.Join(places, ","))
+		timer := time.AfterFunc(rand.N(100*time.Millisecond), func() { _ = next.Process.Kill() })
+		<-next.ended
+		timer.Stop()
+		if strings.Contains(next.err.String(), "waiting for a ") {
+			claimed++
+		}
+		wantAllEcho(t, d)
+		// Its replies would be given up if it took none for ten seconds.
+		_, err := slow.Read(make([]byte, 100))
+		check(t, err)
+		send()
+	}
+	t.Logf("%d of 60 had claimed the sockets", claimed)
+	for range 30 {
+		_, err := slow.Read(make([]byte, 100))
+		check(t, err)
+	}
+	overtake(t, server).signal(t, syscall.SIGTERM)
 }

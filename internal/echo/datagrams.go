@@ -38,8 +38,6 @@ type datagrams struct {
 		uid    uint32
 		until  time.Time
 	}
-	leaving  *offer // who takes over, once no reply waits
-	leaveBy  time.Time
 	replaced bool // only who is connected to it finds it any more
 }
 

@@ -19,6 +19,9 @@ func (s *server) renew() {
 	if !s.acceptAgain.IsZero() {
 		return // not all who had connected could be accepted
 	}
+	if s.successor != nil && s.successor.claims {
+		return // it finds out, if it is to have them
+	}
 	for _, ln := range slices.Clone(s.listeners) {
 		if !ln.socket.Lost() {
 			continue
@@ -42,20 +45,12 @@ func (s *server) renew() {
 			d.replaced = s.replace(d.socket) // clients that are connected to it go on using it
 		}
 	}
+	s.renewControl()
 }
 
 func (s *server) replace(old *uds.Socket) bool {
-	// Who has asked for the old socket has copies of its descriptors, and the
-	// loop would not forget its control when that is closed.
-	s.refuseOffers(old)
-	offered := old.Control >= 0 && len(s.claims) == 0
-	if offered {
-		s.Remove(old.Control)
-	}
+	s.refuseSuccessor() // which has the old socket
 	renewed, err := old.Renew()
-	if err != nil && offered {
-		err = errors.Join(err, s.offer(old))
-	}
 	path := Escape(old.Addr.Path)
 	switch {
 	case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
@@ -66,14 +61,30 @@ func (s *server) replace(old *uds.Socket) bool {
 		return false
 	}
 	s.Log.Warn().Str("listen", Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)
-	err = s.serve(renewed)
-	if err == nil && offered {
-		err = s.offer(renewed)
-	}
-	if err != nil {
+	if err = s.serve(renewed); err != nil {
 		_ = renewed.Close()
 		s.failed = err
 		return false
 	}
+	if s.handover != nil {
+		s.handover.Sockets[slices.Index(s.handover.Sockets, old)] = renewed
+	}
 	return true
+}
+
+// renewControl makes the control socket again where its file is gone. Nothing
+// ends where that fails: no server can take over meanwhile.
+func (s *server) renewControl() {
+	if s.handover == nil || s.pending() || !s.handover.Lost() {
+		return
+	}
+	s.refuseSuccessor()
+	s.forgetControl()
+	err := s.handover.Renew()
+	if err == nil {
+		err = s.offer()
+	}
+	if err != nil {
+		s.refuse(CauseSystem, 0).Err(err).Msg(Escape(err.Error()))
+	}
 }

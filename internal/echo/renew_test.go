@@ -3,6 +3,7 @@ package echo_test
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"testing"
 	"time"
@@ -22,20 +23,28 @@ type renewing struct {
 	stop context.CancelFunc
 }
 
-func serveIn(t *testing.T, typ uds.Type, config uds.ListenConfig) *renewing {
+func serveIn(t *testing.T, typ uds.Type, config uds.ListenConfig, takeover bool) *renewing {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds\x1b*")
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
 	r := &renewing{dir: d}
 	r.running = &running{log: newJournal(), done: make(chan error, 1)}
-	socket, err := config.Listen(uds.Addr{Type: typ, Path: d + "/s"})
-	check(t, err)
-	r.addr = socket.Addr
+	r.addr = uds.Addr{Type: typ, Path: d + "/s"}
 	s := echo.Server{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
+	var sockets []*uds.Socket
+	if takeover {
+		h, err := config.Handover(r.addr)
+		check(t, err)
+		s.Handover, sockets = h, h.Sockets
+	} else {
+		socket, err := config.Listen(r.addr)
+		check(t, err)
+		sockets = append(sockets, socket)
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	r.stop = stop
-	go func() { r.done <- s.Serve(ctx, socket) }()
+	go func() { r.done <- s.Serve(ctx, sockets...) }()
 	t.Cleanup(func() {
 		stop()
 		select {
@@ -89,8 +98,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 				}
 				t.Run(string(typ)+", "+name, func(t *testing.T) {
 					t.Parallel()
-					config := uds.ListenConfig{Mode: 0o640, Takeover: takeover}
-					server := serveIn(t, typ, config)
+					server := serveIn(t, typ, uds.ListenConfig{Mode: 0o640}, takeover)
 					r := uds.NewReceiver(100)
 					before := dialBound(t, server.addr)
 					wantBack(t, before, r, "before")
@@ -150,7 +158,7 @@ func wantServed(t *testing.T, a uds.Addr, message string) {
 // Nobody is lost who finds the socket under another name while it is renewed.
 func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, uds.Stream, uds.ListenConfig{})
+	server := serveIn(t, uds.Stream, uds.ListenConfig{}, false)
 	moved := uds.Addr{Type: uds.Stream, Path: server.dir + "/moved"}
 	check(t, os.Rename(server.addr.Path, moved.Path))
 	r := uds.NewReceiver(100)
@@ -200,7 +208,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 		} {
 			t.Run(string(typ)+", "+name, func(t *testing.T) {
 				t.Parallel()
-				server := serveIn(t, typ, uds.ListenConfig{})
+				server := serveIn(t, typ, uds.ListenConfig{}, false)
 				r := uds.NewReceiver(100)
 				before := dialBound(t, server.addr)
 				wantBack(t, before, r, "before")
@@ -241,7 +249,7 @@ func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, uds.ListenConfig{})
+			server := serveIn(t, typ, uds.ListenConfig{}, false)
 			r := uds.NewReceiver(100)
 			before := dialBound(t, server.addr)
 			check(t, os.RemoveAll(server.dir))
@@ -261,17 +269,13 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			config := uds.ListenConfig{Takeover: true}
-			server := serveIn(t, typ, config)
+			server := serveIn(t, typ, uds.ListenConfig{}, true)
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
 
-			socket, err := config.Listen(server.addr)
-			check(t, err)
-			successor := serveSocket(t, socket, echo.Server{Chunk: 100, DrainTimeout: patience}, zerolog.InfoLevel)
-			successor.log.await(t, 1, "took over ")
+			generate(t, echo.Server{}, server.addr).log.await(t, 1, "took over ")
 			check(t, server.ends(t))
-			wantServed(t, server.addr, message)
+			wantEchoOf(t, server.addr)
 		})
 	}
 }
@@ -283,20 +287,37 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			config := uds.ListenConfig{Takeover: true}
-			server := serveIn(t, typ, config)
-			offered, err := config.Listen(server.addr)
-			check(t, err)
+			server := serveIn(t, typ, uds.ListenConfig{}, true)
+			offered := ask(t, server.addr)
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
-			if err := offered.Refused(); err == nil {
-				t.Error("it can still be claimed")
+			offered.Claim()
+			if err := offered.Claimed(); !errors.Is(err, uds.ErrInUse) {
+				t.Errorf("it can still be claimed: %v", err)
 			}
-			check(t, offered.Close())
+			offered.Close()
 			wantServed(t, server.addr, message)
 			server.stop()
 			check(t, server.ends(t))
 			server.wantFiles(t)
 		})
 	}
+}
+
+func TestRemovedControlSocketIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	server := serveIn(t, uds.Stream, uds.ListenConfig{}, true)
+	check(t, os.Remove(server.addr.Path+".takeover"))
+	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event tells
+		if conn, err := net.Dial("unixpacket", server.addr.Path+".takeover"); err == nil {
+			check(t, conn.Close())
+			break
+		}
+		if time.Now().After(late) {
+			t.Fatal("it is not made again")
+		}
+	}
+	generate(t, echo.Server{}, server.addr).log.await(t, 1, "took over ")
+	check(t, server.ends(t))
+	wantEchoOf(t, server.addr)
 }

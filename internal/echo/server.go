@@ -8,7 +8,6 @@ package echo
 import (
 	"context"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -38,8 +37,11 @@ type Server struct {
 	// Files serves a connection of a files: socket, which it takes over; it calls
 	// done, from any goroutine, when it has closed it.
 	Files func(fd int, done func())
-	Stats *Stats // what is counted; nil: nobody asks
-	Log   zerolog.Logger
+	// Handover has the sockets, where they come from a server that runs or go to
+	// the next; nil: they do neither.
+	Handover *uds.Handover
+	Stats    *Stats // what is counted; nil: nobody asks
+	Log      zerolog.Logger
 }
 
 // Serve serves sockets, which it takes over, until ctx ends. Then it removes
@@ -58,7 +60,10 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	waiting := "waiting for a message"
 	for i, socket := range sockets {
 		s.Log.Info().Str("listen", Escape(socket.Addr.String())).Msg("starting up on " + Escape(socket.Addr.Path))
-		if err := e.begin(socket); err != nil {
+		if !e.pending() {
+			err = e.serve(socket)
+		}
+		if err != nil {
 			for _, socket := range sockets[i:] {
 				_ = socket.Close()
 			}
@@ -69,15 +74,15 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 		}
 	}
 	s.Log.Info().Msg(waiting)
-	if len(e.claims) > 0 && ctx.Err() != nil {
-		return nil // who serves them may go on
+	switch {
+	case e.pending() && ctx.Err() != nil:
+		return nil // the one that serves them may go on
+	case e.pending():
+		err = e.claim()
+	case e.handover != nil:
+		err = e.offer()
 	}
-	for _, socket := range e.claims {
-		if err := socket.Refused(); err != nil {
-			return err
-		}
-	}
-	if err := e.claimNext(); err != nil {
+	if err != nil {
 		return err
 	}
 
@@ -115,8 +120,9 @@ type server struct {
 	*loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
-	claims      []*uds.Socket  // being taken over
-	offers      []*offer       // to who may take over
+	handover    *uds.Handover  // nil: the sockets do not change hands, or have
+	claimed     int            // the connection over which they come, while they are pending
+	successor   *successor     // who may take them over
 	perUser     map[uint32]int // open connections
 	lastID      uint64
 	streams     *uds.Receiver // one receive, shared by all stream connections
@@ -136,7 +142,7 @@ func newServer(s *Server, l *loop.Loop) *server {
 	if s.Stats == nil {
 		s.Stats = new(Stats)
 	}
-	e := &server{Server: s, Loop: l, started: time.Now(), perUser: map[uint32]int{}}
+	e := &server{Server: s, Loop: l, handover: s.Handover, started: time.Now(), perUser: map[uint32]int{}}
 	bounded := func() zerolog.Logger { return s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
 	for cause := range e.warn {
 		e.warn[cause] = bounded()
@@ -177,7 +183,7 @@ func (s *server) run(ctx context.Context) error {
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open()+waiting+len(s.claims)+len(s.offers) == 0 {
+		if s.open()+waiting == 0 && s.successor == nil {
 			return s.lost
 		}
 		if now.After(s.drainUntil) {
@@ -203,7 +209,9 @@ func (s *server) timeout() time.Duration {
 	earlier(s.acceptAgain)
 	for _, d := range s.datagrams {
 		earlier(d.tryAgain)
-		earlier(d.leaveBy)
+	}
+	if s.successor != nil && !s.successor.owns {
+		earlier(s.successor.emptyBy)
 	}
 	if first.IsZero() {
 		return -1
@@ -254,21 +262,35 @@ func (s *server) sweep(now time.Duration) {
 	}
 }
 
+// pending tells whether the sockets are still another server's.
+func (s *server) pending() bool { return s.handover != nil && s.handover.Pending() }
+
 // drain turns new clients away. The files go first, so that a client finds no
-// socket rather than a closed one; who had connected by then is served. A socket
-// that another server has just asked for is his, or is drained when he is gone.
+// socket rather than a closed one; who had connected by then is served. Sockets
+// that another server has just asked for are that one's, or are drained when it
+// is gone; those that are not this one's yet are given back.
 func (s *server) drain() error {
-	for h := range s.Handlers {
-		if c, ok := h.(*control); ok && !s.offered(c.socket) {
-			s.Remove(c.socket.Control)
+	if s.pending() {
+		if s.handover.Orphaned() {
+			s.takeOver()
+		}
+		if s.failed != nil {
+			return s.failed
+		}
+		if s.pending() {
+			s.Remove(s.claimed)
+			s.handover.Close()
+			return nil
 		}
 	}
-	var offered []*listener
+	if s.successor != nil {
+		return nil
+	}
+	if s.handover != nil {
+		s.forgetControl()
+		s.handover.Remove()
+	}
 	for _, ln := range s.listeners {
-		if s.offered(ln.socket) {
-			offered = append(offered, ln)
-			continue
-		}
 		ln.socket.Unlink()
 		if !ln.socket.Shared() { // or who waits is served by the others
 			ln.acceptAll()
@@ -282,11 +304,8 @@ func (s *server) drain() error {
 			return err
 		}
 	}
-	s.listeners = offered
+	s.listeners = nil
 	for _, d := range s.datagrams {
-		if s.offered(d.socket) {
-			continue
-		}
 		d.socket.Unlink()
 		if d.socket.Shared() {
 			d.stop()
@@ -298,24 +317,29 @@ func (s *server) drain() error {
 		d.receiveAll()
 		d.stop()
 	}
+	if s.handover != nil {
+		s.handover.Close()
+	}
 	return nil
 }
 
 func (s *server) close() {
-	for _, o := range slices.Clone(s.offers) {
-		s.refuseOffers(o.socket)
+	if s.successor != nil && s.successor.owns {
+		s.handover.Release()
+		s.dismiss()
 	}
-	for _, socket := range s.claims {
-		_ = socket.Close()
+	s.refuseSuccessor()
+	if s.handover != nil {
+		s.handover.Remove()
 	}
 	for _, ln := range s.listeners {
 		_ = ln.socket.Close()
 	}
 	for _, d := range s.datagrams {
 		_ = d.socket.Close()
-		if d.leaving != nil {
-			d.leaving.Done()
-		}
+	}
+	if s.handover != nil {
+		s.handover.Close()
 	}
 	for h := range s.Handlers {
 		switch c := h.(type) {
@@ -339,10 +363,8 @@ func (s *server) watchListeners(events uint32) {
 	for _, ln := range s.listeners {
 		s.Watch(ln.socket.FD, events)
 	}
-	for h := range s.Handlers {
-		if c, ok := h.(*control); ok {
-			s.Watch(c.socket.Control, events)
-		}
+	if s.handover != nil && s.successor == nil && !s.pending() {
+		s.Watch(s.handover.Control(), events)
 	}
 }
 

@@ -3,7 +3,6 @@ package echo
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,189 +10,194 @@ import (
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
-// begin serves a socket: at once, or where it is taken over from a server that
-// runs, when that has stopped serving it.
-func (s *server) begin(socket *uds.Socket) error {
-	if !socket.TakenOver() {
-		return s.serve(socket)
-	}
-	s.claims = append(s.claims, socket)
-	slices.SortFunc(s.claims, func(a, b *uds.Socket) int { return strings.Compare(a.Addr.Path, b.Addr.Path) })
-	return nil
+// claim asks the server that runs to stop serving the sockets.
+func (s *server) claim() error {
+	s.claimed = s.handover.Claim()
+	return s.Add(s.claimed, &claim{s}, unix.EPOLLIN)
 }
 
-// claimNext claims one socket at a time, in an order that all servers have, and
-// hands over nothing before it has all. Together with a look whether any was
-// refused already, before the first is claimed, one of two successors gets all
-// sockets and the other none.
-func (s *server) claimNext() error {
-	if len(s.claims) == 0 {
-		return s.offerAll()
-	}
-	fd := s.claims[0].Claim()
-	return s.Add(fd, &claim{s, s.claims[0], fd}, unix.EPOLLIN)
-}
+// A claim is the connection to the server whose sockets are taken over.
+type claim struct{ server *server }
 
-func (s *server) offerAll() error {
-	for _, ln := range s.listeners {
-		if err := s.offer(ln.socket); err != nil {
-			return err
-		}
-	}
-	for _, d := range s.datagrams {
-		if err := s.offer(d.socket); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (c *claim) Ready(uint32) { c.server.takeOver() }
 
-// offer lets other servers ask for a socket, where it has a control.
-func (s *server) offer(socket *uds.Socket) error {
-	if socket.Control < 0 {
-		return nil
-	}
-	return s.Add(socket.Control, &control{s, socket}, unix.EPOLLIN)
-}
-
-// A claim is a socket that its server is about to let go.
-type claim struct {
-	*server
-	socket *uds.Socket
-	fd     int
-}
-
-func (c *claim) Ready(uint32) {
-	c.Remove(c.fd)
-	c.claims = c.claims[1:]
-	err := c.socket.Claimed()
-	if err == nil {
-		c.Log.Info().Str("listen", Escape(c.socket.Addr.String())).Msg("took over " + Escape(c.socket.Addr.Path))
-		err = c.serve(c.socket)
-	}
-	if err != nil {
-		_ = c.socket.Close()
-		c.failed = err
+// takeOver serves the sockets, if the other server has stopped serving them, and
+// then has it let them go: should this one die on the way, that one serves on.
+func (s *server) takeOver() {
+	err := s.handover.Claimed()
+	if err == unix.EAGAIN {
 		return
 	}
-	if c.failed = c.claimNext(); c.failed == nil && !c.drainUntil.IsZero() {
-		c.failed = c.drain()
+	s.Remove(s.claimed)
+	for _, socket := range s.handover.Sockets {
+		if err == nil {
+			err = s.serve(socket)
+		}
 	}
+	if err != nil {
+		s.failed = err
+		return
+	}
+	for _, socket := range s.handover.Sockets {
+		s.Log.Info().Str("listen", Escape(socket.Addr.String())).Msg("took over " + Escape(socket.Addr.Path))
+	}
+	s.handover.Commit()
+	s.failed = s.offer()
 }
 
-// A control is where another server asks for a socket.
-type control struct {
-	*server
-	socket *uds.Socket
+// offer lets other servers ask for the sockets.
+func (s *server) offer() error {
+	return s.Add(s.handover.Control(), &control{s}, unix.EPOLLIN)
 }
+
+// A control is where another server asks for the sockets: one at a time, as of
+// two with their descriptors neither could know whether the other owns them.
+type control struct{ server *server }
 
 func (c *control) Ready(uint32) {
-	asked, err := c.socket.Offer()
+	s := c.server
+	asked, err := s.handover.Offer()
 	switch {
 	case err == unix.EAGAIN:
 		return
 	case err != nil:
-		what := "hand over " + Escape(c.socket.Addr.Path)
+		const what = "hand over the sockets"
 		if _, ok := err.(unix.Errno); ok { // nobody was accepted
-			c.acceptLater(what, err)
+			s.acceptLater(what, err)
 		} else {
-			c.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %v", what, err)
+			s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s", what, Escape(err.Error()))
 		}
 		return
 	}
-	o := &offer{c.server, asked, c.socket}
-	c.offers = append(c.offers, o)
-	if err := c.Add(o.FD, o, unix.EPOLLIN); err != nil {
-		o.forget()
-		o.Close()
+	s.successor = &successor{server: s, offer: asked}
+	if err := s.Add(asked.FD, s.successor, unix.EPOLLIN); err != nil {
+		s.failed = err
+		return
 	}
+	s.Watch(s.handover.Control(), 0)
 }
 
-// An offer is a server that has copies of a socket's descriptors and may claim
-// it.
-type offer struct {
-	*server
-	*uds.Offer
-	socket *uds.Socket
+// A successor is a server that has copies of the sockets' descriptors, and may
+// claim them.
+type successor struct {
+	server  *server
+	offer   *uds.Offer
+	claims  bool      // nothing is received from datagram sockets any more
+	emptyBy time.Time // when the replies that wait have had their time
+	owns    bool      // nothing is accepted any more either
 }
 
-func (o *offer) Ready(uint32) {
-	taken, err := o.Taken()
-	switch {
-	case err != nil: // it has gone, and nothing has changed
-		o.forget()
-		o.Remove(o.FD)
-		o.Close()
-		if !o.drainUntil.IsZero() {
-			o.failed = o.drain()
+func (n *successor) Ready(uint32) {
+	s := n.server
+	switch step := n.offer.Next(); {
+	case step == uds.Waits:
+	case step == uds.Claims && !n.claims:
+		for _, socket := range s.handover.Sockets {
+			s.Log.Info().Str("listen", Escape(socket.Addr.String())).Msg("handing over " + Escape(socket.Addr.Path))
 		}
-		return
-	case !taken:
+		n.claims, n.emptyBy = true, time.Now().Add(s.DrainTimeout)
+		for _, d := range s.datagrams {
+			if !d.replaced {
+				d.stop()
+			}
+		}
+	case step == uds.Serves && n.owns:
+		s.handedOver()
+	default:
+		s.takeBack()
+	}
+}
+
+// handOver yields the sockets to a server that claims them once all replies have
+// been taken, or have had their time: the successor's would come before them.
+// Until then connections are accepted as usual.
+func (s *server) handOver(now time.Time) {
+	n := s.successor
+	if n == nil || !n.claims || n.owns {
 		return
 	}
-	o.forget()
-	o.Remove(o.FD)
-	o.refuseOffers(o.socket)
-	o.Log.Info().Str("listen", Escape(o.socket.Addr.String())).Msg("handing over " + Escape(o.socket.Addr.Path))
-	o.Remove(o.socket.Control)
-	o.Release()
-	o.Remove(o.socket.FD)
-	for _, d := range o.datagrams {
-		if d.socket == o.socket {
-			// Its replies come first, or a client would get them out of order.
-			d.leaving, d.leaveBy = o, time.Now().Add(o.DrainTimeout)
+	for _, d := range s.datagrams {
+		if !d.replaced && d.waiting > 0 && !now.After(n.emptyBy) {
 			return
 		}
 	}
-	o.listeners = slices.DeleteFunc(o.listeners, func(ln *listener) bool { return ln.socket == o.socket })
-	_ = o.socket.Close()
-	o.Done()
-	o.leave()
-}
-
-func (o *offer) forget() {
-	o.offers = slices.DeleteFunc(o.offers, func(other *offer) bool { return other == o })
-}
-
-// refuseOffers tells who else asks for a socket that he is too late.
-func (s *server) refuseOffers(socket *uds.Socket) {
-	for _, o := range slices.Clone(s.offers) {
-		if o.socket == socket {
-			o.forget()
-			o.Remove(o.FD)
-			o.Refuse()
-		}
-	}
-}
-
-// offered tells whether a socket may be claimed at any moment.
-func (s *server) offered(socket *uds.Socket) bool {
-	return slices.ContainsFunc(s.offers, func(o *offer) bool { return o.socket == socket })
-}
-
-// handOver lets datagram sockets go whose replies have all been taken, or have
-// had their time: all other clients wait meanwhile.
-func (s *server) handOver(now time.Time) {
-	left := slices.DeleteFunc(s.datagrams, func(d *datagrams) bool {
-		ready := d.leaving != nil && (d.waiting == 0 || now.After(d.leaveBy))
-		if ready {
+	for _, d := range s.datagrams {
+		if !d.replaced {
 			d.dropAll(fmt.Errorf("it has not read for the %v that a handover may take", s.DrainTimeout))
-			_ = d.socket.Close()
-			d.leaving.Done()
 		}
-		return ready
-	})
-	if len(left) < len(s.datagrams) {
-		s.datagrams = left
-		s.leave()
+	}
+	for _, ln := range s.listeners {
+		s.Remove(ln.socket.FD)
+	}
+	n.owns = true
+	n.offer.Yield()
+}
+
+// handedOver lets go what a successor serves by now.
+func (s *server) handedOver() {
+	s.dismiss()
+	s.forgetControl()
+	s.handover.Release()
+	s.handover = nil
+	s.listeners = nil
+	s.datagrams = slices.DeleteFunc(s.datagrams, func(d *datagrams) bool { return !d.replaced })
+	s.leave()
+}
+
+// takeBack serves on where a successor is gone.
+func (s *server) takeBack() {
+	n := s.successor
+	s.dismiss()
+	if n.claims {
+		s.Log.Warn().Msg("the server that was to take over is gone: serving on")
+	}
+	if n.owns {
+		s.failed = s.handover.TakeBack()
+	}
+	for _, d := range s.datagrams {
+		if n.claims && !d.replaced && s.failed == nil {
+			s.failed = s.Add(d.socket.FD, d, unix.EPOLLIN)
+		}
+	}
+	for _, ln := range s.listeners {
+		if n.owns && s.failed == nil {
+			s.failed = s.Add(ln.socket.FD, ln, unix.EPOLLIN)
+		}
+	}
+	s.Watch(s.handover.Control(), unix.EPOLLIN)
+	if s.failed == nil && !s.drainUntil.IsZero() {
+		s.failed = s.drain()
 	}
 }
 
-// leave ends a server that has handed over its last socket, once its clients
-// are served.
+// forgetControl takes the control socket out of the loop.
+func (s *server) forgetControl() {
+	if fd := s.handover.Control(); fd >= 0 {
+		s.Remove(fd)
+	}
+}
+
+// dismiss forgets the successor.
+func (s *server) dismiss() {
+	s.Remove(s.successor.offer.FD)
+	s.successor.offer.Close()
+	s.successor = nil
+}
+
+// refuseSuccessor keeps the sockets from a successor that does not own them yet.
+func (s *server) refuseSuccessor() {
+	if s.successor != nil {
+		s.Remove(s.successor.offer.FD)
+		s.successor.offer.Refuse()
+		s.successor = nil
+		s.Watch(s.handover.Control(), unix.EPOLLIN)
+	}
+}
+
+// leave ends a server that has handed over its sockets, once its clients are
+// served.
 func (s *server) leave() {
-	kept := slices.ContainsFunc(s.datagrams, func(d *datagrams) bool { return !d.replaced })
-	if kept || len(s.listeners)+len(s.claims) > 0 || !s.drainUntil.IsZero() {
+	if !s.drainUntil.IsZero() {
 		return
 	}
 	s.drainUntil = time.Now().Add(s.DrainTimeout)

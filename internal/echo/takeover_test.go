@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/uds"
@@ -34,19 +35,13 @@ func generate(t testing.TB, s echo.Server, addrs ...uds.Addr) *generation {
 		s.DrainTimeout = patience
 	}
 	go func() {
-		var sockets []*uds.Socket
-		for _, a := range addrs {
-			socket, err := uds.ListenConfig{Mode: 0o666, Takeover: true}.Listen(a)
-			if err != nil {
-				for _, s := range sockets {
-					_ = s.Close()
-				}
-				g.done <- err
-				return
-			}
-			sockets = append(sockets, socket)
+		h, err := uds.ListenConfig{Mode: 0o666}.Handover(addrs...)
+		if err != nil {
+			g.done <- err
+			return
 		}
-		g.done <- s.Serve(ctx, sockets...)
+		s.Handover = h
+		g.done <- s.Serve(ctx, h.Sockets...)
 	}()
 	t.Cleanup(func() { stop(); _ = g.end(t) })
 	return g
@@ -209,13 +204,23 @@ func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 	}
 }
 
-// ask is a successor that has asked for a socket and not claimed it yet.
-func ask(t testing.TB, a uds.Addr) *uds.Socket {
+// ask is a successor that has asked for sockets and not claimed them yet.
+func ask(t testing.TB, addrs ...uds.Addr) *uds.Handover {
 	t.Helper()
-	s, err := uds.ListenConfig{Mode: 0o666, Takeover: true}.Listen(a)
+	h, err := uds.ListenConfig{Mode: 0o666}.Handover(addrs...)
 	check(t, err)
-	t.Cleanup(func() { check(t, s.Close()) })
-	return s
+	t.Cleanup(h.Close)
+	return h
+}
+
+// answered waits until the running server has answered a claim.
+func answered(t testing.TB, h *uds.Handover, fd int) {
+	t.Helper()
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(poll, int(patience.Milliseconds())); n != 1 {
+		t.Fatalf("no answer (%v)", err)
+	}
+	check(t, h.Claimed())
 }
 
 func TestSignalDuringTheHandover(t *testing.T) {
@@ -233,25 +238,73 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				old.log.await(t, 1, "draining")
 				wantEchoOf(t, addr) // it may be claimed at any moment, until then it is served
 				if !claims {
-					check(t, next.Close())
+					next.Close()
 					check(t, old.end(t))
 					gone(t, addr.Path)
 					gone(t, addr.Path+".takeover")
 					gone(t, addr.Path+".lock")
 					return
 				}
-				next.Claim()
-				check(t, old.end(t))
-				check(t, next.Claimed())
 				ctx, stop := context.WithCancel(t.Context())
 				served := make(chan error, 1)
-				server := echo.Server{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
-				go func() { served <- server.Serve(ctx, next) }()
+				server := echo.Server{Chunk: 16, DrainTimeout: patience, Handover: next, Log: zerolog.Nop()}
+				go func() { served <- server.Serve(ctx, next.Sockets...) }()
+				check(t, old.end(t))
 				wantEchoOf(t, addr)
 				stop()
 				check(t, <-served)
 			})
 		}
+	}
+}
+
+// A successor may die after any step of its takeover: the old server then serves
+// all types as before, also where the dead one changed what it had of them.
+func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
+	t.Parallel()
+	for step := range 4 {
+		t.Run(fmt.Sprint(step), func(t *testing.T) {
+			t.Parallel()
+			addrs := places(t)
+			old := generate(t, echo.Server{}, addrs...)
+			old.log.await(t, 1, "waiting for a connection")
+			conn := dial(t, addrs[0])
+			wantEcho(t, conn, message)
+			h, err := uds.ListenConfig{Mode: 0o600, Backlog: 1}.Handover(addrs...)
+			check(t, err)
+			if step > 0 {
+				fd := h.Claim()
+				if step > 1 {
+					answered(t, h, fd) // which gives them another mode, and another backlog
+				}
+			}
+			var waiting []*uds.Conn
+			if step > 2 {
+				waiting = append(waiting, dial(t, addrs[0]), dial(t, addrs[2]))
+			}
+			h.Close()
+			for i, c := range waiting {
+				_, err := c.Write([]byte("x"))
+				check(t, err)
+				if _, err := c.Read(make([]byte, 1)); err != nil {
+					t.Errorf("client %d, which had connected, gets %v", i, err)
+				}
+				check(t, c.Close())
+			}
+			for _, a := range addrs {
+				wantEchoOf(t, a)
+				info, err := os.Lstat(a.Path)
+				check(t, err)
+				if got := info.Mode().Perm(); got != 0o666 {
+					t.Errorf("%s has mode %04o", a, got)
+				}
+			}
+			wantEcho(t, conn, "still there")
+			check(t, conn.Close())
+			next := generate(t, echo.Server{}, addrs...)
+			next.log.await(t, 3, "took over ")
+			check(t, old.end(t))
+		})
 	}
 }
 
@@ -271,14 +324,14 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 	old.log.await(t, 1, "handing over ")
 	slow.send(t, fmt.Sprint(n)) // nobody receives at this moment
 	next.stop()
-	next.log.await(t, 1, "draining")
+	check(t, next.end(t))
+	old.log.await(t, 1, "the server that was to take over is gone: serving on")
 	for i := range n + 1 {
 		if got := slow.receive(t); got != fmt.Sprint(i) {
 			t.Errorf("reply %d is %q", i, got)
 		}
 	}
-	check(t, old.end(t))
-	check(t, next.end(t))
+	wantEchoOf(t, addr)
 }
 
 func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
@@ -288,8 +341,9 @@ func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
 	old.log.await(t, 1, "waiting for a connection")
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	server := echo.Server{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
-	check(t, server.Serve(ctx, ask(t, addr)))
+	h := ask(t, addr)
+	server := echo.Server{Chunk: 16, DrainTimeout: patience, Handover: h, Log: zerolog.Nop()}
+	check(t, server.Serve(ctx, h.Sockets...))
 	wantEchoOf(t, addr)
 }
 

@@ -18,6 +18,11 @@ const DefaultMode fs.FileMode = 0
 type file struct {
 	path     string
 	dev, ino uint64
+	mode     fs.FileMode // as this process left it
+}
+
+func newFile(path string, st *unix.Stat_t) *file {
+	return &file{path, st.Dev, st.Ino, fs.FileMode(st.Mode).Perm()}
 }
 
 // bindFile binds fd to path and gives the file its mode. A mode of
@@ -47,8 +52,8 @@ func bindFile(fd int, path string, mode fs.FileMode) (*file, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != os.Geteuid() {
 		return nil, fmt.Errorf("%s was replaced while it was made: let nobody else write to its directory", path)
 	}
-	f := &file{path, st.Dev, st.Ino}
-	if mode != DefaultMode && fs.FileMode(st.Mode).Perm() != mode.Perm() {
+	f := newFile(path, &st)
+	if mode != DefaultMode && f.mode != mode.Perm() {
 		if err := f.chmod(mode); err != nil {
 			f.remove()
 			return nil, err
@@ -76,6 +81,7 @@ func (f *file) chmod(mode fs.FileMode) error {
 	if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), uint32(mode.Perm())); err != nil {
 		return fmt.Errorf("set mode %04o on %s: %w", mode.Perm(), f.path, err)
 	}
+	f.mode = mode.Perm()
 	return nil
 }
 
@@ -121,7 +127,7 @@ func removeStale(path string) error {
 	default:
 		return fmt.Errorf("cannot tell whether %s is served, so it is left alone: %w", path, explain(path, err))
 	}
-	if f := (&file{path, st.Dev, st.Ino}); !f.ours() {
+	if !newFile(path, &st).ours() {
 		return fmt.Errorf("%w: %s changed meanwhile: somebody else made it; it is left alone", ErrInUse, path)
 	}
 	if err := unix.Unlink(path); err != nil && err != unix.ENOENT {

@@ -25,27 +25,21 @@ type ListenConfig struct {
 	// message may be 32 bytes less. 0 leaves the system's. The connections
 	// that a seqpacket socket accepts do not inherit it, see [SetSendBuffer].
 	SendBuffer int
-	// Takeover takes the socket over from the server that runs at the path, if
-	// one does and was started with Takeover too; and offers the socket to the
-	// next, see [Socket.Offer].
-	Takeover bool
 }
 
 // A Socket is a bound socket with the files that it owns: the socket file and
 // its lock. Sockets of the types that connect are listening.
 type Socket struct {
-	FD      int // non-blocking, close-on-exec; -1 once closed
-	Addr    Addr
-	Control int // a listening socket at which other servers ask for this one; -1: there is none
+	FD   int // non-blocking, close-on-exec; -1 once closed
+	Addr Addr
 
-	config        ListenConfig
-	file, control *file
-	lock          *lock
-	claim         int  // the connection to the server that this one is taken over from; -1: there is none
-	shared        bool // other processes have the socket too
+	config ListenConfig
+	file   *file
+	lock   *lock
+	shared bool // other processes have the socket too, and its files are theirs
 }
 
-func newSocket(a Addr) *Socket { return &Socket{FD: -1, Addr: a, Control: -1, claim: -1} }
+func newSocket(a Addr) *Socket { return &Socket{FD: -1, Addr: a} }
 
 // Listen makes a socket at a: lock, look, remove what is stale, bind, set the
 // mode, listen. The messages of a datagram socket come with credentials, see
@@ -70,15 +64,6 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	if err := checkPath(s.Addr.Path); err != nil {
 		return err
 	}
-	if c.Takeover && !s.Addr.Abstract() {
-		switch err := s.takeOver(); err {
-		case nil:
-			return nil // nothing changes before it is claimed
-		case errNobodyOffers:
-		default:
-			return fmt.Errorf("take over: %w", err)
-		}
-	}
 	if s.FD, err = socket(s.Addr.Type); err != nil {
 		return err
 	}
@@ -96,9 +81,6 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	} else {
 		if s.lock == nil { // or it comes from the socket that this one replaces
 			if s.lock, err = lockPath(s.Addr.Path); err != nil {
-				if c.Takeover && errors.Is(err, ErrInUse) {
-					return fmt.Errorf("%w (it hands over nothing: it was started without --takeover, or begins or ends at this moment)", err)
-				}
 				return err
 			}
 		}
@@ -107,11 +89,6 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 		}
 		if s.file, err = bindFile(s.FD, s.Addr.Path, c.Mode); err != nil {
 			return err
-		}
-		if c.Takeover {
-			if err := s.listenControl(); err != nil {
-				return err
-			}
 		}
 	}
 	return c.start(s)
@@ -256,14 +233,15 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 }
 
 // Unlink removes the socket file, if it is still the one that this socket
-// made, and gives up its lock; nobody can ask for the socket any more. Who has
-// connected stays connected.
+// made, and gives up its lock. Who has connected stays connected.
 func (s *Socket) Unlink() {
-	s.control.remove()
-	s.file.remove()
-	s.lock.unlock()
-	closeFD(&s.Control) // last: who still asks is told that the path is free by then
-	s.file, s.control, s.lock = nil, nil, nil
+	if s.shared { // they belong to another process
+		s.lock.release()
+	} else {
+		s.file.remove()
+		s.lock.unlock()
+	}
+	s.file, s.lock = nil, nil
 }
 
 // Is tells whether a file is that of this socket.
@@ -278,30 +256,22 @@ func (s *Socket) Lost() bool { return s.file != nil && !s.file.ours() }
 // more. The error is an [ErrInUse] or [ErrNotSocket] where something else is at
 // the path now, which is left alone; after any other Renew can be called again.
 func (s *Socket) Renew() (*Socket, error) {
-	config := s.config
-	config.Takeover = false // there is nobody to ask
 	n := newSocket(s.Addr)
 	n.config = s.config
-	if s.lock != nil && s.lock.isAt(s.lock.Name()) {
+	if s.lock != nil && s.lock.isAt(s.lock.name) {
 		n.lock = s.lock
 	}
-	err := config.listen(n)
-	if err == nil && s.config.Takeover {
-		s.control.remove()
-		err = n.listenControl()
-	}
-	if err != nil {
+	if err := n.config.listen(n); err != nil {
 		if n.lock == s.lock {
 			n.lock = nil
 		}
 		_ = n.Close()
 		return nil, fmt.Errorf("listen again on %s: %w", s.Addr, err)
 	}
-	closeFD(&s.Control)
 	if n.lock != s.lock {
 		s.lock.release()
 	}
-	s.file, s.control, s.lock = nil, nil, nil
+	s.file, s.lock = nil, nil
 	return n, nil
 }
 
@@ -323,11 +293,7 @@ func (s *Socket) Refuse() error {
 
 // Close unlinks and closes the socket.
 func (s *Socket) Close() error {
-	if s.claim >= 0 { // it is not ours yet
-		s.release()
-	}
 	s.Unlink()
-	closeFD(&s.claim)
 	if s.FD < 0 {
 		return nil
 	}

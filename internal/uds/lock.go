@@ -14,7 +14,10 @@ import (
 // dies, and it can be handed to another process with the open file. A process
 // id in a file would mean nothing in another container, where every server is
 // process 1.
-type lock struct{ *os.File }
+type lock struct {
+	*os.File
+	name string // its path
+}
 
 func lockPath(path string) (*lock, error) {
 	name := path + ".lock"
@@ -25,7 +28,7 @@ func lockPath(path string) (*lock, error) {
 		if err != nil {
 			return nil, fmt.Errorf("lock %s: %w", name, explain(name, err))
 		}
-		l := &lock{f}
+		l := &lock{f, name}
 		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 			_ = l.Close()
 			return nil, fmt.Errorf("%w: %s is no regular file, and is left alone: remove it yourself or choose another path", ErrInUse, name)
@@ -51,9 +54,9 @@ func (l *lock) try() error {
 	case nil:
 		return nil
 	case unix.EWOULDBLOCK:
-		return fmt.Errorf("%w: another server holds %s: stop it first or choose another path", ErrInUse, l.Name())
+		return fmt.Errorf("%w: another server holds %s: stop it first or choose another path", ErrInUse, l.name)
 	default:
-		return fmt.Errorf("lock %s: %w", l.Name(), explain(l.Name(), err))
+		return fmt.Errorf("lock %s: %w", l.name, explain(l.name, err))
 	}
 }
 
@@ -72,8 +75,8 @@ func (l *lock) isAt(name string) bool {
 // may be a successor's by now.
 func (l *lock) unlock() {
 	if l != nil {
-		if l.isAt(l.Name()) {
-			_ = os.Remove(l.Name())
+		if l.isAt(l.name) {
+			_ = os.Remove(l.name)
 		}
 		// Closing would do, were there no copy in a child that is being started.
 		_ = unix.Flock(int(l.Fd()), unix.LOCK_UN)

@@ -5,99 +5,205 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// A server hands its sockets to its successor over a control socket beside the
-// lock, PATH.takeover, of type seqpacket, mode 0600. One record each:
+// A server hands all its sockets over to its successor at once, over a control
+// socket beside the lock of the first of them, PATH.takeover, of type seqpacket,
+// mode 0600. One record each:
 //
 //	successor  connects
-//	server     hello and its form, with three descriptors: the socket, its lock, the control socket
+//	server     hello and the types, with the descriptors of the sockets, of their locks, and the control socket
 //	successor  mine
-//	server     done, once it has stopped accepting and receiving; or no
+//	server     yours, once it has stopped accepting and receiving; or no
+//	successor  serving
 //
-// Until "mine" nothing has changed for the server; a successor that dies before
-// leaves it as it was. The socket itself is never closed, so that nobody who
-// connects meanwhile is refused: the connection waits to be accepted.
+// Until "serving" the server keeps everything, and serves on when the connection
+// ends: so a successor may die at any moment. From "yours" on the successor owns
+// the sockets as long as it lives. A server that dies leaves them to the
+// successor that has said nothing yet, too: the connection ends without a "no".
+// Only one successor has descriptors at a time; the others wait to be accepted.
+// The sockets are never closed, so that no client is refused meanwhile: its
+// connection waits to be accepted.
+//
+// takeover.pml is a model of this, which `make model` checks.
 const (
-	takeoverHello = "udsecho takeover 1 " // and the form of the address
-	takeoverMine  = "mine"
-	takeoverDone  = "done"
-	takeoverNo    = "no"
+	takeoverHello   = "udsecho takeover 2" // and a word for each socket, its type
+	takeoverMine    = "mine"
+	takeoverYours   = "yours"
+	takeoverServing = "serving"
+	takeoverNo      = "no"
 )
 
 // takeoverPatience is how long a server may take to say hello.
 const takeoverPatience = 5 * time.Second
 
-func controlPath(path string) string { return path + ".takeover" }
+// maxHandover is how many sockets can change hands at once: a message carries at
+// most 253 descriptors, unix(7), SCM_RIGHTS, of which each socket takes two.
+const maxHandover = (253 - 1) / 2
 
 // errNobodyOffers: there is no server that hands over, or it has ended.
 var errNobodyOffers = errors.New("nobody offers")
 
-func (s *Socket) listenControl() (err error) {
-	path := controlPath(s.Addr.Path)
-	if err := checkPath(path); err != nil {
-		return fmt.Errorf("control socket for --takeover: %w", err)
-	}
-	if err := removeStale(path); err != nil {
-		return err
-	}
-	if s.Control, err = socket(Seqpacket); err != nil {
-		return err
-	}
-	if s.control, err = bindFile(s.Control, path, 0o600); err != nil {
-		return err
-	}
-	return os.NewSyscallError("listen", unix.Listen(s.Control, backlogOrMax(0)))
+// A Handover is sockets that change hands together: they are taken over from the
+// server that runs, and can be taken over by the next.
+type Handover struct {
+	Sockets []*Socket // in the order of the addresses
+
+	config  ListenConfig
+	path    string // of the control socket
+	control *file
+	fd      int // the control socket, which listens; -1: there is none
+	from    int // the connection to the server that they are taken over from; -1: there is none
 }
 
-// takeOver gets the socket from the server that runs. It changes nothing for
-// that yet, see [Socket.Claim].
-func (s *Socket) takeOver() (err error) {
-	path := controlPath(s.Addr.Path)
-	if err := checkPath(path); err != nil {
+// Handover listens on addrs: on all or, with an error, on none. It takes the
+// sockets over from the server that runs there, if one does and hands them over,
+// see [Handover.Pending]; otherwise it makes them as [ListenConfig.Listen] does.
+// All addrs must be paths. The errors are those of Listen.
+func (c ListenConfig) Handover(addrs ...Addr) (*Handover, error) {
+	if len(addrs) < 1 || len(addrs) > maxHandover {
+		return nil, fmt.Errorf("take over %d sockets: choose from 1 to %d", len(addrs), maxHandover)
+	}
+	// All servers have one order, wherever they were started: of two that start
+	// at once the first lock decides which gets all.
+	ordered := slices.SortedFunc(slices.Values(addrs), func(a, b Addr) int { return strings.Compare(absolute(a.Path), absolute(b.Path)) })
+	h := &Handover{config: c, path: ordered[0].Path + ".takeover", fd: -1, from: -1}
+	err := h.listen(ordered)
+	if err == nil {
+		slices.SortFunc(h.Sockets, func(a, b *Socket) int { return slices.Index(addrs, a.Addr) - slices.Index(addrs, b.Addr) })
+	}
+	if err != nil {
+		if !h.Pending() {
+			for _, s := range h.Sockets {
+				_ = s.Close()
+			}
+		}
+		h.Close()
+		return nil, err
+	}
+	return h, nil
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+func (h *Handover) listen(addrs []Addr) error {
+	if err := checkPath(h.path); err != nil {
+		return fmt.Errorf("control socket for a takeover: %w", err)
+	}
+	switch err := h.ask(addrs); err {
+	case nil:
+		return nil
+	case errNobodyOffers:
+	default:
+		return fmt.Errorf("take over: %w", err)
+	}
+	for _, a := range addrs {
+		s, err := h.config.Listen(a)
+		if errors.Is(err, ErrInUse) {
+			return fmt.Errorf("%w (no server hands it over: the one that runs was started without takeover or with other addresses, or begins or ends at this moment)", err)
+		}
+		if err != nil {
+			return err
+		}
+		h.Sockets = append(h.Sockets, s)
+	}
+	// Last: a successor that finds it gets all.
+	return h.listenControl()
+}
+
+func (h *Handover) listenControl() (err error) {
+	if err := removeStale(h.path); err != nil {
 		return err
 	}
-	if s.claim, err = socket(Seqpacket); err != nil {
+	if h.fd, err = socket(Seqpacket); err != nil {
 		return err
 	}
-	err = retryErr(func() error { return unix.Connect(s.claim, &unix.SockaddrUnix{Name: path}) })
+	if h.control, err = bindFile(h.fd, h.path, 0o600); err != nil {
+		return err
+	}
+	return os.NewSyscallError("listen", unix.Listen(h.fd, backlogOrMax(0)))
+}
+
+// ask gets copies of the sockets from the server that runs. Nothing changes for
+// that, see [Handover.Claim].
+func (h *Handover) ask(addrs []Addr) (err error) {
+	if h.from, err = socket(Seqpacket); err != nil {
+		return err
+	}
+	err = retryErr(func() error { return unix.Connect(h.from, &unix.SockaddrUnix{Name: h.path}) })
 	switch err {
 	case nil:
 	case unix.ENOENT, unix.ECONNREFUSED:
-		closeFD(&s.claim)
+		closeFD(&h.from)
 		return errNobodyOffers
 	default:
-		return explain(path, err)
+		return explain(h.path, err)
 	}
-	cred, err := PeerCred(s.claim)
+	cred, err := PeerCred(h.from)
 	if err != nil {
 		return err
 	}
 	if !trusted(cred) {
-		return fmt.Errorf("%s is served by user %d, and this process is user %d: let one user run both", path, cred.Uid, os.Geteuid())
+		return fmt.Errorf("%s is served by user %d, and this process is user %d: let one user run both", h.path, cred.Uid, os.Geteuid())
 	}
-	fds, err := receiveHello(s.claim, s.Addr.Type)
+	types, fds, err := receiveHello(h.from)
 	if errors.Is(err, io.EOF) {
-		closeFD(&s.claim)
+		closeFD(&h.from)
 		return errNobodyOffers
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("%s: %w", h.path, err)
 	}
-	s.shared = true
-	s.FD, s.lock, s.Control = fds[0], &lock{os.NewFile(uintptr(fds[1]), s.Addr.Path+".lock")}, fds[2]
-	return s.verify()
+	n := len(types)
+	h.fd = fds[2*n]
+	for i, t := range types {
+		s := newSocket(Addr{Type: t})
+		s.FD, s.config, s.shared = fds[i], h.config, true
+		s.lock = &lock{File: os.NewFile(uintptr(fds[n+i]), "lock")}
+		h.Sockets = append(h.Sockets, s)
+	}
+	return h.verify(addrs)
 }
 
-// verify sees to it that what was handed over is what is at the path.
-func (s *Socket) verify() error {
-	if !s.lock.isAt(s.lock.Name()) {
-		return fmt.Errorf("the running server holds another lock than %s: is it the same directory?", s.lock.Name())
+// verify sees to it that what was handed over is what is at the paths.
+func (h *Handover) verify(addrs []Addr) (err error) {
+	if len(h.Sockets) != len(addrs) {
+		return fmt.Errorf("the running server listens on %d sockets, not %d: use the same addresses", len(h.Sockets), len(addrs))
 	}
+	// Each is known by its lock: the running server may call its path otherwise.
+	for i, a := range addrs {
+		name := a.Path + ".lock"
+		at := slices.IndexFunc(h.Sockets[i:], func(s *Socket) bool { return s.lock.isAt(name) })
+		if at < 0 {
+			return fmt.Errorf("the running server holds another lock than %s: is it the same directory, and do both have the same addresses?", name)
+		}
+		h.Sockets[i], h.Sockets[i+at] = h.Sockets[i+at], h.Sockets[i]
+		if err := h.Sockets[i].verify(a); err != nil {
+			return err
+		}
+	}
+	h.control, err = fileAt(h.path)
+	return err
+}
+
+// verify makes s, which another server has handed over, the socket at a.
+func (s *Socket) verify(a Addr) (err error) {
+	if s.Addr.Type != a.Type {
+		return fmt.Errorf("the running server listens with %s:%s: use the same type", s.Addr.Type, a.Path)
+	}
+	s.Addr = a
+	s.lock.name = a.Path + ".lock"
 	if err := s.lock.try(); err != nil {
 		return err
 	}
@@ -106,173 +212,289 @@ func (s *Socket) verify() error {
 	if err := theirs.identify(); err != nil {
 		return err
 	}
-	if theirs.Addr.Type.sotype() != s.Addr.Type.sotype() {
+	if theirs.Addr.Type.sotype() != a.Type.sotype() {
 		return fmt.Errorf("the running server listens with %s: use the same type", theirs.Addr)
 	}
-	for _, f := range []struct {
-		path string
-		file **file
-	}{{s.Addr.Path, &s.file}, {controlPath(s.Addr.Path), &s.control}} {
-		var st unix.Stat_t
-		if err := unix.Lstat(f.path, &st); err != nil {
-			return explain(f.path, err)
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-			return fmt.Errorf("%w: %s is a %s", ErrNotSocket, f.path, kind(st.Mode))
-		}
-		*f.file = &file{f.path, st.Dev, st.Ino}
+	s.file, err = fileAt(a.Path)
+	return err
+}
+
+// fileAt is the socket file at path, which another server made.
+func fileAt(path string) (*file, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return nil, explain(path, err)
 	}
-	return nil
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return nil, fmt.Errorf("%w: %s is a %s", ErrNotSocket, path, kind(st.Mode))
+	}
+	return newFile(path, &st), nil
 }
 
 // trusted tells whether sockets may change hands: between processes of one
 // user, and with the one that can do anything anyway.
 func trusted(cred *unix.Ucred) bool { return cred.Uid == uint32(os.Geteuid()) || cred.Uid == 0 }
 
-func receiveHello(conn int, want Type) (fds []int, err error) {
+// receiveHello receives n types, and descriptors: n sockets, n locks, the
+// control socket. The error is io.EOF where the server has ended instead.
+func receiveHello(conn int) (types []Type, fds []int, err error) {
 	poll := []unix.PollFd{{Fd: int32(conn), Events: unix.POLLIN}}
 	n, err := retry(func() (int, error) { return unix.Poll(poll, int(takeoverPatience.Milliseconds())) })
 	if err != nil {
-		return nil, os.NewSyscallError("poll", err)
+		return nil, nil, os.NewSyscallError("poll", err)
 	}
 	if n == 0 {
-		return nil, fmt.Errorf("the running server does not answer within %v: is it paused?", takeoverPatience)
+		return nil, nil, fmt.Errorf("the running server does not answer within %v: is it paused, or does it hand over to another?", takeoverPatience)
 	}
-	message := make([]byte, 64)
-	n, fds, _, err = ReceiveFiles(conn, message, 3)
+	message := make([]byte, len(takeoverHello)+maxHandover*(1+len(Seqpacket)))
+	n, fds, _, err = ReceiveFiles(conn, message, 2*maxHandover+1)
 	switch {
 	case err == unix.ECONNRESET:
-		return nil, io.EOF
+		return nil, nil, io.EOF
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	}
-	form, ok := strings.CutPrefix(string(message[:n]), takeoverHello)
+	words, ok := strings.CutPrefix(string(message[:n]), takeoverHello)
+	for word := range strings.FieldsSeq(words) {
+		types = append(types, Type(word))
+		ok = ok && slices.Contains(addrForms, Type(word))
+	}
 	switch {
-	case !ok || len(fds) != 3:
-		err = fmt.Errorf("the running server says %q: is it of another version?", message[:n])
-	case form != string(want):
-		err = fmt.Errorf("the running server listens with %q: use the same type", form)
-	}
-	if err != nil {
+	case string(message[:n]) == takeoverNo && len(fds) == 0:
+		return nil, nil, errGivenAway
+	case !ok || len(types) == 0 || len(fds) != 2*len(types)+1:
 		CloseFiles(fds...)
-		return nil, err
+		return nil, nil, fmt.Errorf("the running server says %q: is it of another version?", message[:n])
 	}
-	return fds, nil
+	return types, fds, nil
 }
 
-// TakenOver tells whether the socket comes from a server that still runs.
-func (s *Socket) TakenOver() bool { return s.claim >= 0 }
+// errGivenAway is a "no".
+var errGivenAway = fmt.Errorf("%w: the running server has given its sockets to another, or ends", ErrInUse)
 
-// Claim tells the server that the socket is taken over from to stop serving
-// it. The descriptor that it returns is readable when that has stopped, or where
-// the server is gone; then call Claimed.
-func (s *Socket) Claim() (fd int) {
-	_ = sendTo(s.claim, []byte(takeoverMine), nil, 0)
-	return s.claim
+// Pending tells whether the sockets are still those of the server that they are
+// taken over from: then they are not to be served before [Handover.Claimed].
+func (h *Handover) Pending() bool { return h.from >= 0 }
+
+// Claim asks the server that runs to stop serving. The descriptor that it returns
+// is readable when that has answered; then call [Handover.Claimed]. Until
+// [Handover.Commit] nothing is lost: Close gives everything back.
+func (h *Handover) Claim() (fd int) {
+	say(h.from, takeoverMine)
+	return h.from
 }
 
-// Claimed makes the socket this process's own, or fails where another server
-// was faster. A server that was killed instead of answering serves no more
-// either.
-func (s *Socket) Claimed() error {
-	if err := s.Refused(); err != nil {
+// Claimed makes the sockets this process's own: the other server has stopped
+// serving them, or is gone. Serve them all, then call [Handover.Commit]. The
+// error is EAGAIN where there is no answer yet, [ErrInUse] where another server
+// was faster.
+func (h *Handover) Claimed() error {
+	switch word, err := hear(h.from); {
+	case err == unix.EAGAIN:
 		return err
+	case err == io.EOF: // it is gone without a no
+	case err != nil:
+		return fmt.Errorf("take over: %w", err)
+	case word == takeoverNo:
+		return fmt.Errorf("take over: %w", errGivenAway)
+	case word != takeoverYours:
+		return fmt.Errorf("take over: the running server says %q: is it of another version?", word)
 	}
-	if !s.file.ours() || !s.lock.isAt(s.lock.Name()) {
-		return fmt.Errorf("take over %s: its file or its lock was removed meanwhile: start again", s.Addr)
-	}
-	closeFD(&s.claim)
-	s.shared = false
-	return s.config.adopt(s)
-}
-
-// Refused is an error where the running server has refused to hand the socket
-// over.
-func (s *Socket) Refused() error {
-	r := NewReceiver(len(takeoverDone))
-	message, err := r.Receive(s.claim)
-	if err == unix.ECONNRESET { // it closed without having read "mine"; what it said comes after
-		message, err = r.Receive(s.claim)
-	}
-	if err == nil && string(message) == takeoverNo {
-		return fmt.Errorf("take over %s: %w: the running server has given it to another, or ends", s.Addr, ErrInUse)
+	for _, s := range h.Sockets {
+		if !s.file.ours() || !s.lock.isAt(s.lock.name) {
+			return fmt.Errorf("take over %s: its file or its lock was removed meanwhile: start again", s.Addr)
+		}
+		if err := h.config.adopt(s); err != nil {
+			return fmt.Errorf("take over %s: %w", s.Addr, err)
+		}
 	}
 	return nil
 }
 
-// An Offer is a server that asks for a socket.
-type Offer struct {
-	FD     int // readable when there is an answer
-	socket *Socket
+// Orphaned tells whether the server that they are taken over from is gone.
+func (h *Handover) Orphaned() bool { return h.Pending() && HungUp(h.from) }
+
+// Commit tells the other server to let the sockets go, which this one serves by
+// now, and those who wait to take them over from that one that they are late.
+func (h *Handover) Commit() {
+	for _, s := range h.Sockets {
+		s.shared = false
+	}
+	say(h.from, takeoverServing)
+	closeFD(&h.from)
+	for {
+		fd, _, err := unix.Accept4(h.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		if err != nil {
+			return
+		}
+		(&Offer{FD: fd}).Refuse()
+	}
 }
 
-// Offer accepts who asks for the socket at its Control and hands him copies of
-// the descriptors. The error is EAGAIN where nobody asks, another errno of
-// accept4(2), or says why there is nobody to hand over to.
-func (s *Socket) Offer() (*Offer, error) {
+// Control is the descriptor that is readable when another server asks for the
+// sockets, see [Handover.Offer]; -1: there is none.
+func (h *Handover) Control() int { return h.fd }
+
+// Lost tells whether no server can ask any more, because the control socket's
+// file is not the one that this process made.
+func (h *Handover) Lost() bool { return h.control == nil || !h.control.ours() }
+
+// Renew makes the control socket again where its file is [Handover.Lost]. The
+// caller still holds the lock of the first path. After an error there is none,
+// and Renew can be called again.
+func (h *Handover) Renew() error {
+	closeFD(&h.fd)
+	h.control = nil
+	if err := h.listenControl(); err != nil {
+		closeFD(&h.fd)
+		return fmt.Errorf("listen again on %s: %w", h.path, err)
+	}
+	return nil
+}
+
+// An Offer is a server that asks for the sockets.
+type Offer struct {
+	FD int // readable when there is a next step
+}
+
+// Offer accepts the next server that asks, and hands it copies of the
+// descriptors. The error is EAGAIN where none asks, another errno of accept4(2),
+// or says why that one gets nothing.
+func (h *Handover) Offer() (*Offer, error) {
 	fd, err := retry(func() (int, error) {
-		fd, _, err := unix.Accept4(s.Control, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		fd, _, err := unix.Accept4(h.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		return fd, err
 	})
 	if err != nil {
 		return nil, err
 	}
-	o := &Offer{fd, s}
-	cred, err := PeerCred(fd)
-	if err == nil && !trusted(cred) {
-		err = fmt.Errorf("user %d asks for %s, and this process is user %d: let one user run both", cred.Uid, s.Addr, os.Geteuid())
-	}
-	if err == nil {
-		rights := unix.UnixRights(s.FD, int(s.lock.Fd()), s.Control)
-		err = os.NewSyscallError("sendmsg", unix.Sendmsg(fd, []byte(takeoverHello+string(s.Addr.Type)), rights, nil, unix.MSG_NOSIGNAL))
-	}
-	if err != nil {
+	o := &Offer{fd}
+	if err := h.hello(fd); err != nil {
 		o.Close()
 		return nil, err
 	}
 	return o, nil
 }
 
-// Taken tells whether the other server has claimed the socket. The error is
-// io.EOF where it went away, even after it had.
-func (o *Offer) Taken() (bool, error) {
-	r := NewReceiver(len(takeoverMine))
-	message, err := r.Receive(o.FD)
-	switch {
+func (h *Handover) hello(fd int) error {
+	cred, err := PeerCred(fd)
+	if err != nil {
+		return err
+	}
+	if !trusted(cred) {
+		return fmt.Errorf("user %d asks for the sockets, and this process is user %d: let one user run both", cred.Uid, os.Geteuid())
+	}
+	words := takeoverHello
+	var sockets, locks []int
+	for _, s := range h.Sockets {
+		words += " " + string(s.Addr.Type)
+		sockets, locks = append(sockets, s.FD), append(locks, int(s.lock.Fd()))
+	}
+	rights := unix.UnixRights(slices.Concat(sockets, locks, []int{h.fd})...)
+	return os.NewSyscallError("sendmsg", unix.Sendmsg(fd, []byte(words), rights, nil, unix.MSG_NOSIGNAL))
+}
+
+// A Step is what a server that asks for the sockets has done.
+type Step int
+
+// The steps, in their order; any of them may be the last, before Gone.
+const (
+	Waits  Step = iota // it has said nothing new
+	Claims             // it asks this one to stop serving; then see [Offer.Yield]
+	Serves             // it serves, and this one is to let go, see [Handover.Release]
+	Gone               // it ended, or says what it should not; the sockets are this one's
+)
+
+// Next is the next step of the other server.
+func (o *Offer) Next() Step {
+	switch word, err := hear(o.FD); {
 	case err == unix.EAGAIN:
-		return false, nil
-	case err != nil:
-		return false, err
-	case string(message) != takeoverMine:
-		return false, io.EOF
+		return Waits
+	case err == nil && word == takeoverMine:
+		return Claims
+	case err == nil && word == takeoverServing:
+		return Serves
+	default:
+		return Gone
 	}
-	if _, err := r.Receive(o.FD); err != unix.EAGAIN {
-		return false, io.EOF
-	}
-	return true, nil
 }
 
-// Release gives the socket up: its files and its lock are the other's. The
-// descriptor stays open, for the replies of a datagram server; nothing may be
-// received from it any more.
-func (o *Offer) Release() { o.socket.release() }
+// Yield tells the other server that this one accepts and receives nothing any
+// more. Should it end before it [Serves], see [Handover.TakeBack].
+func (o *Offer) Yield() { say(o.FD, takeoverYours) }
 
-func (s *Socket) release() {
-	s.lock.release()
-	s.file, s.control, s.lock, s.shared = nil, nil, nil, true
-	closeFD(&s.Control)
-}
-
-// Done tells the other server to serve.
-func (o *Offer) Done() { o.say(takeoverDone) }
-
-// Refuse tells the other server that it cannot have the socket.
-func (o *Offer) Refuse() { o.say(takeoverNo) }
-
-func (o *Offer) say(word string) {
-	_ = sendTo(o.FD, []byte(word), nil, 0) // who is gone need not know
+// Refuse tells the other server that it cannot have the sockets.
+func (o *Offer) Refuse() {
+	say(o.FD, takeoverNo)
 	o.Close()
 }
 
-// Close leaves the other server without an answer.
-func (o *Offer) Close() { _ = unix.Close(o.FD) }
+// Close ends the connection to the other server.
+func (o *Offer) Close() { closeFD(&o.FD) }
+
+// TakeBack undoes what another server may have changed of the sockets that were
+// yielded to it: their mode, their backlog, and whom clients see as the server.
+func (h *Handover) TakeBack() error {
+	for _, s := range h.Sockets {
+		err := h.config.prepare(s)
+		if err == nil {
+			err = h.config.start(s)
+		}
+		if err == nil && !s.Lost() {
+			err = s.file.chmod(s.file.mode)
+		}
+		if err != nil {
+			return fmt.Errorf("take back %s: %w", s.Addr, err)
+		}
+	}
+	return nil
+}
+
+// Release gives everything up: the files are another server's.
+func (h *Handover) Release() {
+	for _, s := range h.Sockets {
+		s.shared = true
+		_ = s.Close()
+	}
+	h.control = nil
+	closeFD(&h.fd)
+}
+
+// Remove removes the control socket's file: no further server asks. While the
+// sockets are [Handover.Pending] it is another server's.
+func (h *Handover) Remove() {
+	if !h.Pending() {
+		h.control.remove()
+		h.control = nil
+	}
+}
+
+// Close ends the handing over. Sockets that are [Handover.Pending] it closes and
+// gives back; the others are to be closed before, as a server that still asks
+// then finds the paths free.
+func (h *Handover) Close() {
+	if h.Pending() {
+		h.Release()
+		closeFD(&h.from) // last: the other server then goes on
+		return
+	}
+	h.Remove()
+	closeFD(&h.fd)
+}
+
+// say sends a word; a peer that is gone need not know.
+func say(fd int, word string) { _ = sendTo(fd, []byte(word), nil, 0) }
+
+// hear receives a word. The error is EAGAIN where there is none, io.EOF at the
+// end of the connection.
+func hear(fd int) (string, error) {
+	r := NewReceiver(len(takeoverServing) + 1)
+	message, err := r.Receive(fd)
+	if err == unix.ECONNRESET { // it closed without having read all; what it said comes after
+		message, err = r.Receive(fd)
+	}
+	if err == nil && len(message) == 0 {
+		err = io.EOF
+	}
+	return string(message), err
+}

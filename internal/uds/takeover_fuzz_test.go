@@ -11,7 +11,7 @@ import (
 // with any number of descriptors: only the words of the protocol are believed,
 // and of what else comes along nothing stays open.
 func FuzzTakeover(f *testing.F) {
-	for _, s := range []string{takeoverHello, takeoverHello + "stream", takeoverHello + "files", takeoverMine, takeoverDone, takeoverNo, "", "mine ", "min", "udsecho takeover 2"} {
+	for _, s := range []string{takeoverHello, takeoverHello + " stream", takeoverHello + " stream files", takeoverMine, takeoverYours, takeoverServing, takeoverNo, "", "mine ", "min", "udsecho takeover 1 stream"} {
 		for _, n := range []uint8{0, 1, 2, 3, 4, 253} {
 			f.Add([]byte(s), n)
 		}
@@ -23,40 +23,46 @@ func FuzzTakeover(f *testing.F) {
 		word := string(said)
 
 		// A successor listens to a server.
-		ours, heard := hear(t, said, int(n))
-		fds, err := receiveHello(ours, Stream)
-		if believed := word == takeoverHello+"stream" && n == 3; believed != (err == nil) || len(fds) > 0 != believed {
-			t.Errorf("of %q with %d descriptors %d are believed, %v", said, n, len(fds), err)
+		ours, heard := overhear(t, said, int(n))
+		types, fds, err := receiveHello(ours)
+		if believed := err == nil; believed && (len(types) == 0 || len(fds) != 2*len(types)+1 || int(n) != len(fds)) || !believed && len(fds) > 0 {
+			t.Errorf("of %q with %d descriptors %d are believed, for %q, %v", said, n, len(fds), types, err)
 		}
 		CloseFiles(fds...)
 		_ = unix.Close(ours)
 		heard()
 
-		ours, heard = hear(t, said, int(n))
-		s := newSocket(Addr{Stream, "s"})
-		s.claim = ours
-		err = s.Refused()
-		if refused := word == takeoverNo && n == 0; refused != (err != nil) {
-			t.Errorf("claimed from one who says %q with %d descriptors: %v", said, n, err)
+		ours, heard = overhear(t, said, int(n))
+		err = (&Handover{from: ours}).Claimed()
+		// The end of the connection is a yes, too: the server is gone.
+		if claimed := n == 0 && (word == takeoverYours || word == ""); claimed != (err == nil) {
+			t.Errorf("claimed from a server that says %q with %d descriptors: %v", said, n, err)
 		}
 		_ = unix.Close(ours)
 		heard()
 
 		// And a server to a successor.
-		ours, heard = hear(t, said, int(n))
-		taken, err := (&Offer{FD: ours}).Taken()
-		if taken || err == nil { // whatever it says, it has gone
-			t.Errorf("one who says %q with %d descriptors has taken it: %t, %v", said, n, taken, err)
+		want := Gone
+		switch {
+		case n > 0:
+		case word == takeoverMine:
+			want = Claims
+		case word == takeoverServing:
+			want = Serves
+		}
+		ours, heard = overhear(t, said, int(n))
+		if step := (&Offer{FD: ours}).Next(); step != want {
+			t.Errorf("the next step of a successor that says %q with %d descriptors is %d", said, n, step)
 		}
 		_ = unix.Close(ours)
 		heard()
 	})
 }
 
-// hear gives one end of a connection at whose other end somebody has said
+// overhear gives one end of a connection at whose other end somebody has said
 // something, with n descriptors, and gone. heard is to be called once that end is
 // closed too, and checks that none of them is open.
-func hear(t *testing.T, said []byte, n int) (fd int, heard func()) {
+func overhear(t *testing.T, said []byte, n int) (fd int, heard func()) {
 	t.Helper()
 	check := func(err error) {
 		t.Helper()

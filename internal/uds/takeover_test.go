@@ -14,20 +14,18 @@ import (
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
-var takeover = uds.ListenConfig{Takeover: true}
-
-// A successor is a server that asks for a socket.
+// A successor is a server that asks for sockets.
 type successor struct {
-	socket *uds.Socket
-	err    error
+	handover *uds.Handover
+	err      error
 }
 
-// succeed asks for the socket at a; the answer to that is the other's.
-func succeed(a uds.Addr) <-chan successor {
+// succeed asks for the sockets at addrs; the answer to that is the other's.
+func succeed(addrs ...uds.Addr) <-chan successor {
 	done := make(chan successor, 1)
 	go func() {
-		s, err := takeover.Listen(a)
-		done <- successor{s, err}
+		h, err := uds.ListenConfig{}.Handover(addrs...)
+		done <- successor{h, err}
 	}()
 	return done
 }
@@ -56,40 +54,89 @@ func await(t testing.TB, fd int, events int16) {
 	}
 }
 
-// offer is the running server's side of succeed.
-func offer(t testing.TB, s *uds.Socket) *uds.Offer {
+// handover listens on addrs, which no server has.
+func handover(t testing.TB, addrs ...uds.Addr) *uds.Handover {
 	t.Helper()
-	readable(t, s.Control)
-	o, err := s.Offer()
+	h, err := uds.ListenConfig{}.Handover(addrs...)
 	check(t, err)
+	if h.Pending() {
+		t.Fatal("there is no server to take them over from")
+	}
+	t.Cleanup(func() { end(h) })
+	return h
+}
+
+// end closes all that there is, in the order of a server that ends.
+func end(h *uds.Handover) {
+	h.Remove()
+	if !h.Pending() {
+		for _, s := range h.Sockets {
+			_ = s.Close()
+		}
+	}
+	h.Close()
+}
+
+// offer is the running server's side of succeed.
+func offer(t testing.TB, h *uds.Handover) *uds.Offer {
+	t.Helper()
+	readable(t, h.Control())
+	o, err := h.Offer()
+	check(t, err)
+	t.Cleanup(o.Close)
 	return o
 }
 
 // askedFor is a successor that has copies of a running server's descriptors.
-func askedFor(t testing.TB, old *uds.Socket) (*uds.Socket, *uds.Offer) {
+func askedFor(t testing.TB, old *uds.Handover) (*uds.Handover, *uds.Offer) {
 	t.Helper()
-	asking := succeed(old.Addr)
+	var addrs []uds.Addr
+	for _, s := range old.Sockets {
+		addrs = append(addrs, s.Addr)
+	}
+	asking := succeed(addrs...)
 	o := offer(t, old)
 	got := <-asking
 	check(t, got.err)
-	t.Cleanup(func() { check(t, got.socket.Close()) })
-	if !got.socket.TakenOver() {
+	t.Cleanup(func() { end(got.handover) })
+	if !got.handover.Pending() {
 		t.Fatal("the successor has not asked")
 	}
-	return got.socket, o
+	return got.handover, o
 }
 
-func wantTaken(t testing.TB, o *uds.Offer, want bool, wantErr error) {
+func wantNext(t testing.TB, o *uds.Offer, want uds.Step) {
 	t.Helper()
-	if wantErr == io.EOF {
+	if want == uds.Gone {
 		await(t, o.FD, 0)
 	}
-	if taken, err := o.Taken(); taken != want || !errors.Is(err, wantErr) {
-		t.Errorf("taken: %v, %v; not %v, %v", taken, err, want, wantErr)
+	if got := o.Next(); got != want {
+		t.Errorf("the next step is %d, not %d", got, want)
 	}
 }
 
-// inodes are those of all that belongs to a socket.
+// pass has a successor own the sockets of the server that runs.
+func pass(t testing.TB, old, next *uds.Handover, o *uds.Offer) {
+	t.Helper()
+	wantNext(t, o, uds.Waits)
+	fd := next.Claim()
+	wantNext(t, o, uds.Claims)
+	if err := next.Claimed(); err != unix.EAGAIN {
+		t.Errorf("before the answer: %v", err)
+	}
+	o.Yield()
+	readable(t, fd)
+	check(t, next.Claimed())
+	next.Commit()
+	wantNext(t, o, uds.Serves)
+	old.Release()
+	o.Close()
+	if next.Pending() {
+		t.Error("they are not the successor's own")
+	}
+}
+
+// inodes are those of all that belongs to a socket that is the first.
 func inodes(t testing.TB, a uds.Addr) [3]uint64 {
 	t.Helper()
 	return [3]uint64{inode(t, a.Path), inode(t, a.Path+".lock"), inode(t, a.Path+".takeover")}
@@ -109,29 +156,23 @@ func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			d := dir(t)
-			old := listen(t, takeover, uds.Addr{Type: typ, Path: d + "/s"})
-			before := inodes(t, old.Addr)
-			early := dial(t, old.Addr) // nobody has accepted it, or received from it
+			a := uds.Addr{Type: typ, Path: d + "/s"}
+			old := handover(t, a)
+			before := inodes(t, a)
+			early := dial(t, a) // nobody has accepted it, or received from it
 			check(t, early.Send([]byte("early")))
 
 			next, o := askedFor(t, old)
-			wantTaken(t, o, false, nil)
-			fd := next.Claim()
-			wantTaken(t, o, true, nil)
-			o.Release()
-			check(t, old.Close())
-			o.Done()
-			readable(t, fd)
-			check(t, next.Claimed())
-			if next.TakenOver() || next.Shared() {
-				t.Error("it is not the successor's own")
+			pass(t, old, next, o)
+			if next.Sockets[0].Shared() {
+				t.Error("it is shared")
 			}
-			if diff := cmp.Diff(before, inodes(t, old.Addr)); diff != "" {
+			if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 				t.Errorf("inodes of socket, lock and control socket (-before +after):\n%s", diff)
 			}
-			conn := next.FD
+			conn := next.Sockets[0].FD
 			if typ != uds.Datagram {
-				accepted, _, err := unix.Accept(next.FD)
+				accepted, _, err := unix.Accept(conn)
 				check(t, err)
 				defer func() { check(t, unix.Close(accepted)) }()
 				conn = accepted
@@ -139,21 +180,16 @@ func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
 			if got, err := receive(typ)(uds.NewReceiver(100), conn); err != nil || string(got) != "early" {
 				t.Errorf("received %q, %v", got, err)
 			}
-			_, err := uds.ListenConfig{}.Listen(old.Addr)
-			wantError(t, err, uds.ErrInUse, old.Addr.Path+".lock")
+			_, err := uds.ListenConfig{}.Listen(a)
+			wantError(t, err, uds.ErrInUse, a.Path+".lock")
 
 			// And the next hands over likewise, after which nothing is left.
 			last, o := askedFor(t, next)
-			last.Claim()
-			wantTaken(t, o, true, nil)
-			o.Release()
-			check(t, next.Close())
-			o.Done()
-			check(t, last.Claimed())
-			if diff := cmp.Diff(before, inodes(t, old.Addr)); diff != "" {
+			pass(t, next, last, o)
+			if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 				t.Errorf("inodes after another takeover (-before +after):\n%s", diff)
 			}
-			check(t, last.Close())
+			end(last)
 			if names := ls(t, d); names != nil {
 				t.Errorf("left behind: %v", names)
 			}
@@ -161,25 +197,50 @@ func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
 	}
 }
 
+func TestTakeoverOfManySocketsKeepsTheirOrder(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	addrs := []uds.Addr{stream(d + "/c"), datagram(d + "/a"), {Type: uds.Seqpacket, Path: d + "/b"}, {Type: uds.Files, Path: d + "/d"}}
+	old := handover(t, addrs...)
+	if diff := cmp.Diff([]string{"a", "a.lock", "a.takeover", "b", "b.lock", "c", "c.lock", "d", "d.lock"}, ls(t, d)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	next, o := askedFor(t, old)
+	pass(t, old, next, o)
+	for i, s := range next.Sockets {
+		if s.Addr != addrs[i] {
+			t.Errorf("socket %d is %s, not %s", i, s.Addr, addrs[i])
+		}
+		_, err := uds.ListenConfig{}.Listen(s.Addr)
+		wantError(t, err, uds.ErrInUse)
+	}
+	asking := succeed(addrs[0], addrs[2], addrs[1])
+	o = offer(t, next)
+	err := (<-asking).err
+	wantError(t, err, err, "the running server listens on 4 sockets, not 3: use the same addresses")
+	wantNext(t, o, uds.Gone)
+	end(next)
+	if names := ls(t, d); names != nil {
+		t.Errorf("left behind: %v", names)
+	}
+}
+
 func TestTakeoverWithoutServerIsAUsualStart(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s := listen(t, takeover, stream(d+"/s"))
-	if s.TakenOver() {
-		t.Error("there is nobody to take it over from")
-	}
+	h := handover(t, stream(d+"/s"))
 	if diff := cmp.Diff([]string{"s", "s.lock", "s.takeover"}, ls(t, d)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if info, err := os.Lstat(d + "/s.takeover"); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the control socket is %v, %v", info, err)
 	}
-	check(t, s.Close())
+	end(h)
 
 	// What a killed one leaves is replaced.
 	stale(t, d+"/s")
 	stale(t, d+"/s.takeover")
-	check(t, listen(t, takeover, stream(d+"/s")).Close())
+	end(handover(t, stream(d+"/s")))
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
@@ -191,8 +252,8 @@ func TestTakeoverFromServerThatDoesNotHandOver(t *testing.T) {
 	a := stream(d + "/s")
 	listen(t, uds.ListenConfig{}, a)
 	stale(t, d+"/s.takeover") // of a server that was killed
-	_, err := takeover.Listen(a)
-	wantError(t, err, uds.ErrInUse, "listen "+a.String(), "stop it first", "it was started without --takeover")
+	_, err := uds.ListenConfig{}.Handover(a)
+	wantError(t, err, uds.ErrInUse, "listen "+a.String(), "stop it first", "started without takeover")
 	dial(t, a)
 }
 
@@ -201,7 +262,7 @@ func TestTakeoverLeavesAloneWhatIsNoControlSocket(t *testing.T) {
 	d := dir(t)
 	check(t, os.WriteFile(d+"/s.takeover", []byte("precious"), 0o600))
 	before := take(t, d+"/s.takeover")
-	_, err := takeover.Listen(stream(d + "/s"))
+	_, err := uds.ListenConfig{}.Handover(stream(d + "/s"))
 	wantError(t, err, uds.ErrNotSocket, d+"/s.takeover is a regular file", "left alone")
 	if diff := cmp.Diff(before, take(t, d+"/s.takeover")); diff != "" {
 		t.Errorf("it changed (-before +after):\n%s", diff)
@@ -213,18 +274,18 @@ func TestTakeoverLeavesAloneWhatIsNoControlSocket(t *testing.T) {
 
 func TestTakeoverOfAnotherType(t *testing.T) {
 	t.Parallel()
-	old := listen(t, takeover, stream(dir(t)+"/s"))
-	before := inodes(t, old.Addr)
-	asking := succeed(datagram(old.Addr.Path))
+	a := stream(dir(t) + "/s")
+	old := handover(t, a)
+	before := inodes(t, a)
+	asking := succeed(datagram(a.Path))
 	o := offer(t, old)
 	got := <-asking
-	wantError(t, got.err, got.err, "listen datagram:"+old.Addr.Path+": take over: ", `the running server listens with "stream"`, "use the same type")
-	wantTaken(t, o, false, io.EOF)
-	o.Close()
-	if diff := cmp.Diff(before, inodes(t, old.Addr)); diff != "" {
+	wantError(t, got.err, got.err, "take over: the running server listens with stream:"+a.Path, "use the same type")
+	wantNext(t, o, uds.Gone)
+	if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 		t.Errorf("inodes (-before +after):\n%s", diff)
 	}
-	dial(t, old.Addr)
+	dial(t, a)
 }
 
 func TestTakeoverFromAnotherUser(t *testing.T) {
@@ -232,19 +293,19 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 	d := dir(t)
 	check(t, os.Chmod(d, 0o777))
 	// Only root can be two users; by himself the stranger does not answer.
-	words := "does not answer within 5s: is it paused?"
+	words := "does not answer within 5s: is it paused"
 	if os.Geteuid() == 0 {
 		words = "is served by user 10003, and this process is user 0: let one user run both"
 	}
 	if o := start(t, stranger, nil, "hold", "stream:"+d+"/s").outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
 	}
-	_, err := takeover.Listen(stream(d + "/s"))
+	_, err := uds.ListenConfig{}.Handover(stream(d + "/s"))
 	wantError(t, err, err, "take over: "+d+"/s.takeover", words)
 	dial(t, stream(d+"/s"))
 
 	if os.Geteuid() == 0 {
-		old := listen(t, takeover, stream(d+"/mine"))
+		old := handover(t, stream(d+"/mine"))
 		o := start(t, stranger, nil, "hold", "stream:"+d+"/mine").outcome(t)
 		wantWords(t, o.Err, "EACCES", d+"/mine.takeover is owned by 0:0 with mode 0600")
 		if _, err := old.Offer(); err != unix.EAGAIN {
@@ -253,14 +314,21 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 	}
 }
 
-// Who may connect to the control socket is this user; he may still err.
+// A process that may connect to the control socket may still say what it likes.
 func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
 	t.Parallel()
-	old := listen(t, takeover, stream(dir(t)+"/s"))
-	before := inodes(t, old.Addr)
+	a := stream(dir(t) + "/s")
+	old := handover(t, a)
+	before := inodes(t, a)
 	null, err := os.Open(os.DevNull)
 	check(t, err)
 	defer func() { check(t, null.Close()) }()
+	ask := func() (fd int) {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		check(t, err)
+		check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: a.Path + ".takeover"}))
+		return fd
+	}
 	for name, talk := range map[string]func(fd int) error{
 		"nothing":     func(int) error { return nil },
 		"empty":       func(fd int) error { return unix.Send(fd, nil, 0) },
@@ -269,31 +337,25 @@ func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
 		"descriptors": func(fd int) error {
 			return unix.Sendmsg(fd, []byte("mine"), unix.UnixRights(int(null.Fd())), nil, 0)
 		},
-		"mine, and gone": func(fd int) error { return unix.Send(fd, []byte("mine"), 0) },
 	} {
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-		check(t, err)
-		check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: old.Addr.Path + ".takeover"}))
+		fd := ask()
 		o := offer(t, old)
 		check(t, talk(fd))
 		check(t, unix.Close(fd))
-		if taken, err := o.Taken(); taken || err == nil {
-			t.Errorf("%s: taken: %v, %v", name, taken, err)
+		if step := o.Next(); step != uds.Gone {
+			t.Errorf("%s: the next step is %d", name, step)
 		}
 		o.Close()
 	}
-	// And one who is gone before he is answered.
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	check(t, err)
-	check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: old.Addr.Path + ".takeover"}))
-	check(t, unix.Close(fd))
+	// And one that is gone before it is answered.
+	check(t, unix.Close(ask()))
 	_, err = old.Offer()
 	wantError(t, err, unix.EPIPE, "sendmsg")
 
-	if diff := cmp.Diff(before, inodes(t, old.Addr)); diff != "" {
+	if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 		t.Errorf("inodes (-before +after):\n%s", diff)
 	}
-	dial(t, old.Addr)
+	dial(t, a)
 }
 
 // Not parallel: it counts the descriptors of the process.
@@ -317,13 +379,15 @@ func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
 		words  string
 	}{
 		{"hello", nil, `the running server says "hello": is it of another version?`},
-		{"udsecho takeover 1", nil, "is it of another version?"},
-		{"udsecho takeover 2", files(3), `the running server says "udsecho takeover 2"`},
-		{"udsecho takeover 1 stream", files(2), "is it of another version?"},
-		{"udsecho takeover 1 stream", files(253), "message carries file descriptors: more than 3"},
-		{"udsecho takeover 1 files", files(3), `the running server listens with "files": use the same type`},
-		{"udsecho takeover 1 stream" + strings.Repeat(" ", 100), files(3), "larger than the receive buffer"},
-		{"udsecho takeover 1 stream", files(3), "the running server holds another lock than " + a.Path + ".lock"},
+		{"udsecho takeover 2", nil, "is it of another version?"},
+		{"udsecho takeover 1 stream", files(3), `the running server says "udsecho takeover 1 stream"`},
+		{"udsecho takeover 2 stream", files(2), "is it of another version?"},
+		{"udsecho takeover 2 strange", files(3), "is it of another version?"},
+		{"udsecho takeover 2 stream stream", files(3), "is it of another version?"},
+		{"udsecho takeover 2 stream", files(253), "is it of another version?"},
+		{"udsecho takeover 2 stream" + strings.Repeat(" ", 10_000), files(3), "larger than the receive buffer"},
+		{"no", nil, "in use: the running server has given its sockets to another, or ends"},
+		{"udsecho takeover 2 stream", files(3), "the running server holds another lock than " + a.Path + ".lock"},
 	} {
 		asking := succeed(a)
 		readable(t, control)
@@ -341,58 +405,88 @@ func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
 
 func TestSuccessorThatIsGoneLeavesTheServerAsItWas(t *testing.T) {
 	t.Parallel()
-	for _, claims := range []bool{false, true} {
+	for _, when := range []string{"it has asked", "it claims", "it owns"} {
 		d := dir(t)
-		old := listen(t, takeover, stream(d+"/s"))
-		before := inodes(t, old.Addr)
-		next, o := askedFor(t, old)
-		if claims {
-			next.Claim()
+		a := stream(d + "/s")
+		old := handover(t, a)
+		mode := take(t, a.Path)
+		before := inodes(t, a)
+		asking := make(chan successor, 1)
+		go func() {
+			h, err := uds.ListenConfig{Mode: 0o600}.Handover(a)
+			asking <- successor{h, err}
+		}()
+		o := offer(t, old)
+		got := <-asking
+		check(t, got.err)
+		if when != "it has asked" {
+			fd := got.handover.Claim()
+			wantNext(t, o, uds.Claims)
+			if when == "it owns" {
+				o.Yield()
+				readable(t, fd)
+				check(t, got.handover.Claimed())
+			}
 		}
-		check(t, next.Close())
-		wantTaken(t, o, false, io.EOF)
-		o.Close()
-		if diff := cmp.Diff(before, inodes(t, old.Addr)); diff != "" {
-			t.Errorf("inodes (-before +after):\n%s", diff)
+		got.handover.Close()
+		wantNext(t, o, uds.Gone)
+		check(t, old.TakeBack())
+		if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
+			t.Errorf("%s: inodes (-before +after):\n%s", when, diff)
 		}
-		dial(t, old.Addr)
-		_, err := uds.ListenConfig{}.Listen(old.Addr)
+		if diff := cmp.Diff(mode, take(t, a.Path)); diff != "" {
+			t.Errorf("%s: the file changed (-before +after):\n%s", when, diff)
+		}
+		dial(t, a)
+		_, err := uds.ListenConfig{}.Listen(a)
 		wantError(t, err, uds.ErrInUse)
-		check(t, old.Close())
+		end(old)
 		if names := ls(t, d); names != nil {
 			t.Errorf("left behind: %v", names)
 		}
 	}
 }
 
-func TestOfTwoSuccessorsOneGetsTheSocket(t *testing.T) {
+// The second waits to be accepted, and is refused by the first, which has the
+// control socket by then. Had it descriptors, too, it could take the end of the
+// old server for its own turn.
+func TestOfTwoSuccessorsOneGetsTheSockets(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	old := listen(t, takeover, stream(d+"/s"))
-	before := inodes(t, old.Addr)
-	first, toFirst := askedFor(t, old)
-	second, toSecond := askedFor(t, old)
-	second.Claim()
-	first.Claim()
-	wantTaken(t, toSecond, true, nil)
-	toFirst.Refuse()
-	toSecond.Release()
-	check(t, old.Close())
-	toSecond.Done()
-
-	wantError(t, first.Claimed(), uds.ErrInUse, "take over "+old.Addr.String(), "given it to another, or ends")
-	check(t, first.Close())
-	check(t, second.Claimed())
-	if diff := cmp.Diff(before, inodes(t, old.Addr)); diff != "" {
-		t.Errorf("inodes (-before +after):\n%s", diff)
-	}
-	dial(t, old.Addr)
-	_, err := uds.ListenConfig{}.Listen(old.Addr)
+	a := stream(d + "/s")
+	old := handover(t, a)
+	first, o := askedFor(t, old)
+	second := succeed(a)
+	readable(t, old.Control())
+	fd := first.Claim()
+	wantNext(t, o, uds.Claims)
+	o.Yield()
+	readable(t, fd)
+	check(t, first.Claimed())
+	first.Commit()
+	got := <-second
+	wantError(t, got.err, uds.ErrInUse, "take over: ", "has given its sockets to another, or ends")
+	old.Release()
+	dial(t, a)
+	_, err := uds.ListenConfig{}.Listen(a)
 	wantError(t, err, uds.ErrInUse)
-	check(t, second.Close())
+	end(first)
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
+}
+
+func TestRefusedSuccessor(t *testing.T) {
+	t.Parallel()
+	a := stream(dir(t) + "/s")
+	old := handover(t, a)
+	next, o := askedFor(t, old)
+	fd := next.Claim() // which the server has not heard yet
+	o.Refuse()
+	readable(t, fd)
+	wantError(t, next.Claimed(), uds.ErrInUse, "take over: ", "or ends")
+	next.Close()
+	dial(t, a)
 }
 
 func TestServerIsKilledDuringTheHandover(t *testing.T) {
@@ -401,17 +495,22 @@ func TestServerIsKilledDuringTheHandover(t *testing.T) {
 		t.Run(when, func(t *testing.T) {
 			t.Parallel()
 			d := dir(t)
-			old := start(t, 0, nil, "hand", "stream:"+d+"/s")
+			a := stream(d + "/s")
+			old := start(t, 0, nil, "hand", a.String())
 			if o := old.outcome(t); o.Err != "" {
 				t.Fatal(o.Err)
 			}
-			got := <-succeed(stream(d + "/s"))
+			got := <-succeed(a)
 			check(t, got.err)
-			next := got.socket
-			before := inodes(t, next.Addr)
+			next := got.handover
+			defer end(next)
+			before := inodes(t, a)
 			fd := -1
 			if when == "before it answers" {
 				fd = next.Claim()
+			}
+			if next.Orphaned() {
+				t.Error("the server is not gone yet")
 			}
 			check(t, old.cmd.Process.Kill())
 			_ = old.cmd.Wait()
@@ -419,14 +518,18 @@ func TestServerIsKilledDuringTheHandover(t *testing.T) {
 				fd = next.Claim()
 			}
 			readable(t, fd)
+			if !next.Orphaned() {
+				t.Error("the server is gone")
+			}
 			check(t, next.Claimed())
-			if diff := cmp.Diff(before, inodes(t, next.Addr)); diff != "" {
+			next.Commit()
+			if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 				t.Errorf("inodes (-before +after):\n%s", diff)
 			}
-			dial(t, next.Addr)
-			_, err := uds.ListenConfig{}.Listen(next.Addr)
+			dial(t, a)
+			_, err := uds.ListenConfig{}.Listen(a)
 			wantError(t, err, uds.ErrInUse)
-			check(t, next.Close())
+			end(next)
 			if names := ls(t, d); names != nil {
 				t.Errorf("left behind: %v", names)
 			}
@@ -436,30 +539,35 @@ func TestServerIsKilledDuringTheHandover(t *testing.T) {
 
 func TestServerEndsInsteadOfHello(t *testing.T) {
 	t.Parallel()
-	d := dir(t)
-	old := listen(t, takeover, stream(d+"/s"))
-	asking := succeed(old.Addr)
-	readable(t, old.Control)
-	check(t, old.Close())
+	a := stream(dir(t) + "/s")
+	old := handover(t, a)
+	asking := succeed(a)
+	readable(t, old.Control())
+	end(old)
 	got := <-asking
 	check(t, got.err)
-	defer func() { check(t, got.socket.Close()) }()
-	if got.socket.TakenOver() {
+	defer end(got.handover)
+	if got.handover.Pending() {
 		t.Error("there is nobody to take it over from")
 	}
-	dial(t, old.Addr)
+	dial(t, a)
 }
 
 // What was claimed must still be there, or two would serve one path.
 func TestClaimOfSocketWhoseFileIsGone(t *testing.T) {
 	t.Parallel()
-	old := listen(t, takeover, stream(dir(t)+"/s"))
+	a := stream(dir(t) + "/s")
+	old := handover(t, a)
 	next, o := askedFor(t, old)
 	next.Claim()
-	old.Unlink()
-	o.Close()
+	o.Yield()
+	check(t, os.Remove(a.Path))
 	err := next.Claimed()
 	wantError(t, err, err, "its file or its lock was removed meanwhile: start again")
+	next.Close()
+	wantNext(t, o, uds.Claims)
+	wantNext(t, o, uds.Gone)
+	check(t, old.TakeBack()) // its server makes the file again
 }
 
 func TestControlSocketWithoutRoomForItsName(t *testing.T) {
@@ -469,7 +577,7 @@ func TestControlSocketWithoutRoomForItsName(t *testing.T) {
 	for len(path) < uds.MaxPath {
 		path += "s"
 	}
-	_, err := takeover.Listen(stream(path))
+	_, err := uds.ListenConfig{}.Handover(stream(path))
 	wantError(t, err, uds.ErrAddress, "path is 116 bytes", "holds 107")
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
@@ -551,27 +659,28 @@ func TestInheritWhatIsNoBoundUnixSocket(t *testing.T) {
 // answers nobody who asks.
 func holdRole(args []string) error {
 	unix.Umask(0)
-	s, err := takeover.Listen(mustParse(args[0]))
+	h, err := uds.ListenConfig{}.Handover(mustParse(args[0]))
 	report(err)
 	if err != nil {
 		return nil
 	}
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	return s.Close()
+	end(h)
+	return nil
 }
 
 // handRole offers its socket to who asks, and answers no more.
 func handRole(args []string) error {
-	s, err := takeover.Listen(mustParse(args[0]))
+	h, err := uds.ListenConfig{}.Handover(mustParse(args[0]))
 	report(err)
 	if err != nil {
 		return nil
 	}
-	_, err = unix.Poll([]unix.PollFd{{Fd: int32(s.Control), Events: unix.POLLIN}}, -1)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(h.Control()), Events: unix.POLLIN}}, -1)
 	if err != nil && !errors.Is(err, syscall.EINTR) {
 		return err
 	}
-	if _, err := s.Offer(); err != nil {
+	if _, err := h.Offer(); err != nil {
 		return err
 	}
 	_, _ = io.Copy(io.Discard, os.Stdin)
