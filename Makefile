@@ -1,4 +1,4 @@
-.PHONY: demo test soak faults fuzz bench bench-peers images cluster-demo cluster-scale lint vuln sbom fmt clean
+.PHONY: demo test soak faults model fuzz bench bench-peers images cluster-demo cluster-scale lint vuln sbom fmt clean
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -16,6 +16,9 @@ soak: # 50 clients and one fault after another, for SOAK; a ledger of every byte
 faults: # docs/faults.md, as the tests that show its rows see it now
 	FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./integration
 	go test -count=1 ./internal/faults
+
+model: # the takeover's protocol, in every order of steps, deaths and signals
+	@tools/model.sh
 
 fuzz: # whatever reads what a peer sent or a user typed, FUZZTIME each
 	@tools/fuzz.sh $(FUZZTIME)
