@@ -1,0 +1,178 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/faults"
+)
+
+// A swindler is a datagram client that sends under a name and puts another file
+// there before the reply.
+type swindler struct {
+	server, name, link, target string // paths
+	flush                      int    // a socket with an abstract name
+}
+
+// bind makes a socket of the swindler's name.
+func (s *swindler) bind() (fd int, err error) {
+	if fd, err = datagramSocket(s.name); err == nil {
+		err = unix.Chmod(s.name, 0o666)
+	}
+	return fd, err
+}
+
+func datagramSocket(name string) (fd int, err error) {
+	if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	late := unix.NsecToTimeval(patience.Nanoseconds())
+	return fd, errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: name}),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &late))
+}
+
+func (s *swindler) send(fd int, words string) error {
+	return unix.Sendto(fd, []byte(words), 0, &unix.SockaddrUnix{Name: s.server})
+}
+
+// settle waits until the server has received all that came before: it answers
+// in turn.
+func (s *swindler) settle() error {
+	if err := s.send(s.flush, "settled?"); err != nil {
+		return err
+	}
+	_, _, err := unix.Recvfrom(s.flush, make([]byte, 100), 0)
+	return err
+}
+
+// swap has the server answer once, or not, and then replaces the name.
+func (s *swindler) swap(answered bool) error {
+	fd, err := s.bind()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if answered {
+		if err := errors.Join(s.send(fd, "honest"), s.settle()); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(unix.Unlink(s.name), unix.Symlink(s.target, s.name)); err != nil {
+		return err
+	}
+	defer func() { _ = unix.Unlink(s.name) }()
+	return errors.Join(s.send(fd, "forged"), s.settle())
+}
+
+// race swaps name and link all the time while it sends. It returns the number
+// of swaps.
+func (s *swindler) race() (swaps int, err error) {
+	fd, err := s.bind()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Symlink(s.target, s.link); err != nil {
+		return 0, err
+	}
+	defer func() { _, _ = unix.Unlink(s.name), unix.Unlink(s.link) }()
+	var over atomic.Bool
+	var flip sync.WaitGroup
+	var flipErr error
+	flip.Go(func() {
+		for !over.Load() && flipErr == nil {
+			flipErr = unix.Renameat2(unix.AT_FDCWD, s.name, unix.AT_FDCWD, s.link, unix.RENAME_EXCHANGE)
+			swaps++
+		}
+	})
+	for range 3 {
+		err = errors.Join(err, s.send(fd, "forged"))
+	}
+	err = errors.Join(err, s.settle())
+	over.Store(true)
+	flip.Wait()
+	return swaps, errors.Join(err, flipErr)
+}
+
+func TestF36SwappedName(t *testing.T) {
+	t.Parallel()
+	d := open(t)
+	server := start(t, d, "server", "--listen", "datagram:all", "--mode", "0666", "--log-level", "warn", "--admin", "admin1")
+	picky := start(t, d, "server", "--listen", "datagram:some", "--mode", "0666", "--log-level", "warn", "--allow-uid", strconv.Itoa(friend), "--admin", "admin2")
+	awaitServer(t, d+"/admin1")
+	awaitServer(t, d+"/admin2")
+
+	// Only root may write to it.
+	secret, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/secret", Net: "unixgram"})
+	check(t, err)
+	check(t, os.Chmod(d+"/secret", 0o600))
+	var forged atomic.Int64 // messages: the refusal of one that is not allowed is empty
+	var read sync.WaitGroup
+	read.Go(func() {
+		for buf := make([]byte, 100); ; forged.Add(1) {
+			if _, _, err := secret.ReadFrom(buf); err != nil {
+				return
+			}
+		}
+	})
+
+	const each = 500
+	swaps, raced := 0, 0
+	asStranger(t, func() error {
+		for _, path := range []string{"all", "some"} {
+			s := swindler{d + "/" + path, d + "/me", d + "/link", d + "/secret", -1}
+			var err error
+			if s.flush, err = datagramSocket("@swindler." + d + path); err != nil {
+				return err
+			}
+			defer func() { _ = unix.Close(s.flush) }()
+			for i := range each {
+				if err := s.swap(i%2 == 0); err != nil {
+					return fmt.Errorf("swap %d at %s: %w", i, path, err)
+				}
+				swaps++
+			}
+			for most := raced + each; raced < most; {
+				n, err := s.race()
+				if err != nil {
+					return fmt.Errorf("race %d at %s: %w", raced, path, err)
+				}
+				raced += n
+			}
+		}
+		return nil
+	})
+	// It gets what it is sent by those who may.
+	mine, err := datagramSocket("@honest." + d)
+	check(t, err)
+	before := forged.Load()
+	check(t, errors.Join(unix.Sendto(mine, []byte("honest"), 0, &unix.SockaddrUnix{Name: d + "/secret"}), unix.Close(mine)))
+	for late := time.Now().Add(patience); forged.Load() == before && time.Now().Before(late); {
+	}
+	check(t, secret.Close())
+	read.Wait()
+	if n := forged.Load() - 1; n != 0 {
+		t.Errorf("%d forged messages reached the socket of another user after %d swaps and %d in a race", n, swaps, raced)
+	}
+	check(t, os.Remove(d+"/secret"))
+	for _, p := range []*process{server, picky} {
+		p.signal(t, unix.SIGTERM)
+		if status := p.status(t); status != 0 {
+			t.Errorf("exit status %d after:\n%s", status, &p.err)
+		}
+	}
+	wantFiles(t, d)
+	faults.Report(t, faults.Row{
+		ID: "F36", Done: "a client replaces its name by a link to a socket that only root may write to, before a server of root answers, or refuses: after an answer, before the first, and in a race", Count: swaps + each*2,
+		Outcome: "0 messages at that socket; others served meanwhile",
+	})
+}
