@@ -83,7 +83,7 @@ func (c *serveCmd) allow() func(unix.Ucred) bool {
 		return nil
 	}
 	return func(cred unix.Ucred) bool {
-		return cred.Uid == uint32(os.Geteuid()) || slices.Contains(c.AllowUID, cred.Uid) || slices.Contains(c.AllowGID, cred.Gid)
+		return uds.IsOwnUser(cred.Uid) || slices.Contains(c.AllowUID, cred.Uid) || slices.Contains(c.AllowGID, cred.Gid)
 	}
 }
 

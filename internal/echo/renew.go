@@ -19,6 +19,7 @@ func (s *server) renew() {
 	if !s.acceptAgain.IsZero() {
 		return // not all who had connected could be accepted
 	}
+	s.goHome()
 	for _, ln := range slices.Clone(s.listeners) {
 		if !ln.socket.Lost() {
 			continue

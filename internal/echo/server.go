@@ -7,7 +7,6 @@ package echo
 
 import (
 	"context"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -82,6 +81,10 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	}
 
 	defer l.InterruptAt(ctx)()
+	e.ownThread = slices.ContainsFunc(sockets, func(s *uds.Socket) bool { return s.Addr.Type == uds.Datagram })
+	if e.ownThread {
+		return onOwnThread(func() error { return e.run(ctx) })
+	}
 	return e.run(ctx)
 }
 
@@ -115,6 +118,8 @@ type server struct {
 	*loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
+	names       names
+	ownThread   bool           // the loop's, and not asked for a working directory yet
 	claims      []*uds.Socket  // being taken over
 	offers      []*offer       // to who may take over
 	perUser     map[uint32]int // open connections
@@ -137,6 +142,7 @@ func newServer(s *Server, l *loop.Loop) *server {
 		s.Stats = new(Stats)
 	}
 	e := &server{Server: s, Loop: l, started: time.Now(), perUser: map[uint32]int{}}
+	e.names = names{workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}}
 	bounded := func() zerolog.Logger { return s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
 	for cause := range e.warn {
 		e.warn[cause] = bounded()
@@ -147,6 +153,10 @@ func newServer(s *Server, l *loop.Loop) *server {
 
 func (s *server) run(ctx context.Context) error {
 	for {
+		if s.ownThread && len(s.claims) == 0 { // taking over looks up paths
+			s.ownThread = false
+			s.names.dir = newWorkDir()
+		}
 		if err := s.Wait(s.timeout()); err != nil {
 			return err
 		}
@@ -211,6 +221,9 @@ func (s *server) timeout() time.Duration {
 	return max(time.Until(first), 0)
 }
 
+// goHome comes before whatever looks up a path on the loop's thread.
+func (s *server) goHome() { s.names.dir.goHome() }
+
 func (s *server) open() int { return int(s.Stats.Connections.Load()) }
 
 // sweepPeriod is how often the server looks at what goes by time.
@@ -228,6 +241,7 @@ func (s *server) sweep(now time.Duration) {
 	}
 	stopped := now-s.swept > 3*sweepPeriod
 	s.swept = now
+	s.names.forgetAll() // to be looked at again
 	for h := range s.Handlers {
 		var c *conn
 		switch h := h.(type) {
@@ -258,6 +272,7 @@ func (s *server) sweep(now time.Duration) {
 // socket rather than a closed one; who had connected by then is served. A socket
 // that another server has just asked for is his, or is drained when he is gone.
 func (s *server) drain() error {
+	s.goHome()
 	for h := range s.Handlers {
 		if c, ok := h.(*control); ok && !s.offered(c.socket) {
 			s.Remove(c.socket.Control)
@@ -325,6 +340,8 @@ func (s *server) close() {
 			_ = unix.Close(c.fd)
 		}
 	}
+	s.names.forgetAll()
+	s.names.dir.close()
 	s.ended.close()
 	s.Close()
 }
@@ -358,7 +375,7 @@ func isHealthCheck(peer string, cred *unix.Ucred) bool {
 // IsHealthCheck tells whether a client of this name and user checks the server's
 // health.
 func IsHealthCheck(peer string, uid uint32) bool {
-	return strings.HasPrefix(peer, healthName) && uid == uint32(os.Geteuid())
+	return strings.HasPrefix(peer, healthName) && uds.IsOwnUser(uid)
 }
 
 // about is an event about a client, or nil where its level is off: a health
