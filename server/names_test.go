@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -174,5 +175,88 @@ func TestF36SwappedName(t *testing.T) {
 	faults.Report(t, faults.Row{
 		ID: "F36", Done: "a client replaces its name by a link to a socket that only root may write to, before a server of root answers, or refuses: after an answer, before the first, and in a race", Count: swaps + each*2,
 		Outcome: "0 messages at that socket; others served meanwhile",
+	})
+}
+
+// asNobody has a process run as the overflow user in a user namespace that has
+// no other user: outside it is the friend.
+func asNobody() *syscall.SysProcAttr {
+	const nobody = 65534
+	only := []syscall.SysProcIDMap{{ContainerID: nobody, HostID: friend, Size: 1}}
+	return &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWUSER, UidMappings: only, GidMappings: only, GidMappingsEnableSetgroups: true,
+		Credential: &syscall.Credential{Uid: nobody, Gid: nobody},
+	}
+}
+
+// The server's own user and all strangers have the same number here.
+func TestF45UnmappedUsers(t *testing.T) {
+	t.Parallel()
+	asked := 0
+	for _, tt := range []struct {
+		args           []string
+		served, atPath bool
+	}{
+		{nil, true, false},
+		{[]string{"--allow-uid", "1"}, false, false},
+		{[]string{"--allow-uid", "65534"}, true, true},
+	} {
+		t.Run(fmt.Sprint(tt.args), func(t *testing.T) {
+			d := open(t)
+			args := append([]string{"server", "--mode", "0666", "--admin", "admin", "--max-per-user", "1"}, tt.args...)
+			for _, a := range places {
+				args = append(args, "--listen", a)
+			}
+			server := startAttr(t, asNobody(), nil, d, args...)
+			server.err.await(t, 1, "waiting for a ")
+			for _, c := range []struct {
+				address, bind string
+				want          bool
+			}{
+				{places[0], "@udsecho.healthcheck." + d, tt.served},
+				{places[1], "auto", tt.served},
+				{places[2], "@" + d, tt.served},
+				{places[2], "auto", tt.atPath},
+			} {
+				client := startAs(t, stranger, d, "client", "--connect", c.address, "--bind", c.bind, "--timeout", "1s")
+				if status := client.status(t); (status == 0) != c.want {
+					t.Errorf("%s as %s: exit status %d, error %q; the server says:\n%s", c.address, c.bind, status, &client.err, &server.err)
+				}
+				asked++
+			}
+			if !tt.served {
+				server.err.await(t, 4, "user 65534, group 65534 is not allowed")
+			} else {
+				server.err.await(t, 1, "received ") // of what calls itself a health check too
+			}
+			if tt.served && !tt.atPath {
+				server.err.await(t, 1, "cannot answer at a path a client whose user the kernel does not tell here: map the user")
+				first := connect(t, "unix", d+"/s")
+				check(t, echoed(first, "first"))
+				other := startAs(t, stranger, d, "client", "--connect", places[0])
+				if status := other.status(t); status != 1 {
+					t.Errorf("of two strangers, the second has exit status %d", status)
+				}
+				server.err.await(t, 1, "connections of its user are open, the most allowed")
+				check(t, first.Close())
+			}
+			server.stop(t)
+		})
+	}
+
+	// A health check believes no stranger.
+	d := open(t)
+	impostor := startAs(t, stranger, d, "server", "--listen", "s", "--mode", "0666")
+	impostor.err.await(t, 1, "waiting for a ")
+	client := startAttr(t, asNobody(), nil, d, "server", "healthcheck", "--listen", "s")
+	if status := client.status(t); status != 1 {
+		t.Errorf("the health check of an unmapped user's server has exit status %d", status)
+	}
+	wantWords(t, client.err.String(), "user 65534 serves there, which may be any that this user namespace does not map")
+	asked++
+	impostor.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F45", Done: "clients of an unmapped user at a server that runs as 65534 in a user namespace of its own, without `--allow-uid`, with that of another user, and of 65534; and the health check of a server that is an unmapped user's", Count: asked,
+		Outcome: "served, but not at a path; refused; served; refused; counted as one user, and no name makes any a health check",
 	})
 }
