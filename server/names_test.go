@@ -3,6 +3,7 @@ package main_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strconv"
@@ -259,4 +260,75 @@ func TestF45UnmappedUsers(t *testing.T) {
 		ID: "F45", Done: "clients of an unmapped user at a server that runs as 65534 in a user namespace of its own, without `--allow-uid`, with that of another user, and of 65534; and the health check of a server that is an unmapped user's", Count: asked,
 		Outcome: "served, but not at a path; refused; served; refused; counted as one user, and no name makes any a health check",
 	})
+}
+
+// The loop's thread is in another directory while it sends to paths.
+func TestServerFindsItsFilesAfterItAnsweredAtPaths(t *testing.T) {
+	t.Parallel()
+	need(t, "socat", "socat")
+	d := dir(t)
+	server := serve(t, d, "--listen", "datagram:d")
+	for i, name := range []string{"./me", "me", "you"} {
+		p := start(t, d, "socat", "-", "UNIX-SENDTO:d,bind="+name)
+		_, err := io.WriteString(p.in, message)
+		check(t, err)
+		p.out.await(t, 1, message)
+		check(t, p.in.Close())
+		p.status(t)
+		if i < 2 {
+			check(t, os.Remove(d+"/d"))
+			server.err.await(t, i+1, "d was removed: listening again")
+		}
+	}
+	server.stop(t)
+}
+
+// It keeps the sockets of some, looks at them anew where it must, and does with
+// few descriptors.
+func TestNamesOfManyClients(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--listen", "datagram:d", "--log-level", "info")
+	const clients = 200
+	fds := make([]int, clients)
+	name := func(i int) string { return fmt.Sprintf("%s/%d", d, i) }
+	var err error
+	for i := range fds {
+		fds[i], err = datagramSocket(name(i))
+		check(t, err)
+	}
+	back := make([]byte, 100)
+	ask := func(i int, words string) {
+		t.Helper()
+		check(t, unix.Sendto(fds[i], []byte(words), 0, &unix.SockaddrUnix{Name: d + "/d"}))
+		if n, _, err := unix.Recvfrom(fds[i], back, 0); err != nil || string(back[:n]) != words {
+			t.Fatalf("%s: came back %q, %v", words, back[:n], err)
+		}
+	}
+	askAll := func(words string) {
+		t.Helper()
+		for i := range fds {
+			ask(i, fmt.Sprint(words, i))
+		}
+	}
+	askAll("first")
+	askAll("second")
+	for i := range fds { // another socket has the name
+		check(t, errors.Join(unix.Close(fds[i]), unix.Unlink(name(i))))
+		fds[i], err = datagramSocket(name(i))
+		check(t, err)
+		ask(i, "anew")
+	}
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", server.Process.Pid))
+	check(t, err)
+	if n := len(open); n > 160 { // 128 names, and its own
+		t.Errorf("%d descriptors are open", n)
+	}
+	const few = 20
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: few, Max: few}, nil))
+	askAll("third")
+	for i := range fds {
+		check(t, errors.Join(unix.Close(fds[i]), unix.Unlink(name(i))))
+	}
+	server.stop(t)
 }
