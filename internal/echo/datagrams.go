@@ -199,6 +199,9 @@ func (d *datagrams) send(c client, message []byte) error {
 		}
 		if err == nil {
 			err = uds.ReplyTo(d.socket.FD, message, n.address)
+			if err == unix.ENOENT {
+				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd: mount /proc", err)
+			}
 		}
 		if err != unix.ECONNREFUSED || !again {
 			return err

@@ -209,7 +209,7 @@ func (r *Receiver) Peek() Sender {
 	return Sender(unsafe.String((*byte)(unsafe.Pointer(&r.name)), int(r.nameLen)))
 }
 
-// Path is the address of a socket file.
+// Path is the address of a socket file, of at most [MaxPath] bytes.
 func Path(path string) Sender {
 	sa := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
 	size := int(unsafe.Offsetof(sa.Path))
