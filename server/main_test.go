@@ -118,6 +118,15 @@ func startAs(t *testing.T, uid int, d string, args ...string) *process {
 // startWith passes files on, as descriptors from 3.
 func startWith(t *testing.T, uid int, files []*os.File, d string, args ...string) *process {
 	t.Helper()
+	var attr *syscall.SysProcAttr
+	if uid != os.Geteuid() {
+		attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	}
+	return startAttr(t, attr, files, d, args...)
+}
+
+func startAttr(t *testing.T, attr *syscall.SysProcAttr, files []*os.File, d string, args ...string) *process {
+	t.Helper()
 	program := args[0]
 	if program == "server" || program == "client" {
 		program = bin + "/" + program
@@ -133,9 +142,7 @@ func startWith(t *testing.T, uid int, files []*os.File, d string, args ...string
 	}
 	p.Stdout, p.Stderr = &p.out, &p.err
 	p.WaitDelay = patience
-	if uid != os.Geteuid() {
-		p.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
-	}
+	p.SysProcAttr = attr
 	var err error
 	p.in, err = p.StdinPipe()
 	check(t, err)

@@ -586,7 +586,12 @@ func TestActivationByWhatIsNoListeningSocket(t *testing.T) {
 func TestSystemdSocketActivate(t *testing.T) {
 	t.Parallel()
 	need(t, "systemd-socket-activate", "systemd")
-	for _, tt := range []struct{ flag, address string }{{"", places[0]}, {"--datagram", places[2]}, {"--seqpacket", places[1]}} {
+	for _, tt := range []struct{ flag, address, bind string }{
+		{"", places[0], "auto"},
+		// Nobody knows who sent the first message, so no path is answered.
+		{"--datagram", places[2], "@" + t.Name()},
+		{"--seqpacket", places[1], "auto"},
+	} {
 		t.Run(tt.address, func(t *testing.T) {
 			t.Parallel()
 			d := dir(t)
@@ -598,7 +603,7 @@ func TestSystemdSocketActivate(t *testing.T) {
 			p := start(t, d, args...)
 			p.err.await(t, 1, "Listening on ")
 			// The first message starts the server.
-			status, stdout, stderr := run(t, d, "", "client", "--connect", tt.address)
+			status, stdout, stderr := run(t, d, "", "client", "--connect", tt.address, "--bind", tt.bind)
 			if status != 0 || stdout != message {
 				t.Errorf("exit status %d, output %q, error %q; the server says:\n%s", status, stdout, stderr, &p.err)
 			}

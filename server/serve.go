@@ -83,7 +83,7 @@ func (c *serveCmd) allow() func(unix.Ucred) bool {
 		return nil
 	}
 	return func(cred unix.Ucred) bool {
-		return cred.Uid == uint32(os.Geteuid()) || slices.Contains(c.AllowUID, cred.Uid) || slices.Contains(c.AllowGID, cred.Gid)
+		return uds.IsOwnUser(cred.Uid) || slices.Contains(c.AllowUID, cred.Uid) || slices.Contains(c.AllowGID, cred.Gid)
 	}
 }
 
@@ -112,7 +112,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	server := echo.Server{
 		Chunk: c.Chunk, Spin: c.Spin, SendBuffer: c.Sndbuf, MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout,
 		MaxConnectionsPerUser: c.maxPerUser(), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
-		Allow: c.allow(), Handover: handover, Stats: stats, Log: log,
+		Allow: c.allow(), Handover: handover, OwnDirectory: c.absolute(), Stats: stats, Log: log,
 	}
 	reader := files.NewServer(files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
 	defer reader.Stop()
@@ -169,6 +169,12 @@ func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, _ *u
 		sockets = append(sockets, s)
 	}
 	return sockets, nil, nil
+}
+
+// absolute tells whether no path depends on the working directory.
+func (c *serveCmd) absolute() bool {
+	relative := func(a uds.Addr) bool { return a.Type.Unix() && !a.Abstract() && a.Path[0] != '/' }
+	return !slices.ContainsFunc(c.Listen, relative) && (c.Admin == nil || !relative(*c.Admin))
 }
 
 func closeAll(sockets []*uds.Socket, h *uds.Handover) {

@@ -257,7 +257,11 @@ func DialHealth(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
 		return conn, err
 	}
 	cred, err := conn.PeerCred()
-	if err == nil && cred.Uid != uint32(os.Geteuid()) {
+	switch {
+	case err != nil:
+	case uds.Unmapped(cred.Uid):
+		err = fmt.Errorf("health check of %s: user %d serves there, which may be any that this user namespace does not map: map the server's user into it", a, cred.Uid)
+	case !uds.IsOwnUser(cred.Uid):
 		err = fmt.Errorf("health check of %s: user %d serves there, and this process is user %d: find out who", a, cred.Uid, os.Geteuid())
 	}
 	if err != nil {

@@ -3,6 +3,8 @@ package echo
 import (
 	"errors"
 	"fmt"
+	"math"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -27,17 +29,13 @@ const (
 type datagrams struct {
 	*server
 	socket   *uds.Socket
-	queues   map[uds.Sender]*queue // of clients that are behind, by address
-	waiting  int                   // replies in all queues
+	queues   map[client]*queue // of clients that are behind
+	waiting  int               // replies in all queues
 	bytes    int
 	tryAgain time.Time
 	pause    time.Duration
 	buffer   sendBuffer
-	trusted  struct { // the last sender whose name was looked at
-		sender uds.Sender
-		uid    uint32
-		until  time.Time
-	}
+	unmapped bool // clients of users whom the kernel does not tell here may be answered at paths
 	replaced bool // only who is connected to it finds it any more
 }
 
@@ -48,7 +46,7 @@ type queue struct {
 }
 
 func newDatagrams(s *server, socket *uds.Socket) (*datagrams, error) {
-	d := &datagrams{server: s, socket: socket, queues: map[uds.Sender]*queue{}}
+	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}}
 	if !socket.Addr.Type.Unix() {
 		return d, nil
 	}
@@ -56,6 +54,7 @@ func newDatagrams(s *server, socket *uds.Socket) (*datagrams, error) {
 	// that clients that do not read would stop the replies to all others.
 	// The kernel doubles the number and keeps 32 bytes.
 	_ = unix.SetsockoptInt(socket.FD, unix.SOL_SOCKET, unix.SO_SNDBUF, uds.MaxMessage()/2+16)
+	d.unmapped = s.Allow != nil && s.Allow(unix.Ucred{Uid: uds.OverflowUID(), Gid: anyUser})
 	limit, err := uds.SendLimit(socket.FD)
 	d.buffer = sendBuffer{fd: socket.FD, size: limit, shares: map[uds.Sender]int{}, greedy: map[uds.Sender]bool{}}
 	return d, err
@@ -72,8 +71,19 @@ func (d *datagrams) Ready(uint32) {
 // stop receives nothing more; replies may still wait.
 func (d *datagrams) stop() { d.Remove(d.socket.FD) }
 
+// receiveAll receives what is there, and of what comes meanwhile not without an
+// end: a UDP socket, unlike one that [uds.Socket.Refuse] has shut down, goes on
+// receiving. Its buffer, SO_RCVBUF in socket(7), holds no more messages than this:
+// each takes far more than 256 bytes.
 func (d *datagrams) receiveAll() {
-	for d.receive() {
+	size, err := unix.GetsockoptInt(d.socket.FD, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if err != nil || d.socket.Addr.Type.Unix() {
+		size = math.MaxInt
+	}
+	for range size/256 + 1 {
+		if !d.receive() {
+			return
+		}
 	}
 }
 
@@ -98,10 +108,11 @@ func (d *datagrams) receive() bool {
 		d.refuse(CauseSystem, 0).Err(err).Msgf("cannot receive: %v", err)
 		return false
 	}
+	to := d.sender()
 	if unixSocket && d.Allow != nil && !d.allowed(d.cred()) {
 		WithCred(d.refuseMessage(CauseUser), d.cred()).Msg("turned a client away: " + notAllowed(d.cred()))
-		if d.receiver.Named() && d.buffer.admit(d.receiver, 1) {
-			_ = d.receiver.Reply(d.socket.FD, refusal(len(message)))
+		if d.receiver.Named() && d.mayAnswer(to) == nil && d.buffer.admit(to.address, 1) {
+			_ = d.send(to, refusal(len(message)))
 		}
 		return true
 	}
@@ -115,30 +126,86 @@ func (d *datagrams) receive() bool {
 		d.refuse(CauseNameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
 		return true
 	}
-	if unixSocket && !d.isSendersOwn() {
-		WithCred(d.refuseMessage(CauseNameless), d.cred()).Msg("cannot answer at a name that is no socket of the client's own")
+	if err := d.mayAnswer(to); err == errNotOwn || err == errUnmapped {
+		WithCred(d.refuseMessage(CauseNameless), d.cred()).Msg(err.Error())
 		return true
-	}
+	} // after any other error, nor can the reply be sent
 	if ev := d.about(quiet); ev != nil {
 		ev.Int("bytes", len(message)).Msg("sending data back to the client")
 	}
 	if len(d.queues) > 0 {
-		if q := d.queues[d.receiver.Sender()]; q != nil {
-			d.wait(d.receiver.Sender(), q, message)
+		if q := d.queues[to]; q != nil {
+			d.wait(to, q, message)
 			return true
 		}
 	}
-	if unixSocket && !d.buffer.admit(d.receiver, len(message)) {
-		d.waitFirst(message)
+	if unixSocket && !d.buffer.admit(to.address, len(message)) {
+		d.waitFirst(to, message)
 		return true
 	}
-	switch err := d.receiver.Reply(d.socket.FD, message); {
+	switch err := d.send(to, message); {
 	case err == unix.EAGAIN:
-		d.waitFirst(message)
+		d.waitFirst(to, message)
 	case err != nil:
-		d.drop(1, d.receiver.Sender().String(), uds.ExplainSize(d.socket.FD, len(message), err))
+		d.drop(1, to, uds.ExplainSize(d.socket.FD, len(message), err))
 	}
 	return true
+}
+
+// sender is who sent the last message, until the next.
+func (d *datagrams) sender() client {
+	c := client{address: d.receiver.Peek()}
+	if c.address.IsPath() {
+		c.uid = anyUser
+		if cred, ok := d.receiver.Cred(); ok {
+			c.uid = cred.Uid
+		}
+	}
+	return c
+}
+
+// anyUser is a user whom nobody is: -1, as chown(2) has it.
+const anyUser = ^uint32(0)
+
+// mayAnswer is errNotOwn or errUnmapped where a reply could reach a socket of
+// another user, and another error where there is no socket to reach.
+func (d *datagrams) mayAnswer(c client) error {
+	if !c.address.IsPath() { // whose an abstract name is, the kernel knows
+		return nil
+	}
+	if c.uid == uds.OverflowUID() && !d.unmapped {
+		// Messages that came to a socket of the parent's before this process had
+		// it look the same.
+		cred, _ := d.receiver.Cred()
+		if uds.Unmapped(c.uid) || d.socket.Shared() && cred.Pid == 0 {
+			return errUnmapped
+		}
+	}
+	_, err := d.look(c)
+	return err
+}
+
+// send sends a message to a client, as [uds.ReplyTo] does.
+func (d *datagrams) send(c client, message []byte) error {
+	if !c.address.IsPath() {
+		return uds.ReplyTo(d.socket.FD, message, c.address)
+	}
+	for again := true; ; again = false {
+		n, err := d.look(c)
+		if err == nil {
+			err = d.names.dir.leave()
+		}
+		if err == nil {
+			err = uds.ReplyTo(d.socket.FD, message, n.address)
+			if err == unix.ENOENT {
+				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd: mount /proc", err)
+			}
+		}
+		if err != unix.ECONNREFUSED || !again {
+			return err
+		}
+		d.names.forget(c) // it has closed that socket, and may have another there
+	}
 }
 
 // log says what was received and tells whether its sender is a health check.
@@ -150,42 +217,6 @@ func (d *datagrams) log(message []byte) (quiet bool) {
 		WithCred(ev.Str("peer", Escape(peer)), who).Int("bytes", len(message)).Msg("received " + Quote(message))
 	}
 	return quiet
-}
-
-// anyUser is the user that the kernel does not tell: -1, as chown(2) has it.
-// overflowUser is whom it tells of instead.
-const anyUser, overflowUser = ^uint32(0), 65534
-
-// nameTrust is how long a name that was looked at is believed to be the same.
-const nameTrust = time.Second
-
-// isSendersOwn tells whether the name to which the reply would go is the sender's
-// own socket. Names are looked up where the server is: so a client could bind one
-// that means another socket here, and have the server write to that, or to
-// itself without an end.
-func (d *datagrams) isSendersOwn() bool {
-	if d.receiver.Abstract() { // whose it is, the kernel knows
-		return true
-	}
-	cred := d.cred()
-	if cred == nil || d.socket.Shared() && cred.Pid == 0 && cred.Uid == overflowUser {
-		// It came to a socket of the parent's before this process had that: the
-		// kernel does not know who sent it.
-		cred = &unix.Ucred{Uid: anyUser}
-	}
-	now := time.Now()
-	if d.receiver.From(d.trusted.sender) && cred.Uid == d.trusted.uid && now.Before(d.trusted.until) {
-		return true
-	}
-	sender := d.receiver.Sender()
-	path := sender.String()
-	var st unix.Stat_t
-	if unix.Lstat(path, &st) == nil &&
-		(st.Mode&unix.S_IFMT != unix.S_IFSOCK || cred.Uid != anyUser && st.Uid != cred.Uid || d.socket.Is(&st)) {
-		return false // a name that leads nowhere gets no reply anyway
-	}
-	d.trusted.sender, d.trusted.uid, d.trusted.until = sender, cred.Uid, now.Add(nameTrust)
-	return true
 }
 
 // cred is who sent the last message, nil where the kernel does not say.
@@ -201,17 +232,17 @@ func (d *datagrams) refuseMessage(c Cause) *zerolog.Event {
 }
 
 // waitFirst is wait for a client that is not behind yet.
-func (d *datagrams) waitFirst(message []byte) {
-	sender, q := d.receiver.Sender(), &queue{since: time.Now()}
-	d.queues[sender] = q
-	d.wait(sender, q, message)
+func (d *datagrams) waitFirst(c client, message []byte) {
+	q := &queue{since: time.Now()}
+	d.queues[c.clone()] = q
+	d.wait(c, q, message)
 }
 
 // wait keeps a reply for a client whose queue is full: net.unix.max_dgram_qlen,
 // 10 messages by default.
-func (d *datagrams) wait(sender uds.Sender, q *queue, message []byte) {
+func (d *datagrams) wait(c client, q *queue, message []byte) {
 	if len(q.replies) >= maxWaiting || d.bytes+len(message)+replyCost > maxWaitingBytes {
-		d.drop(1, sender.String(), errors.New("it does not read its replies"))
+		d.drop(1, c, errors.New("it does not read its replies"))
 		return
 	}
 	q.replies = append(q.replies, append([]byte(nil), message...))
@@ -235,13 +266,13 @@ func (d *datagrams) sendWaiting(now time.Time) {
 		d.buffer.look()
 	}
 	tries := 0
-	for sender, q := range d.queues { // begins somewhere else each time
+	for c, q := range d.queues { // begins somewhere else each time
 		if tries++; tries > maxTries && now.Before(d.tryAgain) {
 			break
 		}
 		n, err := 0, error(nil)
-		if !d.buffer.greedy[sender] {
-			n, err = d.sendQueue(sender, q)
+		if !d.buffer.greedy[c.address] {
+			n, err = d.sendQueue(c, q)
 		}
 		sent += n
 		if n > 0 {
@@ -251,10 +282,10 @@ func (d *datagrams) sendWaiting(now time.Time) {
 			err = fmt.Errorf("it has not read for %v", maxWait)
 		}
 		if err != nil {
-			d.dropQueue(sender, q, err)
+			d.dropQueue(c, q, err)
 		}
 		if len(q.replies) == 0 {
-			delete(d.queues, sender)
+			delete(d.queues, c)
 		}
 	}
 	switch {
@@ -271,9 +302,9 @@ func (d *datagrams) sendWaiting(now time.Time) {
 	d.tryAgain = now.Add(d.pause)
 }
 
-func (d *datagrams) sendQueue(sender uds.Sender, q *queue) (sent int, err error) {
+func (d *datagrams) sendQueue(c client, q *queue) (sent int, err error) {
 	for len(q.replies) > 0 {
-		switch err := uds.ReplyTo(d.socket.FD, q.replies[0], sender); err {
+		switch err := d.send(c, q.replies[0]); err {
 		case nil:
 			d.forget(q.replies[0])
 			q.replies = q.replies[1:]
@@ -287,8 +318,8 @@ func (d *datagrams) sendQueue(sender uds.Sender, q *queue) (sent int, err error)
 	return sent, nil
 }
 
-func (d *datagrams) dropQueue(sender uds.Sender, q *queue, err error) {
-	d.drop(len(q.replies), sender.String(), err)
+func (d *datagrams) dropQueue(c client, q *queue, err error) {
+	d.drop(len(q.replies), c, err)
 	for _, r := range q.replies {
 		d.forget(r)
 	}
@@ -296,8 +327,8 @@ func (d *datagrams) dropQueue(sender uds.Sender, q *queue, err error) {
 }
 
 func (d *datagrams) dropAll(err error) {
-	for sender, q := range d.queues {
-		d.dropQueue(sender, q, err)
+	for c, q := range d.queues {
+		d.dropQueue(c, q, err)
 	}
 }
 
@@ -306,9 +337,9 @@ func (d *datagrams) forget(reply []byte) {
 	d.bytes -= len(reply) + replyCost
 }
 
-func (d *datagrams) drop(n int, peer string, err error) {
+func (d *datagrams) drop(n int, to client, err error) {
 	dropped := d.Stats.Dropped.Add(uint64(n))
-	d.warnDropped.Warn().Err(err).Str("peer", Escape(peer)).Int("replies", n).Uint64("dropped", dropped).
+	d.warnDropped.Warn().Err(err).Str("peer", Escape(to.address.String())).Int("replies", n).Uint64("dropped", dropped).
 		Msgf("dropped replies to a client: %v", err)
 }
 
@@ -331,8 +362,8 @@ type sendBuffer struct {
 // skbSize is about what the kernel counts for a message beyond its bytes.
 const skbSize = 768
 
-// admit tells whether a reply of n bytes to the last message may be sent.
-func (b *sendBuffer) admit(r *uds.Receiver, n int) bool {
+// admit tells whether a reply of n bytes may be sent to a client.
+func (b *sendBuffer) admit(to uds.Sender, n int) bool {
 	n += skbSize
 	if b.sent += n; b.sent > b.size/8 {
 		b.look()
@@ -340,11 +371,11 @@ func (b *sendBuffer) admit(r *uds.Receiver, n int) bool {
 	if !b.half {
 		return true
 	}
-	sender := r.Sender()
-	if b.shares[sender] += n; b.shares[sender] > b.size/16 {
-		b.greedy[sender] = true
+	to = uds.Sender(strings.Clone(string(to)))
+	if b.shares[to] += n; b.shares[to] > b.size/16 {
+		b.greedy[to] = true
 	}
-	return !b.greedy[sender]
+	return !b.greedy[to]
 }
 
 func (b *sendBuffer) look() {

@@ -363,3 +363,45 @@ func TestDrainTimeoutEndsTheWaitForDatagramClients(t *testing.T) {
 	server.log.await(t, 1, "drain timeout is over")
 	gone(t, server.addr.Path)
 }
+
+// A flood sends one more message for each that the server tells of: as much as
+// comes in while it receives, however fast it is.
+type flood struct {
+	net.Conn
+	until time.Time
+}
+
+func (f *flood) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("received")) && time.Now().Before(f.until) {
+		if _, err := f.Conn.Write([]byte("flood")); err != nil {
+			return 0, err
+		}
+	}
+	return len(line), nil
+}
+
+func TestF44UDPFloodWhileDraining(t *testing.T) {
+	t.Parallel()
+	socket, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.UDP, Path: "127.0.0.1:0"})
+	check(t, err)
+	conn, err := net.Dial("udp", boundTo(t, socket))
+	check(t, err)
+	defer func() { check(t, conn.Close()) }()
+	const drainTimeout = time.Second
+	began := time.Now()
+	endless := &flood{conn, began.Add(5 * drainTimeout)}
+	_, err = endless.Conn.Write([]byte("flood"))
+	check(t, err)
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	server := echo.Server{DrainTimeout: drainTimeout, Log: zerolog.New(endless)}
+	check(t, server.Serve(ctx, socket))
+	took := time.Since(began)
+	if most := drainTimeout + time.Second; took > most {
+		t.Errorf("it ended after %v, more than %v", took, most)
+	}
+	faults.Report(t, faults.Row{
+		ID: "F44", Done: "a server that is to stop, `--drain-timeout 1s`, gets another message over UDP for each that it receives, without an end", Count: 1,
+		Outcome: fmt.Sprintf("it ended after %.1f s", took.Seconds()),
+	})
+}

@@ -22,6 +22,7 @@ func (s *server) renew() {
 	if s.successor != nil && s.successor.claims {
 		return // it finds out, if it is to have them
 	}
+	s.goHome()
 	for _, ln := range slices.Clone(s.listeners) {
 		if !ln.socket.Lost() {
 			continue

@@ -8,6 +8,7 @@ package echo
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,6 +38,9 @@ type Server struct {
 	// Files serves a connection of a files: socket, which it takes over; it calls
 	// done, from any goroutine, when it has closed it.
 	Files func(fd int, done func())
+	// OwnDirectory lets the server change the working directory of the process:
+	// none of its paths is relative. It answers datagrams faster then.
+	OwnDirectory bool
 	// Handover has the sockets, where they come from a server that runs or go to
 	// the next; nil: they do neither.
 	Handover *uds.Handover
@@ -87,6 +91,10 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	}
 
 	defer l.InterruptAt(ctx)()
+	e.ownThread = slices.ContainsFunc(sockets, func(s *uds.Socket) bool { return s.Addr.Type == uds.Datagram })
+	if e.ownThread {
+		return onOwnThread(func() error { return e.run(ctx) })
+	}
 	return e.run(ctx)
 }
 
@@ -120,9 +128,11 @@ type server struct {
 	*loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
-	handover    *uds.Handover  // nil: the sockets do not change hands, or have
-	claimed     int            // the connection over which they come, while they are pending
-	successor   *successor     // who may take them over
+	handover    *uds.Handover // nil: the sockets do not change hands, or have
+	claimed     int           // the connection over which they come, while they are pending
+	successor   *successor    // who may take them over
+	names       names
+	ownThread   bool           // the loop's, and not asked for a working directory yet
 	perUser     map[uint32]int // open connections
 	lastID      uint64
 	streams     *uds.Receiver // one receive, shared by all stream connections
@@ -143,6 +153,7 @@ func newServer(s *Server, l *loop.Loop) *server {
 		s.Stats = new(Stats)
 	}
 	e := &server{Server: s, Loop: l, handover: s.Handover, started: time.Now(), perUser: map[uint32]int{}}
+	e.names = names{workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}}
 	bounded := func() zerolog.Logger { return s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
 	for cause := range e.warn {
 		e.warn[cause] = bounded()
@@ -153,6 +164,10 @@ func newServer(s *Server, l *loop.Loop) *server {
 
 func (s *server) run(ctx context.Context) error {
 	for {
+		if s.ownThread && !s.pending() { // taking over looks up paths
+			s.ownThread = false
+			s.names.dir = newWorkDir(s.OwnDirectory)
+		}
 		if err := s.Wait(s.timeout()); err != nil {
 			return err
 		}
@@ -219,6 +234,9 @@ func (s *server) timeout() time.Duration {
 	return max(time.Until(first), 0)
 }
 
+// goHome comes before whatever looks up a path on the loop's thread.
+func (s *server) goHome() { s.names.dir.goHome() }
+
 func (s *server) open() int { return int(s.Stats.Connections.Load()) }
 
 // sweepPeriod is how often the server looks at what goes by time.
@@ -236,6 +254,7 @@ func (s *server) sweep(now time.Duration) {
 	}
 	stopped := now-s.swept > 3*sweepPeriod
 	s.swept = now
+	s.names.forgetAll() // to be looked at again
 	for h := range s.Handlers {
 		var c *conn
 		switch h := h.(type) {
@@ -270,6 +289,7 @@ func (s *server) pending() bool { return s.handover != nil && s.handover.Pending
 // that another server has just asked for are that one's, or are drained when it
 // is gone; those that are not this one's yet are given back.
 func (s *server) drain() error {
+	s.goHome()
 	if s.pending() {
 		if s.handover.Orphaned() {
 			s.takeOver()
@@ -349,6 +369,8 @@ func (s *server) close() {
 			_ = unix.Close(c.fd)
 		}
 	}
+	s.names.forgetAll()
+	s.names.dir.close()
 	s.ended.close()
 	s.Close()
 }
@@ -380,7 +402,7 @@ func isHealthCheck(peer string, cred *unix.Ucred) bool {
 // IsHealthCheck tells whether a client of this name and user checks the server's
 // health.
 func IsHealthCheck(peer string, uid uint32) bool {
-	return strings.HasPrefix(peer, healthName) && uid == uint32(os.Geteuid())
+	return strings.HasPrefix(peer, healthName) && uds.IsOwnUser(uid)
 }
 
 // about is an event about a client, or nil where its level is off: a health

@@ -48,6 +48,7 @@ func (ln *listener) accept(limit int) {
 func (s *server) acceptLater(what string, err error) {
 	s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s: trying again in %v", what, Escape(err.Error()), acceptPause)
 	s.watchListeners(0)
+	s.names.forgetAll() // their descriptors may be what it lacks
 	s.acceptAgain = time.Now().Add(acceptPause)
 }
 

@@ -135,6 +135,7 @@ func (s *server) handOver(now time.Time) {
 
 // handedOver lets go what a successor serves by now.
 func (s *server) handedOver() {
+	s.goHome()
 	s.dismiss()
 	s.forgetControl()
 	s.handover.Release()
@@ -146,6 +147,7 @@ func (s *server) handedOver() {
 
 // takeBack serves on where a successor is gone.
 func (s *server) takeBack() {
+	s.goHome()
 	n := s.successor
 	s.dismiss()
 	if n.claims {

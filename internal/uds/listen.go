@@ -161,9 +161,13 @@ func (c ListenConfig) Inherit(fd int) (*Socket, error) {
 // message, PassCredentials= in a systemd unit for example, and nobody receives
 // here: the kernel could not deliver it, and would report that just as it
 // reports descriptors that nobody receives. Connections have such options from
-// the listening socket that they were made at.
+// the listening socket that they were made at. Credentials of datagrams are
+// received; what came while they were off would be nobody's.
 func DropAncillary(fd int) {
-	for _, option := range []int{unix.SO_PASSCRED, unix.SO_PASSSEC, unix.SO_PASSPIDFD, unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS} {
+	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_DGRAM {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 0)
+	}
+	for _, option := range []int{unix.SO_PASSSEC, unix.SO_PASSPIDFD, unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS} {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 0) // not every kernel knows all of them
 	}
 }

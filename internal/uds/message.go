@@ -196,16 +196,6 @@ func (r *Receiver) Cred() (cred unix.Ucred, ok bool) {
 // client that has not bound a name cannot.
 func (r *Receiver) Named() bool { return r.nameLen > uint32(unsafe.Sizeof(r.name.Addr.Family)) }
 
-// Abstract tells whether the name of who sent the last message is no file.
-func (r *Receiver) Abstract() bool {
-	return r.Named() && r.name.Addr.Family == unix.AF_UNIX && r.name.Addr.Data[0] == 0
-}
-
-// From tells whether s sent the last message.
-func (r *Receiver) From(s Sender) bool {
-	return unsafe.String((*byte)(unsafe.Pointer(&r.name)), int(r.nameLen)) == string(s)
-}
-
 // A Sender is the address of who sent a message, as the kernel has it.
 type Sender string
 
@@ -213,6 +203,28 @@ type Sender string
 func (r *Receiver) Sender() Sender {
 	return Sender(unsafe.Slice((*byte)(unsafe.Pointer(&r.name)), r.nameLen))
 }
+
+// Peek is Sender without a copy: it is valid until the next message.
+func (r *Receiver) Peek() Sender {
+	return Sender(unsafe.String((*byte)(unsafe.Pointer(&r.name)), int(r.nameLen)))
+}
+
+// Path is the address of a socket file, of at most [MaxPath] bytes.
+func Path(path string) Sender {
+	sa := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
+	size := int(unsafe.Offsetof(sa.Path))
+	bytes := unsafe.Slice((*byte)(unsafe.Pointer(&sa)), unsafe.Sizeof(sa))
+	size += copy(bytes[size:len(bytes)-1], path) + 1
+	return Sender(bytes[:size])
+}
+
+// IsPath tells whether the address is a file's.
+func (s Sender) IsPath() bool {
+	return len(s) > len(unixFamily) && s[:len(unixFamily)] == unixFamily && s[len(unixFamily)] != 0
+}
+
+// unixFamily is how the addresses of Unix sockets start.
+var unixFamily = Path("")[:unsafe.Sizeof(unix.RawSockaddrUnix{}.Family)]
 
 // String is the address to read: a path, an @name, HOST:PORT, or "" where the
 // sender has none.
@@ -239,15 +251,10 @@ func (s Sender) String() string {
 	return ""
 }
 
-// Reply sends message to who sent the last one. The error is EAGAIN where the
-// client's queue is full (net.unix.max_dgram_qlen), ECONNREFUSED or ENOENT
-// where it is gone, EACCES where its socket's mode keeps this process out,
-// EMSGSIZE where the message is larger than [SendLimit].
-func (r *Receiver) Reply(fd int, message []byte) error {
-	return sendTo(fd, message, unsafe.Pointer(&r.name), r.nameLen)
-}
-
-// ReplyTo is [Receiver.Reply] to the sender of an earlier message.
+// ReplyTo sends a message to an address, that of a [Sender] for example. The
+// error is EAGAIN where the client's queue is full (net.unix.max_dgram_qlen),
+// ECONNREFUSED or ENOENT where it is gone, EACCES where its socket's mode keeps
+// this process out, EMSGSIZE where the message is larger than [SendLimit].
 func ReplyTo(fd int, message []byte, to Sender) error {
 	return sendTo(fd, message, unsafe.Pointer(unsafe.StringData(string(to))), uint32(len(to)))
 }

@@ -231,12 +231,17 @@ func TestSenderIsWhoeverSentTheMessage(t *testing.T) {
 		if got := r.Sender().String(); got != name {
 			t.Errorf("the sender is %q, not %q", got, name)
 		}
+		if want := name != "" && name[0] != '@'; r.Peek() != r.Sender() || r.Sender().IsPath() != want {
+			t.Errorf("%q is a path: %t", name, !want)
+		} else if want && uds.Path(name).String() != name {
+			t.Errorf("the address of %q is %q", name, uds.Path(name))
+		}
 		if r.Named() != (name != "") {
 			t.Errorf("%q: named is %t", name, r.Named())
 		}
 		if name != "" {
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
-			check(t, r.Reply(s.FD, []byte("one")))
+			check(t, uds.ReplyTo(s.FD, []byte("one"), r.Peek()))
 			check(t, uds.ReplyTo(s.FD, []byte("two"), r.Sender()))
 			for _, want := range []string{"one", "two"} {
 				if got, err := conn.Receive(uds.NewReceiver(100)); err != nil || string(got) != want {
@@ -262,7 +267,7 @@ func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
 	check(t, raw.Read(func(fd uintptr) bool {
 		var message []byte
 		if message, err = r.Receive(int(fd)); err != unix.EAGAIN && string(message) == "hello" {
-			err = r.Reply(int(fd), []byte("hello yourself"))
+			err = uds.ReplyTo(int(fd), []byte("hello yourself"), r.Peek())
 		}
 		return err != unix.EAGAIN
 	}))
@@ -404,7 +409,7 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 		if _, ok := r.Cred(); !ok || !r.Named() {
 			t.Fatal("nobody sent it")
 		}
-		if err := r.Reply(s.FD, message); err != nil {
+		if err := uds.ReplyTo(s.FD, message, r.Peek()); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := unix.Read(client, back); err != nil || n != len(sent) {
@@ -426,16 +431,16 @@ func TestReplyErrorsAreErrnos(t *testing.T) {
 	_, err = client.WriteTo([]byte("hello"), &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
 	check(t, err)
 	r := received(t, s.FD)
-	if err := r.Reply(s.FD, make([]byte, 10_000)); err != unix.EMSGSIZE {
+	if err := uds.ReplyTo(s.FD, make([]byte, 10_000), r.Peek()); err != unix.EMSGSIZE {
 		t.Errorf("a reply larger than the send buffer: %v", err)
 	}
-	for err = nil; err == nil; err = r.Reply(s.FD, nil) {
+	for err = nil; err == nil; err = uds.ReplyTo(s.FD, nil, r.Peek()) {
 	}
 	if err != unix.EAGAIN {
 		t.Errorf("the client's queue is full: %v", err)
 	}
 	check(t, client.Close())
-	if err := r.Reply(s.FD, nil); err != unix.ECONNREFUSED {
+	if err := uds.ReplyTo(s.FD, nil, r.Peek()); err != unix.ECONNREFUSED {
 		t.Errorf("the client is closed: %v", err)
 	}
 	check(t, os.Remove(d+"/client"))
@@ -649,6 +654,23 @@ func TestListenAndDialInternetAddresses(t *testing.T) {
 		} else {
 			check(t, err)
 			check(t, conn.Close())
+		}
+	}
+}
+
+func TestUserNamespacesThatMapAllUsers(t *testing.T) {
+	t.Parallel()
+	for uidMap, want := range map[string]bool{
+		"         0          0 4294967295\n":     true,
+		"0 0 1000\n1000 1001 4294966295\n":       true,
+		"         0     100000      65536\n":     false,
+		"0 1000 1\n1 100000 65536\n":             false,
+		"     65534      10004          1\n":     false,
+		"":                                       false,
+		"what no kernel says\n\n1 2\n0 0 many\n": false,
+	} {
+		if got := uds.MapsAll(uidMap); got != want {
+			t.Errorf("%q maps all users: %t", uidMap, got)
 		}
 	}
 }

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"strconv"
+	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,6 +29,45 @@ func (c *Conn) PeerCred() (cred *unix.Ucred, err error) {
 	}
 	ctrlErr := raw.Control(func(fd uintptr) { cred, err = PeerCred(int(fd)) })
 	return cred, errors.Join(ctrlErr, err)
+}
+
+// OverflowUID is the user whom the kernel tells of instead of one that it cannot
+// tell: user_namespaces(7), "Unmapped user and group IDs".
+var OverflowUID = sync.OnceValue(func() uint32 {
+	text, err := os.ReadFile("/proc/sys/kernel/overflowuid")
+	uid, parseErr := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	if err != nil || parseErr != nil {
+		return 65534 // the kernel's default
+	}
+	return uint32(uid)
+})
+
+// Unmapped tells whether a user, by the kernel's word, may be any of those that
+// have no number in this process's user namespace. A user whose number there is
+// [OverflowUID] cannot be told from them. In a namespace that maps all users, as
+// the first of a system does, nobody is unmapped.
+func Unmapped(uid uint32) bool { return uid == OverflowUID() && !mapsAllUsers() }
+
+// IsOwnUser tells whether a user, by the kernel's word, is certainly that of this
+// process.
+func IsOwnUser(uid uint32) bool { return uid == uint32(os.Geteuid()) && !Unmapped(uid) }
+
+var mapsAllUsers = sync.OnceValue(func() bool {
+	text, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && mapsAll(string(text))
+})
+
+// mapsAll reads a uid_map: lines of the first number inside, the first outside,
+// and how many. All are 2^32-1, as -1 is no user.
+func mapsAll(uidMap string) bool {
+	mapped := uint64(0)
+	for line := range strings.Lines(uidMap) {
+		if f := strings.Fields(line); len(f) == 3 {
+			n, _ := strconv.ParseUint(f[2], 10, 32)
+			mapped += n
+		}
+	}
+	return mapped == 1<<32-1
 }
 
 // PeerName is the address of the other end of a connection to read: a path, an

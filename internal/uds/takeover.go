@@ -233,7 +233,7 @@ func fileAt(path string) (*file, error) {
 
 // trusted tells whether sockets may change hands: between processes of one
 // user, and with the one that can do anything anyway.
-func trusted(cred *unix.Ucred) bool { return cred.Uid == uint32(os.Geteuid()) || cred.Uid == 0 }
+func trusted(cred *unix.Ucred) bool { return IsOwnUser(cred.Uid) || cred.Uid == 0 }
 
 // receiveHello receives n types, and descriptors: n sockets, n locks, the
 // control socket. The error is io.EOF where the server has ended instead.

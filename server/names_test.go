@@ -1,0 +1,334 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/faults"
+)
+
+// A swindler is a datagram client that sends under a name and puts another file
+// there before the reply.
+type swindler struct {
+	server, name, link, target string // paths
+	flush                      int    // a socket with an abstract name
+}
+
+// bind makes a socket of the swindler's name.
+func (s *swindler) bind() (fd int, err error) {
+	if fd, err = datagramSocket(s.name); err == nil {
+		err = unix.Chmod(s.name, 0o666)
+	}
+	return fd, err
+}
+
+func datagramSocket(name string) (fd int, err error) {
+	if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	late := unix.NsecToTimeval(patience.Nanoseconds())
+	return fd, errors.Join(unix.Bind(fd, &unix.SockaddrUnix{Name: name}),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &late))
+}
+
+func (s *swindler) send(fd int, words string) error {
+	return unix.Sendto(fd, []byte(words), 0, &unix.SockaddrUnix{Name: s.server})
+}
+
+// settle waits until the server has received all that came before: it answers
+// in turn.
+func (s *swindler) settle() error {
+	if err := s.send(s.flush, "settled?"); err != nil {
+		return err
+	}
+	_, _, err := unix.Recvfrom(s.flush, make([]byte, 100), 0)
+	return err
+}
+
+// swap has the server answer once, or not, and then replaces the name.
+func (s *swindler) swap(answered bool) error {
+	fd, err := s.bind()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if answered {
+		if err := errors.Join(s.send(fd, "honest"), s.settle()); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(unix.Unlink(s.name), unix.Symlink(s.target, s.name)); err != nil {
+		return err
+	}
+	defer func() { _ = unix.Unlink(s.name) }()
+	return errors.Join(s.send(fd, "forged"), s.settle())
+}
+
+// race swaps name and link all the time while it sends. It returns the number
+// of swaps.
+func (s *swindler) race() (swaps int, err error) {
+	fd, err := s.bind()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Symlink(s.target, s.link); err != nil {
+		return 0, err
+	}
+	defer func() { _, _ = unix.Unlink(s.name), unix.Unlink(s.link) }()
+	var over atomic.Bool
+	var flip sync.WaitGroup
+	var flipErr error
+	flip.Go(func() {
+		for !over.Load() && flipErr == nil {
+			flipErr = unix.Renameat2(unix.AT_FDCWD, s.name, unix.AT_FDCWD, s.link, unix.RENAME_EXCHANGE)
+			swaps++
+		}
+	})
+	for range 3 {
+		err = errors.Join(err, s.send(fd, "forged"))
+	}
+	err = errors.Join(err, s.settle())
+	over.Store(true)
+	flip.Wait()
+	return swaps, errors.Join(err, flipErr)
+}
+
+func TestF36SwappedName(t *testing.T) {
+	t.Parallel()
+	d := open(t)
+	server := start(t, d, "server", "--listen", "datagram:all", "--mode", "0666", "--log-level", "warn", "--admin", "admin1")
+	picky := start(t, d, "server", "--listen", "datagram:some", "--mode", "0666", "--log-level", "warn", "--allow-uid", strconv.Itoa(friend), "--admin", "admin2")
+	awaitServer(t, d+"/admin1")
+	awaitServer(t, d+"/admin2")
+
+	// Only root may write to it.
+	secret, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/secret", Net: "unixgram"})
+	check(t, err)
+	check(t, os.Chmod(d+"/secret", 0o600))
+	var forged atomic.Int64 // messages: the refusal of one that is not allowed is empty
+	var read sync.WaitGroup
+	read.Go(func() {
+		for buf := make([]byte, 100); ; forged.Add(1) {
+			if _, _, err := secret.ReadFrom(buf); err != nil {
+				return
+			}
+		}
+	})
+
+	const each = 500
+	swaps, raced := 0, 0
+	asStranger(t, func() error {
+		for _, path := range []string{"all", "some"} {
+			s := swindler{d + "/" + path, d + "/me", d + "/link", d + "/secret", -1}
+			var err error
+			if s.flush, err = datagramSocket("@swindler." + d + path); err != nil {
+				return err
+			}
+			defer func() { _ = unix.Close(s.flush) }()
+			for i := range each {
+				if err := s.swap(i%2 == 0); err != nil {
+					return fmt.Errorf("swap %d at %s: %w", i, path, err)
+				}
+				swaps++
+			}
+			for most := raced + each; raced < most; {
+				n, err := s.race()
+				if err != nil {
+					return fmt.Errorf("race %d at %s: %w", raced, path, err)
+				}
+				raced += n
+			}
+		}
+		return nil
+	})
+	// It gets what it is sent by those who may.
+	mine, err := datagramSocket("@honest." + d)
+	check(t, err)
+	before := forged.Load()
+	check(t, errors.Join(unix.Sendto(mine, []byte("honest"), 0, &unix.SockaddrUnix{Name: d + "/secret"}), unix.Close(mine)))
+	for late := time.Now().Add(patience); forged.Load() == before && time.Now().Before(late); {
+	}
+	check(t, secret.Close())
+	read.Wait()
+	if n := forged.Load() - 1; n != 0 {
+		t.Errorf("%d forged messages reached the socket of another user after %d swaps and %d in a race", n, swaps, raced)
+	}
+	check(t, os.Remove(d+"/secret"))
+	for _, p := range []*process{server, picky} {
+		p.signal(t, unix.SIGTERM)
+		if status := p.status(t); status != 0 {
+			t.Errorf("exit status %d after:\n%s", status, &p.err)
+		}
+	}
+	wantFiles(t, d)
+	faults.Report(t, faults.Row{
+		ID: "F36", Done: "a client replaces its name by a link to a socket that only root may write to, before a server of root answers, or refuses: after an answer, before the first, and in a race", Count: swaps + each*2,
+		Outcome: "0 messages at that socket; others served meanwhile",
+	})
+}
+
+// asNobody has a process run as the overflow user in a user namespace that has
+// no other user: outside it is the friend.
+func asNobody() *syscall.SysProcAttr {
+	const nobody = 65534
+	only := []syscall.SysProcIDMap{{ContainerID: nobody, HostID: friend, Size: 1}}
+	return &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWUSER, UidMappings: only, GidMappings: only, GidMappingsEnableSetgroups: true,
+		Credential: &syscall.Credential{Uid: nobody, Gid: nobody},
+	}
+}
+
+// The server's own user and all strangers have the same number here.
+func TestF45UnmappedUsers(t *testing.T) {
+	t.Parallel()
+	asked := 0
+	for _, tt := range []struct {
+		args           []string
+		served, atPath bool
+	}{
+		{nil, true, false},
+		{[]string{"--allow-uid", "1"}, false, false},
+		{[]string{"--allow-uid", "65534"}, true, true},
+	} {
+		t.Run(fmt.Sprint(tt.args), func(t *testing.T) {
+			d := open(t)
+			args := append([]string{"server", "--mode", "0666", "--admin", "admin", "--max-per-user", "1"}, tt.args...)
+			for _, a := range places {
+				args = append(args, "--listen", a)
+			}
+			server := startAttr(t, asNobody(), nil, d, args...)
+			server.err.await(t, 1, "waiting for a ")
+			for _, c := range []struct {
+				address, bind string
+				want          bool
+			}{
+				{places[0], "@udsecho.healthcheck." + d, tt.served},
+				{places[1], "auto", tt.served},
+				{places[2], "@" + d, tt.served},
+				{places[2], "auto", tt.atPath},
+			} {
+				client := startAs(t, stranger, d, "client", "--connect", c.address, "--bind", c.bind, "--timeout", "1s")
+				if status := client.status(t); (status == 0) != c.want {
+					t.Errorf("%s as %s: exit status %d, error %q; the server says:\n%s", c.address, c.bind, status, &client.err, &server.err)
+				}
+				asked++
+			}
+			if !tt.served {
+				server.err.await(t, 4, "user 65534, group 65534 is not allowed")
+			} else {
+				server.err.await(t, 1, "received ") // of what calls itself a health check too
+			}
+			if tt.served && !tt.atPath {
+				server.err.await(t, 1, "cannot answer at a path a client whose user the kernel does not tell here: map the user")
+				first := connect(t, "unix", d+"/s")
+				check(t, echoed(first, "first"))
+				other := startAs(t, stranger, d, "client", "--connect", places[0])
+				if status := other.status(t); status != 1 {
+					t.Errorf("of two strangers, the second has exit status %d", status)
+				}
+				server.err.await(t, 1, "connections of its user are open, the most allowed")
+				check(t, first.Close())
+			}
+			server.stop(t)
+		})
+	}
+
+	// A health check believes no stranger.
+	d := open(t)
+	impostor := startAs(t, stranger, d, "server", "--listen", "s", "--mode", "0666")
+	impostor.err.await(t, 1, "waiting for a ")
+	client := startAttr(t, asNobody(), nil, d, "server", "healthcheck", "--listen", "s")
+	if status := client.status(t); status != 1 {
+		t.Errorf("the health check of an unmapped user's server has exit status %d", status)
+	}
+	wantWords(t, client.err.String(), "user 65534 serves there, which may be any that this user namespace does not map")
+	asked++
+	impostor.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F45", Done: "clients of an unmapped user at a server that runs as 65534 in a user namespace of its own, without `--allow-uid`, with that of another user, and of 65534; and the health check of a server that is an unmapped user's", Count: asked,
+		Outcome: "served, but not at a path; refused; served; refused; counted as one user, and no name makes any a health check",
+	})
+}
+
+// The loop's thread is in another directory while it sends to paths.
+func TestServerFindsItsFilesAfterItAnsweredAtPaths(t *testing.T) {
+	t.Parallel()
+	need(t, "socat", "socat")
+	d := dir(t)
+	server := serve(t, d, "--listen", "datagram:d")
+	for i, name := range []string{"./me", "me", "you"} {
+		p := start(t, d, "socat", "-", "UNIX-SENDTO:d,bind="+name)
+		_, err := io.WriteString(p.in, message)
+		check(t, err)
+		p.out.await(t, 1, message)
+		check(t, p.in.Close())
+		p.status(t)
+		if i < 2 {
+			check(t, os.Remove(d+"/d"))
+			server.err.await(t, i+1, "d was removed: listening again")
+		}
+	}
+	server.stop(t)
+}
+
+// It keeps the sockets of some, looks at them anew where it must, and does with
+// few descriptors.
+func TestNamesOfManyClients(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--listen", "datagram:d", "--log-level", "info")
+	const clients = 200
+	fds := make([]int, clients)
+	name := func(i int) string { return fmt.Sprintf("%s/%d", d, i) }
+	var err error
+	for i := range fds {
+		fds[i], err = datagramSocket(name(i))
+		check(t, err)
+	}
+	back := make([]byte, 100)
+	ask := func(i int, words string) {
+		t.Helper()
+		check(t, unix.Sendto(fds[i], []byte(words), 0, &unix.SockaddrUnix{Name: d + "/d"}))
+		if n, _, err := unix.Recvfrom(fds[i], back, 0); err != nil || string(back[:n]) != words {
+			t.Fatalf("%s: came back %q, %v", words, back[:n], err)
+		}
+	}
+	askAll := func(words string) {
+		t.Helper()
+		for i := range fds {
+			ask(i, fmt.Sprint(words, i))
+		}
+	}
+	askAll("first")
+	askAll("second")
+	for i := range fds { // another socket has the name
+		check(t, errors.Join(unix.Close(fds[i]), unix.Unlink(name(i))))
+		fds[i], err = datagramSocket(name(i))
+		check(t, err)
+		ask(i, "anew")
+	}
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", server.Process.Pid))
+	check(t, err)
+	if n := len(open); n > 160 { // 128 names, and its own
+		t.Errorf("%d descriptors are open", n)
+	}
+	const few = 20
+	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: few, Max: few}, nil))
+	askAll("third")
+	for i := range fds {
+		check(t, errors.Join(unix.Close(fds[i]), unix.Unlink(name(i))))
+	}
+	server.stop(t)
+}
