@@ -26,8 +26,8 @@ type Server struct {
 	SendBuffer   int           // SO_SNDBUF of connections, in bytes; 0: the system's
 	DrainTimeout time.Duration // how long running echoes may take once the server is told to stop
 
-	// Further clients are turned away; 0: no limit. Connections of TCP have no
-	// user, and only the first limit.
+	// Further clients are turned away, but [HealthChecks]; 0: no limit.
+	// Connections of TCP have no user, and only the first limit.
 	MaxConnections, MaxConnectionsPerUser int
 	// Clients that say nothing for so long, or take nothing of what is due to
 	// them, are turned away within two seconds more; 0: they may.
@@ -347,9 +347,15 @@ func (s *server) watchListeners(events uint32) {
 }
 
 // healthName is how the name of a client that checks the server's health
-// starts. It is believed only of a client that runs as the server's own user,
-// and all that it changes is that the client is not mentioned at info level.
+// starts. It is believed only of a client that runs as the server's own user.
+// It is not mentioned at info level, and served beside the limits.
 const healthName = "@udsecho.healthcheck."
+
+// HealthChecks is how many connections that check the server's health are
+// served beside the limits, so that a server is not killed for being full: a few
+// checks at once, each with a connection that it has just closed and the server
+// not yet.
+const HealthChecks = 8
 
 func isHealthCheck(peer string, cred *unix.Ucred) bool {
 	return cred != nil && IsHealthCheck(peer, cred.Uid)

@@ -63,7 +63,7 @@ func (ln *listener) welcome(fd int) {
 		c.peer = uds.PeerName(fd)
 		c.quiet = isHealthCheck(c.peer, cred)
 	}
-	if why, text := ln.refusal(t, cred); text != "" {
+	if why, text := ln.refusal(t, fd, cred); text != "" {
 		if ev := ln.refuse(why, 1); ev != nil { // there may be thousands
 			WithCred(ev.Str("peer", Escape(uds.PeerName(fd))), cred).Msg("turned a client away: " + text)
 		}
@@ -106,16 +106,32 @@ func (ln *listener) welcome(fd int) {
 
 // refusal is why a client that has connected is not served, with no text where
 // it is.
-func (ln *listener) refusal(t uds.Type, cred *unix.Ucred) (Cause, string) {
+func (ln *listener) refusal(t uds.Type, fd int, cred *unix.Ucred) (Cause, string) {
 	if t.Unix() && !ln.allowed(cred) {
 		return CauseUser, notAllowed(cred)
 	}
+	why, text := ln.full(cred, 0)
+	if text == "" || !t.Unix() {
+		return why, text
+	}
+	if cred == nil {
+		cred, _ = uds.PeerCred(fd)
+	}
+	if isHealthCheck(uds.PeerName(fd), cred) {
+		return ln.full(cred, HealthChecks)
+	}
+	return why, text
+}
+
+// full is which limit a further client of this user would exceed by more than
+// beside, with no text where none.
+func (ln *listener) full(cred *unix.Ucred, beside int) (Cause, string) {
 	if cred != nil {
-		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser {
+		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser+beside {
 			return CauseUserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
 		}
 	}
-	if n := ln.open(); ln.MaxConnections > 0 && n >= ln.MaxConnections {
+	if n := ln.open(); ln.MaxConnections > 0 && n >= ln.MaxConnections+beside {
 		return CauseConnections, fmt.Sprintf("%d connections are open, the most allowed", n)
 	}
 	return 0, ""
