@@ -165,7 +165,11 @@ func (s *server) run(ctx context.Context) error {
 		}
 		if !s.acceptAgain.IsZero() && now.After(s.acceptAgain) {
 			s.acceptAgain = time.Time{}
-			s.watchListeners(unix.EPOLLIN)
+			if s.drainUntil.IsZero() {
+				s.watchListeners(unix.EPOLLIN)
+			} else if err := s.drain(); err != nil {
+				return err
+			}
 		}
 		waiting := 0
 		for _, d := range s.datagrams {
@@ -177,7 +181,7 @@ func (s *server) run(ctx context.Context) error {
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open()+waiting+len(s.claims)+len(s.offers) == 0 {
+		if s.open()+waiting+len(s.listeners)+len(s.claims)+len(s.offers) == 0 {
 			return s.lost
 		}
 		if now.After(s.drainUntil) {
@@ -263,10 +267,10 @@ func (s *server) drain() error {
 			s.Remove(c.socket.Control)
 		}
 	}
-	var offered []*listener
+	var kept []*listener
 	for _, ln := range s.listeners {
 		if s.offered(ln.socket) {
-			offered = append(offered, ln)
+			kept = append(kept, ln)
 			continue
 		}
 		ln.socket.Unlink()
@@ -275,14 +279,17 @@ func (s *server) drain() error {
 			if err := ln.socket.Refuse(); err != nil {
 				return err
 			}
-			ln.acceptAll()
+			if !ln.acceptAll() {
+				kept = append(kept, ln) // and drained again when acceptAgain comes
+				continue
+			}
 		}
 		s.Remove(ln.socket.FD)
 		if err := ln.socket.Close(); err != nil {
 			return err
 		}
 	}
-	s.listeners = offered
+	s.listeners = kept
 	for _, d := range s.datagrams {
 		if s.offered(d.socket) {
 			continue
@@ -308,9 +315,6 @@ func (s *server) close() {
 	for _, socket := range s.claims {
 		_ = socket.Close()
 	}
-	for _, ln := range s.listeners {
-		_ = ln.socket.Close()
-	}
 	for _, d := range s.datagrams {
 		_ = d.socket.Close()
 		if d.leaving != nil {
@@ -327,6 +331,12 @@ func (s *server) close() {
 	}
 	s.ended.close()
 	s.Close()
+	if !s.drainUntil.IsZero() {
+		s.turnAwayAll()
+	}
+	for _, ln := range s.listeners {
+		_ = ln.socket.Close()
+	}
 }
 
 // allowed tells whether Allow lets a client in. One that the kernel does not
