@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -67,9 +68,13 @@ func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 				return
 			}
 		}
+		renewed := make(chan struct{})
+		go func() { defer close(renewed); l.renewUntil(ctx) }()
 		if err := server.Serve(netutil.LimitListener(l, adminConnections)); !errors.Is(err, http.ErrServerClosed) {
 			a.log.Warn().Err(err).Msg(echo.Escape(fmt.Sprintf("the admin socket is gone: %v", err)))
 		}
+		cancel()
+		<-renewed
 	}()
 	return func() {
 		cancel()
@@ -79,10 +84,10 @@ func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 }
 
 // await listens once the server that is taken over from has let the address go.
-func (a *admin) await(ctx context.Context) (net.Listener, error) {
+func (a *admin) await(ctx context.Context) (*adminListener, error) {
 	again := backoff.NewExponentialBackOff()
 	again.MaxInterval = time.Second
-	return backoff.Retry(ctx, func() (net.Listener, error) {
+	return backoff.Retry(ctx, func() (*adminListener, error) {
 		l, err := a.listen()
 		if err != nil && !errors.Is(err, uds.ErrInUse) {
 			err = backoff.Permanent(err)
@@ -99,7 +104,7 @@ func (w warner) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-func (a *admin) listen() (net.Listener, error) {
+func (a *admin) listen() (*adminListener, error) {
 	socket, err := a.config.Listen(a.addr)
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
@@ -109,7 +114,104 @@ func (a *admin) listen() (net.Listener, error) {
 		_ = socket.Close()
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	return l, nil
+	return &adminListener{log: a.log, socket: socket, listener: l}, nil
+}
+
+// An adminListener makes its socket again where somebody has removed the file,
+// as package echo does its own. Where something else has the path by now it is
+// closed, and the echo goes on.
+type adminListener struct {
+	log zerolog.Logger
+
+	mu       sync.Mutex // guards what follows, and the socket
+	socket   *uds.Socket
+	listener net.Listener // of the socket
+	closed   error        // why it is
+}
+
+// renewPeriod is how often it looks for its file.
+const renewPeriod = time.Second
+
+func (l *adminListener) renewUntil(ctx context.Context) {
+	tick := time.NewTicker(renewPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			l.renew()
+		}
+	}
+}
+
+func (l *adminListener) renew() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed != nil || !l.socket.Lost() {
+		return
+	}
+	path := echo.Escape(l.socket.Addr.Path)
+	socket, err := l.socket.Renew()
+	switch {
+	case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
+		l.closed = err
+		_ = l.listener.Close()
+		return
+	case err != nil:
+		l.log.Warn().Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, echo.Escape(err.Error()))
+		return
+	}
+	old := l.listener
+	l.socket = socket
+	if l.listener, err = socket.Listener(); err != nil {
+		l.closed, l.listener = err, old
+		_ = socket.Close()
+	}
+	_ = old.Close()
+	if err == nil {
+		l.log.Warn().Str("listen", echo.Escape(socket.Addr.String())).Msgf("%s was removed: listening again", path)
+	}
+}
+
+// Accept waits at the old socket until that is closed, and then at the new one.
+func (l *adminListener) Accept() (net.Conn, error) {
+	for {
+		l.mu.Lock()
+		at := l.listener
+		l.mu.Unlock()
+		conn, err := at.Accept()
+		if err == nil {
+			return conn, nil
+		}
+		l.mu.Lock()
+		closed, renewed := l.closed, l.listener != at
+		l.mu.Unlock()
+		switch {
+		case closed != nil:
+			return nil, closed
+		case !renewed:
+			return nil, err
+		}
+	}
+}
+
+// Close removes the socket's files, too.
+func (l *adminListener) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed != nil {
+		return nil
+	}
+	l.closed = net.ErrClosed
+	return l.listener.Close()
+}
+
+// Addr makes it a net.Listener.
+func (l *adminListener) Addr() net.Addr {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.listener.Addr()
 }
 
 func (a *admin) handler() http.Handler {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/faults"
 )
 
 // get asks the admin socket at path.
@@ -301,4 +304,67 @@ func TestAdminWithoutDescriptorsWarnsInTheLogsFormat(t *testing.T) {
 			t.Errorf("no JSON: %s", line)
 		}
 	}
+}
+
+func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	const rounds = 10
+	d := dir(t)
+	server := serve(t, d, "--admin", "admin", "--mode", "0666")
+	took := time.Duration(0)
+	for i := range rounds {
+		// One that has asked already is answered over its connection.
+		conn := connect(t, "unix", d+"/admin")
+		_, err := io.WriteString(conn, "GET /status HTTP/1.1\r\nHost: x\r\n")
+		check(t, err)
+		if i%2 == 0 {
+			check(t, os.Remove(d+"/admin"))
+		} else {
+			check(t, errors.Join(os.Rename(d+"/admin", d+"/moved"), os.Remove(d+"/admin.lock")))
+		}
+		began := time.Now()
+		server.err.await(t, i+1, "admin was removed: listening again")
+		statusOf(t, d+"/admin")
+		took = max(took, time.Since(began))
+		if info, err := os.Stat(d + "/admin"); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("its mode is %v, %v", info, err)
+		}
+		_, err = io.WriteString(conn, "Connection: close\r\n\r\n")
+		check(t, err)
+		answer, err := io.ReadAll(conn)
+		check(t, err)
+		if !bytes.HasPrefix(answer, []byte("HTTP/1.1 200 ")) {
+			t.Errorf("who had connected is answered %q", answer)
+		}
+		if i%2 == 1 {
+			if _, err := net.Dial("unix", d+"/moved"); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("the old socket is still served: %v", err)
+			}
+			check(t, os.Remove(d+"/moved"))
+		}
+	}
+	if took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	before := server.descriptors(t)
+
+	// It does not fight over the path, and the echo goes on.
+	check(t, os.WriteFile(d+"/admin~", []byte("precious"), 0o600))
+	check(t, os.Rename(d+"/admin~", d+"/admin"))
+	server.err.await(t, 1, "the admin socket is gone: listen again on stream:admin: ")
+	if text, err := os.ReadFile(d + "/admin"); err != nil || string(text) != "precious" {
+		t.Errorf("the file holds %q, %v", text, err)
+	}
+	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
+		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	if n := server.descriptors(t); n >= before {
+		t.Errorf("%d descriptors are open, and were %d", n, before)
+	}
+	check(t, os.Remove(d+"/admin"))
+	server.stop(t)
+	faults.Report(t, faults.Row{
+		ID: "F46", Done: "the admin socket's file removed or moved, its lock too, while a request is half sent; at last something else put in its place", Count: rounds,
+		Outcome: fmt.Sprintf("made again each time, in %.1f s at most, mode 0600; the request answered; what was put in its place left alone, with a warning, and the echo went on", took.Seconds()),
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"slices"
 	"time"
@@ -29,7 +30,7 @@ type serveCmd struct {
 	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; others are turned away before a byte is read. Repeatable; so is --allow-gid, and one of them is enough. The server's own user is always served (default: everybody who may connect)."`
 	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: everybody who may connect)."`
 	Takeover       bool          `help:"Take the sockets over from the server that runs at these paths, if one does and was started with --takeover too: it hands them over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
-	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away. 0: no limit (default: ${default})."`
+	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away, but a few health checks. 0: no limit. Never more than the limit of open files allows (default: ${default})."`
 	MaxPerUser     *int          `placeholder:"N" help:"Open connections of one user, so that none can take them all. 0: no limit (default: nine tenths of --max-connections)."`
 	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Clients that say nothing for so long are turned away. 0s: none (default: ${default})."`
 	WriteTimeout   time.Duration `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
@@ -109,9 +110,10 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		return err
 	}
 	defer stopAdmin()
+	most := c.maxConnections(sockets, log)
 	server := echo.Server{
-		Chunk: c.Chunk, Spin: c.Spin, SendBuffer: c.Sndbuf, MaxConnections: c.MaxConnections, DrainTimeout: c.DrainTimeout,
-		MaxConnectionsPerUser: c.maxPerUser(), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
+		Chunk: c.Chunk, Spin: c.Spin, SendBuffer: c.Sndbuf, MaxConnections: most, DrainTimeout: c.DrainTimeout,
+		MaxConnectionsPerUser: c.maxPerUser(most), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
 		Allow: c.allow(), Handover: handover, OwnDirectory: c.absolute(), Stats: stats, Log: log,
 	}
 	reader := files.NewServer(files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
@@ -120,11 +122,60 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	return server.Serve(ctx, sockets...)
 }
 
-func (c *serveCmd) maxPerUser() int {
-	if c.MaxPerUser != nil {
-		return *c.MaxPerUser
+// Descriptors that are not those of connections, and not open yet when a server
+// starts.
+const ownDescriptors = 16 // of the loop and of Go; while a socket is made again; of a server that takes over
+
+// maxConnections is --max-connections, or less where the limit of open files
+// does not allow as many. A server that could not accept would leave clients
+// waiting without a word, its own health check behind them: so what lacks a
+// descriptor is turned away as at any other limit, and the health check, the
+// admin socket and the server's own work find one. If the limit is lowered
+// later, clients wait until there are descriptors again.
+func (c *serveCmd) maxConnections(sockets []*uds.Socket, log zerolog.Logger) int {
+	var limit unix.Rlimit
+	open, err := os.ReadDir("/proc/self/fd")
+	if err == nil {
+		err = os.NewSyscallError("getrlimit", unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 	}
-	return c.MaxConnections * 9 / 10
+	if err != nil {
+		log.Warn().Err(err).Msgf("cannot tell how many connections the limit of open files allows: %s", echo.Escape(err.Error()))
+		return c.MaxConnections
+	}
+	has := func(t uds.Type) bool {
+		return slices.ContainsFunc(sockets, func(s *uds.Socket) bool { return s.Addr.Type == t })
+	}
+	each, beside := 1, len(open)+ownDescriptors
+	if has(uds.Files) {
+		each = 2 // and the file that a client has handed over
+	}
+	if has(uds.Datagram) {
+		beside += echo.MaxNames
+	}
+	if c.Admin != nil {
+		beside += adminConnections
+	}
+	most := max((int(min(limit.Cur, math.MaxInt32))-beside)/each-echo.HealthChecks, 1)
+	if c.MaxConnections > most {
+		log.Warn().Int("max_connections", most).Uint64("open_files", limit.Cur).
+			Msgf("the limit of open files is %d: --max-connections is %d, not %d", limit.Cur, most, c.MaxConnections)
+	}
+	if c.MaxConnections == 0 {
+		return most
+	}
+	return min(c.MaxConnections, most)
+}
+
+// maxPerUser is --max-per-user, or nine tenths of the connections that there
+// may be in all, if those are limited.
+func (c *serveCmd) maxPerUser(most int) int {
+	switch {
+	case c.MaxPerUser != nil:
+		return *c.MaxPerUser
+	case c.MaxConnections == 0:
+		return 0
+	}
+	return most * 9 / 10
 }
 
 // startAdmin serves --admin until stop is called: also while the echoes under

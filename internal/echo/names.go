@@ -10,8 +10,8 @@ import (
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
-// maxNames bounds the descriptors that the names of datagram clients take.
-const maxNames = 128
+// MaxNames bounds the descriptors that the names of datagram clients take.
+const MaxNames = 128
 
 // A client is whom a datagram's reply goes to: its address and, if that is a
 // path, the user whose socket must be there.
@@ -75,7 +75,7 @@ func (s *server) look(c client) (name, error) {
 		_ = unix.Close(fd)
 		return name{}, err
 	}
-	if len(s.names.files) >= maxNames {
+	if len(s.names.files) >= MaxNames {
 		s.names.evict()
 	}
 	n := name{fd, uds.Path(s.names.dir.prefix() + strconv.Itoa(fd))}

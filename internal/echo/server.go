@@ -7,7 +7,6 @@ package echo
 
 import (
 	"context"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -26,8 +25,8 @@ type Server struct {
 	SendBuffer   int           // SO_SNDBUF of connections, in bytes; 0: the system's
 	DrainTimeout time.Duration // how long running echoes may take once the server is told to stop
 
-	// Further clients are turned away; 0: no limit. Connections of TCP have no
-	// user, and only the first limit.
+	// Further clients are turned away, but [HealthChecks]; 0: no limit.
+	// Connections of TCP have no user, and only the first limit.
 	MaxConnections, MaxConnectionsPerUser int
 	// Clients that say nothing for so long, or take nothing of what is due to
 	// them, are turned away within two seconds more; 0: they may.
@@ -186,7 +185,11 @@ func (s *server) run(ctx context.Context) error {
 		}
 		if !s.acceptAgain.IsZero() && now.After(s.acceptAgain) {
 			s.acceptAgain = time.Time{}
-			s.watchListeners(unix.EPOLLIN)
+			if s.drainUntil.IsZero() {
+				s.watchListeners(unix.EPOLLIN)
+			} else if err := s.drain(); err != nil {
+				return err
+			}
 		}
 		waiting := 0
 		for _, d := range s.datagrams {
@@ -198,7 +201,7 @@ func (s *server) run(ctx context.Context) error {
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open()+waiting == 0 && s.successor == nil {
+		if s.open()+waiting+len(s.listeners) == 0 && s.successor == nil {
 			return s.lost
 		}
 		if now.After(s.drainUntil) {
@@ -310,6 +313,7 @@ func (s *server) drain() error {
 		s.forgetControl()
 		s.handover.Remove()
 	}
+	var kept []*listener
 	for _, ln := range s.listeners {
 		ln.socket.Unlink()
 		if !ln.socket.Shared() { // or who waits is served by the others
@@ -317,14 +321,17 @@ func (s *server) drain() error {
 			if err := ln.socket.Refuse(); err != nil {
 				return err
 			}
-			ln.acceptAll()
+			if !ln.acceptAll() {
+				kept = append(kept, ln) // and drained again when acceptAgain comes
+				continue
+			}
 		}
 		s.Remove(ln.socket.FD)
 		if err := ln.socket.Close(); err != nil {
 			return err
 		}
 	}
-	s.listeners = nil
+	s.listeners = kept
 	for _, d := range s.datagrams {
 		d.socket.Unlink()
 		if d.socket.Shared() {
@@ -352,14 +359,8 @@ func (s *server) close() {
 	if s.handover != nil {
 		s.handover.Remove()
 	}
-	for _, ln := range s.listeners {
-		_ = ln.socket.Close()
-	}
 	for _, d := range s.datagrams {
 		_ = d.socket.Close()
-	}
-	if s.handover != nil {
-		s.handover.Close()
 	}
 	for h := range s.Handlers {
 		switch c := h.(type) {
@@ -373,6 +374,15 @@ func (s *server) close() {
 	s.names.dir.close()
 	s.ended.close()
 	s.Close()
+	if !s.drainUntil.IsZero() {
+		s.turnAwayAll()
+	}
+	for _, ln := range s.listeners {
+		_ = ln.socket.Close()
+	}
+	if s.handover != nil {
+		s.handover.Close()
+	}
 }
 
 // allowed tells whether Allow lets a client in. One that the kernel does not
@@ -391,9 +401,15 @@ func (s *server) watchListeners(events uint32) {
 }
 
 // healthName is how the name of a client that checks the server's health
-// starts. It is believed only of a client that runs as the server's own user,
-// and all that it changes is that the client is not mentioned at info level.
+// starts. It is believed only of a client that runs as the server's own user.
+// It is not mentioned at info level, and served beside the limits.
 const healthName = "@udsecho.healthcheck."
+
+// HealthChecks is how many connections that check the server's health are
+// served beside the limits, so that a server is not killed for being full: a few
+// checks at once, each with a connection that it has just closed and the server
+// not yet.
+const HealthChecks = 8
 
 func isHealthCheck(peer string, cred *unix.Ucred) bool {
 	return cred != nil && IsHealthCheck(peer, cred.Uid)

@@ -24,11 +24,13 @@ type listener struct {
 
 func (ln *listener) Ready(uint32) { ln.accept(64) }
 
-func (ln *listener) acceptAll() { ln.accept(-1) }
+// acceptAll accepts who has connected, and tells whether it could: see
+// acceptLater.
+func (ln *listener) acceptAll() (all bool) { return ln.accept(-1) }
 
 // accept accepts who has connected, up to limit if it is not negative: the
-// connections must get their turn.
-func (ln *listener) accept(limit int) {
+// connections must get their turn. It tells whether nobody is left.
+func (ln *listener) accept(limit int) (all bool) {
 	for ; limit != 0; limit-- {
 		fd, err := loop.Accept(ln.socket.FD)
 		switch err {
@@ -36,12 +38,57 @@ func (ln *listener) accept(limit int) {
 			ln.welcome(fd)
 		case unix.EINTR, unix.ECONNABORTED:
 		case unix.EAGAIN, unix.EINVAL: // EINVAL: the listener was shut down
-			return
+			return true
 		default:
 			ln.acceptLater("accept", err)
-			return
+			return false
 		}
 	}
+	return false
+}
+
+// turnAwayAll closes the connections of those who could not be accepted for want
+// of descriptors, and counts them. It is called once all else is closed, which
+// leaves descriptors: those of the loop at least.
+func (s *server) turnAwayAll() {
+	n := 0
+	for _, ln := range s.listeners {
+		if ln.socket.Shared() {
+			continue // the others serve them
+		}
+		_ = ln.socket.Refuse()
+		for range 1 << 16 { // an internet socket is not shut down, and there may always be one more
+			fd, err := loop.Accept(ln.socket.FD)
+			if err == unix.EMFILE && raiseOpenFiles() {
+				continue
+			}
+			if err == unix.EAGAIN || err == unix.EINVAL {
+				break
+			}
+			if err == nil {
+				n++
+				_ = unix.Close(fd)
+			} else if err != unix.EINTR && err != unix.ECONNABORTED {
+				s.Log.Warn().Err(err).Msgf("cannot count who else has connected: accept: %s", Escape(err.Error()))
+				break
+			}
+		}
+	}
+	if n > 0 { // not bounded: it is said once
+		s.Log.Warn().Stringer("cause", CauseSystem).Uint64("refused", s.Stats.Refuse(CauseSystem, n)).
+			Msgf("turned %d clients away that had connected: no descriptor came free for them", n)
+	}
+}
+
+// raiseOpenFiles raises the limit of open files as far as it may be, as Go does
+// when a program starts, and tells whether it has been lowered since.
+func raiseOpenFiles() bool {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || limit.Cur >= limit.Max {
+		return false
+	}
+	limit.Cur = limit.Max
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) == nil
 }
 
 // acceptLater waits for the system to have what it lacks.
@@ -64,7 +111,7 @@ func (ln *listener) welcome(fd int) {
 		c.peer = uds.PeerName(fd)
 		c.quiet = isHealthCheck(c.peer, cred)
 	}
-	if why, text := ln.refusal(t, cred); text != "" {
+	if why, text := ln.refusal(t, fd, cred); text != "" {
 		if ev := ln.refuse(why, 1); ev != nil { // there may be thousands
 			WithCred(ev.Str("peer", Escape(uds.PeerName(fd))), cred).Msg("turned a client away: " + text)
 		}
@@ -107,16 +154,32 @@ func (ln *listener) welcome(fd int) {
 
 // refusal is why a client that has connected is not served, with no text where
 // it is.
-func (ln *listener) refusal(t uds.Type, cred *unix.Ucred) (Cause, string) {
+func (ln *listener) refusal(t uds.Type, fd int, cred *unix.Ucred) (Cause, string) {
 	if t.Unix() && !ln.allowed(cred) {
 		return CauseUser, notAllowed(cred)
 	}
+	why, text := ln.full(cred, 0)
+	if text == "" || !t.Unix() {
+		return why, text
+	}
+	if cred == nil {
+		cred, _ = uds.PeerCred(fd)
+	}
+	if isHealthCheck(uds.PeerName(fd), cred) {
+		return ln.full(cred, HealthChecks)
+	}
+	return why, text
+}
+
+// full is which limit a further client of this user would exceed by more than
+// beside, with no text where none.
+func (ln *listener) full(cred *unix.Ucred, beside int) (Cause, string) {
 	if cred != nil {
-		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser {
+		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser+beside {
 			return CauseUserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
 		}
 	}
-	if n := ln.open(); ln.MaxConnections > 0 && n >= ln.MaxConnections {
+	if n := ln.open(); ln.MaxConnections > 0 && n >= ln.MaxConnections+beside {
 		return CauseConnections, fmt.Sprintf("%d connections are open, the most allowed", n)
 	}
 	return 0, ""

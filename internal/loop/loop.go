@@ -20,8 +20,12 @@ const Spin = 100 * time.Microsecond
 
 // hold is how long a sleeping loop keeps its processor from the Go scheduler.
 // Handing it over and getting it back costs a good part of an echo, but a
-// garbage collection would have to wait for it.
+// garbage collection would have to wait for it, and so would every other
+// goroutine if it were the only one, see [New].
 const hold = time.Millisecond
+
+// processors is how many Go was given.
+var processors = runtime.GOMAXPROCS(0)
 
 // A Handler does what its descriptor is ready for.
 type Handler interface {
@@ -47,10 +51,18 @@ type Loop struct {
 
 // New makes a loop that asks for so long before it sleeps; see [Spin]. With one
 // processor it does not: whom it waits for could not run.
+//
+// A loop keeps one of Go's processors for itself. Where there is only one, New
+// has Go use a second for the other goroutines: the kernel shares the CPU between
+// them and the loop. Giving way to them at each turn would not do, as Go's
+// scheduler looks at the network only when no goroutine can run, or every 10 ms.
 func New(spin time.Duration) (l *Loop, err error) {
 	l = &Loop{epoll: -1, wake: -1}
-	if runtime.GOMAXPROCS(0) > 1 {
+	if processors > 1 {
 		l.spin = spin
+	}
+	if runtime.GOMAXPROCS(0) == 1 {
+		runtime.GOMAXPROCS(2)
 	}
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)

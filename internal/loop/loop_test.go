@@ -1,6 +1,10 @@
 package loop_test
 
 import (
+	"io"
+	"net"
+	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -146,5 +150,77 @@ func TestRemovedWhileItsEventIsUnderWay(t *testing.T) {
 	}
 	if calls != 2 { // its own, which Interrupt wakes
 		t.Errorf("%d handlers are left", calls-1)
+	}
+}
+
+// turnsFor counts the turns that a loop takes which always has something to do,
+// until other goroutines have sent a byte to and fro n times.
+func turnsFor(t *testing.T, processors, n int) (turns int) {
+	t.Helper()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(processors))
+	l := newLoop(t, 0)
+	a, b := pair(t)
+	send(t, a)
+	if err := l.Add(b, handler(func(uint32) {}), unix.EPOLLIN); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- toAndFro(n) }()
+	for {
+		if err := l.Wait(-1); err != nil {
+			t.Fatal(err)
+		}
+		turns++
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+			return turns
+		default:
+		}
+	}
+}
+
+// toAndFro sends over package net, as the admin socket does: who waits there
+// needs the scheduler to look at the network, too.
+func toAndFro(n int) error {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "")
+		ends[i], err = net.FileConn(f)
+		_ = f.Close()
+		if err != nil {
+			return err
+		}
+		defer func() { _ = ends[i].Close() }()
+	}
+	back := make(chan error, 1)
+	go func() {
+		_, err := io.CopyN(ends[1], ends[1], int64(n))
+		back <- err
+	}()
+	for buf := []byte("x"); n > 0; n-- {
+		if _, err := ends[0].Write(buf); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(ends[0], buf); err != nil {
+			return err
+		}
+	}
+	return <-back
+}
+
+func TestOthersGetTheirTurnsWithOneProcessor(t *testing.T) {
+	const n = 100
+	two := turnsFor(t, 2, n)
+	one := turnsFor(t, 1, n)
+	t.Logf("%d turns with two processors, %d with one", two, one)
+	if one > 100*two { // it was 1,000 times and more
+		t.Errorf("%d turns until others had %d, with two processors %d", one, n, two)
 	}
 }
