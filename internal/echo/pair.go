@@ -30,6 +30,7 @@ func (s *Server) ServeConn(ctx context.Context, fd int) error {
 	e.streams, e.drainUntil = uds.NewReceiver(s.Chunk), time.Now()
 	e.Stats.Connections.Add(1)
 	defer e.close()
+	uds.InlineUrgent(fd)
 	err = unix.SetNonblock(fd, true) // or the loop would wait in read(2)
 	if err == nil {
 		err = l.Add(fd, &conn{server: e, fd: fd, events: unix.EPOLLIN, id: 1, uid: -1}, unix.EPOLLIN)
