@@ -92,6 +92,7 @@ type running struct {
 	addr  uds.Addr
 	log   *journal
 	stats *echo.Stats
+	files *files.Server
 	stop  func() // and wait until it has ended
 }
 
@@ -110,6 +111,7 @@ func serveAs(t *testing.T, acceptor echo.Server, c files.Config) *running {
 	check(t, err)
 	c.Log, c.Stats = zerolog.New(r.log), r.stats
 	s := files.NewServer(c)
+	r.files = s
 	acceptor.Files, acceptor.Log, acceptor.Stats = s.Serve, c.Log, r.stats
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -392,6 +394,54 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	check(t, err)
 	check(t, conn.Close())
 	<-ended
+}
+
+// Of the clients one's file is to be closed, some are about to be received from,
+// which may have to close files too, and some have asked for nothing.
+func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
+	t.Parallel()
+	const drainTimeout = 100 * time.Millisecond
+	var longest time.Duration
+	count := 0
+	for range 5 {
+		r := serve(t, drainTimeout)
+		endless := r.dial(t)
+		check(t, endless.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
+		r.log.await(t, "received 'sum 1'")
+		var conns []*uds.Conn
+		f := memory(t, 1)
+		for range 8 {
+			conn := r.dial(t)
+			_, err := client.Sum(t.Context(), conn, f)
+			check(t, err)
+			conns = append(conns, conn)
+		}
+		end := r.files.Hang()
+		for _, conn := range conns[:6] {
+			check(t, conn.SendFiles([]byte("sum 1"), int(f.Fd())))
+		}
+		from, stopped := time.Now(), make(chan struct{})
+		go func() { r.stop(); close(stopped) }()
+		select {
+		case <-stopped:
+			longest = max(longest, time.Since(from))
+			count++
+		case <-time.After(patience):
+			t.Errorf("it does not end, %v after it was told to", patience)
+		}
+		end()
+		<-stopped
+		if t.Failed() {
+			return
+		}
+	}
+	if longest > drainTimeout+time.Second {
+		t.Errorf("it ended after %v", longest)
+	}
+	faults.Report(t, faults.Row{
+		ID: "F43", Done: "a server of files told to stop while as many closes as may hang do, and clients wait behind them", Count: count,
+		Outcome: fmt.Sprintf("it ends within the drain timeout of %v and a second: after %.1f s at most", drainTimeout, longest.Seconds()),
+	})
 }
 
 // refused waits until so many were turned away for this cause.
