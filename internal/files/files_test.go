@@ -227,6 +227,48 @@ func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
 	r.log.await(t, `"mapped":1`) // and some more digits: most of the data
 }
 
+// The descriptors of both are of one open file, with one offset.
+func TestOffsetOfTheSenderStaysWhereItIs(t *testing.T) {
+	t.Parallel()
+	r := serve(t, 0)
+	b := content(1 << 20)
+	for _, at := range []int64{0, 5, 1 << 20} {
+		f, err := files.Seal("sealed", bytes.NewReader(b))
+		check(t, err)
+		_, err = f.Seek(at, io.SeekStart)
+		check(t, err)
+		_, err = client.Sum(t.Context(), r.dial(t), f)
+		check(t, err)
+		if now, err := f.Seek(0, io.SeekCurrent); now != at || err != nil {
+			t.Errorf("the offset was %d, and is %d (%v)", at, now, err)
+		}
+		check(t, f.Close())
+	}
+	r.log.await(t, `"mapped":1048576,`)
+}
+
+// The server opens sealed memory once more, which its owner can refuse, or delay
+// by a lease, fcntl(2), F_SETLEASE. It is read all the same.
+func TestSealedMemoryThatMustNotBeOpenedIsRead(t *testing.T) {
+	t.Parallel()
+	r := serve(t, 0)
+	b := content(1 << 20)
+	sealed, err := files.Seal("sealed", bytes.NewReader(b))
+	check(t, err)
+	defer func() { check(t, sealed.Close()) }()
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", sealed.Fd()))
+	check(t, err)
+	defer func() { check(t, f.Close()) }()
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+	check(t, err)
+	got, err := client.Sum(t.Context(), r.dial(t), f)
+	check(t, err)
+	if got.SHA256 != sha256.Sum256(b) {
+		t.Errorf("the sum is %x", got.SHA256)
+	}
+	r.log.await(t, `"mapped":0,`)
+}
+
 func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)

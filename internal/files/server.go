@@ -246,6 +246,7 @@ func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	if err != nil {
 		return "", err
 	}
+	defer in.close()
 	started := time.Now()
 	sum, err := in.sum(c.turn)
 	if err == nil {
