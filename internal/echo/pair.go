@@ -14,10 +14,15 @@ import (
 
 // ServeConn serves one stream connection, which it takes over, such as an end
 // of a socketpair(2) that this process has inherited: to its end, or until ctx
-// ends. Nothing was accepted, so neither that is mentioned nor that the server
+// ends. It closes any socket, also where it fails, and leaves alone what is no
+// socket: a number that nobody has passed on may be a descriptor of the Go
+// runtime's. Nothing was accepted, so neither that is mentioned nor that the server
 // waits for another.
 func (s *Server) ServeConn(ctx context.Context, fd int) error {
 	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_STREAM {
+		if err == nil {
+			_ = unix.Close(fd)
+		}
 		return fmt.Errorf("descriptor %d is no stream socket", fd)
 	}
 	l, err := loop.New(s.Spin)
