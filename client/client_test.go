@@ -1,15 +1,20 @@
 package main_test
 
 import (
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/udsecho/udsecho/internal/faults"
 )
 
 const message = "This is the message.  It will be repeated."
@@ -296,4 +301,87 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		wantWords(t, first, tt.words)
 	}
 	wantFiles(t, d)
+}
+
+// A peer that reads and never answers must not fill the memory of a client that
+// keeps what has not come back.
+func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
+	t.Parallel()
+	const (
+		offered  = 600 << 20
+		kept     = 8 << 20
+		resident = 40 << 10 // KiB; the stack's client has a container of 64 MiB
+	)
+	// Never with the race detector, which takes several times the memory.
+	plain := dir(t) + "/client"
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", plain, ".").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	peak, count := 0, 0
+	for _, tt := range []struct {
+		network, words string
+		args           []string
+	}{
+		{"unix", "no answer for 1s: 0 bytes are back of ", []string{"--connect", "stream:s", "--chunk", "65536"}},
+		{"unixpacket", "no answer for 1s: 0 messages are back", []string{"--connect", "seqpacket:s", "--chunk", "65536", "--window", "1000"}},
+	} {
+		d := dir(t)
+		l, err := net.Listen(tt.network, d+"/s")
+		check(t, err)
+		in, err := os.Create(d + "/in")
+		check(t, err)
+		check(t, in.Truncate(offered)) // a hole: it takes no room
+		p := prepare(t, d, append([]string{plain, "--retry", "30s", "--timeout", "1s", "-"}, tt.args...)...)
+		p.Stdin = in
+		p.launch(t)
+		conn, err := l.Accept()
+		check(t, err)
+		read, seen := 0, 0
+		for buf := make([]byte, 64<<10); ; {
+			n, err := conn.Read(buf)
+			if err != nil {
+				break
+			}
+			if read += n; read-seen >= 1<<20 {
+				seen = read
+				peak = max(peak, p.mostResident(t))
+			}
+		}
+		if status := p.status(t); status != 1 {
+			t.Errorf("exit status %d", status)
+		}
+		wantWords(t, p.err.String(), tt.words)
+		if read > kept {
+			t.Errorf("%s: %d bytes were sent, and %d may be kept", tt.network, read, kept)
+		}
+		if seen == 0 {
+			t.Errorf("%s: only %d bytes were sent", tt.network, read)
+		}
+		check(t, errors.Join(conn.Close(), l.Close(), in.Close()))
+		count++
+	}
+	if peak > resident {
+		t.Errorf("%d KiB were resident", peak)
+	}
+	faults.Report(t, faults.Row{
+		ID: "F40", Done: "600 MiB for a peer that reads and never answers, with `--retry`, over stream and seqpacket", Count: count,
+		Outcome: fmt.Sprintf("8 MiB sent, then the transfer waits, and `--timeout` ends it; %d MiB resident at most, of the 64 MiB that the stack's client has", peak>>10),
+	})
+}
+
+// mostResident is the most memory that a process has had, in KiB; 0 where it has
+// ended.
+func (p *process) mostResident(t *testing.T) (kib int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
+	check(t, err)
+	_, after, running := strings.Cut(string(status), "VmHWM:")
+	if !running {
+		return 0
+	}
+	if _, err := fmt.Sscan(after, &kib); err != nil {
+		t.Fatalf("%v in %s", err, status)
+	}
+	return kib
 }

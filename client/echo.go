@@ -25,7 +25,7 @@ type echoCmd struct {
 
 	Connect uds.Addr      `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT, udp:HOST:PORT (default: ${default})."`
 	Bind    string        `placeholder:"NAME" help:"A name for the client's own socket, for the server to tell clients apart and to answer datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
-	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet; and where the connection breaks, connect again and go on with what has not come back, until nothing has for so long (default: ${default})."`
+	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet; and where the connection breaks, connect again and go on with what has not come back, until nothing has for so long. The client keeps at most 8 MiB that have not come back, so that a server that never answers does not fill its memory: then it waits with the rest (default: ${default})."`
 	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for what is due. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
 	Chunk   int           `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream; of one message of - on the other types (default: 16; all of the input as one message)."`
 	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be on their way, on types other than stream (default: ${default})."`

@@ -57,21 +57,22 @@ func (c Config) measure(ctx context.Context, a uds.Addr, size, connections int) 
 		if err != nil {
 			return nil, fmt.Errorf("connection %d of %d: %w", i+1, connections, err)
 		}
-		defer func() { _ = conn.Close() }()
 		fd, err := conn.Detach()
 		if err != nil {
+			_ = conn.Close()
 			return nil, err
 		}
+		// Before the descriptor is closed: the client's name goes first.
+		defer func() { _ = errors.Join(conn.Close(), unix.Close(fd)) }()
 		n := &lane{load: l, fd: fd, messages: a.Type.Messages(), phase: uint64(i), starts: make([]time.Duration, c.Window)}
 		n.due = l.interval * time.Duration(i) / time.Duration(connections)
 		l.lanes = append(l.lanes, n)
-		defer n.close()
 		if err := l.Add(fd, n, unix.EPOLLIN); err != nil {
 			return nil, err
 		}
 	}
 
-	defer context.AfterFunc(ctx, l.Interrupt)()
+	defer l.InterruptAt(ctx)()
 	l.epoch = time.Now()
 	l.from, l.to = c.Warmup, c.Warmup+c.Duration
 	l.running = len(l.lanes)
@@ -286,8 +287,6 @@ func (n *lane) fail(count int64) {
 	n.Watch(n.fd, 0)
 	n.Remove(n.fd)
 }
-
-func (n *lane) close() { _ = unix.Close(n.fd) }
 
 // cpuTime is what this process has used.
 func cpuTime() time.Duration {

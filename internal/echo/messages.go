@@ -91,15 +91,17 @@ func (c *Client) sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader,
 		}
 	}
 	if size == 0 && c.Lines {
-		for lines := bufio.NewReader(in); ; {
-			line, err := lines.ReadBytes('\n')
+		// A line that fills the buffer is larger than any message, and its error
+		// is that of sending.
+		for lines := bufio.NewReaderSize(in, uds.MaxMessage()+1); ; {
+			line, err := lines.ReadSlice('\n')
 			if len(line) > 0 {
 				if err := send(line); err != nil {
 					return err
 				}
 			}
 			switch err {
-			case nil:
+			case nil, bufio.ErrBufferFull:
 			case io.EOF:
 				return nil
 			default:

@@ -14,10 +14,15 @@ import (
 
 // ServeConn serves one stream connection, which it takes over, such as an end
 // of a socketpair(2) that this process has inherited: to its end, or until ctx
-// ends. Nothing was accepted, so neither that is mentioned nor that the server
+// ends. It closes any socket, also where it fails, and leaves alone what is no
+// socket: a number that nobody has passed on may be a descriptor of the Go
+// runtime's. Nothing was accepted, so neither that is mentioned nor that the server
 // waits for another.
 func (s *Server) ServeConn(ctx context.Context, fd int) error {
 	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_STREAM {
+		if err == nil {
+			_ = unix.Close(fd)
+		}
 		return fmt.Errorf("descriptor %d is no stream socket", fd)
 	}
 	l, err := loop.New(s.Spin)
@@ -30,6 +35,7 @@ func (s *Server) ServeConn(ctx context.Context, fd int) error {
 	e.streams, e.drainUntil = uds.NewReceiver(s.Chunk), time.Now()
 	e.Stats.Connections.Add(1)
 	defer e.close()
+	uds.InlineUrgent(fd)
 	err = unix.SetNonblock(fd, true) // or the loop would wait in read(2)
 	if err == nil {
 		err = l.Add(fd, &conn{server: e, fd: fd, events: unix.EPOLLIN, id: 1, uid: -1}, unix.EPOLLIN)

@@ -71,6 +71,19 @@ func TestServeConnEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// It has taken them over, so it closes them.
+func TestServeConnClosesSocketsThatAreNoStreams(t *testing.T) {
+	t.Parallel()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	defer func() { check(t, unix.Close(fds[1])) }()
+	err = (&echo.Server{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), fds[0])
+	wantWords(t, err, "is no stream socket")
+	if !uds.HungUp(fds[1]) {
+		t.Error("the other end is still connected")
+	}
+}
+
 func TestServeConnRefusesWhatIsNoStream(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()

@@ -48,7 +48,10 @@ func (c *Client) transfer(ctx context.Context, conn *uds.Conn, in io.Reader, out
 	if c.Redial == nil || c.NoEcho || conn.Type() == uds.UDP { // UDP loses what then must not be missed
 		return once(conn, in, out, 0)
 	}
-	t := newTape(in)
+	// A message is sent once all of it is read, so at least one must fit, and
+	// the byte by which one is too large.
+	t := newTape(in, max(maxKept, size, uds.MaxMessage()+1))
+	defer t.rewound() // or who waits for room would do so for ever
 	w := &acknowledger{out: out, tape: t}
 	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back as one
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second

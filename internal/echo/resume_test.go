@@ -298,6 +298,65 @@ func TestTransferEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// A server that answers late gets the rest when it does.
+func TestTransferGoesOnOnceAServerAnswers(t *testing.T) {
+	t.Parallel()
+	const kept = 8 << 20
+	sent, err := io.ReadAll(random(7, 2*kept))
+	check(t, err)
+	for _, typ := range connecting {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			a := stubs(t, typ, func(conn *net.UnixConn) {
+				var late bytes.Buffer
+				buf := make([]byte, 64<<10)
+				for late.Len() < kept {
+					n, err := conn.Read(buf)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					late.Write(buf[:n])
+				}
+				for late.Len() > 0 {
+					if _, err := conn.Write(late.Next(len(buf))); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+				_, _ = io.CopyBuffer(struct{ io.Writer }{conn}, struct{ io.Reader }{conn}, buf)
+			})
+			c := resumes(t, a, patience)
+			c.Chunk, c.Window = 64<<10, 1000
+			var back bytes.Buffer
+			check(t, c.Copy(t.Context(), dial(t, a), bytes.NewReader(sent), &back))
+			if !bytes.Equal(back.Bytes(), sent) {
+				t.Errorf("%d bytes are back of %d, and they differ", back.Len(), len(sent))
+			}
+			if n := c.again.Load(); n != 0 {
+				t.Errorf("connected again %d times", n)
+			}
+		})
+	}
+}
+
+// zeros is an input without a new line, and without an end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// Nothing of it can be sent, and no more than what is kept is read of it.
+func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
+	t.Parallel()
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	c := resumes(t, server.addr, patience)
+	c.Chunk, c.Lines = 0, true
+	err := c.Copy(t.Context(), dial(t, server.addr), zeros{}, io.Discard)
+	if !errors.Is(err, unix.EMSGSIZE) {
+		t.Errorf("the error is %v", err)
+	}
+}
+
 // bad is a proxy before a server.
 func bad(t *testing.T, typ uds.Type, seed uint64, most int) (a uds.Addr) {
 	t.Helper()

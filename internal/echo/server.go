@@ -147,11 +147,12 @@ type server struct {
 	lost        error // what ends it once its clients are served
 }
 
-func newServer(s *Server, l *loop.Loop) *server {
+func newServer(config *Server, l *loop.Loop) *server {
+	s := *config // which stays as it is: others may serve with it, too
 	if s.Stats == nil {
 		s.Stats = new(Stats)
 	}
-	e := &server{Server: s, Loop: l, handover: s.Handover, started: time.Now(), perUser: map[uint32]int{}}
+	e := &server{Server: &s, Loop: l, handover: s.Handover, started: time.Now(), perUser: map[uint32]int{}}
 	e.names = names{workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}}
 	bounded := func() zerolog.Logger { return s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
 	for cause := range e.warn {

@@ -330,3 +330,27 @@ func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
 		check(t, client.Close())
 	}
 }
+
+// Serve leaves its caller's Server as it is.
+func TestTwoServeByOneServer(t *testing.T) {
+	t.Parallel()
+	s := &echo.Server{Chunk: 16, Log: zerolog.Nop()}
+	ctx, stop := context.WithCancel(t.Context())
+	var serving sync.WaitGroup
+	sockets := []*uds.Socket{listen(t), listen(t)}
+	for _, socket := range sockets {
+		serving.Go(func() {
+			if err := s.Serve(ctx, socket); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, socket := range sockets {
+		wantEcho(t, dial(t, socket.Addr), message)
+	}
+	stop()
+	serving.Wait()
+	if s.Stats != nil {
+		t.Error("Serve has set the caller's Stats")
+	}
+}

@@ -128,7 +128,9 @@ func (ln *listener) welcome(fd int) {
 	}
 	events, h := uint32(unix.EPOLLIN), loop.Handler(c)
 	switch t {
-	case uds.TCP:
+	case uds.Stream:
+		uds.InlineUrgent(fd)
+	case uds.TCP: // urgent bytes are the listener's affair
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	case uds.Seqpacket:
 		h, events = (*records)(c), unix.EPOLLIN|unix.EPOLLRDHUP

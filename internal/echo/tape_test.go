@@ -1,8 +1,10 @@
 package echo
 
 import (
+	"bytes"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -19,7 +21,7 @@ func readTape(t *testing.T, r io.Reader, want string) {
 
 func TestTapeStartsAgainWithWhatIsNotBack(t *testing.T) {
 	t.Parallel()
-	tape := newTape(iotest.OneByteReader(strings.NewReader("0123456789")))
+	tape := newTape(iotest.OneByteReader(strings.NewReader("0123456789")), maxKept)
 	first := tape.rewound()
 	readTape(t, first, "012345")
 	tape.forget(2)
@@ -46,7 +48,7 @@ func TestTapeStartsAgainWithWhatIsNotBack(t *testing.T) {
 
 func TestTapeExpectsWhatWasReadAndNoMore(t *testing.T) {
 	t.Parallel()
-	tape := newTape(strings.NewReader("0123456789"))
+	tape := newTape(strings.NewReader("0123456789"), maxKept)
 	readTape(t, tape.rewound(), "012")
 	for p, want := range map[string]bool{"": true, "0": true, "012": true, "0123": false, "02": false} {
 		if tape.expects([]byte(p)) != want {
@@ -58,7 +60,7 @@ func TestTapeExpectsWhatWasReadAndNoMore(t *testing.T) {
 // What comes back of what the reader was still to read is not read again.
 func TestTapeSkipsWhatIsBackBeforeItIsRead(t *testing.T) {
 	t.Parallel()
-	tape := newTape(strings.NewReader("0123456789"))
+	tape := newTape(strings.NewReader("0123456789"), maxKept)
 	readTape(t, tape.rewound(), "0123456789")
 	second := tape.rewound()
 	readTape(t, second, "01")
@@ -71,7 +73,7 @@ func TestTapeSkipsWhatIsBackBeforeItIsRead(t *testing.T) {
 func TestTapeKeepsWhatAReaderLeftBehindGets(t *testing.T) {
 	t.Parallel()
 	in, typed := io.Pipe()
-	tape := newTape(in)
+	tape := newTape(in, maxKept)
 	var left sync.WaitGroup
 	for range 10 {
 		r := tape.rewound()
@@ -102,7 +104,7 @@ func TestTapeKeepsWhatAReaderLeftBehindGets(t *testing.T) {
 func TestTapeEndsWithTheErrorOfItsInput(t *testing.T) {
 	t.Parallel()
 	gone := errors.New("gone")
-	tape := newTape(io.MultiReader(strings.NewReader("012"), iotest.ErrReader(gone)))
+	tape := newTape(io.MultiReader(strings.NewReader("012"), iotest.ErrReader(gone)), maxKept)
 	for range 2 {
 		r := tape.rewound()
 		readTape(t, r, "012")
@@ -114,10 +116,76 @@ func TestTapeEndsWithTheErrorOfItsInput(t *testing.T) {
 
 func TestTapeKeepsWhatComesWithTheEnd(t *testing.T) {
 	t.Parallel()
-	tape := newTape(iotest.DataErrReader(strings.NewReader("012")))
+	tape := newTape(iotest.DataErrReader(strings.NewReader("012")), maxKept)
 	for range 2 {
 		if b, err := io.ReadAll(tape.rewound()); string(b) != "012" || err != nil {
 			t.Errorf("read %q, %v", b, err)
 		}
 	}
+}
+
+// What is not back is bounded: a reader waits, and goes on with what there is
+// room for.
+func TestTapeThatIsFullWaitsForWhatComesBack(t *testing.T) {
+	t.Parallel()
+	const limit = 100 << 10
+	want := make([]byte, 10*limit+1)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(want)
+	tape := newTape(bytes.NewReader(want), limit)
+	r := tape.rewound()
+	sent := make(chan []byte)
+	go func() {
+		defer close(sent)
+		for {
+			p := make([]byte, 7000)
+			n, err := r.Read(p)
+			if err != nil {
+				return
+			}
+			sent <- p[:n]
+		}
+	}()
+	var got []byte
+	back := 0
+	for {
+		for len(got)-back < limit && len(got) < len(want) {
+			got = append(got, <-sent...)
+		}
+		if len(got)-back > limit {
+			t.Fatalf("%d bytes are under way, more than %d", len(got)-back, limit)
+		}
+		next := got[back:min(len(got), back+30000)]
+		if len(next) == 0 {
+			break
+		}
+		if !tape.expects(next) {
+			t.Fatalf("bytes %d to %d are not expected", back, back+len(next))
+		}
+		tape.forget(len(next))
+		back += len(next)
+	}
+	<-sent
+	if !bytes.Equal(got, want) {
+		t.Errorf("%d bytes were read, and they are others", len(got))
+	}
+}
+
+func TestTapeThatIsFullEndsTheReaderBefore(t *testing.T) {
+	t.Parallel()
+	tape := newTape(strings.NewReader("0123456789"), 4)
+	first := tape.rewound()
+	readTape(t, first, "0123")
+	ended := make(chan error)
+	go func() {
+		_, err := first.Read(make([]byte, 1))
+		ended <- err
+	}()
+	second := tape.rewound()
+	if err := <-ended; err != io.ErrClosedPipe {
+		t.Errorf("the first reader goes on: %v", err)
+	}
+	readTape(t, second, "0123")
+	tape.forget(3)
+	readTape(t, second, "456")
+	readTape(t, tape.rewound(), "3456")
 }

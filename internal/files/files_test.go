@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -92,6 +93,7 @@ type running struct {
 	addr  uds.Addr
 	log   *journal
 	stats *echo.Stats
+	files *files.Server
 	stop  func() // and wait until it has ended
 }
 
@@ -110,6 +112,7 @@ func serveAs(t *testing.T, acceptor echo.Server, c files.Config) *running {
 	check(t, err)
 	c.Log, c.Stats = zerolog.New(r.log), r.stats
 	s := files.NewServer(c)
+	r.files = s
 	acceptor.Files, acceptor.Log, acceptor.Stats = s.Serve, c.Log, r.stats
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
@@ -223,6 +226,48 @@ func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
 		t.Errorf("the memory had %d blocks, and has %d after it was read", before.Blocks, after.Blocks)
 	}
 	r.log.await(t, `"mapped":1`) // and some more digits: most of the data
+}
+
+// The descriptors of both are of one open file, with one offset.
+func TestOffsetOfTheSenderStaysWhereItIs(t *testing.T) {
+	t.Parallel()
+	r := serve(t, 0)
+	b := content(1 << 20)
+	for _, at := range []int64{0, 5, 1 << 20} {
+		f, err := files.Seal("sealed", bytes.NewReader(b))
+		check(t, err)
+		_, err = f.Seek(at, io.SeekStart)
+		check(t, err)
+		_, err = client.Sum(t.Context(), r.dial(t), f)
+		check(t, err)
+		if now, err := f.Seek(0, io.SeekCurrent); now != at || err != nil {
+			t.Errorf("the offset was %d, and is %d (%v)", at, now, err)
+		}
+		check(t, f.Close())
+	}
+	r.log.await(t, `"mapped":1048576,`)
+}
+
+// The server opens sealed memory once more, which its owner can refuse, or delay
+// by a lease, fcntl(2), F_SETLEASE. It is read all the same.
+func TestSealedMemoryThatMustNotBeOpenedIsRead(t *testing.T) {
+	t.Parallel()
+	r := serve(t, 0)
+	b := content(1 << 20)
+	sealed, err := files.Seal("sealed", bytes.NewReader(b))
+	check(t, err)
+	defer func() { check(t, sealed.Close()) }()
+	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", sealed.Fd()))
+	check(t, err)
+	defer func() { check(t, f.Close()) }()
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK)
+	check(t, err)
+	got, err := client.Sum(t.Context(), r.dial(t), f)
+	check(t, err)
+	if got.SHA256 != sha256.Sum256(b) {
+		t.Errorf("the sum is %x", got.SHA256)
+	}
+	r.log.await(t, `"mapped":0,`)
 }
 
 func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
@@ -392,6 +437,55 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	check(t, err)
 	check(t, conn.Close())
 	<-ended
+}
+
+// Of the clients one's file is to be closed, some are about to be received from,
+// which may have to close files too, and some have asked for nothing.
+func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
+	t.Parallel()
+	const drainTimeout = 100 * time.Millisecond
+	var took []time.Duration
+	for range 5 {
+		r := serve(t, drainTimeout)
+		endless := r.dial(t)
+		check(t, endless.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
+		r.log.await(t, "received 'sum 1'")
+		var conns []*uds.Conn
+		f := memory(t, 1)
+		for range 8 {
+			conn := r.dial(t)
+			_, err := client.Sum(t.Context(), conn, f)
+			check(t, err)
+			conns = append(conns, conn)
+		}
+		end := r.files.Hang()
+		for _, conn := range conns[:6] {
+			check(t, conn.SendFiles([]byte("sum 1"), int(f.Fd())))
+		}
+		from, stopped := time.Now(), make(chan struct{})
+		go func() { r.stop(); close(stopped) }()
+		select {
+		case <-stopped:
+			took = append(took, time.Since(from))
+		case <-time.After(patience):
+			t.Errorf("it does not end, %v after it was told to", patience)
+		}
+		end()
+		<-stopped
+		if t.Failed() {
+			return
+		}
+	}
+	// What hangs does so each time; a machine that is busy delays some.
+	slices.Sort(took)
+	median := took[len(took)/2]
+	if median > drainTimeout+time.Second {
+		t.Errorf("it ended after %v", took)
+	}
+	faults.Report(t, faults.Row{
+		ID: "F43", Done: "a server of files told to stop while as many closes as may hang do, and clients wait behind them", Count: len(took),
+		Outcome: fmt.Sprintf("it ends within the drain timeout of %v and a second: after %.1f s", drainTimeout, median.Seconds()),
+	})
 }
 
 // refused waits until so many were turned away for this cause.

@@ -110,14 +110,19 @@ func (c *conn) open(fd int) (err error) {
 	return err
 }
 
-// Stop closes the connections that there are. A read that hangs, because the
-// file's own file system does, is left to the end of the process. Nothing may be
-// served any more.
+// stopPatience is how long Stop waits for those who read.
+const stopPatience = 500 * time.Millisecond
+
+// Stop closes the connections that there are. What hangs, reading or closing,
+// because the file's own file system does, is left to the end of the process.
+// Nothing may be served any more.
 func (s *Server) Stop() {
 	s.stop()
 	s.mu.Lock()
 	for c := range s.conns {
-		_ = c.Close()
+		// Not here: to close a connection waits for its receive, which may hang
+		// in closing what came too much.
+		s.serving.Go(func() { _ = c.Close() })
 	}
 	s.mu.Unlock()
 	served := make(chan struct{})
@@ -127,7 +132,7 @@ func (s *Server) Stop() {
 	}()
 	select {
 	case <-served:
-	case <-time.After(time.Second):
+	case <-time.After(stopPatience):
 	}
 }
 
@@ -241,6 +246,7 @@ func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	if err != nil {
 		return "", err
 	}
+	defer in.close()
 	started := time.Now()
 	sum, err := in.sum(c.turn)
 	if err == nil {

@@ -19,7 +19,7 @@ const (
 type input struct {
 	fd     int
 	size   int64
-	sealed bool // it is memory that cannot change
+	seek   int // fd once more, with an offset of its own: memory that cannot change; or -1
 	mapped int64
 }
 
@@ -34,7 +34,7 @@ func inspect(fd int) (*input, error) {
 	case flags&unix.O_ACCMODE == unix.O_WRONLY:
 		return nil, errors.New("the descriptor is open for writing only: open the file for reading")
 	}
-	in := &input{fd: fd, sealed: sealed(fd)}
+	sealed := sealed(fd)
 	// After the seals: from then on the size is the last.
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -46,8 +46,30 @@ func inspect(fd int) (*input, error) {
 	if kernels(fd) {
 		return nil, errors.New("it is a file of the kernel's, of proc or sysfs for example, and to read it may never end: send a copy")
 	}
-	in.size = st.Size
+	in := &input{fd: fd, size: st.Size, seek: -1}
+	if sealed {
+		in.seek = reopen(fd)
+	}
 	return in, nil
+}
+
+// reopen opens the memory that fd is once more, as the offset of fd is its
+// sender's, too: open(2), "open file description". -1 where it cannot be: it can
+// be read all the same. O_NONBLOCK is for a lease of the sender's, fcntl(2),
+// F_SETLEASE, that would delay it.
+func reopen(fd int) int {
+	own, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
+	return own
+}
+
+// close closes what inspect opened; fd is the caller's.
+func (in *input) close() {
+	if in.seek >= 0 {
+		_ = unix.Close(in.seek)
+	}
 }
 
 func kind(mode uint32) string {
@@ -117,13 +139,13 @@ func (in *input) part(sum hash.Hash, buf []byte, at int64) (int64, error) {
 
 // window is how many bytes from offset at hold data and may be mapped.
 func (in *input) window(at int64) int64 {
-	if !in.sealed {
+	if in.seek < 0 {
 		return 0
 	}
-	if data, err := unix.Seek(in.fd, at, unix.SEEK_DATA); err != nil || data != at {
+	if data, err := unix.Seek(in.seek, at, unix.SEEK_DATA); err != nil || data != at {
 		return 0
 	}
-	hole, err := unix.Seek(in.fd, at, unix.SEEK_HOLE)
+	hole, err := unix.Seek(in.seek, at, unix.SEEK_HOLE)
 	if err != nil {
 		return 0
 	}

@@ -51,36 +51,46 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 
 func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 	if !a.Type.Unix() {
-		conn, err := new(net.Dialer).DialContext(ctx, a.Network(), a.Path)
+		conn, err := dialer(func(fd int) error {
+			if a.Type == TCP {
+				InlineUrgent(fd)
+			}
+			return nil
+		}).DialContext(ctx, a.Network(), a.Path)
 		return &Conn{Conn: conn, addr: a}, err
 	}
 	if err := checkPath(a.Path); err != nil {
 		return nil, err
 	}
 	var name *file
-	prepare := func(fd int) (err error) {
+	// Package net closes the socket itself where it cannot connect: this second
+	// descriptor keeps it open until its file is gone, see [file.remove].
+	keep := -1
+	defer closeFD(&keep)
+	conn, err := dialer(func(fd int) (err error) {
+		if a.Type == Stream {
+			InlineUrgent(fd)
+		}
 		if c.SendBuffer > 0 {
 			err = SetSendBuffer(fd, c.SendBuffer)
 		}
-		if err == nil && c.Bind != "" {
-			name, err = bindClient(fd, c.Bind)
+		if err != nil || c.Bind == "" {
+			return err
 		}
+		if keep, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			return os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+		}
+		name, err = bindClient(fd, c.Bind)
 		return err
-	}
-	dialer := net.Dialer{ControlContext: func(_ context.Context, _, _ string, raw syscall.RawConn) error {
-		var err error
-		ctrlErr := raw.Control(func(fd uintptr) { err = prepare(int(fd)) })
-		return errors.Join(ctrlErr, err)
-	}}
-	conn, err := dialer.DialContext(ctx, a.Network(), a.Path)
+	}).DialContext(ctx, a.Network(), a.Path)
 	if err == nil && name != nil {
 		err = name.chmod(clientMode)
 	}
 	if err != nil {
+		name.remove()
 		if conn != nil {
 			_ = conn.Close()
 		}
-		name.remove()
 		var own *ownError
 		if errors.As(err, &own) {
 			return nil, own
@@ -88,6 +98,15 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 		return nil, explain(a.Path, err)
 	}
 	return &Conn{Conn: conn, addr: a, name: name}, nil
+}
+
+// dialer has prepare see to a socket before it connects.
+func dialer(prepare func(fd int) error) *net.Dialer {
+	return &net.Dialer{ControlContext: func(_ context.Context, _, _ string, raw syscall.RawConn) error {
+		var err error
+		ctrlErr := raw.Control(func(fd uintptr) { err = prepare(int(fd)) })
+		return errors.Join(ctrlErr, err)
+	}}
 }
 
 // The server may run as another user and must be able to write to the client's

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -332,4 +333,52 @@ func TestPeerCredIsWhoConnected(t *testing.T) {
 	}
 	_, err = uds.PeerCred(-1)
 	wantError(t, err, unix.EBADF, "SO_PEERCRED")
+}
+
+// A socket that is closed while its file is still there leaves the inode to
+// somebody else's, which would be taken for it, and removed.
+func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	var name atomic.Pointer[string] // of the client that dials now
+	done := make(chan struct{})
+	looking := make(chan struct{})
+	met := 0 // clients that were met alive
+	go func() {
+		defer close(looking)
+		for last := ""; ; {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			now := name.Load()
+			if now == nil {
+				continue
+			}
+			// While it is open it can be connected to; without a listener
+			// that is a matter of datagrams.
+			switch err := uds.Connects(uds.Datagram, *now); {
+			case err == nil && *now != last:
+				met++
+				last = *now
+			case err == unix.ECONNREFUSED && *now == last: // before that it may be unfinished
+				if _, err := os.Lstat(*now); err == nil {
+					t.Errorf("%s is closed, and not removed", *now)
+					return
+				}
+			}
+		}
+	}()
+	for i := range 3000 {
+		s := d + "/client" + strconv.Itoa(i)
+		name.Store(&s)
+		_, err := uds.DialConfig{Bind: s}.Dial(t.Context(), datagram(d+"/none"))
+		wantError(t, err, unix.ENOENT)
+	}
+	close(done)
+	<-looking
+	if met == 0 {
+		t.Error("no client was met")
+	}
 }

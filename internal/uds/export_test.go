@@ -5,3 +5,6 @@ var ParseControl = parseControl
 
 // MapsAll reads what this process's namespace does not have.
 var MapsAll = mapsAll
+
+// Connects tries what a client does that finds out what is at a path.
+var Connects = connects

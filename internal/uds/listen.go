@@ -1,6 +1,7 @@
 package uds
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -211,7 +212,9 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 	}
 	if a.Type == TCP {
 		var n net.Listener
-		if n, err = net.Listen("tcp", a.Path); err == nil {
+		var c net.ListenConfig
+		c.SetMultipathTCP(false) // whose connections do not have the listener's options
+		if n, err = c.Listen(context.Background(), "tcp", a.Path); err == nil {
 			l = n.(*net.TCPListener)
 		}
 	} else {
@@ -230,6 +233,7 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 	}
 	ctrlErr := raw.Control(func(theirs uintptr) {
 		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil && a.Type == TCP {
+			InlineUrgent(fd)
 			err = unix.Listen(fd, backlogOrMax(backlog)) // again: package net does not ask how many
 		}
 	})

@@ -179,6 +179,15 @@ func PassCred(fd int) error {
 	return os.NewSyscallError("setsockopt SO_PASSCRED", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 }
 
+// InlineUrgent keeps the bytes that a peer sends with MSG_OOB, send(2), in their
+// place in the stream: socket(7), SO_OOBINLINE, "otherwise, out-of-band data is
+// passed only when the MSG_OOB flag is set during receiving", and lost where
+// nobody asks for it. Unix sockets carry such bytes since Linux 5.15; unlike
+// those of TCP, their connections do not have the option from the listener.
+func InlineUrgent(fd int) {
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // every socket takes it
+}
+
 // Cred is who sent the last message, by the kernel's word, where [PassCred] was
 // asked for before.
 func (r *Receiver) Cred() (cred unix.Ucred, ok bool) {

@@ -1,0 +1,14 @@
+package files
+
+// Hang takes the places of all who may close files, as those of a file system
+// that does not answer would, until end is called.
+func (s *Server) Hang() (end func()) {
+	for range cap(s.closing) {
+		s.closing <- struct{}{}
+	}
+	return func() {
+		for range cap(s.closing) {
+			<-s.closing
+		}
+	}
+}
