@@ -75,7 +75,7 @@ func goBuild(d, race string) error {
 }
 
 // buildPlain builds both programs as users have them, for tests of what the race
-// detector changes: memory, and which system calls a program makes.
+// detector changes: memory, speed, and which system calls a program makes.
 var buildPlain = sync.OnceValue(func() error { return goBuild(bin+"/plain", "-race=false") })
 
 func plain(t *testing.T) (d string) {
