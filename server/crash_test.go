@@ -85,6 +85,9 @@ func (v *victim) arm(n int64) {
 	v.calls.Store(0)
 }
 
+// spare has the victim not die any more, or reports that it has been killed.
+func (v *victim) spare() bool { return v.left.Swap(0) > 0 || !v.armed }
+
 // trace runs the victim to its end.
 func (v *victim) trace() error {
 	pid := v.Process.Pid
@@ -159,10 +162,10 @@ func (v *victim) lives(t *testing.T, n int, words string) bool {
 		found, changed := strings.Count(v.err.b.String(), words), v.err.changed
 		v.err.mu.Unlock()
 		if found >= n {
-			if v.left.Swap(0) > 0 || !v.armed {
+			if v.spare() {
 				return true
 			}
-			changed = nil // it has been killed
+			changed = nil
 		}
 		select {
 		case <-changed:
@@ -230,11 +233,9 @@ func deaths(t *testing.T, sample int64, try death) (kills, calls int64) {
 		})
 	}
 	pool.Wait()
-	say := t.Logf
-	if all {
-		say = func(format string, args ...any) { fmt.Printf(format+"\n", args...) } // also of what passes
+	if all { // to standard output, also of what passes
+		fmt.Printf("%s: killed at %d system calls, %d violations\n", t.Name(), kills, violations)
 	}
-	say("%s: killed at %d of %d system calls, %d violations", t.Name(), kills, calls, violations)
 	return kills, calls
 }
 
@@ -581,12 +582,13 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 			_, err := io.WriteString(client.in, rest)
 			written <- errors.Join(err, client.in.Close())
 		}()
-		died := false
 		select {
 		case <-client.ended:
-			v.left.Store(0)
 		case <-v.ended:
-			died = true
+		}
+		died := !v.spare()
+		if died {
+			<-v.ended
 			p := next(t, d, args...)
 			defer p.stop(t)
 		}
