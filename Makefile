@@ -1,4 +1,4 @@
-.PHONY: demo test soak faults model fuzz bench bench-peers images cluster-demo cluster-scale lint vuln sbom fmt clean
+.PHONY: demo test soak crash faults model fuzz bench bench-peers images cluster-demo cluster-scale lint vuln sbom fmt clean
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -12,6 +12,9 @@ test: # every test: unit, race, process, containers
 
 soak: # 50 clients and one fault after another, for SOAK; a ledger of every byte
 	SOAK=$(SOAK) go test -race -count=1 -v -timeout 0 -run '^TestSoak$$' ./server
+
+crash: # a start, both sides of a takeover and of a transfer, killed at every system call
+	@cd server && CRASH=all go test -count=1 -timeout 0 -run 'DeathAtAnySystemCall'
 
 faults: # docs/faults.md, as the tests that show its rows see it now
 	FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./integration

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command client sends to a Unix domain socket and prints what comes back.
 //
 //	client [--connect ADDR] [MESSAGE]

@@ -1,11 +1,14 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -16,28 +19,66 @@ import (
 	"go.uber.org/goleak"
 )
 
-// client is the program, built as it is.
+// client is the program, built with the race detector if the tests are.
 var client string
 
 func TestMain(m *testing.M) {
-	d, err := os.MkdirTemp("", "bin")
+	d, err := build()
 	if err != nil {
-		panic(err)
-	}
-	// Other users are to run it too.
-	if err := os.Chmod(d, 0o755); err != nil {
-		panic(err)
-	}
-	client = d + "/client"
-	if out, err := exec.Command("go", "build", "-o", client, ".").CombinedOutput(); err != nil {
-		_ = os.RemoveAll(d)
-		fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)
+		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	client = d + "/client"
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
+		if races(d) {
+			status = 1
+		}
 		_ = os.RemoveAll(d)
 		os.Exit(status)
 	}))
+}
+
+func build() (string, error) {
+	d, err := os.MkdirTemp("", "bin")
+	if err != nil {
+		return "", err
+	}
+	race := "-race=false"
+	if raced() {
+		race = "-race"
+		// The program's reports go to files, which a killed one leaves too. At
+		// its end it does not wait for a second for more of them.
+		err = os.Setenv("GORACE", "log_path="+d+"/race/report atexit_sleep_ms=0")
+	}
+	// Other users are to run it too, and to report.
+	err = errors.Join(err, os.Chmod(d, 0o755), os.Mkdir(d+"/race", 0o700), os.Chmod(d+"/race", 0o777|os.ModeSticky))
+	if err == nil {
+		var out []byte
+		if out, err = exec.Command("go", "build", race, "-o", d+"/", ".").CombinedOutput(); err != nil {
+			err = fmt.Errorf("go build: %w\n%s", err, out)
+		}
+	}
+	if err != nil {
+		_ = os.RemoveAll(d)
+		return "", err
+	}
+	return d, nil
+}
+
+// raced reports whether the tests were built with -race.
+func raced() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+// races reports whether the program has seen a data race, and prints it.
+func races(d string) bool {
+	reports, _ := filepath.Glob(d + "/race/*")
+	for _, name := range reports {
+		text, _ := os.ReadFile(name)
+		fmt.Fprintf(os.Stderr, "the program under test has a data race:\n%s", text)
+	}
+	return len(reports) > 0
 }
 
 // patience bounds every wait for an event; it is no measure of anything.

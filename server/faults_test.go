@@ -223,7 +223,8 @@ func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
 func TestF17ClientsThatNeverRead(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	server := start(t, d, "server", "--admin", "admin", "--listen", "s", "--listen", "seqpacket:q", "--chunk", "4096",
+	// Its memory and speed are measured.
+	server := start(t, d, plain(t)+"/server", "--admin", "admin", "--listen", "s", "--listen", "seqpacket:q", "--chunk", "4096",
 		"--write-timeout", "6s", "--log-level", "warn")
 	awaitServer(t, d+"/admin")
 	honest := connect(t, "unix", d+"/s")
@@ -357,7 +358,8 @@ func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
 	t.Parallel()
 	const limit, perUser, attempts = 10_000, 9_000, 20_000
 	d := dir(t)
-	server := start(t, d, "server", "--admin", "admin", "--mode", "0666", "--log-level", "warn", "--max-connections", fmt.Sprint(limit))
+	// Its memory is measured.
+	server := start(t, d, plain(t)+"/server", "--admin", "admin", "--mode", "0666", "--log-level", "warn", "--max-connections", fmt.Sprint(limit))
 	awaitServer(t, d+"/admin")
 	before := footprintOf(t, d+"/admin")
 
@@ -497,7 +499,8 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 func TestF21ServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	server := serve(t, d)
+	server := start(t, d, plain(t)+"/server") // its processor time is measured
+	server.err.await(t, 1, "waiting for a ")
 	var before unix.Rlimit
 	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
 	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Command server echoes what it receives on Unix domain sockets, until it is
 // told to stop.
 //

@@ -1,10 +1,13 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -15,7 +18,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// bin holds both programs, built as they are.
+// bin holds both programs, built with the race detector if the tests are.
 var bin string
 
 func TestMain(m *testing.M) {
@@ -32,6 +35,9 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
+		if races(bin) {
+			status = 1
+		}
 		_ = os.RemoveAll(bin)
 		os.Exit(status)
 	}))
@@ -42,15 +48,59 @@ func build() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// Other users are to run them too.
-	if err := os.Chmod(d, 0o755); err != nil {
+	race := "-race=false"
+	if raced() {
+		race = "-race"
+		// The programs' reports go to files, which a killed one leaves too.
+		// At its end none waits for a second for more of them.
+		err = os.Setenv("GORACE", "log_path="+d+"/race/report atexit_sleep_ms=0")
+	}
+	// Other users are to run them too, and to report.
+	err = errors.Join(err, os.Chmod(d, 0o755), os.Mkdir(d+"/race", 0o700), os.Chmod(d+"/race", 0o777|os.ModeSticky))
+	if err == nil {
+		err = goBuild(d, race)
+	}
+	if err != nil {
+		_ = os.RemoveAll(d)
 		return "", err
 	}
-	if out, err := exec.Command("go", "build", "-o", d, ".", "../client").CombinedOutput(); err != nil {
-		_ = os.RemoveAll(d)
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
 	return d, nil
+}
+
+func goBuild(d, race string) error {
+	if out, err := exec.Command("go", "build", race, "-o", d+"/", ".", "../client").CombinedOutput(); err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// buildPlain builds both programs as users have them, for tests of what the race
+// detector changes: memory, speed, and which system calls a program makes.
+var buildPlain = sync.OnceValue(func() error { return goBuild(bin+"/plain", "-race=false") })
+
+func plain(t *testing.T) (d string) {
+	t.Helper()
+	if !raced() {
+		return bin
+	}
+	check(t, buildPlain())
+	return bin + "/plain"
+}
+
+// raced reports whether the tests were built with -race.
+func raced() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+// races reports whether a program has seen a data race, and prints it.
+func races(d string) bool {
+	reports, _ := filepath.Glob(d + "/race/*")
+	for _, name := range reports {
+		text, _ := os.ReadFile(name)
+		fmt.Fprintf(os.Stderr, "a program under test has a data race:\n%s", text)
+	}
+	return len(reports) > 0
 }
 
 // patience bounds every wait for an event; it is no measure of anything.
@@ -127,6 +177,21 @@ func startWith(t *testing.T, uid int, files []*os.File, d string, args ...string
 
 func startAttr(t *testing.T, attr *syscall.SysProcAttr, files []*os.File, d string, args ...string) *process {
 	t.Helper()
+	p := prepare(t, d, args...)
+	p.ExtraFiles = files
+	p.SysProcAttr = attr
+	check(t, p.Start())
+	go func() {
+		defer close(p.ended)
+		_ = p.Wait()
+	}()
+	t.Cleanup(func() { <-p.ended })
+	return p
+}
+
+// prepare is a process that is still to be started.
+func prepare(t *testing.T, d string, args ...string) *process {
+	t.Helper()
 	program := args[0]
 	if program == "server" || program == "client" {
 		program = bin + "/" + program
@@ -134,7 +199,6 @@ func startAttr(t *testing.T, attr *syscall.SysProcAttr, files []*os.File, d stri
 	p := &process{Cmd: exec.CommandContext(t.Context(), program, args[1:]...), ended: make(chan struct{})}
 	p.out.changed, p.err.changed = make(chan struct{}), make(chan struct{})
 	p.Dir = d
-	p.ExtraFiles = files
 	for _, v := range os.Environ() {
 		if !strings.HasPrefix(v, "UDS_") {
 			p.Env = append(p.Env, v)
@@ -142,16 +206,9 @@ func startAttr(t *testing.T, attr *syscall.SysProcAttr, files []*os.File, d stri
 	}
 	p.Stdout, p.Stderr = &p.out, &p.err
 	p.WaitDelay = patience
-	p.SysProcAttr = attr
 	var err error
 	p.in, err = p.StdinPipe()
 	check(t, err)
-	check(t, p.Start())
-	go func() {
-		defer close(p.ended)
-		_ = p.Wait()
-	}()
-	t.Cleanup(func() { <-p.ended })
 	return p
 }
 

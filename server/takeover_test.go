@@ -182,6 +182,10 @@ func longTransfer(path string, seed uint64) error {
 
 // shortExchange is one message over a connection of its own.
 func shortExchange(d string, kind int, text string) error {
+	return exchange(d, kind, text, time.Now().Add(3*patience))
+}
+
+func exchange(d string, kind int, text string, deadline time.Time) error {
 	network, name := []string{"unix", "unixpacket", "unixgram"}[kind], []string{"s", "q", "d"}[kind]
 	var own *net.UnixAddr
 	if network == "unixgram" {
@@ -192,7 +196,7 @@ func shortExchange(d string, kind int, text string) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	if err := conn.SetDeadline(time.Now().Add(3 * patience)); err != nil {
+	if err := conn.SetDeadline(deadline); err != nil {
 		return err
 	}
 	if _, err := io.WriteString(conn, text); err != nil {

@@ -94,7 +94,9 @@ func kernels(fd int) bool {
 	if unix.Fstatfs(fd, &st) != nil {
 		return true
 	}
-	switch st.Type {
+	// The kernel's number has 32 bits; in Go it is signed on 32-bit machines, and
+	// negative there for some.
+	switch uint32(st.Type) {
 	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.CGROUP_SUPER_MAGIC,
 		unix.CGROUP2_SUPER_MAGIC, unix.SECURITYFS_MAGIC, unix.BPF_FS_MAGIC, unix.PSTOREFS_MAGIC, unix.SELINUX_MAGIC, unix.NSFS_MAGIC:
 		return true

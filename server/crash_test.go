@@ -1,0 +1,609 @@
+package main_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/proxy"
+)
+
+// A victim dies at one of its system calls: at the nth of all its threads
+// together, counted from when [victim.arm] says so. SIGKILL comes as it enters
+// the call, so that n-1 calls happened and the nth did not.
+//
+// "strace -f -e inject=all:signal=KILL:when=N" counts the calls of each thread
+// for itself. Which thread a goroutine runs on is chance, so that no N would name
+// a certain call, and no row of them all. So this traces by itself, ptrace(2),
+// and leaves out the calls of [chance]: what the program does is then counted
+// alike from run to run, but for a few.
+type victim struct {
+	*process
+	left  atomic.Int64 // calls until its death; 0: it is not to die, or is being killed
+	armed bool
+	calls atomic.Int64
+	state unix.WaitStatus // once it has ended
+}
+
+// chance are the calls by which the threads of Go's runtime start, wait for each
+// other, and are preempted. How many there are is chance, and nothing outside of
+// the process sees them.
+var chance = []uint64{
+	unix.SYS_CLONE, unix.SYS_EPOLL_PWAIT, unix.SYS_FUTEX, unix.SYS_GETPID, unix.SYS_GETTID, unix.SYS_MADVISE, unix.SYS_NANOSLEEP,
+	unix.SYS_RESTART_SYSCALL, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SCHED_GETAFFINITY, unix.SYS_SCHED_YIELD,
+	unix.SYS_SIGALTSTACK, unix.SYS_TGKILL,
+}
+
+// launchVictim starts a program that dies at its nth call; 0: at none, before
+// arm.
+func launchVictim(t *testing.T, n int64, d string, args ...string) *victim {
+	t.Helper()
+	v := &victim{process: prepare(t, d, args...)}
+	// Its own group of processes, so that waiting for it waits for no other.
+	v.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
+	v.arm(n)
+	started := make(chan error)
+	go func() {
+		defer close(v.ended)
+		runtime.LockOSThread() // only the thread that started it may trace it
+		defer runtime.UnlockOSThread()
+		err := v.Start()
+		started <- err
+		if err != nil {
+			return
+		}
+		if err := v.trace(); err != nil {
+			t.Errorf("trace %v: %v", v.Args, err)
+		}
+		_ = v.Wait() // trace has its state: this sees to its output
+	}()
+	check(t, <-started)
+	t.Cleanup(func() { <-v.ended })
+	return v
+}
+
+// arm has the victim die at its nth call from now on; 0: at none.
+func (v *victim) arm(n int64) {
+	v.armed = n > 0
+	v.left.Store(n)
+	v.calls.Store(0)
+}
+
+// spare has the victim not die any more, or reports that it has been killed.
+func (v *victim) spare() bool { return v.left.Swap(0) > 0 || !v.armed }
+
+// trace runs the victim to its end.
+func (v *victim) trace() error {
+	pid := v.Process.Pid
+	for first := true; ; first = false {
+		var state unix.WaitStatus
+		tid, err := unix.Wait4(-pid, &state, unix.WALL, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err == unix.ECHILD { // all threads have ended
+			return nil
+		}
+		if err != nil {
+			return os.NewSyscallError("wait4", err)
+		}
+		if !state.Stopped() {
+			if tid == pid {
+				v.state = state
+			}
+			continue
+		}
+		if first {
+			const options = unix.PTRACE_O_EXITKILL | unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE
+			if err := unix.PtraceSetOptions(pid, options); err != nil {
+				return os.NewSyscallError("ptrace", err)
+			}
+		}
+		deliver := 0
+		switch s := state.StopSignal(); s {
+		case unix.SIGTRAP | 0x80: // entering or leaving a system call
+			if counts(tid) {
+				v.calls.Add(1)
+				if v.left.Load() > 0 && v.left.Add(-1) == 0 {
+					_ = v.Process.Kill()
+				}
+			}
+		case unix.SIGTRAP, unix.SIGSTOP: // exec, clone, a new thread
+		default:
+			deliver = int(s)
+		}
+		_ = unix.PtraceSyscall(tid, deliver) // it may be dead
+	}
+}
+
+// counts reports whether a thread enters a call that is no [chance].
+func counts(tid int) bool {
+	var info struct {
+		op uint8
+		_  [23]byte
+		nr uint64
+		_  [56]byte
+	}
+	const entry = 1 // PTRACE_SYSCALL_INFO_ENTRY
+	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_GET_SYSCALL_INFO, uintptr(tid), unsafe.Sizeof(info), uintptr(unsafe.Pointer(&info)), 0, 0)
+	return errno == 0 && info.op == entry && !slices.Contains(chance, info.nr)
+}
+
+// exit waits for the end and gives the exit status, -1 after a signal.
+func (v *victim) exit(t *testing.T) int {
+	t.Helper()
+	v.status(t)
+	return v.state.ExitStatus()
+}
+
+// lives waits until the victim has written words n times, and has it not die any
+// more; or until it has died before.
+func (v *victim) lives(t *testing.T, n int, words string) bool {
+	t.Helper()
+	late := time.After(patience)
+	for {
+		v.err.mu.Lock()
+		found, changed := strings.Count(v.err.b.String(), words), v.err.changed
+		v.err.mu.Unlock()
+		if found >= n {
+			if v.spare() {
+				return true
+			}
+			changed = nil
+		}
+		select {
+		case <-changed:
+		case <-v.ended:
+			return false
+		case <-late:
+			t.Fatalf("%q did not come %d times, in:\n%s", words, n, &v.err)
+		}
+	}
+}
+
+// A death is one try: the victim dies at call n, or reaches its goal before.
+// The calls are those that it made until its goal.
+type death func(t *testing.T, n int64) (calls int64, died bool)
+
+// deaths tries with CRASH=all in the environment, as `make crash` has it, all
+// calls from the first until the victim gets through, and else a sample of so
+// many, spread over them.
+func deaths(t *testing.T, sample int64, try death) (kills, calls int64) {
+	const workers = 4
+	var (
+		mu         sync.Mutex
+		next       int64
+		over       bool
+		violations int
+	)
+	calls, _ = try(t, 0)
+	if t.Failed() {
+		t.Fatal("it fails without a death, too")
+	}
+	all := os.Getenv("CRASH") == "all"
+	offset := rand.New(rand.NewPCG(proxy.Seed(t), 0)).Int64N(max(calls/sample, 1))
+	var pool sync.WaitGroup
+	for range workers {
+		pool.Go(func() {
+			for {
+				mu.Lock()
+				next++
+				n := next
+				if !all {
+					n = 1 + offset + (n-1)*calls/sample
+				}
+				stop := over || all && n > 2*calls || !all && next > sample
+				mu.Unlock()
+				if stop {
+					return
+				}
+				t.Run(fmt.Sprint("call ", n), func(t *testing.T) {
+					died := true
+					defer func() { // after a Fatal, too
+						mu.Lock()
+						defer mu.Unlock()
+						if died {
+							kills++
+						} else {
+							over = all
+						}
+						if t.Failed() {
+							violations++
+						}
+					}()
+					_, died = try(t, n)
+				})
+			}
+		})
+	}
+	pool.Wait()
+	if all { // to standard output, also of what passes
+		fmt.Printf("%s: killed at %d system calls, %d violations\n", t.Name(), kills, violations)
+	}
+	return kills, calls
+}
+
+// foreign is what is not the servers' in their directory: a file, and the socket
+// of another program that lives.
+type foreign struct {
+	d      string
+	before []unix.Stat_t
+}
+
+var foreigners = []string{"file", "live"}
+
+func putForeign(t *testing.T, d string) foreign {
+	t.Helper()
+	check(t, os.WriteFile(d+"/file", []byte("not yours"), 0o640))
+	l, err := net.Listen("unix", d+"/live")
+	check(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	f := foreign{d: d}
+	f.before = f.stat(t)
+	return f
+}
+
+func (f foreign) stat(t *testing.T) []unix.Stat_t {
+	t.Helper()
+	all := make([]unix.Stat_t, len(foreigners))
+	for i, name := range foreigners {
+		check(t, unix.Lstat(f.d+"/"+name, &all[i]))
+		all[i].Atim = unix.Timespec{}
+	}
+	return all
+}
+
+// alone checks that nothing but it is there, as it was.
+func (f foreign) alone(t *testing.T) {
+	t.Helper()
+	wantFiles(t, f.d, foreigners...)
+	if t.Failed() {
+		return
+	}
+	if now := f.stat(t); !slices.Equal(now, f.before) {
+		t.Errorf("foreign files are %+v, were %+v", now, f.before)
+	}
+	if text, err := os.ReadFile(f.d + "/file"); err != nil || string(text) != "not yours" {
+		t.Errorf("the foreign file holds %q, %v", text, err)
+	}
+	conn, err := net.Dial("unix", f.d+"/live")
+	check(t, err)
+	check(t, conn.Close())
+}
+
+// everywhere are the addresses of all kinds, as [exchange] knows them.
+var everywhere = []string{"--listen", "stream:s", "--listen", "seqpacket:q", "--listen", "datagram:d", "--listen", "files:f"}
+
+// wantServed has every address answer within 2 s, though it may refuse until
+// then.
+func wantServed(t *testing.T, d string) {
+	t.Helper()
+	deadline := time.Now().Add(2 * time.Second)
+	for kind, name := range []string{"stream:s", "seqpacket:q", "datagram:d"} {
+		err := exchange(d, kind, message, deadline)
+		for ; err != nil && time.Now().Before(deadline); err = exchange(d, kind, message, deadline) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err != nil {
+			t.Errorf("%s is not served: %v", name, err)
+		}
+	}
+	if status, _, stderr := run(t, d, "", plain(t)+"/client", "send-file", "--retry", "1s", "--timeout", "1s", "--connect", "files:f", "file"); status != 0 {
+		t.Errorf("files:f is not served: %s", stderr)
+	}
+}
+
+// end ends a server, which must leave nothing but what is foreign.
+func (f foreign) end(t *testing.T, p *process, exit func(*testing.T) int) {
+	t.Helper()
+	p.signal(t, syscall.SIGTERM)
+	if status := exit(t); status != 0 {
+		t.Errorf("exit status %d after:\n%s", status, &p.err)
+	}
+	f.alone(t)
+}
+
+// next starts a server where another has died.
+func next(t *testing.T, d string, args ...string) *process {
+	t.Helper()
+	p := start(t, d, args...)
+	p.err.await(t, 1, "waiting for a ")
+	return p
+}
+
+func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
+	t.Parallel()
+	var kills, calls int64
+	for _, tt := range []struct {
+		name  string
+		stale bool
+		more  []string
+	}{
+		{"plain", false, nil},
+		{"where another was killed", true, nil},
+		{"with takeover", false, []string{"--takeover"}},
+		{"with takeover where another was killed", true, []string{"--takeover"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			args := slices.Concat([]string{plain(t) + "/server", "--log-format", "plain"}, tt.more, everywhere)
+			k, c := deaths(t, 6, func(t *testing.T, n int64) (int64, bool) {
+				d := dir(t)
+				f := putForeign(t, d)
+				if tt.stale {
+					p := next(t, d, args...)
+					p.signal(t, syscall.SIGKILL)
+					<-p.ended
+				}
+				v := launchVictim(t, n, d, args...)
+				if v.lives(t, 1, "waiting for a ") {
+					calls := v.calls.Load()
+					wantServed(t, d)
+					f.end(t, v.process, v.exit)
+					return calls, false
+				}
+				if v.state.Signal() != unix.SIGKILL {
+					t.Fatalf("it ended by itself, %v: %s", v.state, &v.err)
+				}
+				p := next(t, d, args...)
+				wantServed(t, d)
+				f.end(t, p, p.status)
+				return n, true
+			})
+			kills, calls = kills+k, calls+c
+		})
+	}
+	faults.Report(t, faults.Row{
+		ID: "F38", Done: "a server on addresses of all kinds killed at system calls of its start, with and without `--takeover`, in a fresh directory and where another was killed; at every one: `make crash`", Count: 24,
+		Outcome: fmt.Sprintf("killed at %d of %d calls: each time the next start served on all addresses, nothing foreign was touched, and nothing was left after its end", kills, calls),
+	})
+}
+
+// A handover is what a server has when a successor comes: a connection that is
+// in use, and a datagram client that does not read its replies.
+type handover struct {
+	foreign
+	args []string
+	conn *net.UnixConn
+	mute *net.UnixConn
+}
+
+const unread = 15
+
+func newHandover(t *testing.T) *handover {
+	t.Helper()
+	args := append([]string{plain(t) + "/server", "--takeover", "--drain-timeout", "300ms", "--log-format", "plain"}, everywhere...)
+	d := dir(t)
+	return &handover{foreign: putForeign(t, d), args: args}
+}
+
+// use has the server used, which runs.
+func (h *handover) use(t *testing.T) {
+	t.Helper()
+	h.conn = connect(t, "unix", h.d+"/s")
+	check(t, echoed(h.conn, "before"))
+	own := &net.UnixAddr{Name: "@" + h.d + " mute", Net: "unixgram"}
+	var err error
+	h.mute, err = net.DialUnix("unixgram", own, &net.UnixAddr{Name: h.d + "/d", Net: "unixgram"})
+	check(t, err)
+	t.Cleanup(func() { _ = h.mute.Close() })
+	check(t, h.mute.SetWriteDeadline(time.Now().Add(patience)))
+	for i := range unread {
+		_, err := fmt.Fprintf(h.mute, "unread %d", i)
+		check(t, err)
+	}
+	check(t, exchange(h.d, 2, "behind them", time.Now().Add(patience))) // they have been received
+}
+
+// wantRight sees to what was accepted: the connection echoes, or is told where
+// its server may have gone, and the replies are the first ones in their order.
+func (h *handover) wantRight(t *testing.T, gone bool) {
+	t.Helper()
+	told := []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE}
+	err := echoed(h.conn, "after")
+	if err != nil && !(gone && slices.ContainsFunc(told, func(end error) bool { return errors.Is(err, end) })) {
+		t.Errorf("the connection: %v", err)
+	}
+	check(t, h.mute.SetReadDeadline(time.Now().Add(time.Millisecond))) // what is there, and no more
+	for i := range unread {
+		got := make([]byte, 100)
+		n, err := h.mute.Read(got)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil || string(got[:n]) != fmt.Sprintf("unread %d", i) {
+			t.Errorf("reply %d is %q, %v", i, got[:n], err)
+			break
+		}
+	}
+	check(t, errors.Join(h.conn.Close(), h.mute.Close()))
+}
+
+func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
+	t.Parallel()
+	const taken = "took over "
+	addresses := len(everywhere) / 2
+	var outcome []string
+	t.Run("the successor", func(t *testing.T) {
+		kills, calls := deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
+			h := newHandover(t)
+			old := next(t, h.d, h.args...)
+			h.use(t)
+			v := launchVictim(t, n, h.d, h.args...)
+			v.lives(t, addresses, taken)
+			calls := v.calls.Load()
+			through := strings.Count(v.err.String(), taken) >= addresses
+			if !through { // nothing has changed: the old one serves
+				if v.state.Signal() != unix.SIGKILL {
+					t.Errorf("it ended by itself, %v", v.state)
+				}
+				wantServed(t, h.d)
+				h.wantRight(t, false)
+				if t.Failed() {
+					t.Logf("killed at call %d\nold:\n%s\nsuccessor:\n%s", n, &old.err, &v.err)
+					return n, true
+				}
+				v = launchVictim(t, 0, h.d, h.args...) // and hands over to another
+				v.lives(t, addresses, taken)
+			}
+			select {
+			case <-v.ended: // once it was the server, and had said so
+				if status := old.status(t); status != 0 {
+					t.Errorf("the old server's exit status is %d:\n%s", status, &old.err)
+				}
+				p := next(t, h.d, h.args...)
+				wantServed(t, h.d)
+				h.wantRight(t, true)
+				h.end(t, p, p.status)
+			default:
+				wantServed(t, h.d)
+				if through {
+					h.wantRight(t, true)
+				}
+				if status := old.status(t); status != 0 {
+					t.Errorf("the old server's exit status is %d:\n%s", status, &old.err)
+				}
+				h.end(t, v.process, v.exit)
+			}
+			return calls, !through
+		})
+		outcome = append(outcome, fmt.Sprintf("the successor killed at %d of %d calls: the old one served on, kept its connection, and handed over to another", kills, calls))
+	})
+	t.Run("the old server", func(t *testing.T) {
+		var gaveUp atomic.Int64
+		kills, calls := deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
+			h := newHandover(t)
+			v := launchVictim(t, 0, h.d, h.args...)
+			if !v.lives(t, 1, "waiting for a ") {
+				t.Fatalf("it ended by itself: %s", &v.err)
+			}
+			h.use(t)
+			v.arm(n)
+			successor := start(t, h.d, h.args...)
+			status := v.exit(t)
+			calls := v.calls.Load()
+			if status != 0 && v.state.Signal() != unix.SIGKILL {
+				t.Errorf("exit status %d:\n%s", status, &v.err)
+			}
+			for late := time.Now().Add(2 * time.Second); exchange(h.d, 0, message, late) != nil && time.Now().Before(late); time.Sleep(10 * time.Millisecond) {
+				select {
+				case <-successor.ended: // it ended as its server died
+					gaveUp.Add(1)
+					successor = next(t, h.d, h.args...)
+				default:
+				}
+			}
+			wantServed(t, h.d)
+			h.wantRight(t, true)
+			if t.Failed() {
+				t.Logf("killed at call %d\nold:\n%s\nsuccessor:\n%s", n, &v.err, &successor.err)
+				return n, true
+			}
+			h.end(t, successor, successor.status)
+			return calls, status != 0
+		})
+		outcome = append(outcome, fmt.Sprintf("the old one at %d of %d: the successor served, or ended (%d) and the next one did", kills, calls, gaveUp.Load()))
+	})
+	faults.Report(t, faults.Row{
+		ID: "F37", Done: "a takeover with a connection in use and a datagram client that does not read its replies; successor and old server killed at system calls of it; at every one: `make crash`", Count: 24,
+		Outcome: strings.Join(outcome, "; ") + "; all addresses within 2 s",
+	})
+}
+
+// transfer is what a client is to send, in two parts.
+func transfer() (first, rest string) {
+	var b strings.Builder
+	for i := range 8000 {
+		fmt.Fprintf(&b, "line %d\n", i)
+	}
+	return "the first line\n", b.String()
+}
+
+func TestDeathAtAnySystemCallOfAClient(t *testing.T) {
+	t.Parallel()
+	first, rest := transfer()
+	deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
+		d := dir(t)
+		p := next(t, d, plain(t)+"/server", "--chunk", "4096", "--admin", "admin")
+		v := launchVictim(t, 0, d, plain(t)+"/client", "--retry", "60s", "--chunk", "4096", "-")
+		_, err := io.WriteString(v.in, first)
+		check(t, err)
+		v.out.await(t, 1, first)
+		v.arm(n)
+		_, _ = io.WriteString(v.in, rest) // it may be dead
+		_ = v.in.Close()
+		exit := v.exit(t)
+		calls := v.calls.Load()
+		if back := v.out.String(); !strings.HasPrefix(first+rest, back) || exit == 0 && back != first+rest {
+			t.Errorf("exit status %d, %d bytes came back of %d", exit, len(back), len(first+rest))
+		}
+		if exit != 0 && v.state.Signal() != unix.SIGKILL {
+			t.Errorf("exit status %d: %s", exit, &v.err)
+		}
+		awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == 0 })
+		if status, stdout, stderr := run(t, d, "", plain(t)+"/client"); status != 0 || stdout != message {
+			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+		}
+		p.stop(t)
+		return calls, exit != 0
+	})
+}
+
+func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
+	t.Parallel()
+	first, rest := transfer()
+	deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
+		d := dir(t)
+		args := []string{plain(t) + "/server", "--chunk", "4096"}
+		v := launchVictim(t, 0, d, args...)
+		v.lives(t, 1, "waiting for a ")
+		client := start(t, d, plain(t)+"/client", "--retry", "60s", "--chunk", "4096", "-")
+		_, err := io.WriteString(client.in, first)
+		check(t, err)
+		client.out.await(t, 1, first)
+		v.arm(n)
+		written := make(chan error)
+		go func() {
+			_, err := io.WriteString(client.in, rest)
+			written <- errors.Join(err, client.in.Close())
+		}()
+		select {
+		case <-client.ended:
+		case <-v.ended:
+		}
+		died := !v.spare()
+		if died {
+			<-v.ended
+			p := next(t, d, args...)
+			defer p.stop(t)
+		}
+		calls := v.calls.Load()
+		check(t, <-written)
+		if status := client.status(t); status != 0 || !bytes.Equal([]byte(client.out.String()), []byte(first+rest)) {
+			t.Errorf("exit status %d, %d bytes came back of %d, error %q", status, len(client.out.String()), len(first+rest), &client.err)
+		}
+		if !died {
+			v.signal(t, syscall.SIGTERM)
+			if status := v.exit(t); status != 0 {
+				t.Errorf("exit status %d", status)
+			}
+			wantFiles(t, d)
+		}
+		return calls, died
+	})
+}

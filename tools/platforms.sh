@@ -1,0 +1,55 @@
+#!/bin/sh
+# Other machines than this one: 32-bit and arm64 Linux compile, tests and all, and
+# arm64 echoes, under an emulator; macOS and Windows get one line that says what
+# to run instead.
+#
+#     tools/platforms.sh
+set -eu
+cd "$(dirname "$0")/.."
+
+d=$(mktemp -d)
+server=
+# shellcheck disable=SC2317,SC2329 # the trap calls it
+finish() {
+	status=$?
+	trap - EXIT INT TERM
+	[ -z "$server" ] || kill "$server" 2>/dev/null || :
+	[ "$status" -eq 0 ] || cat "$d"/*.log >&2 2>/dev/null || :
+	rm -rf "$d"
+	exit "$status"
+}
+trap finish EXIT
+trap 'exit 1' INT TERM
+
+for arch in arm 386 arm64; do
+	GOOS=linux GOARCH=$arch CGO_ENABLED=0 go vet ./...
+	echo "linux/$arch: compiles"
+done
+
+for os in darwin windows; do
+	for program in server client; do
+		GOOS=$os go build -o /dev/null "./$program"
+	done
+	echo "$os: compiles to one line"
+done
+for program in server client; do
+	# A file that is named is compiled, whatever system it is for.
+	go build -o "$d/other" "$program/main_other.go"
+	status=0
+	"$d/other" 2>"$d/other.log" || status=$?
+	[ "$status" -eq 1 ]
+	grep -q "^$program: needs Linux.*docker compose" "$d/other.log"
+	[ "$(wc -l <"$d/other.log")" -eq 1 ]
+done
+
+GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o "$d/" ./server ./client
+cd "$d"
+qemu-aarch64-static ./server --listen stream:s --listen datagram:d --listen seqpacket:q 2>server.log &
+server=$!
+for address in stream:s datagram:d seqpacket:q; do
+	[ "$(qemu-aarch64-static ./client --retry 60s --connect "$address" 'hello from arm64' 2>client.log)" = 'hello from arm64' ]
+	echo "linux/arm64: echoes on $address"
+done
+kill "$server"
+wait "$server"
+server=
