@@ -19,7 +19,7 @@ import (
 
 // A Row is what a test has shown.
 type Row struct {
-	ID      string // F1 to F35; the test's name holds it
+	ID      string // F1 to F50; the test's name holds it
 	Done    string // what was done
 	Count   int    // how often; 0: it cannot be shown here, and the outcome says why
 	Outcome string // what came of it; its numbers may differ from run to run
