@@ -3,7 +3,7 @@
 //
 // The texts of its events are a contract, the transcript: a program that reads
 // them finds the same words in every format and every version.
-package echo
+package echoserver
 
 import (
 	"context"

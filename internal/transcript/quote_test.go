@@ -1,4 +1,4 @@
-package echo_test
+package transcript_test
 
 import (
 	"fmt"
