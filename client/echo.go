@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -62,7 +63,7 @@ func (c *echoCmd) Validate() error {
 // Run sends and takes back.
 func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
-	log.Info().Str("connect", echo.Escape(c.Connect.String())).Msg("connecting to " + echo.Escape(c.Connect.Path))
+	log.Info().Str("connect", transcript.Escape(c.Connect.String())).Msg("connecting to " + transcript.Escape(c.Connect.Path))
 	name := ownName(c.Bind, c.Connect)
 	conn, err := c.dial(ctx, name)
 	if err != nil {
@@ -82,7 +83,7 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.Hex {
 		out = newDump(std.Out, c.Connect.Type.Messages())
 	}
-	client := echo.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
+	client := echoclient.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
 	if c.Retry > 0 {
 		client.Patience = c.Retry
 		client.Redial = func(ctx context.Context) (*uds.Conn, error) { return c.dial(ctx, nextName(name, c.Connect.Type)) }

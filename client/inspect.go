@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -70,8 +70,8 @@ func (c *inspectCmd) Run(std cli.Std) error {
 		if in == nil {
 			continue
 		}
-		x := inspected{echo.Escape(path), echo.Escape(row), in}
-		x.Process = echo.Escape(x.Process)
+		x := inspected{transcript.Escape(path), transcript.Escape(row), in}
+		x.Process = transcript.Escape(x.Process)
 		write := x.writeTable
 		if c.Format == "json" {
 			write = x.writeJSON

@@ -10,7 +10,8 @@ import (
 	"os/exec"
 
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -38,7 +39,7 @@ func (c *pairCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 
 	log := c.Logger(std.Err).With().Str("process", "parent").Logger()
-	client := echo.Client{Log: log}
+	client := echoclient.Client{Log: log}
 	err = client.Message(ctx, conn, []byte(c.Message), std.Out)
 	if err == nil {
 		log.Info().Msg("closing socket")
@@ -64,7 +65,7 @@ type pairChildCmd struct {
 // signal is the parent's affair: a terminal sends it to both.
 func (c *pairChildCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err).With().Str("process", "child").Logger()
-	server := echo.Server{Chunk: 16, Log: log}
+	server := echoserver.Config{Chunk: 16, Log: log}
 	if err := server.ServeConn(context.WithoutCancel(ctx), 3); err != nil {
 		return fmt.Errorf("as the child of client pair: %w", err)
 	}

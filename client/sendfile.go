@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -45,7 +45,7 @@ func (c *filesFlags) Validate() error {
 // found in it as sha256sum(1) does.
 func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, open func(name string) (*os.File, error)) error {
 	log := c.Logger(std.Err)
-	log.Info().Str("connect", echo.Escape(c.Connect.String())).Msg("connecting to " + echo.Escape(c.Connect.Path))
+	log.Info().Str("connect", transcript.Escape(c.Connect.String())).Msg("connecting to " + transcript.Escape(c.Connect.Path))
 	conn, err := c.dialRequired(ctx, c.Connect, uds.DialConfig{}, c.Retry)
 	if err != nil {
 		return err

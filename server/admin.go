@@ -22,7 +22,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/net/netutil"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -32,7 +33,7 @@ type admin struct {
 	config   uds.ListenConfig
 	wait     bool // for a server that is being taken over from to let the address go
 	identity string
-	stats    *echo.Stats
+	stats    *echoserver.Stats
 	started  time.Time
 	log      zerolog.Logger
 }
@@ -62,10 +63,10 @@ func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 	go func() {
 		defer close(ended)
 		if l == nil {
-			a.log.Info().Err(err).Msg(echo.Escape(err.Error()) + ": waiting for it")
+			a.log.Info().Err(err).Msg(transcript.Escape(err.Error()) + ": waiting for it")
 			if l, err = a.await(ctx); err != nil {
 				if ctx.Err() == nil {
-					a.log.Warn().Err(err).Msg(echo.Escape(err.Error()))
+					a.log.Warn().Err(err).Msg(transcript.Escape(err.Error()))
 				}
 				return
 			}
@@ -73,7 +74,7 @@ func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 		renewed := make(chan struct{})
 		go func() { defer close(renewed); l.renewUntil(ctx) }()
 		if err := server.Serve(netutil.LimitListener(l, adminConnections)); !errors.Is(err, http.ErrServerClosed) {
-			a.log.Warn().Err(err).Msg(echo.Escape(fmt.Sprintf("the admin socket is gone: %v", err)))
+			a.log.Warn().Err(err).Msg(transcript.Escape(fmt.Sprintf("the admin socket is gone: %v", err)))
 		}
 		cancel()
 		<-renewed
@@ -102,7 +103,7 @@ func (a *admin) await(ctx context.Context) (*adminListener, error) {
 type warner struct{ log zerolog.Logger }
 
 func (w warner) Write(line []byte) (int, error) {
-	w.log.Warn().Msg("admin: " + echo.Escape(strings.TrimSuffix(string(line), "\n")))
+	w.log.Warn().Msg("admin: " + transcript.Escape(strings.TrimSuffix(string(line), "\n")))
 	return len(line), nil
 }
 
@@ -153,7 +154,7 @@ func (l *adminListener) renew() {
 	if l.closed != nil || !l.socket.Lost() {
 		return
 	}
-	path := echo.Escape(l.socket.Addr.Path)
+	path := transcript.Escape(l.socket.Addr.Path)
 	socket, err := l.socket.Renew()
 	switch {
 	case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
@@ -161,7 +162,7 @@ func (l *adminListener) renew() {
 		_ = l.listener.Close()
 		return
 	case err != nil:
-		l.log.Warn().Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, echo.Escape(err.Error()))
+		l.log.Warn().Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
 		return
 	}
 	old := l.listener
@@ -172,7 +173,7 @@ func (l *adminListener) renew() {
 	}
 	_ = old.Close()
 	if err == nil {
-		l.log.Warn().Str("listen", echo.Escape(socket.Addr.String())).Msgf("%s was removed: listening again", path)
+		l.log.Warn().Str("listen", transcript.Escape(socket.Addr.String())).Msgf("%s was removed: listening again", path)
 	}
 }
 

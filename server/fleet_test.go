@@ -17,7 +17,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -129,7 +129,7 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	client := echo.Client{Chunk: 1024, Window: 8, Log: zerolog.Nop(), Patience: patience}
+	client := echoclient.Client{Chunk: 1024, Window: 8, Log: zerolog.Nop(), Patience: patience}
 	client.Redial = func(ctx context.Context) (*uds.Conn, error) {
 		c.resumed.Add(1)
 		return c.dial(ctx)

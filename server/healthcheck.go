@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -32,7 +32,7 @@ func (c *healthcheckCmd) Run() error {
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
 	defer cancel()
 	for _, a := range c.Listen {
-		check := echo.HealthCheck
+		check := echoclient.HealthCheck
 		if a.Type == uds.Files {
 			check = files.HealthCheck
 		}

@@ -17,8 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -94,13 +95,13 @@ func (c *serveCmd) allow() func(unix.Ucred) bool {
 func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
 	if c.Identity != "" {
-		log = log.With().Str("identity", echo.Escape(c.Identity)).Logger()
+		log = log.With().Str("identity", transcript.Escape(c.Identity)).Logger()
 	}
 	if names := c.abstract(); names != "" {
-		log.Warn().Msg(echo.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
+		log.Warn().Msg(transcript.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
 	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf}
-	stats := new(echo.Stats)
+	stats := new(echoserver.Stats)
 	sockets, handover, err := c.sockets(config)
 	stopAdmin := func() {}
 	if err == nil {
@@ -113,7 +114,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	defer stopAdmin()
 	most := c.maxConnections(sockets, log)
-	server := echo.Server{
+	server := echoserver.Config{
 		Chunk: c.Chunk, Spin: c.Spin, SendBuffer: c.Sndbuf, MaxConnections: most, DrainTimeout: c.DrainTimeout,
 		MaxConnectionsPerUser: c.maxPerUser(most), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
 		Allow: c.allow(), Handover: handover, OwnDirectory: c.absolute(), Stats: stats, Log: log,
@@ -141,7 +142,7 @@ func (c *serveCmd) maxConnections(sockets []*uds.Socket, log zerolog.Logger) int
 		err = os.NewSyscallError("getrlimit", unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 	}
 	if err != nil {
-		log.Warn().Err(err).Msgf("cannot tell how many connections the limit of open files allows: %s", echo.Escape(err.Error()))
+		log.Warn().Err(err).Msgf("cannot tell how many connections the limit of open files allows: %s", transcript.Escape(err.Error()))
 		return c.MaxConnections
 	}
 	has := func(t uds.Type) bool {
@@ -152,12 +153,12 @@ func (c *serveCmd) maxConnections(sockets []*uds.Socket, log zerolog.Logger) int
 		each = 2 // and the file that a client has handed over
 	}
 	if has(uds.Datagram) {
-		beside += echo.MaxNames
+		beside += echoserver.MaxNames
 	}
 	if c.Admin != nil {
 		beside += adminConnections
 	}
-	most := max((int(min(limit.Cur, math.MaxInt32))-beside)/each-echo.HealthChecks, 1)
+	most := max((int(min(limit.Cur, math.MaxInt32))-beside)/each-echoserver.HealthChecks, 1)
 	if c.MaxConnections > most {
 		log.Warn().Int("max_connections", most).Uint64("open_files", limit.Cur).
 			Msgf("the limit of open files is %d: --max-connections is %d, not %d", limit.Cur, most, c.MaxConnections)
@@ -182,7 +183,7 @@ func (c *serveCmd) maxPerUser(most int) int {
 
 // startAdmin serves --admin until stop is called: also while the echoes under
 // way run to their end.
-func (c *serveCmd) startAdmin(ctx context.Context, stats *echo.Stats, log zerolog.Logger) (stop func(), err error) {
+func (c *serveCmd) startAdmin(ctx context.Context, stats *echoserver.Stats, log zerolog.Logger) (stop func(), err error) {
 	if c.Admin == nil {
 		return func() {}, nil
 	}

@@ -18,7 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/udsecho/udsecho/internal/bench"
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -47,7 +47,7 @@ func serve(t testing.TB) (addrs []uds.Addr) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() {
-		server := echo.Server{Chunk: 64 << 10, Spin: loop.Spin, Log: zerolog.Nop()}
+		server := echoserver.Config{Chunk: 64 << 10, Spin: loop.Spin, Log: zerolog.Nop()}
 		done <- server.Serve(ctx, sockets...)
 	}()
 	t.Cleanup(func() {

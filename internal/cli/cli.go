@@ -12,7 +12,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/transcript"
 )
 
 // Std is the process's three files.
@@ -56,7 +56,7 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	if err == nil {
 		return 0
 	}
-	text := echo.Escape(err.Error())
+	text := transcript.Escape(err.Error())
 	if status == 2 {
 		text += " (see " + helpOf(name, err) + ")"
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -60,7 +60,7 @@ func TestEchoDoesNotAllocate(t *testing.T) {
 	clients := map[string]func(testing.TB) *bare{"named datagram": newNamedDatagram}
 	for _, typ := range unixTypes {
 		clients[string(typ)] = func(t testing.TB) *bare {
-			return newBare(t, serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.Disabled).addr)
+			return newBare(t, serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled).addr)
 		}
 	}
 	for name, newClient := range clients {
@@ -87,7 +87,7 @@ func TestEchoDoesNotAllocate(t *testing.T) {
 func BenchmarkEcho(b *testing.B) {
 	for _, typ := range unixTypes {
 		b.Run(string(typ), func(b *testing.B) {
-			client := newBare(b, serveSocket(b, listenOn(b, typ), echo.Server{}, zerolog.Disabled).addr)
+			client := newBare(b, serveSocket(b, listenOn(b, typ), echoserver.Config{}, zerolog.Disabled).addr)
 			b.SetBytes(int64(len(message)))
 			b.ReportAllocs()
 			for b.Loop() {
@@ -99,7 +99,7 @@ func BenchmarkEcho(b *testing.B) {
 
 func newNamedDatagram(t testing.TB) *bare {
 	t.Helper()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.Disabled)
 	return newNamed(t, server.addr, uds.AutoName(filepath.Dir(server.addr.Path)))
 }
 

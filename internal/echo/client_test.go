@@ -15,7 +15,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -59,16 +60,16 @@ func mute(over <-chan struct{}) func(*net.UnixConn) {
 	return func(conn *net.UnixConn) { silent(conn); <-over }
 }
 
-func quiet(timeout time.Duration) *echo.Client {
-	return &echo.Client{Chunk: 16, Timeout: timeout, Log: zerolog.Nop()}
+func quiet(timeout time.Duration) *echoclient.Client {
+	return &echoclient.Client{Chunk: 16, Timeout: timeout, Log: zerolog.Nop()}
 }
 
 func TestCopyOfMuchIsByteExact(t *testing.T) {
 	t.Parallel()
 	const size = 64 << 20
-	server := serve(t, echo.Server{Chunk: 64 << 10}, zerolog.Disabled)
+	server := serve(t, echoserver.Config{Chunk: 64 << 10}, zerolog.Disabled)
 	journal := newJournal()
-	client := echo.Client{Chunk: 64 << 10, Log: journal.logger(zerolog.InfoLevel)}
+	client := echoclient.Client{Chunk: 64 << 10, Log: journal.logger(zerolog.InfoLevel)}
 	conn := dial(t, server.addr)
 	sent, got := sha256.New(), sha256.New()
 	check(t, client.Copy(t.Context(), conn, io.TeeReader(random(3, size), sent), got))
@@ -82,7 +83,7 @@ func TestCopyOfMuchIsByteExact(t *testing.T) {
 
 func TestCopyOfNothingEnds(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{}, zerolog.Disabled)
+	server := serve(t, echoserver.Config{}, zerolog.Disabled)
 	out := &bytes.Buffer{}
 	check(t, quiet(0).Copy(t.Context(), dial(t, server.addr), strings.NewReader(""), out))
 	check(t, quiet(0).Message(t.Context(), dial(t, server.addr), nil, out))
@@ -275,7 +276,7 @@ func (l *late) Write(p []byte) (int, error) {
 // bytes are no longer due by then.
 func TestWriteThatReturnsLateIsNoTimeout(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{Chunk: len(message)}, zerolog.Disabled)
+	server := serve(t, echoserver.Config{Chunk: len(message)}, zerolog.Disabled)
 	written, back := make(chan struct{}), make(chan struct{})
 	asked, over := make(chan struct{}), make(chan struct{})
 	waits := make(chan struct{})
@@ -333,7 +334,7 @@ func (b broken) Write([]byte) (int, error) { return 0, b.err }
 
 func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{}, zerolog.Disabled)
+	server := serve(t, echoserver.Config{}, zerolog.Disabled)
 	err := quiet(0).Copy(t.Context(), dial(t, server.addr), broken{unix.EIO}, io.Discard)
 	if !errors.Is(err, unix.EIO) {
 		t.Errorf("error is %v", err)
@@ -348,8 +349,8 @@ func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 
 func TestHealthCheckPassesAndIsNotMentioned(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{}, zerolog.InfoLevel)
-	check(t, echo.HealthCheck(t.Context(), server.addr))
+	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
+	check(t, echoclient.HealthCheck(t.Context(), server.addr))
 	conn := dial(t, server.addr)
 	wantEcho(t, conn, "hello")
 	check(t, conn.Close())
@@ -370,8 +371,8 @@ func TestHealthCheckPassesAndIsNotMentioned(t *testing.T) {
 
 func TestHealthCheckIsMentionedAtDebugLevel(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{}, zerolog.DebugLevel)
-	check(t, echo.HealthCheck(t.Context(), server.addr))
+	server := serve(t, echoserver.Config{}, zerolog.DebugLevel)
+	check(t, echoclient.HealthCheck(t.Context(), server.addr))
 	server.log.await(t, 1, "no data from")
 	for _, e := range server.log.all() {
 		if e.Message == "connection from" && e.Level != "debug" {
@@ -386,7 +387,7 @@ func TestHealthCheckFails(t *testing.T) {
 		t.Parallel()
 		s := listen(t)
 		check(t, s.Close())
-		err := echo.HealthCheck(t.Context(), s.Addr)
+		err := echoclient.HealthCheck(t.Context(), s.Addr)
 		if !errors.Is(err, unix.ENOENT) {
 			t.Errorf("error is %v", err)
 		}
@@ -396,7 +397,7 @@ func TestHealthCheckFails(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		s := listen(t)
-		wantWords(t, echo.HealthCheck(ctx, s.Addr), s.Addr.String(), "connected, but no echo in time", "paused or overloaded")
+		wantWords(t, echoclient.HealthCheck(ctx, s.Addr), s.Addr.String(), "connected, but no echo in time", "paused or overloaded")
 	})
 	for name, tt := range map[string]struct {
 		server func(*net.UnixConn)
@@ -418,7 +419,7 @@ func TestHealthCheckFails(t *testing.T) {
 				ctx = t.Context()
 			}
 			a := stub(t, tt.server)
-			wantWords(t, echo.HealthCheck(ctx, a), a.String(), tt.words)
+			wantWords(t, echoclient.HealthCheck(ctx, a), a.String(), tt.words)
 		})
 	}
 }

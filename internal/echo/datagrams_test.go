@@ -17,7 +17,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -68,10 +69,10 @@ const kept = 1024
 
 func TestDatagramTranscripts(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.InfoLevel)
 	server.log.await(t, 1, "waiting for a message")
 	journal, out := newJournal(), &bytes.Buffer{}
-	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
+	client := echoclient.Client{Log: journal.logger(zerolog.InfoLevel)}
 	conn := dial(t, server.addr)
 	check(t, client.Message(t.Context(), conn, []byte(message), out))
 	if diff := cmp.Diff([]string{
@@ -99,7 +100,7 @@ func TestDatagramTranscripts(t *testing.T) {
 func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 	t.Parallel()
 	const warning = "cannot answer a client without a name: it has to bind one"
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.WarnLevel)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.WarnLevel)
 	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: server.addr.Path, Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, nameless.Close()) }()
@@ -126,8 +127,8 @@ func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 
 func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	t.Parallel()
-	stats := new(echo.Stats)
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{Stats: stats}, zerolog.WarnLevel)
+	stats := new(echoserver.Stats)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{Stats: stats}, zerolog.WarnLevel)
 	lazy := correspond(t, server.addr)
 	sent := 0
 	for range queueLength(t) + kept + 1 {
@@ -194,7 +195,7 @@ func TestConnectedDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.ErrorLevel)
+			server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.ErrorLevel)
 			lazy := dial(t, server.addr)
 			for range flood.count {
 				check(t, lazy.Send(make([]byte, flood.size)))
@@ -209,7 +210,7 @@ func TestConnectedDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 
 func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.InfoLevel)
 	client := correspond(t, server.addr)
 	total := queueLength(t) + kept
 	for range 2 { // it can fall behind again
@@ -237,7 +238,7 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 
 func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.InfoLevel)
 	client := correspond(t, server.addr)
 	total := queueLength(t) + kept
 	const more = 3 // the log has room for all of them
@@ -270,7 +271,7 @@ func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 
 func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.WarnLevel)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.WarnLevel)
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	defer func() { check(t, os.RemoveAll(d)) }()
@@ -294,7 +295,7 @@ func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
 func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 	t.Parallel()
 	for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
-		server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, level)
+		server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, level)
 		client := correspond(t, server.addr)
 		sendDescriptor(t, client.UnixConn, client.server)
 		client.send(t, "next")
@@ -315,7 +316,7 @@ func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	server := echo.Server{DrainTimeout: patience, Log: zerolog.Nop()}
+	server := echoserver.Config{DrainTimeout: patience, Log: zerolog.Nop()}
 	check(t, server.Serve(ctx, socket))
 	for i := range n {
 		if got := client.receive(t); got != strconv.Itoa(i) {
@@ -330,7 +331,7 @@ func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 
 func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{DrainTimeout: patience}, zerolog.DebugLevel)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
 	client, connected := correspond(t, server.addr), dial(t, server.addr)
 	total := queueLength(t) + 100
 	for i := range total {
@@ -353,7 +354,7 @@ func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 
 func TestDrainTimeoutEndsTheWaitForDatagramClients(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
 	client := correspond(t, server.addr)
 	for range queueLength(t) + 5 {
 		client.send(t, message)
@@ -394,7 +395,7 @@ func TestF44UDPFloodWhileDraining(t *testing.T) {
 	check(t, err)
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	server := echo.Server{DrainTimeout: drainTimeout, Log: zerolog.New(endless)}
+	server := echoserver.Config{DrainTimeout: drainTimeout, Log: zerolog.New(endless)}
 	check(t, server.Serve(ctx, socket))
 	took := time.Since(began)
 	if most := drainTimeout + time.Second; took > most {

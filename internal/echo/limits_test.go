@@ -13,7 +13,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -21,7 +21,7 @@ import (
 var connecting = []uds.Type{uds.Stream, uds.Seqpacket}
 
 // refusals are those that stats count.
-func refusals(stats *echo.Stats) map[string]uint64 {
+func refusals(stats *echoserver.Stats) map[string]uint64 {
 	got := map[string]uint64{}
 	for cause, n := range stats.Refused() {
 		if n > 0 {
@@ -31,7 +31,7 @@ func refusals(stats *echo.Stats) map[string]uint64 {
 	return got
 }
 
-func wantRefused(t *testing.T, stats *echo.Stats, cause string, n uint64) {
+func wantRefused(t *testing.T, stats *echoserver.Stats, cause string, n uint64) {
 	t.Helper()
 	if got := refusals(stats); got[cause] != n || len(got) != 1 {
 		t.Errorf("refused are %v, not %s: %d", got, cause, n)
@@ -59,8 +59,8 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			const timeout = time.Second
-			stats := new(echo.Stats)
-			server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
+			stats := new(echoserver.Stats)
+			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
 			began := time.Now()
 			idle, honest := dial(t, server.addr), dial(t, server.addr)
 			over := make(chan struct{})
@@ -96,7 +96,7 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 func TestIdleTimeIsNeverShort(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
-	server := serve(t, echo.Server{IdleTimeout: timeout}, zerolog.Disabled)
+	server := serve(t, echoserver.Config{IdleTimeout: timeout}, zerolog.Disabled)
 	wantEcho(t, dial(t, server.addr), "ready")
 	apart := time.NewTicker(150 * time.Millisecond)
 	defer apart.Stop()
@@ -133,8 +133,8 @@ func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			stats := new(echo.Stats)
-			server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
+			stats := new(echoserver.Stats)
+			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
 			lazy, idle := dial(t, server.addr), dial(t, server.addr)
 			fill(t, lazy, 4096)
 			server.log.await(t, 1, "turned a client away: it has not read for 1s")
@@ -153,8 +153,8 @@ func TestClientThatReadsSlowlyIsNotTurnedAway(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			const timeout = 2 * time.Second
-			stats := new(echo.Stats)
-			server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
+			stats := new(echoserver.Stats)
+			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
 			slow := dial(t, server.addr)
 			fill(t, slow, 2048)
 			again := time.NewTicker(timeout / 10)
@@ -178,8 +178,8 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			stats := new(echo.Stats)
-			server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
+			stats := new(echoserver.Stats)
+			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
 			r := uds.NewReceiver(100)
 			for round := range uint64(3) {
 				var conns []*uds.Conn
@@ -206,8 +206,8 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 
 func TestRefusalsAreCountedAllAndToldOfSeldom(t *testing.T) {
 	t.Parallel()
-	stats := new(echo.Stats)
-	server := serve(t, echo.Server{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
+	stats := new(echoserver.Stats)
+	server := serve(t, echoserver.Config{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
 	first := dial(t, server.addr)
 	wantEcho(t, first, message)
 	began := time.Now()

@@ -20,7 +20,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -150,12 +150,12 @@ type running struct {
 	done chan error
 }
 
-func serve(t testing.TB, s echo.Server, level zerolog.Level) *running {
+func serve(t testing.TB, s echoserver.Config, level zerolog.Level) *running {
 	t.Helper()
 	return serveSocket(t, listen(t), s, level)
 }
 
-func serveSocket(t testing.TB, socket *uds.Socket, s echo.Server, level zerolog.Level) *running {
+func serveSocket(t testing.TB, socket *uds.Socket, s echoserver.Config, level zerolog.Level) *running {
 	t.Helper()
 	r := &running{addr: socket.Addr, log: newJournal(), done: make(chan error, 1)}
 	s.Log = zerolog.Nop()

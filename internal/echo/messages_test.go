@@ -14,7 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -35,7 +36,7 @@ func TestMessagesComeBackWhole(t *testing.T) {
 	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.Disabled)
+			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
 			conn, r := dial(t, server.addr), uds.NewReceiver(uds.MaxMessage())
 			// The next one is answered too, whatever came before it.
 			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
@@ -54,7 +55,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	empty := 0
 	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			server := serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.Disabled)
+			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
 			conn, r := dial(t, server.addr), uds.NewReceiver(100)
 			for range rounds {
 				// One after the other, and then all of them under way at once.
@@ -94,7 +95,7 @@ func TestServesAllTypesAtOnce(t *testing.T) {
 		want = append(want, "starting up on "+s.Addr.Path)
 	}
 	journal := newJournal()
-	server := echo.Server{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	server := echoserver.Config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- server.Serve(ctx, sockets...) }()
@@ -120,12 +121,12 @@ func TestHealthCheckOfEachTypePassesAndIsNotMentioned(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
-				server := serveSocket(t, listenOn(t, typ), echo.Server{}, level)
+				server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, level)
 				if level == zerolog.InfoLevel {
 					server.log.await(t, 1, "waiting for a")
 				}
 				for range 3 {
-					check(t, echo.HealthCheck(t.Context(), server.addr))
+					check(t, echoclient.HealthCheck(t.Context(), server.addr))
 				}
 				server.stop()
 				server.ended(t)
@@ -135,9 +136,9 @@ func TestHealthCheckOfEachTypePassesAndIsNotMentioned(t *testing.T) {
 					}
 				}
 			}
-			server := serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.DebugLevel)
+			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.DebugLevel)
 			server.log.await(t, 1, "waiting for a")
-			check(t, echo.HealthCheck(t.Context(), server.addr))
+			check(t, echoclient.HealthCheck(t.Context(), server.addr))
 			server.log.await(t, 1, "received 'are you well?")
 			for _, e := range server.log.all() {
 				if strings.HasPrefix(e.Message, "received") && e.Level != "debug" {
@@ -156,9 +157,9 @@ func TestHealthCheckOfMessageTypesFails(t *testing.T) {
 			silent := listenOn(t, typ)
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
-			wantWords(t, echo.HealthCheck(ctx, silent.Addr), silent.Addr.String(), "connected, but no echo in time")
+			wantWords(t, echoclient.HealthCheck(ctx, silent.Addr), silent.Addr.String(), "connected, but no echo in time")
 			check(t, silent.Close())
-			wantWords(t, echo.HealthCheck(t.Context(), silent.Addr), silent.Addr.String(), "ENOENT")
+			wantWords(t, echoclient.HealthCheck(t.Context(), silent.Addr), silent.Addr.String(), "ENOENT")
 		})
 	}
 }
@@ -186,9 +187,9 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s with %d under way", tt.typ, tt.window), func(t *testing.T) {
 			t.Parallel()
-			server := serveSocket(t, listenOn(t, tt.typ), echo.Server{}, zerolog.WarnLevel)
+			server := serveSocket(t, listenOn(t, tt.typ), echoserver.Config{}, zerolog.WarnLevel)
 			sent, out := numbered(tt.messages), &bytes.Buffer{}
-			client := echo.Client{Chunk: 7, Window: tt.window, Log: zerolog.Nop()}
+			client := echoclient.Client{Chunk: 7, Window: tt.window, Log: zerolog.Nop()}
 			conn := dial(t, server.addr)
 			check(t, conn.SetDeadline(time.Time{}))
 			check(t, client.Copy(t.Context(), conn, bytes.NewReader(sent), out))
@@ -260,7 +261,7 @@ func TestCopySendsInputInMessages(t *testing.T) {
 	} {
 		a, messages := recorder(t)
 		out := &bytes.Buffer{}
-		client := echo.Client{Chunk: tt.chunk, Window: 2, Log: zerolog.Nop()}
+		client := echoclient.Client{Chunk: tt.chunk, Window: 2, Log: zerolog.Nop()}
 		// In pieces that are no measure of the messages.
 		in := io.MultiReader(strings.NewReader(tt.in[:len(tt.in)/2]), strings.NewReader(tt.in[len(tt.in)/2:]))
 		check(t, client.Copy(t.Context(), dial(t, a), in, out))
@@ -285,7 +286,7 @@ func TestNoMoreMessagesAreUnderWayThanTheWindow(t *testing.T) {
 		asked <- struct{}{}
 		return copy(p, "x"), nil
 	})
-	client := echo.Client{Chunk: 1, Window: 3, Timeout: 100 * time.Millisecond, Log: zerolog.Nop()}
+	client := echoclient.Client{Chunk: 1, Window: 3, Timeout: 100 * time.Millisecond, Log: zerolog.Nop()}
 	err := client.Copy(t.Context(), dial(t, a), in, io.Discard)
 	wantWords(t, err, "no answer for 100ms: 0 messages are back", "paused or overloaded")
 	if n := len(asked); n != 4 { // the fourth waits for its turn
@@ -316,7 +317,7 @@ func TestReplyOfAnotherLengthIsAnError(t *testing.T) {
 
 func TestMessageClientFails(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.Disabled)
 	reason := errors.New("enough")
 	for name, tt := range map[string]struct {
 		in    io.Reader
@@ -343,7 +344,7 @@ func TestMessageClientFails(t *testing.T) {
 	}
 }
 
-func quietMessages() *echo.Client { return &echo.Client{Log: zerolog.Nop()} }
+func quietMessages() *echoclient.Client { return &echoclient.Client{Log: zerolog.Nop()} }
 
 func TestUDPClientCountsWhatIsLost(t *testing.T) {
 	t.Parallel()
@@ -371,7 +372,7 @@ func TestUDPClientCountsWhatIsLost(t *testing.T) {
 			}
 		}
 		out := &bytes.Buffer{}
-		client := echo.Client{Chunk: 7, Window: 4, Timeout: 500 * time.Millisecond, Log: zerolog.Nop()}
+		client := echoclient.Client{Chunk: 7, Window: 4, Timeout: 500 * time.Millisecond, Log: zerolog.Nop()}
 		err = client.Copy(t.Context(), dial(t, uds.Addr{Type: uds.UDP, Path: conn.LocalAddr().String()}), bytes.NewReader(numbered(tt.messages)), out)
 		if err == nil && tt.want != "" || err != nil && err.Error() != tt.want {
 			t.Errorf("of %d messages: %v, not %q", tt.messages, err, tt.want)
@@ -387,7 +388,7 @@ func TestUDPEcho(t *testing.T) {
 	s, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
-	server := serveSocket(t, s, echo.Server{}, zerolog.InfoLevel)
+	server := serveSocket(t, s, echoserver.Config{}, zerolog.InfoLevel)
 	conn, r := dial(t, server.addr), uds.NewReceiver(uds.MaxMessage())
 	for _, size := range []int{0, 1, 16, 17, 65_507, 0} {
 		wantBack(t, conn, r, strings.Repeat("x", size))
@@ -405,7 +406,7 @@ func TestTCPEcho(t *testing.T) {
 	s, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.TCP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
-	server := serveSocket(t, s, echo.Server{}, zerolog.InfoLevel)
+	server := serveSocket(t, s, echoserver.Config{}, zerolog.InfoLevel)
 	conn, out := dial(t, server.addr), &bytes.Buffer{}
 	check(t, quiet(0).Copy(t.Context(), conn, strings.NewReader(message), out))
 	if out.String() != message {

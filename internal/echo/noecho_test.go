@@ -11,7 +11,8 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -22,20 +23,20 @@ func unserved(t *testing.T, typ uds.Type) *uds.Conn { return dial(t, listenOn(t,
 func TestSilenceEndsAClientThatExpectsNoEcho(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
-		for name, send := range map[string]func(*echo.Client, *uds.Conn) error{
-			"message": func(c *echo.Client, conn *uds.Conn) error {
+		for name, send := range map[string]func(*echoclient.Client, *uds.Conn) error{
+			"message": func(c *echoclient.Client, conn *uds.Conn) error {
 				return c.Message(t.Context(), conn, []byte("hello"), io.Discard)
 			},
-			"empty message": func(c *echo.Client, conn *uds.Conn) error {
+			"empty message": func(c *echoclient.Client, conn *uds.Conn) error {
 				return c.Message(t.Context(), conn, nil, io.Discard)
 			},
-			"copy": func(c *echo.Client, conn *uds.Conn) error {
+			"copy": func(c *echoclient.Client, conn *uds.Conn) error {
 				return c.Copy(t.Context(), conn, strings.NewReader("hello"), io.Discard)
 			},
 		} {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
-				c := &echo.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Log: zerolog.Nop()}
+				c := &echoclient.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Log: zerolog.Nop()}
 				check(t, send(c, unserved(t, typ)))
 			})
 		}
@@ -47,7 +48,7 @@ func TestNoEchoToAServerThatDoesNotReadIsAnError(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			c := &echo.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Chunk: 1000, Log: zerolog.Nop()}
+			c := &echoclient.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Chunk: 1000, Log: zerolog.Nop()}
 			err := c.Copy(t.Context(), unserved(t, typ), random(1, 8<<20), io.Discard)
 			wantWords(t, err, "the server has not read for 50ms", "paused or overloaded")
 		})
@@ -59,11 +60,11 @@ func TestNoEchoTakesBackMuchWhileItSends(t *testing.T) {
 	for _, typ := range []uds.Type{uds.Stream, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			s := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 4096}, zerolog.Disabled)
+			s := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096}, zerolog.Disabled)
 			var want, got bytes.Buffer
 			_, err := io.Copy(&want, random(2, 4<<20))
 			check(t, err)
-			c := &echo.Client{NoEcho: true, Chunk: 4096, Log: zerolog.Nop()}
+			c := &echoclient.Client{NoEcho: true, Chunk: 4096, Log: zerolog.Nop()}
 			check(t, c.Copy(t.Context(), dial(t, s.addr), random(2, 4<<20), &got))
 			if !bytes.Equal(want.Bytes(), got.Bytes()) {
 				t.Errorf("%d bytes came back, of %d, or others", got.Len(), want.Len())
@@ -82,7 +83,7 @@ func TestClientWithIdleInputEndsWithItsContext(t *testing.T) {
 			asked, over := make(chan struct{}), make(chan struct{})
 			reason, result := errors.New("enough"), make(chan error, 1)
 			go func() {
-				c := &echo.Client{NoEcho: noEcho, Lines: true, Log: zerolog.Nop()}
+				c := &echoclient.Client{NoEcho: noEcho, Lines: true, Log: zerolog.Nop()}
 				result <- c.Copy(ctx, conn, &idle{strings.NewReader(""), asked, over}, io.Discard)
 			}()
 			<-asked

@@ -16,7 +16,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -40,7 +41,7 @@ func wantRecords(t *testing.T, conn *uds.Conn, records []string) {
 
 func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	for _, records := range [][]string{{}, {""}, {"", "", ""}, {"one", ""}, {"", "one", "", "", "two", "", "", ""}} {
 		for range 20 { // the end comes sooner or later than the server gets to it
 			conn := dial(t, server.addr)
@@ -72,7 +73,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 				check(t, conn.Send([]byte(r)))
 			}
 			check(t, conn.CloseWrite())
-			serveSocket(t, socket, echo.Server{SendBuffer: 5000}, zerolog.Disabled)
+			serveSocket(t, socket, echoserver.Config{SendBuffer: 5000}, zerolog.Disabled)
 			wantRecords(t, conn, records)
 		})
 	}
@@ -80,7 +81,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 
 func TestSeqpacketClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	lazy := dial(t, server.addr)
 	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
 	var taken []string
@@ -104,9 +105,9 @@ func TestSeqpacketClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 
 func TestSeqpacketTranscripts(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
 	journal, out := newJournal(), &bytes.Buffer{}
-	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
+	client := echoclient.Client{Log: journal.logger(zerolog.InfoLevel)}
 	conn := dial(t, server.addr)
 	check(t, client.Message(t.Context(), conn, []byte(message), out))
 	check(t, conn.Close())
@@ -135,7 +136,7 @@ func TestSeqpacketTranscripts(t *testing.T) {
 
 func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	var clients sync.WaitGroup
 	for i := range 10 {
 		conn := dial(t, server.addr)
@@ -146,7 +147,7 @@ func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 				return
 			}
 			out := &bytes.Buffer{}
-			client := echo.Client{Chunk: 1000 + i, Window: 8, Log: zerolog.Nop()}
+			client := echoclient.Client{Chunk: 1000 + i, Window: 8, Log: zerolog.Nop()}
 			if err := client.Copy(t.Context(), conn, bytes.NewReader(sent), out); err != nil {
 				t.Error(err)
 			}
@@ -160,7 +161,7 @@ func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 
 func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{SendBuffer: 5000}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{SendBuffer: 5000}, zerolog.InfoLevel)
 	conn := dial(t, server.addr)
 	check(t, conn.Send(make([]byte, 4968)))
 	if got, err := conn.Receive(uds.NewReceiver(uds.MaxMessage())); err != nil || len(got) != 4968 {
@@ -174,7 +175,7 @@ func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T)
 
 func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
 	conn := dial(t, server.addr)
 	sendDescriptor(t, conn.Conn, nil)
 	if got, err := conn.Receive(uds.NewReceiver(100)); err != io.EOF {
@@ -196,7 +197,7 @@ func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
 
 func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{DrainTimeout: patience}, zerolog.DebugLevel)
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
 	conn, r := dial(t, server.addr), uds.NewReceiver(100)
 	wantBack(t, conn, r, "before")
 	server.stop()
@@ -223,7 +224,7 @@ func TestSeqpacketDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	server := echo.Server{DrainTimeout: patience, Log: zerolog.Nop()}
+	server := echoserver.Config{DrainTimeout: patience, Log: zerolog.Nop()}
 	check(t, server.Serve(ctx, socket))
 	for i, conn := range conns {
 		wantRecords(t, conn, []string{fmt.Sprintf("client %d", i), ""})

@@ -11,7 +11,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -31,7 +32,7 @@ func serveIn(t *testing.T, typ uds.Type, config uds.ListenConfig, takeover bool)
 	r := &renewing{dir: d}
 	r.running = &running{log: newJournal(), done: make(chan error, 1)}
 	r.addr = uds.Addr{Type: typ, Path: d + "/s"}
-	s := echo.Server{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
+	s := echoserver.Config{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
 	var sockets []*uds.Socket
 	if takeover {
 		h, err := config.Handover(r.addr)
@@ -108,7 +109,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 					}
 					for round := range rounds {
 						remove(t, server.dir)
-						server.log.await(t, round+1, echo.Escape(server.addr.Path)+" was removed: listening again")
+						server.log.await(t, round+1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 						wantServed(t, server.addr, "after")
 						wantBack(t, before, r, "goes on")
 						info, err := os.Lstat(server.addr.Path)
@@ -172,7 +173,7 @@ func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
 		wantBack(t, conn, r, message)
 		check(t, conn.Close())
 	}
-	server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
+	server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 	wantServed(t, server.addr, message)
 }
 
@@ -253,11 +254,11 @@ func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
 			r := uds.NewReceiver(100)
 			before := dialBound(t, server.addr)
 			check(t, os.RemoveAll(server.dir))
-			server.log.await(t, 2, echo.Escape(server.addr.Path+" was removed, and cannot be made again now: listen again on "+
+			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be made again now: listen again on "+
 				server.addr.String()+": lock "+server.addr.Path+".lock: no such file or directory (ENOENT): directory "+server.dir+" does not exist"))
 			wantBack(t, before, r, "goes on")
 			check(t, os.Mkdir(server.dir, 0o755))
-			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
+			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 			wantServed(t, server.addr, "back")
 			wantBack(t, before, r, "goes on")
 		})
@@ -271,9 +272,9 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 			t.Parallel()
 			server := serveIn(t, typ, uds.ListenConfig{}, true)
 			check(t, os.Remove(server.addr.Path))
-			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
+			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 
-			generate(t, echo.Server{}, server.addr).log.await(t, 1, "took over ")
+			generate(t, echoserver.Config{}, server.addr).log.await(t, 1, "took over ")
 			check(t, server.ends(t))
 			wantEchoOf(t, server.addr)
 		})
@@ -290,7 +291,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 			server := serveIn(t, typ, uds.ListenConfig{}, true)
 			offered := ask(t, server.addr)
 			check(t, os.Remove(server.addr.Path))
-			server.log.await(t, 1, echo.Escape(server.addr.Path)+" was removed: listening again")
+			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 			offered.Claim()
 			if err := offered.Claimed(); !errors.Is(err, uds.ErrInUse) {
 				t.Errorf("it can still be claimed: %v", err)
@@ -317,7 +318,7 @@ func TestRemovedControlSocketIsMadeAgain(t *testing.T) {
 			t.Fatal("it is not made again")
 		}
 	}
-	generate(t, echo.Server{}, server.addr).log.await(t, 1, "took over ")
+	generate(t, echoserver.Config{}, server.addr).log.await(t, 1, "took over ")
 	check(t, server.ends(t))
 	wantEchoOf(t, server.addr)
 }

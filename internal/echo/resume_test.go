@@ -15,20 +15,21 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/proxy"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
 // A resuming client counts how often it has connected again.
 type resuming struct {
-	echo.Client
+	echoclient.Client
 	again atomic.Int64
 }
 
 func resumes(t *testing.T, a uds.Addr, patience time.Duration) *resuming {
 	t.Helper()
-	c := &resuming{Client: echo.Client{Chunk: 4096, Window: 8, Log: zerolog.Nop(), Patience: patience}}
+	c := &resuming{Client: echoclient.Client{Chunk: 4096, Window: 8, Log: zerolog.Nop(), Patience: patience}}
 	c.Redial = func(context.Context) (*uds.Conn, error) {
 		c.again.Add(1)
 		return dial(t, a), nil
@@ -111,7 +112,7 @@ func TestDatagramsGoOnAfterSilence(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dead := listenOn(t, uds.Datagram)
-			server := serveSocket(t, listenOn(t, uds.Datagram), echo.Server{}, zerolog.Disabled)
+			server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.Disabled)
 			c := resumes(t, server.addr, patience)
 			c.Timeout = 50 * time.Millisecond
 			out := &bytes.Buffer{}
@@ -125,7 +126,7 @@ func TestDatagramsGoOnAfterSilence(t *testing.T) {
 
 func TestEmptyMessageIsSentAgain(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	c := resumes(t, server.addr, patience)
 	check(t, c.Message(t.Context(), dial(t, stubs(t, uds.Seqpacket, ends)), nil, io.Discard))
 	if n := c.again.Load(); n != 1 {
@@ -136,7 +137,7 @@ func TestEmptyMessageIsSentAgain(t *testing.T) {
 func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
-		for name, s := range map[string]echo.Server{
+		for name, s := range map[string]echoserver.Config{
 			"refused": {Allow: func(unix.Ucred) bool { return false }},
 			"full":    {MaxConnections: 1},
 		} {
@@ -165,7 +166,7 @@ func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 
 func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 	t.Parallel()
-	s := echo.Server{Allow: func(unix.Ucred) bool { return false }}
+	s := echoserver.Config{Allow: func(unix.Ucred) bool { return false }}
 	server := serveSocket(t, listenOn(t, uds.Datagram), s, zerolog.Disabled)
 	c := resumes(t, server.addr, patience)
 	wantWords(t, c.Message(t.Context(), dial(t, server.addr), []byte(message), io.Discard), "does not let this process in")
@@ -232,7 +233,7 @@ func TestErrorsOfInputAndOutputAreNotTheConnections(t *testing.T) {
 		} {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
-				server := serveSocket(t, listenOn(t, typ), echo.Server{}, zerolog.Disabled)
+				server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
 				c := resumes(t, server.addr, patience)
 				wantWords(t, c.Copy(t.Context(), dial(t, server.addr), tt.in, tt.out), tt.words)
 				if n := c.again.Load(); n != 0 {
@@ -348,7 +349,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // Nothing of it can be sent, and no more than what is kept is read of it.
 func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echo.Server{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	c := resumes(t, server.addr, patience)
 	c.Chunk, c.Lines = 0, true
 	err := c.Copy(t.Context(), dial(t, server.addr), zeros{}, io.Discard)
@@ -360,7 +361,7 @@ func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 // bad is a proxy before a server.
 func bad(t *testing.T, typ uds.Type, seed uint64, most int) (a uds.Addr) {
 	t.Helper()
-	server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 4096}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096}, zerolog.Disabled)
 	a = uds.Addr{Type: typ, Path: server.addr.Path + ".bad"}
 	proxy.Start(t, seed, a, server.addr, most)
 	return a

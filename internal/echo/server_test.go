@@ -16,7 +16,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -25,9 +26,9 @@ const message = "This is the message.  It will be repeated."
 
 func TestTranscripts(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{}, zerolog.InfoLevel)
+	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
 	journal, out := newJournal(), &bytes.Buffer{}
-	client := echo.Client{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	client := echoclient.Client{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
 	conn := dial(t, server.addr)
 	check(t, client.Message(t.Context(), conn, []byte(message), out))
 	check(t, conn.Close())
@@ -64,7 +65,7 @@ func TestTranscripts(t *testing.T) {
 
 func TestEventsNameTheirClientInFields(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{}, zerolog.InfoLevel)
+	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
 	name := uds.AutoName("@")
 	for served := range 2 {
 		conn, err := uds.DialConfig{Bind: name}.Dial(t.Context(), server.addr)
@@ -96,7 +97,7 @@ func TestEventsNameTheirClientInFields(t *testing.T) {
 
 func TestManyClientsAtOnceGetTheirOwnBytes(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{}, zerolog.Disabled)
+	server := serve(t, echoserver.Config{}, zerolog.Disabled)
 	var wg sync.WaitGroup
 	for i := range 100 {
 		conn := dial(t, server.addr)
@@ -107,7 +108,7 @@ func TestManyClientsAtOnceGetTheirOwnBytes(t *testing.T) {
 				return
 			}
 			out := &bytes.Buffer{}
-			client := echo.Client{Chunk: 1000, Log: zerolog.Nop()}
+			client := echoclient.Client{Chunk: 1000, Log: zerolog.Nop()}
 			if err := client.Copy(t.Context(), conn, bytes.NewReader(sent), out); err != nil {
 				t.Error(err)
 			}
@@ -123,7 +124,7 @@ func TestServesSeveralSockets(t *testing.T) {
 	t.Parallel()
 	a, b := listen(t), listen(t)
 	journal := newJournal()
-	server := echo.Server{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	server := echoserver.Config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- server.Serve(ctx, a, b) }()
@@ -143,7 +144,7 @@ func TestServesSeveralSockets(t *testing.T) {
 
 func TestClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{Chunk: 4096}, zerolog.Disabled)
+	server := serve(t, echoserver.Config{Chunk: 4096}, zerolog.Disabled)
 	sent, err := io.ReadAll(random(1, 8<<20))
 	check(t, err)
 
@@ -169,7 +170,7 @@ func TestClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 
 func TestF24HalfCloseLosesNothing(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{Chunk: 64 << 10}, zerolog.Disabled)
+	server := serve(t, echoserver.Config{Chunk: 64 << 10}, zerolog.Disabled)
 	const n, size = 3, 16 << 20
 	for round := range byte(n) {
 		sent, err := io.ReadAll(random(round, size))
@@ -199,7 +200,7 @@ func TestF24HalfCloseLosesNothing(t *testing.T) {
 
 func TestClientThatBreaksOffIsNoTroubleToOthers(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{}, zerolog.InfoLevel)
+	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
 	for range 5 {
 		conn := dial(t, server.addr)
 		_, err := conn.Write(make([]byte, 1000))
@@ -213,7 +214,7 @@ func TestClientThatBreaksOffIsNoTroubleToOthers(t *testing.T) {
 
 func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{DrainTimeout: patience}, zerolog.DebugLevel)
+	server := serve(t, echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
 	conn := dial(t, server.addr)
 	wantEcho(t, conn, "before")
 	server.stop()
@@ -248,7 +249,7 @@ func TestDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	server := echo.Server{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
+	server := echoserver.Config{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
 	check(t, server.Serve(ctx, socket))
 	for i, conn := range conns {
 		got, err := io.ReadAll(conn)
@@ -261,7 +262,7 @@ func TestDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
 
 func TestDrainTimeoutClosesClientThatNeverEnds(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{DrainTimeout: 50 * time.Millisecond}, zerolog.InfoLevel)
+	server := serve(t, echoserver.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.InfoLevel)
 	conn := dial(t, server.addr)
 	wantEcho(t, conn, "before")
 	server.stop()
@@ -275,7 +276,7 @@ func TestDrainTimeoutClosesClientThatNeverEnds(t *testing.T) {
 
 func TestStopWithoutClientsIsImmediate(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{DrainTimeout: time.Hour}, zerolog.InfoLevel)
+	server := serve(t, echoserver.Config{DrainTimeout: time.Hour}, zerolog.InfoLevel)
 	server.log.await(t, 1, "waiting for a connection")
 	server.stop()
 	server.ended(t)
@@ -283,7 +284,7 @@ func TestStopWithoutClientsIsImmediate(t *testing.T) {
 
 func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echo.Server{MaxConnections: 2}, zerolog.InfoLevel)
+	server := serve(t, echoserver.Config{MaxConnections: 2}, zerolog.InfoLevel)
 	first, second := dial(t, server.addr), dial(t, server.addr)
 	wantEcho(t, first, "first")
 	wantEcho(t, second, "second")
@@ -310,7 +311,7 @@ func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
 		client.send(t, "wake up") // so that nobody waits for the word
 		ctx, stop := context.WithCancel(t.Context())
 		stop()
-		check(t, (&echo.Server{Log: zerolog.Nop()}).Serve(ctx, socket))
+		check(t, (&echoserver.Config{Log: zerolog.Nop()}).Serve(ctx, socket))
 		var counters []int
 		for range 4 {
 			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
@@ -334,7 +335,7 @@ func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
 // Serve leaves its caller's Server as it is.
 func TestTwoServeByOneServer(t *testing.T) {
 	t.Parallel()
-	s := &echo.Server{Chunk: 16, Log: zerolog.Nop()}
+	s := &echoserver.Config{Chunk: 16, Log: zerolog.Nop()}
 	ctx, stop := context.WithCancel(t.Context())
 	var serving sync.WaitGroup
 	sockets := []*uds.Socket{listen(t), listen(t)}

@@ -13,7 +13,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -26,7 +27,7 @@ type generation struct {
 
 // generate starts one on all of addrs. It listens in the background: the server
 // that runs has to answer.
-func generate(t testing.TB, s echo.Server, addrs ...uds.Addr) *generation {
+func generate(t testing.TB, s echoserver.Config, addrs ...uds.Addr) *generation {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	g := &generation{newJournal(), stop, make(chan error, 1)}
@@ -87,13 +88,13 @@ func wantEchoOf(t testing.TB, a uds.Addr) {
 func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
-	old := generate(t, echo.Server{}, addrs...)
+	old := generate(t, echoserver.Config{}, addrs...)
 	old.log.await(t, 1, "waiting for a connection")
 	stream, record := dial(t, addrs[0]), dial(t, addrs[2])
 	wantEcho(t, stream, message)
 	wantBack(t, record, uds.NewReceiver(100), message)
 
-	next := generate(t, echo.Server{}, addrs...)
+	next := generate(t, echoserver.Config{}, addrs...)
 	next.log.await(t, 3, "took over ")
 	old.log.await(t, 3, "handing over ")
 	for _, a := range addrs {
@@ -112,11 +113,11 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[0]
-	old := generate(t, echo.Server{DrainTimeout: 50 * time.Millisecond}, addr)
+	old := generate(t, echoserver.Config{DrainTimeout: 50 * time.Millisecond}, addr)
 	old.log.await(t, 1, "waiting for a connection")
 	idle := dial(t, addr)
 	wantEcho(t, idle, message)
-	next := generate(t, echo.Server{}, addr)
+	next := generate(t, echoserver.Config{}, addr)
 	next.log.await(t, 1, "took over ")
 	check(t, old.end(t))
 	old.log.await(t, 1, "drain timeout is over: closing what is left")
@@ -128,7 +129,7 @@ func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
 func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
-	old := generate(t, echo.Server{}, addr)
+	old := generate(t, echoserver.Config{}, addr)
 	old.log.await(t, 1, "waiting for a message")
 	client := correspond(t, addr)
 	const early, all = 100, 300
@@ -137,7 +138,7 @@ func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 	}
 	old.log.await(t, early, "sending data back to the client")
 
-	next := generate(t, echo.Server{}, addr)
+	next := generate(t, echoserver.Config{}, addr)
 	old.log.await(t, 1, "handing over ")
 	var sending sync.WaitGroup
 	sending.Go(func() {
@@ -161,14 +162,14 @@ func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
-	old := generate(t, echo.Server{DrainTimeout: 50 * time.Millisecond}, addr)
+	old := generate(t, echoserver.Config{DrainTimeout: 50 * time.Millisecond}, addr)
 	old.log.await(t, 1, "waiting for a message")
 	stuck := correspond(t, addr)
 	for range 2 * queueLength(t) {
 		stuck.send(t, message)
 	}
 	old.log.await(t, 2*queueLength(t), "sending data back to the client")
-	generate(t, echo.Server{}, addr).log.await(t, 1, "took over ")
+	generate(t, echoserver.Config{}, addr).log.await(t, 1, "took over ")
 	wantEchoOf(t, addr)
 	check(t, old.end(t))
 	old.log.await(t, 1, "dropped replies to a client: it has not read for the 50ms that a handover may take")
@@ -177,10 +178,10 @@ func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
 func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
-	old := generate(t, echo.Server{}, addrs...)
+	old := generate(t, echoserver.Config{}, addrs...)
 	old.log.await(t, 1, "waiting for a connection")
 	for range 10 {
-		a, b := generate(t, echo.Server{}, addrs...), generate(t, echo.Server{}, addrs[2], addrs[1], addrs[0])
+		a, b := generate(t, echoserver.Config{}, addrs...), generate(t, echoserver.Config{}, addrs[2], addrs[1], addrs[0])
 		check(t, old.end(t))
 		// The loser was refused, or had not asked yet and took over from the winner.
 		var loser *generation
@@ -231,7 +232,7 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				t.Parallel()
 				d := places(t)[0].Path
 				addr := uds.Addr{Type: typ, Path: d}
-				old := generate(t, echo.Server{}, addr)
+				old := generate(t, echoserver.Config{}, addr)
 				old.log.await(t, 1, "waiting for a ")
 				next := ask(t, addr)
 				old.stop()
@@ -247,7 +248,7 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				}
 				ctx, stop := context.WithCancel(t.Context())
 				served := make(chan error, 1)
-				server := echo.Server{Chunk: 16, DrainTimeout: patience, Handover: next, Log: zerolog.Nop()}
+				server := echoserver.Config{Chunk: 16, DrainTimeout: patience, Handover: next, Log: zerolog.Nop()}
 				go func() { served <- server.Serve(ctx, next.Sockets...) }()
 				check(t, old.end(t))
 				wantEchoOf(t, addr)
@@ -266,7 +267,7 @@ func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
 		t.Run(fmt.Sprint(step), func(t *testing.T) {
 			t.Parallel()
 			addrs := places(t)
-			old := generate(t, echo.Server{}, addrs...)
+			old := generate(t, echoserver.Config{}, addrs...)
 			old.log.await(t, 1, "waiting for a connection")
 			conn := dial(t, addrs[0])
 			wantEcho(t, conn, message)
@@ -301,7 +302,7 @@ func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
 			}
 			wantEcho(t, conn, "still there")
 			check(t, conn.Close())
-			next := generate(t, echo.Server{}, addrs...)
+			next := generate(t, echoserver.Config{}, addrs...)
 			next.log.await(t, 3, "took over ")
 			check(t, old.end(t))
 		})
@@ -312,7 +313,7 @@ func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
 func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
-	old := generate(t, echo.Server{}, addr)
+	old := generate(t, echoserver.Config{}, addr)
 	old.log.await(t, 1, "waiting for a message")
 	slow := correspond(t, addr)
 	n := 2 * queueLength(t)
@@ -320,7 +321,7 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 		slow.send(t, fmt.Sprint(i))
 	}
 	old.log.await(t, n, "sending data back to the client")
-	next := generate(t, echo.Server{}, addr)
+	next := generate(t, echoserver.Config{}, addr)
 	old.log.await(t, 1, "handing over ")
 	slow.send(t, fmt.Sprint(n)) // nobody receives at this moment
 	next.stop()
@@ -337,12 +338,12 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[0]
-	old := generate(t, echo.Server{}, addr)
+	old := generate(t, echoserver.Config{}, addr)
 	old.log.await(t, 1, "waiting for a connection")
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	h := ask(t, addr)
-	server := echo.Server{Chunk: 16, DrainTimeout: patience, Handover: h, Log: zerolog.Nop()}
+	server := echoserver.Config{Chunk: 16, DrainTimeout: patience, Handover: h, Log: zerolog.Nop()}
 	check(t, server.Serve(ctx, h.Sockets...))
 	wantEchoOf(t, addr)
 }
@@ -350,7 +351,7 @@ func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
 func TestTakeoverUnderLoad(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
-	last := generate(t, echo.Server{}, addrs...)
+	last := generate(t, echoserver.Config{}, addrs...)
 	last.log.await(t, 1, "waiting for a connection")
 	var (
 		over    = make(chan struct{})
@@ -378,7 +379,7 @@ func TestTakeoverUnderLoad(t *testing.T) {
 		})
 	}
 	for range 10 {
-		next := generate(t, echo.Server{}, addrs...)
+		next := generate(t, echoserver.Config{}, addrs...)
 		next.log.await(t, 3, "took over ")
 		check(t, last.end(t))
 		last = next
@@ -402,7 +403,7 @@ func once(ctx context.Context, a uds.Addr, text string) error {
 	}
 	defer func() { _ = conn.Close() }()
 	var out strings.Builder
-	client := echo.Client{Timeout: patience, Log: zerolog.Nop()}
+	client := echoclient.Client{Timeout: patience, Log: zerolog.Nop()}
 	if err := client.Message(ctx, conn, []byte(text), &out); err != nil {
 		return err
 	}

@@ -9,7 +9,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -51,7 +52,7 @@ func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 		if typ == uds.TCP {
 			socket = listenTCP(t)
 		}
-		return dial(t, serveSocket(t, socket, echo.Server{Chunk: chunk}, zerolog.Disabled).addr)
+		return dial(t, serveSocket(t, socket, echoserver.Config{Chunk: chunk}, zerolog.Disabled).addr)
 	}
 	pair, _ := servePair(t, t.Context(), zerolog.Nop())
 	count := 0
@@ -109,7 +110,7 @@ func TestClientTakesUrgentBytesInTheirPlace(t *testing.T) {
 				check(t, raw.Control(func(fd uintptr) { want = sendUrgent(t, int(fd), message) }))
 				check(t, served.Close())
 				var got bytes.Buffer
-				c := echo.Client{NoEcho: true, Log: zerolog.Nop()}
+				c := echoclient.Client{NoEcho: true, Log: zerolog.Nop()}
 				check(t, c.Message(t.Context(), conn, nil, &got))
 				if !bytes.Equal(got.Bytes(), want) {
 					t.Errorf("sent %q, received %q", want, &got)

@@ -14,6 +14,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -44,7 +46,7 @@ func (c *Client) Message(ctx context.Context, conn *uds.Conn, message []byte, ou
 	if c.NoEcho && len(message) == 0 && !conn.Type().Messages() {
 		return c.exchange(ctx, conn, nil, out, -1, zerolog.InfoLevel)
 	}
-	c.Log.Info().Int("bytes", len(message)).Msg("sending " + Quote(message))
+	c.Log.Info().Int("bytes", len(message)).Msg("sending " + transcript.Quote(message))
 	want := int64(len(message))
 	if c.NoEcho {
 		want = -1
@@ -131,7 +133,7 @@ func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Lev
 		n, err := s.conn.Read(part)
 		if n > 0 {
 			if c.Log.GetLevel() <= level {
-				c.Log.WithLevel(level).Int("bytes", n).Msg("received " + Quote(part[:n]))
+				c.Log.WithLevel(level).Int("bytes", n).Msg("received " + transcript.Quote(part[:n]))
 			}
 			got += int64(n)
 			if _, err := out.Write(part[:n]); err != nil {
@@ -252,7 +254,7 @@ func (s *sender) err() error {
 // name marks it for the server, which does not mention it at info level, see
 // [Server]. A server of another user is an impostor; root may check anybody's.
 func DialHealth(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
-	conn, err := uds.DialConfig{Bind: healthName + uds.AutoName("")}.Dial(ctx, a)
+	conn, err := uds.DialConfig{Bind: echo.HealthName + uds.AutoName("")}.Dial(ctx, a)
 	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
 		return conn, err
 	}
@@ -289,7 +291,7 @@ func HealthCheck(ctx context.Context, a uds.Addr) error {
 		return fmt.Errorf("health check of %s: %w", a, err)
 	}
 	if !bytes.Equal(back.Bytes(), sent) {
-		return fmt.Errorf("health check of %s: sent %s, got back %s: that is no echo server", a, Quote(sent), Quote(back.Bytes()))
+		return fmt.Errorf("health check of %s: sent %s, got back %s: that is no echo server", a, transcript.Quote(sent), transcript.Quote(back.Bytes()))
 	}
 	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -138,16 +140,6 @@ func (c *Client) sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader,
 // or, ECONNRESET, not.
 func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) }
 
-// refusal is how a datagram server, which has no connection to close, tells a
-// client that it does not serve it: by what is no echo of its message of size
-// bytes.
-func refusal(size int) []byte {
-	if size > 0 {
-		return []byte{}
-	}
-	return []byte{0}
-}
-
 // replies is the direction from the server.
 type replies struct {
 	*Client
@@ -244,7 +236,7 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 		default:
 			return fmt.Errorf("receive: %w", err)
 		}
-		if r.conn.Type() == uds.Datagram && bytes.Equal(message, refusal(size)) {
+		if r.conn.Type() == uds.Datagram && bytes.Equal(message, echo.Refusal(size)) {
 			return fmt.Errorf("the server turned the message of %d bytes away: it does not let this process in, which is %s", size, whoAmI())
 		}
 		if len(message) != size && !isUDP {
@@ -259,7 +251,7 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 func (r *replies) received(message []byte) error {
 	r.got++
 	if r.Log.GetLevel() <= r.level {
-		r.Log.WithLevel(r.level).Int("bytes", len(message)).Msg("received " + Quote(message))
+		r.Log.WithLevel(r.level).Int("bytes", len(message)).Msg("received " + transcript.Quote(message))
 	}
 	if _, err := r.out.Write(message); err != nil {
 		return fmt.Errorf("write the output: %w", err)

@@ -10,6 +10,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -27,7 +29,7 @@ const (
 // datagrams is a socket that receives from everybody: there is no connection,
 // and nothing to accept.
 type datagrams struct {
-	*server
+	server   *server
 	socket   *uds.Socket
 	queues   map[client]*queue // of clients that are behind
 	waiting  int               // replies in all queues
@@ -54,7 +56,7 @@ func newDatagrams(s *server, socket *uds.Socket) (*datagrams, error) {
 	// that clients that do not read would stop the replies to all others.
 	// The kernel doubles the number and keeps 32 bytes.
 	_ = unix.SetsockoptInt(socket.FD, unix.SOL_SOCKET, unix.SO_SNDBUF, uds.MaxMessage()/2+16)
-	d.unmapped = s.Allow != nil && s.Allow(unix.Ucred{Uid: uds.OverflowUID(), Gid: anyUser})
+	d.unmapped = s.config.Allow != nil && s.config.Allow(unix.Ucred{Uid: uds.OverflowUID(), Gid: anyUser})
 	limit, err := uds.SendLimit(socket.FD)
 	d.buffer = sendBuffer{fd: socket.FD, size: limit, shares: map[uds.Sender]int{}, greedy: map[uds.Sender]bool{}}
 	return d, err
@@ -69,7 +71,7 @@ func (d *datagrams) Ready(uint32) {
 }
 
 // stop receives nothing more; replies may still wait.
-func (d *datagrams) stop() { d.Remove(d.socket.FD) }
+func (d *datagrams) stop() { d.server.loop.Remove(d.socket.FD) }
 
 // receiveAll receives what is there, and of what comes meanwhile not without an
 // end: a UDP socket, unlike one that [uds.Socket.Refuse] has shut down, goes on
@@ -90,9 +92,9 @@ func (d *datagrams) receiveAll() {
 // receive echoes one message and tells whether there may be more.
 func (d *datagrams) receive() bool {
 	unixSocket := d.socket.Addr.Type.Unix()
-	receive := d.receiver.Receive
+	receive := d.server.receiver.Receive
 	if unixSocket {
-		receive = d.receiver.ReceiveCred
+		receive = d.server.receiver.ReceiveCred
 	}
 	message, err := receive(d.socket.FD)
 	switch {
@@ -105,32 +107,32 @@ func (d *datagrams) receive() bool {
 		d.refuseMessage(CauseDescriptors).Err(err).Msgf("refused a message: %v", err)
 		return true
 	case err != nil:
-		d.refuse(CauseSystem, 0).Err(err).Msgf("cannot receive: %v", err)
+		d.server.refuse(CauseSystem, 0).Err(err).Msgf("cannot receive: %v", err)
 		return false
 	}
 	to := d.sender()
-	if unixSocket && d.Allow != nil && !d.allowed(d.cred()) {
-		WithCred(d.refuseMessage(CauseUser), d.cred()).Msg("turned a client away: " + notAllowed(d.cred()))
-		if d.receiver.Named() && d.mayAnswer(to) == nil && d.buffer.admit(to.address, 1) {
-			_ = d.send(to, refusal(len(message)))
+	if unixSocket && d.server.config.Allow != nil && !d.server.allowed(d.cred()) {
+		transcript.WithCred(d.refuseMessage(CauseUser), d.cred()).Msg("turned a client away: " + notAllowed(d.cred()))
+		if d.server.receiver.Named() && d.mayAnswer(to) == nil && d.buffer.admit(to.address, 1) {
+			_ = d.send(to, echo.Refusal(len(message)))
 		}
 		return true
 	}
-	d.Stats.Messages.Add(1)
-	d.Stats.Bytes.Add(uint64(len(message)))
+	d.server.config.Stats.Messages.Add(1)
+	d.server.config.Stats.Bytes.Add(uint64(len(message)))
 	quiet := false
-	if d.Log.GetLevel() <= zerolog.InfoLevel {
+	if d.server.config.Log.GetLevel() <= zerolog.InfoLevel {
 		quiet = d.log(message)
 	}
-	if !d.receiver.Named() {
-		d.refuse(CauseNameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
+	if !d.server.receiver.Named() {
+		d.server.refuse(CauseNameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
 		return true
 	}
 	if err := d.mayAnswer(to); err == errNotOwn || err == errUnmapped {
-		WithCred(d.refuseMessage(CauseNameless), d.cred()).Msg(err.Error())
+		transcript.WithCred(d.refuseMessage(CauseNameless), d.cred()).Msg(err.Error())
 		return true
 	} // after any other error, nor can the reply be sent
-	if ev := d.about(quiet); ev != nil {
+	if ev := d.server.about(quiet); ev != nil {
 		ev.Int("bytes", len(message)).Msg("sending data back to the client")
 	}
 	if len(d.queues) > 0 {
@@ -154,10 +156,10 @@ func (d *datagrams) receive() bool {
 
 // sender is who sent the last message, until the next.
 func (d *datagrams) sender() client {
-	c := client{address: d.receiver.Peek()}
+	c := client{address: d.server.receiver.Peek()}
 	if c.address.IsPath() {
 		c.uid = anyUser
-		if cred, ok := d.receiver.Cred(); ok {
+		if cred, ok := d.server.receiver.Cred(); ok {
 			c.uid = cred.Uid
 		}
 	}
@@ -176,12 +178,12 @@ func (d *datagrams) mayAnswer(c client) error {
 	if c.uid == uds.OverflowUID() && !d.unmapped {
 		// Messages that came to a socket of the parent's before this process had
 		// it look the same.
-		cred, _ := d.receiver.Cred()
+		cred, _ := d.server.receiver.Cred()
 		if uds.Unmapped(c.uid) || d.socket.Shared() && cred.Pid == 0 {
 			return errUnmapped
 		}
 	}
-	_, err := d.look(c)
+	_, err := d.server.look(c)
 	return err
 }
 
@@ -191,9 +193,9 @@ func (d *datagrams) send(c client, message []byte) error {
 		return uds.ReplyTo(d.socket.FD, message, c.address)
 	}
 	for again := true; ; again = false {
-		n, err := d.look(c)
+		n, err := d.server.look(c)
 		if err == nil {
-			err = d.names.dir.leave()
+			err = d.server.names.dir.leave()
 		}
 		if err == nil {
 			err = uds.ReplyTo(d.socket.FD, message, n.address)
@@ -204,31 +206,31 @@ func (d *datagrams) send(c client, message []byte) error {
 		if err != unix.ECONNREFUSED || !again {
 			return err
 		}
-		d.names.forget(c) // it has closed that socket, and may have another there
+		d.server.names.forget(c) // it has closed that socket, and may have another there
 	}
 }
 
 // log says what was received and tells whether its sender is a health check.
 func (d *datagrams) log(message []byte) (quiet bool) {
 	who := d.cred()
-	peer := d.receiver.Sender().String()
+	peer := d.server.receiver.Sender().String()
 	quiet = isHealthCheck(peer, who)
-	if ev := d.about(quiet); ev != nil {
-		WithCred(ev.Str("peer", Escape(peer)), who).Int("bytes", len(message)).Msg("received " + Quote(message))
+	if ev := d.server.about(quiet); ev != nil {
+		transcript.WithCred(ev.Str("peer", transcript.Escape(peer)), who).Int("bytes", len(message)).Msg("received " + transcript.Quote(message))
 	}
 	return quiet
 }
 
 // cred is who sent the last message, nil where the kernel does not say.
 func (d *datagrams) cred() *unix.Ucred {
-	if cred, ok := d.receiver.Cred(); ok {
+	if cred, ok := d.server.receiver.Cred(); ok {
 		return &cred
 	}
 	return nil
 }
 
 func (d *datagrams) refuseMessage(c Cause) *zerolog.Event {
-	return d.refuse(c, 1).Str("peer", Escape(d.receiver.Sender().String()))
+	return d.server.refuse(c, 1).Str("peer", transcript.Escape(d.server.receiver.Sender().String()))
 }
 
 // waitFirst is wait for a client that is not behind yet.
@@ -338,8 +340,8 @@ func (d *datagrams) forget(reply []byte) {
 }
 
 func (d *datagrams) drop(n int, to client, err error) {
-	dropped := d.Stats.Dropped.Add(uint64(n))
-	d.warnDropped.Warn().Err(err).Str("peer", Escape(to.address.String())).Int("replies", n).Uint64("dropped", dropped).
+	dropped := d.server.config.Stats.Dropped.Add(uint64(n))
+	d.server.warnDropped.Warn().Err(err).Str("peer", transcript.Escape(to.address.String())).Int("replies", n).Uint64("dropped", dropped).
 		Msgf("dropped replies to a client: %v", err)
 }
 

@@ -18,34 +18,34 @@ import (
 // socket: a number that nobody has passed on may be a descriptor of the Go
 // runtime's. Nothing was accepted, so neither that is mentioned nor that the server
 // waits for another.
-func (s *Server) ServeConn(ctx context.Context, fd int) error {
+func (c Config) ServeConn(ctx context.Context, fd int) error {
 	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_STREAM {
 		if err == nil {
 			_ = unix.Close(fd)
 		}
 		return fmt.Errorf("descriptor %d is no stream socket", fd)
 	}
-	l, err := loop.New(s.Spin)
+	l, err := loop.New(c.Spin)
 	if err != nil {
 		_ = unix.Close(fd)
 		return err
 	}
 	// Like a server that drains: it welcomes nobody else.
-	e := newServer(s, l)
-	e.streams, e.drainUntil = uds.NewReceiver(s.Chunk), time.Now()
-	e.Stats.Connections.Add(1)
-	defer e.close()
+	s := newServer(c, l)
+	s.streams, s.drainUntil = uds.NewReceiver(c.Chunk), time.Now()
+	defer s.close()
 	uds.InlineUrgent(fd)
 	err = unix.SetNonblock(fd, true) // or the loop would wait in read(2)
 	if err == nil {
-		err = l.Add(fd, &conn{server: e, fd: fd, events: unix.EPOLLIN, id: 1, uid: -1}, unix.EPOLLIN)
+		err = l.Add(fd, &conn{server: s, fd: fd, events: unix.EPOLLIN, id: 1, uid: -1}, unix.EPOLLIN)
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return os.NewSyscallError("serve a connection", err)
 	}
+	s.opened(1)
 	defer l.InterruptAt(ctx)()
-	for e.open() > 0 {
+	for s.open > 0 {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -38,7 +39,7 @@ func (s *server) renew() {
 		_ = ln.socket.Refuse()
 		ln.acceptAll()
 		s.listeners = slices.DeleteFunc(s.listeners, func(other *listener) bool { return other == ln })
-		s.Remove(ln.socket.FD)
+		s.loop.Remove(ln.socket.FD)
 		_ = ln.socket.Close()
 	}
 	for _, d := range slices.Clone(s.datagrams) {
@@ -52,16 +53,16 @@ func (s *server) renew() {
 func (s *server) replace(old *uds.Socket) bool {
 	s.refuseSuccessor() // which has the old socket
 	renewed, err := old.Renew()
-	path := Escape(old.Addr.Path)
+	path := transcript.Escape(old.Addr.Path)
 	switch {
 	case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
-		s.lost = err
+		s.displaced = err
 		return false
 	case err != nil:
-		s.refuse(CauseSystem, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, Escape(err.Error()))
+		s.refuse(CauseSystem, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
 		return false
 	}
-	s.Log.Warn().Str("listen", Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)
+	s.config.Log.Warn().Str("listen", transcript.Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)
 	if err = s.serve(renewed); err != nil {
 		_ = renewed.Close()
 		s.failed = err
@@ -86,6 +87,6 @@ func (s *server) renewControl() {
 		err = s.offer()
 	}
 	if err != nil {
-		s.refuse(CauseSystem, 0).Err(err).Msg(Escape(err.Error()))
+		s.refuse(CauseSystem, 0).Err(err).Msg(transcript.Escape(err.Error()))
 	}
 }

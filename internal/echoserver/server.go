@@ -1,5 +1,6 @@
-// Package echo is the echo protocol on both sides: what is received is sent
-// back, in the chunks in which it was received.
+// Package echoserver is the server's side of the echo: one event loop for the
+// sockets of all types, which has the connections, the limits, the drain at the
+// end, and the handover to a successor.
 //
 // The texts of its events are a contract, the transcript: a program that reads
 // them finds the same words in every format and every version.
@@ -8,18 +9,19 @@ package echoserver
 import (
 	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
-// A Server echoes to any number of clients at once.
-type Server struct {
+// A Config says how to echo to any number of clients at once.
+type Config struct {
 	Chunk        int           // size of one receive on a stream, in bytes
 	Spin         time.Duration // how long to go on asking before sleeping, see package loop; 0: not at all
 	SendBuffer   int           // SO_SNDBUF of connections, in bytes; 0: the system's
@@ -50,21 +52,21 @@ type Server struct {
 // Serve serves sockets, which it takes over, until ctx ends. Then it removes
 // the socket files, still accepts who had connected before, lets every echo
 // run to its end or to the drain timeout, and returns nil.
-func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
-	l, err := loop.New(s.Spin)
+func (c Config) Serve(ctx context.Context, sockets ...*uds.Socket) error {
+	l, err := loop.New(c.Spin)
 	if err != nil {
 		for _, socket := range sockets {
 			_ = socket.Close()
 		}
 		return err
 	}
-	e := newServer(s, l)
-	defer e.close()
+	s := newServer(c, l)
+	defer s.close()
 	waiting := "waiting for a message"
 	for i, socket := range sockets {
-		s.Log.Info().Str("listen", Escape(socket.Addr.String())).Msg("starting up on " + Escape(socket.Addr.Path))
-		if !e.pending() {
-			err = e.serve(socket)
+		c.Log.Info().Str("listen", transcript.Escape(socket.Addr.String())).Msg("starting up on " + transcript.Escape(socket.Addr.Path))
+		if !s.pending() {
+			err = s.serve(socket)
 		}
 		if err != nil {
 			for _, socket := range sockets[i:] {
@@ -76,25 +78,25 @@ func (s *Server) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 			waiting = waitingConnection
 		}
 	}
-	s.Log.Info().Msg(waiting)
+	c.Log.Info().Msg(waiting)
 	switch {
-	case e.pending() && ctx.Err() != nil:
+	case s.pending() && ctx.Err() != nil:
 		return nil // the one that serves them may go on
-	case e.pending():
-		err = e.claim()
-	case e.handover != nil:
-		err = e.offer()
+	case s.pending():
+		err = s.claim()
+	case s.handover != nil:
+		err = s.offer()
 	}
 	if err != nil {
 		return err
 	}
 
 	defer l.InterruptAt(ctx)()
-	e.ownThread = slices.ContainsFunc(sockets, func(s *uds.Socket) bool { return s.Addr.Type == uds.Datagram })
-	if e.ownThread {
-		return onOwnThread(func() error { return e.run(ctx) })
+	s.ownThread = slices.ContainsFunc(sockets, func(socket *uds.Socket) bool { return socket.Addr.Type == uds.Datagram })
+	if s.ownThread {
+		return onOwnThread(func() error { return s.run(ctx) })
 	}
-	return e.run(ctx)
+	return s.run(ctx)
 }
 
 const waitingConnection = "waiting for a connection"
@@ -103,7 +105,7 @@ const waitingConnection = "waiting for a connection"
 func (s *server) serve(socket *uds.Socket) error {
 	t := socket.Addr.Type
 	if !t.Messages() && s.streams == nil {
-		s.streams = uds.NewReceiver(s.Chunk)
+		s.streams = uds.NewReceiver(s.config.Chunk)
 	}
 	if t.Messages() && s.receiver == nil {
 		s.receiver = uds.NewReceiver(uds.MaxMessage())
@@ -111,20 +113,20 @@ func (s *server) serve(socket *uds.Socket) error {
 	if t.Connects() {
 		ln := &listener{server: s, socket: socket}
 		s.listeners = append(s.listeners, ln)
-		return s.Add(socket.FD, ln, unix.EPOLLIN)
+		return s.loop.Add(socket.FD, ln, unix.EPOLLIN)
 	}
 	d, err := newDatagrams(s, socket)
 	if err != nil {
 		return err
 	}
 	s.datagrams = append(s.datagrams, d)
-	return s.Add(socket.FD, d, unix.EPOLLIN)
+	return s.loop.Add(socket.FD, d, unix.EPOLLIN)
 }
 
-// server is what a running Server knows. One goroutine owns all of it.
+// server is one that runs. One goroutine owns all of it.
 type server struct {
-	*Server
-	*loop.Loop
+	config      Config
+	loop        *loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
 	handover    *uds.Handover // nil: the sockets do not change hands, or have
@@ -132,7 +134,8 @@ type server struct {
 	successor   *successor    // who may take them over
 	names       names
 	ownThread   bool           // the loop's, and not asked for a working directory yet
-	perUser     map[uint32]int // open connections
+	open        int            // connections
+	perUser     map[uint32]int // likewise
 	lastID      uint64
 	streams     *uds.Receiver // one receive, shared by all stream connections
 	receiver    *uds.Receiver
@@ -144,31 +147,30 @@ type server struct {
 	ended       endings
 	drainUntil  time.Time
 	failed      error // what ends the server
-	lost        error // what ends it once its clients are served
+	displaced   error // another server has its path: it ends once its clients are served
 }
 
-func newServer(config *Server, l *loop.Loop) *server {
-	s := *config // which stays as it is: others may serve with it, too
-	if s.Stats == nil {
-		s.Stats = new(Stats)
+func newServer(c Config, l *loop.Loop) *server {
+	if c.Stats == nil {
+		c.Stats = new(Stats)
 	}
-	e := &server{Server: &s, Loop: l, handover: s.Handover, started: time.Now(), perUser: map[uint32]int{}}
-	e.names = names{workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}}
-	bounded := func() zerolog.Logger { return s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
-	for cause := range e.warn {
-		e.warn[cause] = bounded()
+	s := &server{config: c, loop: l, handover: c.Handover, started: time.Now(), perUser: map[uint32]int{}}
+	s.names = names{workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}}
+	bounded := func() zerolog.Logger { return c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
+	for cause := range s.warn {
+		s.warn[cause] = bounded()
 	}
-	e.warnDropped = bounded()
-	return e
+	s.warnDropped = bounded()
+	return s
 }
 
 func (s *server) run(ctx context.Context) error {
 	for {
 		if s.ownThread && !s.pending() { // taking over looks up paths
 			s.ownThread = false
-			s.names.dir = newWorkDir(s.OwnDirectory)
+			s.names.dir = newWorkDir(s.config.OwnDirectory)
 		}
-		if err := s.Wait(s.timeout()); err != nil {
+		if err := s.loop.Wait(s.timeout()); err != nil {
 			return err
 		}
 		if s.failed != nil {
@@ -177,9 +179,9 @@ func (s *server) run(ctx context.Context) error {
 		s.ended.each(s.forgetUser)
 		now := time.Now()
 		s.sweep(now.Sub(s.started))
-		if (ctx.Err() != nil || s.lost != nil) && s.drainUntil.IsZero() {
-			s.Log.Debug().Int("connections", s.open()).Msg("draining")
-			s.drainUntil = now.Add(s.DrainTimeout)
+		if (ctx.Err() != nil || s.displaced != nil) && s.drainUntil.IsZero() {
+			s.config.Log.Debug().Int("connections", s.open).Msg("draining")
+			s.drainUntil = now.Add(s.config.DrainTimeout)
 			if err := s.drain(); err != nil {
 				return err
 			}
@@ -197,18 +199,18 @@ func (s *server) run(ctx context.Context) error {
 			d.sendWaiting(now)
 			waiting += d.waiting
 		}
-		s.Stats.Waiting.Store(int64(waiting))
+		s.config.Stats.Waiting.Store(int64(waiting))
 		s.handOver(now)
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open()+waiting+len(s.listeners) == 0 && s.successor == nil {
-			return s.lost
+		if s.open+waiting+len(s.listeners) == 0 && s.successor == nil {
+			return s.displaced
 		}
 		if now.After(s.drainUntil) {
-			s.Log.Warn().Int("connections", s.open()).Int("replies", waiting).Dur("drain_timeout", s.DrainTimeout).
+			s.config.Log.Warn().Int("connections", s.open).Int("replies", waiting).Dur("drain_timeout", s.config.DrainTimeout).
 				Msg("drain timeout is over: closing what is left")
-			return s.lost
+			return s.displaced
 		}
 	}
 }
@@ -221,7 +223,7 @@ func (s *server) timeout() time.Duration {
 			first = t
 		}
 	}
-	if s.open() > 0 || s.hasFiles() {
+	if s.open > 0 || s.hasFiles() {
 		earlier(s.started.Add(s.swept + sweepPeriod))
 	}
 	earlier(s.drainUntil)
@@ -241,8 +243,6 @@ func (s *server) timeout() time.Duration {
 // goHome comes before whatever looks up a path on the loop's thread.
 func (s *server) goHome() { s.names.dir.goHome() }
 
-func (s *server) open() int { return int(s.Stats.Connections.Load()) }
-
 // sweepPeriod is how often the server looks at what goes by time.
 const sweepPeriod = time.Second
 
@@ -259,14 +259,9 @@ func (s *server) sweep(now time.Duration) {
 	stopped := now-s.swept > 3*sweepPeriod
 	s.swept = now
 	s.names.forgetAll() // to be looked at again
-	for h := range s.Handlers {
-		var c *conn
-		switch h := h.(type) {
-		case *conn:
-			c = h
-		case *records:
-			c = (*conn)(h)
-		default:
+	for h := range s.loop.Handlers {
+		c, ok := h.(*conn)
+		if !ok {
 			continue
 		}
 		if c.hasRead() || c.still == 0 || stopped {
@@ -274,10 +269,10 @@ func (s *server) sweep(now time.Duration) {
 			continue
 		}
 		switch still := now - c.still; {
-		case c.blocked && s.WriteTimeout > 0 && still >= s.WriteTimeout:
-			c.turnAway(CauseUnread, "it has not read for %v", s.WriteTimeout)
-		case !c.blocked && s.IdleTimeout > 0 && still >= s.IdleTimeout:
-			c.turnAway(CauseIdle, "it has said nothing for %v", s.IdleTimeout)
+		case c.blocked && s.config.WriteTimeout > 0 && still >= s.config.WriteTimeout:
+			c.turnAway(CauseUnread, "it has not read for %v", s.config.WriteTimeout)
+		case !c.blocked && s.config.IdleTimeout > 0 && still >= s.config.IdleTimeout:
+			c.turnAway(CauseIdle, "it has said nothing for %v", s.config.IdleTimeout)
 		}
 	}
 	if s.drainUntil.IsZero() {
@@ -302,7 +297,7 @@ func (s *server) drain() error {
 			return s.failed
 		}
 		if s.pending() {
-			s.Remove(s.claimed)
+			s.loop.Remove(s.claimed)
 			s.handover.Close()
 			return nil
 		}
@@ -327,7 +322,7 @@ func (s *server) drain() error {
 				continue
 			}
 		}
-		s.Remove(ln.socket.FD)
+		s.loop.Remove(ln.socket.FD)
 		if err := ln.socket.Close(); err != nil {
 			return err
 		}
@@ -363,18 +358,15 @@ func (s *server) close() {
 	for _, d := range s.datagrams {
 		_ = d.socket.Close()
 	}
-	for h := range s.Handlers {
-		switch c := h.(type) {
-		case *conn:
-			_ = unix.Close(c.fd)
-		case *records:
+	for h := range s.loop.Handlers {
+		if c, ok := h.(*conn); ok {
 			_ = unix.Close(c.fd)
 		}
 	}
 	s.names.forgetAll()
 	s.names.dir.close()
 	s.ended.close()
-	s.Close()
+	s.loop.Close()
 	if !s.drainUntil.IsZero() {
 		s.turnAwayAll()
 	}
@@ -389,22 +381,17 @@ func (s *server) close() {
 // allowed tells whether Allow lets a client in. One that the kernel does not
 // identify is nobody.
 func (s *server) allowed(cred *unix.Ucred) bool {
-	return s.Allow == nil || cred != nil && s.Allow(*cred)
+	return s.config.Allow == nil || cred != nil && s.config.Allow(*cred)
 }
 
 func (s *server) watchListeners(events uint32) {
 	for _, ln := range s.listeners {
-		s.Watch(ln.socket.FD, events)
+		s.loop.Watch(ln.socket.FD, events)
 	}
 	if s.handover != nil && s.successor == nil && !s.pending() {
-		s.Watch(s.handover.Control(), events)
+		s.loop.Watch(s.handover.Control(), events)
 	}
 }
-
-// healthName is how the name of a client that checks the server's health
-// starts. It is believed only of a client that runs as the server's own user.
-// It is not mentioned at info level, and served beside the limits.
-const healthName = "@udsecho.healthcheck."
 
 // HealthChecks is how many connections that check the server's health are
 // served beside the limits, so that a server is not killed for being full: a few
@@ -413,13 +400,7 @@ const healthName = "@udsecho.healthcheck."
 const HealthChecks = 8
 
 func isHealthCheck(peer string, cred *unix.Ucred) bool {
-	return cred != nil && IsHealthCheck(peer, cred.Uid)
-}
-
-// IsHealthCheck tells whether a client of this name and user checks the server's
-// health.
-func IsHealthCheck(peer string, uid uint32) bool {
-	return strings.HasPrefix(peer, healthName) && uds.IsOwnUser(uid)
+	return cred != nil && echo.IsHealthCheck(peer, cred.Uid)
 }
 
 // about is an event about a client, or nil where its level is off: a health
@@ -429,8 +410,8 @@ func (s *server) about(quiet bool) *zerolog.Event {
 	if quiet {
 		level = zerolog.DebugLevel
 	}
-	if s.Log.GetLevel() > level {
+	if s.config.Log.GetLevel() > level {
 		return nil
 	}
-	return s.Log.WithLevel(level)
+	return s.config.Log.WithLevel(level)
 }

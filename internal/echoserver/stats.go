@@ -60,13 +60,19 @@ func (c Cause) String() string {
 
 // refuse counts n that are not served, and is the event that says so.
 func (s *server) refuse(c Cause, n int) *zerolog.Event {
-	return s.warn[c].Warn().Stringer("cause", c).Uint64("refused", s.Stats.Refuse(c, n))
+	return s.warn[c].Warn().Stringer("cause", c).Uint64("refused", s.config.Stats.Refuse(c, n))
+}
+
+// opened counts n more connections that are open.
+func (s *server) opened(n int) {
+	s.open += n
+	s.config.Stats.Connections.Add(int64(n))
 }
 
 // count counts a connection, and returns whose it is, -1 where that is not known.
 func (s *server) count(cred *unix.Ucred) (uid int64) {
-	s.Stats.Accepted.Add(1)
-	s.Stats.Connections.Add(1)
+	s.config.Stats.Accepted.Add(1)
+	s.opened(1)
 	if cred == nil {
 		return -1
 	}
@@ -76,7 +82,7 @@ func (s *server) count(cred *unix.Ucred) (uid int64) {
 
 // forgetUser counts the end of a connection of a user, -1 where it is not known.
 func (s *server) forgetUser(uid int64) {
-	s.Stats.Connections.Add(-1)
+	s.opened(-1)
 	if uid < 0 {
 		return
 	}

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -18,7 +19,7 @@ const acceptPause = 100 * time.Millisecond
 
 // A listener accepts connections.
 type listener struct {
-	*server
+	server *server
 	socket *uds.Socket
 }
 
@@ -40,7 +41,7 @@ func (ln *listener) accept(limit int) (all bool) {
 		case unix.EAGAIN, unix.EINVAL: // EINVAL: the listener was shut down
 			return true
 		default:
-			ln.acceptLater("accept", err)
+			ln.server.acceptLater("accept", err)
 			return false
 		}
 	}
@@ -69,13 +70,13 @@ func (s *server) turnAwayAll() {
 				n++
 				_ = unix.Close(fd)
 			} else if err != unix.EINTR && err != unix.ECONNABORTED {
-				s.Log.Warn().Err(err).Msgf("cannot count who else has connected: accept: %s", Escape(err.Error()))
+				s.config.Log.Warn().Err(err).Msgf("cannot count who else has connected: accept: %s", transcript.Escape(err.Error()))
 				break
 			}
 		}
 	}
 	if n > 0 { // not bounded: it is said once
-		s.Log.Warn().Stringer("cause", CauseSystem).Uint64("refused", s.Stats.Refuse(CauseSystem, n)).
+		s.config.Log.Warn().Stringer("cause", CauseSystem).Uint64("refused", s.config.Stats.Refuse(CauseSystem, n)).
 			Msgf("turned %d clients away that had connected: no descriptor came free for them", n)
 	}
 }
@@ -93,7 +94,7 @@ func raiseOpenFiles() bool {
 
 // acceptLater waits for the system to have what it lacks.
 func (s *server) acceptLater(what string, err error) {
-	s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s: trying again in %v", what, Escape(err.Error()), acceptPause)
+	s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s: trying again in %v", what, transcript.Escape(err.Error()), acceptPause)
 	s.watchListeners(0)
 	s.names.forgetAll() // their descriptors may be what it lacks
 	s.acceptAgain = time.Now().Add(acceptPause)
@@ -103,8 +104,8 @@ func (ln *listener) welcome(fd int) {
 	c := &conn{server: ln.server, fd: fd}
 	var cred *unix.Ucred
 	t := ln.socket.Addr.Type
-	logged := ln.Log.GetLevel() <= zerolog.InfoLevel
-	if t.Unix() && (logged || ln.Allow != nil || ln.MaxConnectionsPerUser > 0) {
+	logged := ln.server.config.Log.GetLevel() <= zerolog.InfoLevel
+	if t.Unix() && (logged || ln.server.config.Allow != nil || ln.server.config.MaxConnectionsPerUser > 0) {
 		cred, _ = uds.PeerCred(fd)
 	}
 	if logged {
@@ -112,8 +113,8 @@ func (ln *listener) welcome(fd int) {
 		c.quiet = isHealthCheck(c.peer, cred)
 	}
 	if why, text := ln.refusal(t, fd, cred); text != "" {
-		if ev := ln.refuse(why, 1); ev != nil { // there may be thousands
-			WithCred(ev.Str("peer", Escape(uds.PeerName(fd))), cred).Msg("turned a client away: " + text)
+		if ev := ln.server.refuse(why, 1); ev != nil { // there may be thousands
+			transcript.WithCred(ev.Str("peer", transcript.Escape(uds.PeerName(fd))), cred).Msg("turned a client away: " + text)
 		}
 		_ = unix.Close(fd)
 		return
@@ -122,42 +123,41 @@ func (ln *listener) welcome(fd int) {
 		uds.DropAncillary(fd)
 	}
 	if t == uds.Files {
-		uid := ln.count(cred)
-		ln.Files(fd, func() { ln.ended.add(ln.Loop, uid) })
+		uid := ln.server.count(cred)
+		ln.server.config.Files(fd, func() { ln.server.ended.add(ln.server.loop, uid) })
 		return
 	}
-	events, h := uint32(unix.EPOLLIN), loop.Handler(c)
+	c.events = unix.EPOLLIN
 	switch t {
 	case uds.Stream:
 		uds.InlineUrgent(fd)
 	case uds.TCP: // urgent bytes are the listener's affair
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	case uds.Seqpacket:
-		h, events = (*records)(c), unix.EPOLLIN|unix.EPOLLRDHUP
+		c.records, c.events = true, unix.EPOLLIN|unix.EPOLLRDHUP
 	}
-	if ln.SendBuffer > 0 && t.Unix() {
-		if err := uds.SetSendBuffer(fd, ln.SendBuffer); err != nil {
-			ln.refuse(CauseSystem, 0).Err(err).Msg(err.Error())
+	if ln.server.config.SendBuffer > 0 && t.Unix() {
+		if err := uds.SetSendBuffer(fd, ln.server.config.SendBuffer); err != nil {
+			ln.server.refuse(CauseSystem, 0).Err(err).Msg(err.Error())
 		}
 	}
-	c.events = events
-	if err := ln.Add(fd, h, events); err != nil {
-		ln.refuse(CauseSystem, 1).Err(err).Msgf("turned a client away: %v", err)
+	if err := ln.server.loop.Add(fd, c, c.events); err != nil {
+		ln.server.refuse(CauseSystem, 1).Err(err).Msgf("turned a client away: %v", err)
 		_ = unix.Close(fd)
 		return
 	}
-	ln.lastID++
-	c.id = ln.lastID
-	c.uid = ln.count(cred)
+	ln.server.lastID++
+	c.id = ln.server.lastID
+	c.uid = ln.server.count(cred)
 	if ev := c.event(); ev != nil {
-		WithCred(ev, cred).Msg("connection from")
+		transcript.WithCred(ev, cred).Msg("connection from")
 	}
 }
 
 // refusal is why a client that has connected is not served, with no text where
 // it is.
 func (ln *listener) refusal(t uds.Type, fd int, cred *unix.Ucred) (Cause, string) {
-	if t.Unix() && !ln.allowed(cred) {
+	if t.Unix() && !ln.server.allowed(cred) {
 		return CauseUser, notAllowed(cred)
 	}
 	why, text := ln.full(cred, 0)
@@ -177,11 +177,11 @@ func (ln *listener) refusal(t uds.Type, fd int, cred *unix.Ucred) (Cause, string
 // beside, with no text where none.
 func (ln *listener) full(cred *unix.Ucred, beside int) (Cause, string) {
 	if cred != nil {
-		if n := ln.perUser[cred.Uid]; ln.MaxConnectionsPerUser > 0 && n >= ln.MaxConnectionsPerUser+beside {
+		if n := ln.server.perUser[cred.Uid]; ln.server.config.MaxConnectionsPerUser > 0 && n >= ln.server.config.MaxConnectionsPerUser+beside {
 			return CauseUserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
 		}
 	}
-	if n := ln.open(); ln.MaxConnections > 0 && n >= ln.MaxConnections+beside {
+	if n := ln.server.open; ln.server.config.MaxConnections > 0 && n >= ln.server.config.MaxConnections+beside {
 		return CauseConnections, fmt.Sprintf("%d connections are open, the most allowed", n)
 	}
 	return 0, ""
@@ -194,25 +194,14 @@ func notAllowed(cred *unix.Ucred) string {
 	return fmt.Sprintf("user %d, group %d is not allowed", cred.Uid, cred.Gid)
 }
 
-// WithCred adds who the peer is, by the kernel's word.
-func WithCred(ev *zerolog.Event, cred *unix.Ucred) *zerolog.Event {
-	if cred == nil {
-		return ev
-	}
-	ev = ev.Uint32("uid", cred.Uid).Uint32("gid", cred.Gid)
-	if cred.Pid == 0 {
-		return ev.Str("pid", "unknown") // it lives in another process id namespace
-	}
-	return ev.Int32("pid", cred.Pid)
-}
-
 // A conn is one client. It costs the server what is here: the bytes that are
 // under way are in the kernel's buffers.
 type conn struct {
-	*server
+	server  *server
 	fd      int
 	events  uint32 // what the loop waits for while nothing is blocked
 	quiet   bool
+	records bool          // it is one of a seqpacket socket: records are received whole, and go back as such
 	blocked bool          // rest waits for the client to read; meanwhile nothing is received
 	still   time.Duration // the first sweep after it said or took something; 0: not yet
 	unread  int           // at the last sweep, while blocked
@@ -229,12 +218,18 @@ const (
 	maxTurnBytes = 32 << 10
 )
 
-func (c *conn) Ready(uint32) {
-	if c.blocked && !c.send() {
+func (c *conn) Ready(events uint32) {
+	switch {
+	case !c.blocked:
+	case !c.send() || c.records: // what has come meanwhile brings the next call, with its events
+		return
+	}
+	if c.records {
+		c.receiveRecord(events)
 		return
 	}
 	for turn, bytes := 0, 0; turn < maxTurn && bytes < maxTurnBytes; turn++ {
-		payload, err := c.streams.ReceiveStream(c.fd)
+		payload, err := c.server.streams.ReceiveStream(c.fd)
 		switch {
 		case err == unix.EAGAIN:
 			return
@@ -248,23 +243,47 @@ func (c *conn) Ready(uint32) {
 			return
 		}
 		c.received(payload)
-		if !c.sendBack(payload) || len(payload) < c.Chunk {
+		if !c.sendBack(payload) || len(payload) < c.server.config.Chunk {
 			return
 		}
 		bytes += len(payload)
 	}
 }
 
+// receiveRecord receives one record. Only then is an empty record told from the
+// end of the connection, both of which recvmsg(2) reports as 0 bytes: where epoll
+// did not say that the peer has shut down, there was a record.
+func (c *conn) receiveRecord(events uint32) {
+	var record []byte
+	var end bool
+	var err error
+	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
+		record, end, err = c.server.receiver.ReceiveRecord(c.fd)
+	} else {
+		record, err = c.server.receiver.Receive(c.fd)
+	}
+	switch {
+	case err == unix.EAGAIN:
+	case err != nil:
+		c.end(err)
+	case end:
+		c.end(nil)
+	default:
+		c.received(record)
+		c.sendBack(record)
+	}
+}
+
 func (c *conn) received(payload []byte) {
 	c.still = 0
-	c.Stats.Messages.Add(1)
-	c.Stats.Bytes.Add(uint64(len(payload)))
+	c.server.config.Stats.Messages.Add(1)
+	c.server.config.Stats.Bytes.Add(uint64(len(payload)))
 	c.logReceived(payload)
 }
 
 func (c *conn) logReceived(payload []byte) {
 	if ev := c.event(); ev != nil {
-		ev.Int("bytes", len(payload)).Msg("received " + Quote(payload))
+		ev.Int("bytes", len(payload)).Msg("received " + transcript.Quote(payload))
 	}
 }
 
@@ -288,7 +307,7 @@ func (c *conn) send() bool {
 			if !c.blocked {
 				c.blocked = true
 				c.rest = append([]byte(nil), c.rest...) // the buffer is everybody's
-				c.Watch(c.fd, unix.EPOLLOUT)
+				c.server.loop.Watch(c.fd, unix.EPOLLOUT)
 			}
 			return false
 		case err != nil:
@@ -301,7 +320,7 @@ func (c *conn) send() bool {
 			if c.blocked {
 				c.still = 0
 				c.blocked = false
-				c.Watch(c.fd, c.events)
+				c.server.loop.Watch(c.fd, c.events)
 			}
 			c.rest = nil
 			return true
@@ -345,25 +364,25 @@ func (c *conn) end(err error) {
 
 // turnAway closes the connection of a client that is not served any longer.
 func (c *conn) turnAway(why Cause, format string, args ...any) {
-	c.refuse(why, 1).Uint64("conn", c.id).Str("peer", Escape(uds.PeerName(c.fd))).Int64("uid", c.uid).
+	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(uds.PeerName(c.fd))).Int64("uid", c.uid).
 		Msgf("turned a client away: "+format, args...)
 	c.close()
 }
 
 func (c *conn) close() {
-	c.Remove(c.fd)
+	c.server.loop.Remove(c.fd)
 	_ = unix.Close(c.fd)
-	c.forgetUser(c.uid)
-	if ev := c.event(); ev != nil && c.drainUntil.IsZero() {
+	c.server.forgetUser(c.uid)
+	if ev := c.event(); ev != nil && c.server.drainUntil.IsZero() {
 		ev.Msg(waitingConnection)
 	}
 }
 
 // event is an event about this client, nil where its level is off.
 func (c *conn) event() *zerolog.Event {
-	ev := c.about(c.quiet)
+	ev := c.server.about(c.quiet)
 	if ev == nil {
 		return nil // Escape costs something
 	}
-	return ev.Uint64("conn", c.id).Str("peer", Escape(c.peer))
+	return ev.Uint64("conn", c.id).Str("peer", transcript.Escape(c.peer))
 }

@@ -7,13 +7,14 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
 // claim asks the server that runs to stop serving the sockets.
 func (s *server) claim() error {
 	s.claimed = s.handover.Claim()
-	return s.Add(s.claimed, &claim{s}, unix.EPOLLIN)
+	return s.loop.Add(s.claimed, &claim{s}, unix.EPOLLIN)
 }
 
 // A claim is the connection to the server whose sockets are taken over.
@@ -28,7 +29,7 @@ func (s *server) takeOver() {
 	if err == unix.EAGAIN {
 		return
 	}
-	s.Remove(s.claimed)
+	s.loop.Remove(s.claimed)
 	for _, socket := range s.handover.Sockets {
 		if err == nil {
 			err = s.serve(socket)
@@ -39,7 +40,7 @@ func (s *server) takeOver() {
 		return
 	}
 	for _, socket := range s.handover.Sockets {
-		s.Log.Info().Str("listen", Escape(socket.Addr.String())).Msg("took over " + Escape(socket.Addr.Path))
+		s.config.Log.Info().Str("listen", transcript.Escape(socket.Addr.String())).Msg("took over " + transcript.Escape(socket.Addr.Path))
 	}
 	s.handover.Commit()
 	s.failed = s.offer()
@@ -47,7 +48,7 @@ func (s *server) takeOver() {
 
 // offer lets other servers ask for the sockets.
 func (s *server) offer() error {
-	return s.Add(s.handover.Control(), &control{s}, unix.EPOLLIN)
+	return s.loop.Add(s.handover.Control(), &control{s}, unix.EPOLLIN)
 }
 
 // A control is where another server asks for the sockets: one at a time, as of
@@ -65,16 +66,16 @@ func (c *control) Ready(uint32) {
 		if _, ok := err.(unix.Errno); ok { // nobody was accepted
 			s.acceptLater(what, err)
 		} else {
-			s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s", what, Escape(err.Error()))
+			s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s", what, transcript.Escape(err.Error()))
 		}
 		return
 	}
 	s.successor = &successor{server: s, offer: asked}
-	if err := s.Add(asked.FD, s.successor, unix.EPOLLIN); err != nil {
+	if err := s.loop.Add(asked.FD, s.successor, unix.EPOLLIN); err != nil {
 		s.failed = err
 		return
 	}
-	s.Watch(s.handover.Control(), 0)
+	s.loop.Watch(s.handover.Control(), 0)
 }
 
 // A successor is a server that has copies of the sockets' descriptors, and may
@@ -93,9 +94,9 @@ func (n *successor) Ready(uint32) {
 	case step == uds.Waits:
 	case step == uds.Claims && !n.claims:
 		for _, socket := range s.handover.Sockets {
-			s.Log.Info().Str("listen", Escape(socket.Addr.String())).Msg("handing over " + Escape(socket.Addr.Path))
+			s.config.Log.Info().Str("listen", transcript.Escape(socket.Addr.String())).Msg("handing over " + transcript.Escape(socket.Addr.Path))
 		}
-		n.claims, n.emptyBy = true, time.Now().Add(s.DrainTimeout)
+		n.claims, n.emptyBy = true, time.Now().Add(s.config.DrainTimeout)
 		for _, d := range s.datagrams {
 			if !d.replaced {
 				d.stop()
@@ -123,11 +124,11 @@ func (s *server) handOver(now time.Time) {
 	}
 	for _, d := range s.datagrams {
 		if !d.replaced {
-			d.dropAll(fmt.Errorf("it has not read for the %v that a handover may take", s.DrainTimeout))
+			d.dropAll(fmt.Errorf("it has not read for the %v that a handover may take", s.config.DrainTimeout))
 		}
 	}
 	for _, ln := range s.listeners {
-		s.Remove(ln.socket.FD)
+		s.loop.Remove(ln.socket.FD)
 	}
 	n.owns = true
 	n.offer.Yield()
@@ -151,22 +152,22 @@ func (s *server) takeBack() {
 	n := s.successor
 	s.dismiss()
 	if n.claims {
-		s.Log.Warn().Msg("the server that was to take over is gone: serving on")
+		s.config.Log.Warn().Msg("the server that was to take over is gone: serving on")
 	}
 	if n.owns {
 		s.failed = s.handover.TakeBack()
 	}
 	for _, d := range s.datagrams {
 		if n.claims && !d.replaced && s.failed == nil {
-			s.failed = s.Add(d.socket.FD, d, unix.EPOLLIN)
+			s.failed = s.loop.Add(d.socket.FD, d, unix.EPOLLIN)
 		}
 	}
 	for _, ln := range s.listeners {
 		if n.owns && s.failed == nil {
-			s.failed = s.Add(ln.socket.FD, ln, unix.EPOLLIN)
+			s.failed = s.loop.Add(ln.socket.FD, ln, unix.EPOLLIN)
 		}
 	}
-	s.Watch(s.handover.Control(), unix.EPOLLIN)
+	s.loop.Watch(s.handover.Control(), unix.EPOLLIN)
 	if s.failed == nil && !s.drainUntil.IsZero() {
 		s.failed = s.drain()
 	}
@@ -175,13 +176,13 @@ func (s *server) takeBack() {
 // forgetControl takes the control socket out of the loop.
 func (s *server) forgetControl() {
 	if fd := s.handover.Control(); fd >= 0 {
-		s.Remove(fd)
+		s.loop.Remove(fd)
 	}
 }
 
 // dismiss forgets the successor.
 func (s *server) dismiss() {
-	s.Remove(s.successor.offer.FD)
+	s.loop.Remove(s.successor.offer.FD)
 	s.successor.offer.Close()
 	s.successor = nil
 }
@@ -189,10 +190,10 @@ func (s *server) dismiss() {
 // refuseSuccessor keeps the sockets from a successor that does not own them yet.
 func (s *server) refuseSuccessor() {
 	if s.successor != nil {
-		s.Remove(s.successor.offer.FD)
+		s.loop.Remove(s.successor.offer.FD)
 		s.successor.offer.Refuse()
 		s.successor = nil
-		s.Watch(s.handover.Control(), unix.EPOLLIN)
+		s.loop.Watch(s.handover.Control(), unix.EPOLLIN)
 	}
 }
 
@@ -202,7 +203,7 @@ func (s *server) leave() {
 	if !s.drainUntil.IsZero() {
 		return
 	}
-	s.drainUntil = time.Now().Add(s.DrainTimeout)
+	s.drainUntil = time.Now().Add(s.config.DrainTimeout)
 	for _, d := range s.datagrams {
 		_ = d.socket.Refuse()
 		d.receiveAll()

@@ -13,7 +13,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -32,8 +33,8 @@ func (c *Client) Sum(ctx context.Context, conn *uds.Conn, f *os.File) (Sum, erro
 			return Sum{}, err
 		}
 	}
-	c.Log.Info().Str("file", echo.Escape(f.Name())).Int("bytes", len(request)).Int("descriptors", 1).
-		Msg("sending '" + request + "' with the descriptor of " + echo.Escape(f.Name()))
+	c.Log.Info().Str("file", transcript.Escape(f.Name())).Int("bytes", len(request)).Int("descriptors", 1).
+		Msg("sending '" + request + "' with the descriptor of " + transcript.Escape(f.Name()))
 	answer, err := exchange(conn, f)
 	switch {
 	case ctx.Err() != nil:
@@ -45,7 +46,7 @@ func (c *Client) Sum(ctx context.Context, conn *uds.Conn, f *os.File) (Sum, erro
 	case err != nil:
 		return Sum{}, err
 	}
-	c.Log.Info().Int("bytes", len(answer)).Msg("received " + echo.Quote(answer))
+	c.Log.Info().Int("bytes", len(answer)).Msg("received " + transcript.Quote(answer))
 	return parseAnswer(string(answer))
 }
 
@@ -101,7 +102,7 @@ func HealthCheck(ctx context.Context, a uds.Addr) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	conn, err := echo.DialHealth(ctx, a)
+	conn, err := echoclient.DialHealth(ctx, a)
 	if err != nil {
 		return err
 	}

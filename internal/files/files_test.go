@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/uds"
@@ -92,22 +92,22 @@ func (j *journal) await(t testing.TB, words string) {
 type running struct {
 	addr  uds.Addr
 	log   *journal
-	stats *echo.Stats
+	stats *echoserver.Stats
 	files *files.Server
 	stop  func() // and wait until it has ended
 }
 
 func serve(t *testing.T, drainTimeout time.Duration) *running {
 	t.Helper()
-	return serveAs(t, echo.Server{DrainTimeout: drainTimeout}, files.Config{})
+	return serveAs(t, echoserver.Config{DrainTimeout: drainTimeout}, files.Config{})
 }
 
-func serveAs(t *testing.T, acceptor echo.Server, c files.Config) *running {
+func serveAs(t *testing.T, acceptor echoserver.Config, c files.Config) *running {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	r := &running{addr: uds.Addr{Type: uds.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}, stats: new(echo.Stats)}
+	r := &running{addr: uds.Addr{Type: uds.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}, stats: new(echoserver.Stats)}
 	socket, err := uds.ListenConfig{}.Listen(r.addr)
 	check(t, err)
 	c.Log, c.Stats = zerolog.New(r.log), r.stats
@@ -502,7 +502,7 @@ func (r *running) refused(t *testing.T, cause string, want uint64) {
 func TestLimitsHoldForFilesToo(t *testing.T) {
 	t.Parallel()
 	f := memory(t, 1)
-	one := serveAs(t, echo.Server{MaxConnections: 1, DrainTimeout: patience}, files.Config{})
+	one := serveAs(t, echoserver.Config{MaxConnections: 1, DrainTimeout: patience}, files.Config{})
 	first, second := one.dial(t), one.dial(t)
 	_, err := client.Sum(t.Context(), first, f)
 	check(t, err)
@@ -518,7 +518,7 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 	}
 	one.works(t) // there is room again
 
-	own := serveAs(t, echo.Server{MaxConnectionsPerUser: 1, DrainTimeout: patience}, files.Config{})
+	own := serveAs(t, echoserver.Config{MaxConnectionsPerUser: 1, DrainTimeout: patience}, files.Config{})
 	first, second = own.dial(t), own.dial(t)
 	_, err = client.Sum(t.Context(), first, f)
 	check(t, err)
@@ -527,7 +527,7 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 	own.refused(t, "user_connections", 1)
 	check(t, first.Close())
 
-	idle := serveAs(t, echo.Server{}, files.Config{IdleTimeout: 50 * time.Millisecond})
+	idle := serveAs(t, echoserver.Config{}, files.Config{IdleTimeout: 50 * time.Millisecond})
 	_, err = idle.dial(t).Receive(uds.NewReceiver(100))
 	check(t, err) // the reason
 	idle.refused(t, "idle", 1)

@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -45,7 +47,7 @@ type Config struct {
 	// As in package echo: clients that ask for nothing for so long, or do not
 	// take an answer, are turned away; 0: they may.
 	IdleTimeout, WriteTimeout time.Duration
-	Stats                     *echo.Stats // counts who is turned away
+	Stats                     *echoserver.Stats // counts who is turned away
 	Log                       zerolog.Logger
 }
 
@@ -149,7 +151,7 @@ type conn struct {
 
 func (c *conn) serve() {
 	defer func() { _ = c.Close() }()
-	echo.WithCred(c.event(), c.cred).Msg("connection from")
+	transcript.WithCred(c.event(), c.cred).Msg("connection from")
 	buf := make([]byte, maxRecord)
 	for {
 		_ = c.SetReadDeadline(within(c.IdleTimeout))
@@ -159,16 +161,16 @@ func (c *conn) serve() {
 			c.event().Msg("no data from")
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			c.turnAway(echo.CauseIdle, fmt.Errorf("it has asked for nothing for %v", c.IdleTimeout))
+			c.turnAway(echoserver.CauseIdle, fmt.Errorf("it has asked for nothing for %v", c.IdleTimeout))
 			return
 		case errors.Is(err, uds.ErrDescriptors):
-			c.turnAway(echo.CauseDescriptors, fmt.Errorf("more than one descriptor came, and all are closed: hand over one at a time"))
+			c.turnAway(echoserver.CauseDescriptors, fmt.Errorf("more than one descriptor came, and all are closed: hand over one at a time"))
 			return
 		case errors.Is(err, uds.ErrOpenFiles):
-			c.turnAway(echo.CauseSystem, fmt.Errorf("the server has as many files open as it may: try again later"))
+			c.turnAway(echoserver.CauseSystem, fmt.Errorf("the server has as many files open as it may: try again later"))
 			return
 		case errors.Is(err, uds.ErrTruncated):
-			c.turnAway(echo.CauseTruncated, fmt.Errorf("the request has more than %d bytes: write %q", maxRecord, request))
+			c.turnAway(echoserver.CauseTruncated, fmt.Errorf("the request has more than %d bytes: write %q", maxRecord, request))
 			return
 		case err != nil:
 			c.lost(err)
@@ -178,19 +180,19 @@ func (c *conn) serve() {
 		var broken *protocolError
 		switch {
 		case errors.As(err, &broken):
-			c.turnAway(echo.CauseRequest, err)
+			c.turnAway(echoserver.CauseRequest, err)
 			return
 		case errors.Is(err, errLeft), errors.Is(err, context.Canceled):
 			c.lost(err)
 			return
 		case err != nil:
-			c.refuse(echo.CauseRequest, err).Msgf("cannot read what came: %v", err)
+			c.refuse(echoserver.CauseRequest, err).Msgf("cannot read what came: %v", err)
 			answer = "error " + err.Error()
 		}
-		c.event().Int("bytes", len(answer)).Msg("sending " + echo.Quote([]byte(answer)))
+		c.event().Int("bytes", len(answer)).Msg("sending " + transcript.Quote([]byte(answer)))
 		_ = c.SetWriteDeadline(within(c.WriteTimeout))
 		if _, err := c.Write([]byte(answer)); errors.Is(err, os.ErrDeadlineExceeded) {
-			c.turnAway(echo.CauseUnread, fmt.Errorf("it has not read for %v", c.WriteTimeout))
+			c.turnAway(echoserver.CauseUnread, fmt.Errorf("it has not read for %v", c.WriteTimeout))
 			return
 		} else if err != nil {
 			c.lost(err)
@@ -228,14 +230,14 @@ func (e *protocolError) Error() string { return e.text }
 
 // answer reads what came, and closes it.
 func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
-	c.event().Int("bytes", len(record)).Int("descriptors", len(fds)).Msg("received " + echo.Quote(record))
+	c.event().Int("bytes", len(record)).Int("descriptors", len(fds)).Msg("received " + transcript.Quote(record))
 	if len(fds) == 0 {
 		return "", &protocolError{fmt.Sprintf("no descriptor came with the request: send %q with one", request)}
 	}
 	fd := fds[0]
 	if string(record) != request {
 		c.close(fd)
-		return "", &protocolError{fmt.Sprintf("unknown request %s: write %q", echo.Quote(record), request)}
+		return "", &protocolError{fmt.Sprintf("unknown request %s: write %q", transcript.Quote(record), request)}
 	}
 	defer c.close(fd)
 	var in *input
@@ -320,13 +322,13 @@ func (c *conn) left() (left bool) {
 }
 
 // refuse counts what is not served, and is the event that says so.
-func (c *conn) refuse(why echo.Cause, err error) *zerolog.Event {
+func (c *conn) refuse(why echoserver.Cause, err error) *zerolog.Event {
 	ev := c.warn.Warn().Stringer("cause", why).Uint64("refused", c.Stats.Refuse(why, 1))
-	return echo.WithCred(ev.Uint64("conn", c.id).Str("peer", echo.Escape(c.peer)).Err(err), c.cred)
+	return transcript.WithCred(ev.Uint64("conn", c.id).Str("peer", transcript.Escape(c.peer)).Err(err), c.cred)
 }
 
 // turnAway tells the client why it is, and the log. The caller closes.
-func (c *conn) turnAway(why echo.Cause, err error) {
+func (c *conn) turnAway(why echoserver.Cause, err error) {
 	c.refuse(why, err).Msgf("turned a client away: %v", err)
 	// What it does not take now it does not get.
 	_ = c.raw.Control(func(fd uintptr) {
@@ -347,5 +349,5 @@ func (c *conn) event() *zerolog.Event {
 	if c.quiet {
 		level = zerolog.DebugLevel
 	}
-	return c.Log.WithLevel(level).Uint64("conn", c.id).Str("peer", echo.Escape(c.peer))
+	return c.Log.WithLevel(level).Uint64("conn", c.id).Str("peer", transcript.Escape(c.peer))
 }

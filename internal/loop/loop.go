@@ -71,9 +71,10 @@ func New(spin time.Duration) (l *Loop, err error) {
 		l.Close()
 		return nil, os.NewSyscallError("eventfd", err)
 	}
-	if err := l.Add(l.wake, (*waker)(l), unix.EPOLLIN); err != nil {
+	ev := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(l.wake)}
+	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, l.wake, &ev); err != nil {
 		l.Close()
-		return nil, err
+		return nil, os.NewSyscallError("epoll_ctl", err)
 	}
 	return l, nil
 }
@@ -140,7 +141,11 @@ func (l *Loop) Wait(timeout time.Duration) error {
 	for l.next, l.n = 0, n; l.next < l.n; {
 		ev := l.events[l.next]
 		l.next++
-		if ev.Fd >= 0 {
+		switch {
+		case ev.Fd == int32(l.wake):
+			var n [8]byte
+			_, _ = unix.Read(l.wake, n[:])
+		case ev.Fd >= 0: // or it was removed meanwhile
 			l.handlers[ev.Fd].Ready(ev.Events)
 		}
 	}
@@ -225,13 +230,6 @@ func (l *Loop) InterruptAt(ctx context.Context) (stop func()) {
 			<-woken // it must not write to a descriptor that is closed by then
 		}
 	}
-}
-
-type waker Loop
-
-func (w *waker) Ready(uint32) {
-	var n [8]byte
-	_, _ = unix.Read(w.wake, n[:])
 }
 
 // Read is read(2) on a non-blocking descriptor, without a word to the Go

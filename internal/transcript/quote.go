@@ -1,9 +1,14 @@
+// Package transcript is how server and client show in their events what a peer
+// sent and who it is.
 package transcript
 
 import (
 	"fmt"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 )
 
 // maxQuoted is how many bytes of a payload a message shows: a line of the log
@@ -61,4 +66,16 @@ func appendEscaped(out, in []byte, quote byte) []byte {
 		}
 	}
 	return out
+}
+
+// WithCred adds who the peer is, by the kernel's word.
+func WithCred(ev *zerolog.Event, cred *unix.Ucred) *zerolog.Event {
+	if cred == nil {
+		return ev
+	}
+	ev = ev.Uint32("uid", cred.Uid).Uint32("gid", cred.Gid)
+	if cred.Pid == 0 {
+		return ev.Str("pid", "unknown") // it lives in another process id namespace
+	}
+	return ev.Int32("pid", cred.Pid)
 }

@@ -8,7 +8,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/transcript"
 )
 
 func TestQuote(t *testing.T) {
@@ -29,7 +29,7 @@ func TestQuote(t *testing.T) {
 		strings.Repeat("a", 257):    `'` + strings.Repeat("a", 256) + `' and 1 bytes more`,
 		strings.Repeat("\n", 65536): `'` + strings.Repeat(`\n`, 256) + `' and 65280 bytes more`,
 	} {
-		if got := echo.Quote([]byte(in)); got != want {
+		if got := transcript.Quote([]byte(in)); got != want {
 			t.Errorf("%q is quoted as %s, want %s", in, got, want)
 		}
 	}
@@ -39,7 +39,7 @@ func TestQuotePassesNoByteThatDoesNotPrint(t *testing.T) {
 	t.Parallel()
 	seen := map[string]byte{}
 	for b := range 256 {
-		got := echo.Quote([]byte{byte(b)})
+		got := transcript.Quote([]byte{byte(b)})
 		for i := range len(got) {
 			if got[i] < 0x20 || got[i] > 0x7e {
 				t.Errorf("%#02x is quoted as %q", b, got)
@@ -69,7 +69,7 @@ func TestEscape(t *testing.T) {
 		"\ufffd":              "\ufffd",         // its replacement, spelled out
 		"\x1b" + "é" + "\x1b": `\x1b` + "é" + `\x1b`,
 	} {
-		if got := echo.Escape(in); got != want {
+		if got := transcript.Escape(in); got != want {
 			t.Errorf("%q is escaped as %q, want %q", in, got, want)
 		}
 	}
@@ -80,7 +80,7 @@ func FuzzEscape(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		escaped := echo.Escape(s)
+		escaped := transcript.Escape(s)
 		printable := true
 		for _, r := range s {
 			printable = printable && unicode.IsPrint(r)
@@ -90,7 +90,7 @@ func FuzzEscape(f *testing.F) {
 				t.Fatalf("%q is escaped as %q, with %U", s, escaped, r)
 			}
 		}
-		if !utf8.ValidString(escaped) || echo.Escape(escaped) != escaped || printable && utf8.ValidString(s) && escaped != s {
+		if !utf8.ValidString(escaped) || transcript.Escape(escaped) != escaped || printable && utf8.ValidString(s) && escaped != s {
 			t.Fatalf("%q is escaped as %q", s, escaped)
 		}
 	})
@@ -102,7 +102,7 @@ func FuzzQuote(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		quoted := echo.Quote(payload)
+		quoted := transcript.Quote(payload)
 		for i := range len(quoted) {
 			if quoted[i] < 0x20 || quoted[i] > 0x7e {
 				t.Fatalf("%q is quoted as %q", payload, quoted)
@@ -127,6 +127,6 @@ func FuzzQuote(f *testing.F) {
 }
 
 func ExampleQuote() {
-	fmt.Println(echo.Quote([]byte("it's\x1b[31m red\n")))
+	fmt.Println(transcript.Quote([]byte("it's\x1b[31m red\n")))
 	// Output: 'it\'s\x1b[31m red\n'
 }
