@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/cli"
+	"github.com/udsecho/udsecho/internal/fileclient"
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
@@ -51,7 +52,7 @@ func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, 
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	client := files.Client{Timeout: c.Timeout, Log: log}
+	client := fileclient.Client{Timeout: c.Timeout, Log: log}
 	for _, name := range names {
 		f, err := open(name)
 		if err != nil {

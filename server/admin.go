@@ -22,7 +22,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/net/netutil"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -33,7 +33,7 @@ type admin struct {
 	config   uds.ListenConfig
 	wait     bool // for a server that is being taken over from to let the address go
 	identity string
-	stats    *echoserver.Stats
+	stats    *stats.Server
 	started  time.Time
 	log      zerolog.Logger
 }

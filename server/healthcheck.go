@@ -7,8 +7,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/healthcheck"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -32,9 +31,9 @@ func (c *healthcheckCmd) Run() error {
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
 	defer cancel()
 	for _, a := range c.Listen {
-		check := echoclient.HealthCheck
+		check := healthcheck.Echo
 		if a.Type == uds.Files {
-			check = files.HealthCheck
+			check = healthcheck.Files
 		}
 		if err := check(ctx, a); err != nil {
 			return err

@@ -18,7 +18,8 @@ import (
 
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/fileserver"
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -101,7 +102,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		log.Warn().Msg(transcript.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
 	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf}
-	stats := new(echoserver.Stats)
+	stats := new(stats.Server)
 	sockets, handover, err := c.sockets(config)
 	stopAdmin := func() {}
 	if err == nil {
@@ -119,7 +120,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		MaxConnectionsPerUser: c.maxPerUser(most), IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout,
 		Allow: c.allow(), Handover: handover, OwnDirectory: c.absolute(), Stats: stats, Log: log,
 	}
-	reader := files.NewServer(files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
+	reader := fileserver.NewServer(fileserver.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
 	defer reader.Stop()
 	server.Files = reader.Serve
 	return server.Serve(ctx, sockets...)
@@ -183,7 +184,7 @@ func (c *serveCmd) maxPerUser(most int) int {
 
 // startAdmin serves --admin until stop is called: also while the echoes under
 // way run to their end.
-func (c *serveCmd) startAdmin(ctx context.Context, stats *echoserver.Stats, log zerolog.Logger) (stop func(), err error) {
+func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zerolog.Logger) (stop func(), err error) {
 	if c.Admin == nil {
 		return func() {}, nil
 	}

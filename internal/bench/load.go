@@ -29,8 +29,8 @@ type measurement struct {
 
 // load is what all connections of a measurement have alike.
 type load struct {
-	*loop.Loop
-	measurement
+	loop     *loop.Loop
+	measured measurement
 	size     int
 	window   uint64
 	interval time.Duration // between the messages of one connection, in an open loop
@@ -44,14 +44,14 @@ type load struct {
 
 func (c Config) measure(ctx context.Context, a uds.Addr, size, connections int) (_ *measurement, err error) {
 	l := &load{size: size, window: uint64(c.Window), pattern: newPattern(size), buf: make([]byte, max(size, 64<<10))}
-	l.histogram = newHistogram()
+	l.measured.histogram = newHistogram()
 	if c.Rate > 0 {
 		l.interval = time.Duration(float64(connections) / c.Rate * float64(time.Second))
 	}
-	if l.Loop, err = loop.New(c.Spin); err != nil {
+	if l.loop, err = loop.New(c.Spin); err != nil {
 		return nil, err
 	}
-	defer l.Close()
+	defer l.loop.Close()
 	for i := range connections {
 		conn, err := c.Dial(ctx, a)
 		if err != nil {
@@ -67,12 +67,12 @@ func (c Config) measure(ctx context.Context, a uds.Addr, size, connections int) 
 		n := &lane{load: l, fd: fd, messages: a.Type.Messages(), phase: uint64(i), starts: make([]time.Duration, c.Window)}
 		n.due = l.interval * time.Duration(i) / time.Duration(connections)
 		l.lanes = append(l.lanes, n)
-		if err := l.Add(fd, n, unix.EPOLLIN); err != nil {
+		if err := l.loop.Add(fd, n, unix.EPOLLIN); err != nil {
 			return nil, err
 		}
 	}
 
-	defer l.InterruptAt(ctx)()
+	defer l.loop.InterruptAt(ctx)()
 	l.epoch = time.Now()
 	l.from, l.to = c.Warmup, c.Warmup+c.Duration
 	l.running = len(l.lanes)
@@ -81,7 +81,7 @@ func (c Config) measure(ctx context.Context, a uds.Addr, size, connections int) 
 	}
 	cpu, counting := time.Duration(0), false
 	for l.running > 0 {
-		if err := l.Wait(l.timeout()); err != nil {
+		if err := l.loop.Wait(l.timeout()); err != nil {
 			return nil, err
 		}
 		if ctx.Err() != nil {
@@ -99,23 +99,23 @@ func (c Config) measure(ctx context.Context, a uds.Addr, size, connections int) 
 		if now < l.to {
 			continue
 		}
-		if l.elapsed == 0 {
-			l.elapsed, l.cpu = c.Duration, cpuTime()-cpu
+		if l.measured.elapsed == 0 {
+			l.measured.elapsed, l.measured.cpu = c.Duration, cpuTime()-cpu
 			for _, n := range l.lanes {
 				n.finish()
 			}
 		}
 		if now > l.to+grace {
 			for _, n := range l.lanes {
-				l.errors += int64(n.sent - n.got)
+				l.measured.errors += int64(n.sent - n.got)
 			}
 			break
 		}
 	}
-	if l.elapsed == 0 { // every connection broke
-		l.elapsed = max(l.now()-l.from, time.Millisecond)
+	if l.measured.elapsed == 0 { // every connection broke
+		l.measured.elapsed = max(l.now()-l.from, time.Millisecond)
 	}
-	return &l.measurement, nil
+	return &l.measured, nil
 }
 
 func (l *load) now() time.Duration { return time.Since(l.epoch) }
@@ -136,7 +136,7 @@ func (l *load) timeout() time.Duration {
 
 // A lane is one connection.
 type lane struct {
-	*load
+	load     *load
 	fd       int
 	messages bool // the type keeps boundaries
 	phase    uint64
@@ -154,7 +154,7 @@ type lane struct {
 // elsewhere for each, so that a byte in a wrong place is found.
 func (n *lane) message(k uint64) []byte {
 	off := (n.phase*31 + k) % patternPhases
-	return n.pattern[off : off+uint64(n.size)]
+	return n.load.pattern[off : off+uint64(n.load.size)]
 }
 
 const patternPhases = 251
@@ -171,19 +171,19 @@ func newPattern(size int) []byte {
 
 // send sends as many messages as the window and the time allow.
 func (n *lane) send(now time.Duration) {
-	for !n.done && !n.blocked && (n.outOff > 0 || now < n.to && n.sent-n.got < n.window) {
+	for !n.done && !n.blocked && (n.outOff > 0 || now < n.load.to && n.sent-n.got < n.load.window) {
 		if n.outOff == 0 {
 			start := now
-			if n.interval > 0 {
+			if n.load.interval > 0 {
 				if n.due > now {
 					return
 				}
 				// The time at which it was to be sent: what it waited in here
 				// is part of what its user waits (coordinated omission).
 				start = n.due
-				n.due += n.interval
+				n.due += n.load.interval
 			}
-			n.starts[n.sent%n.window] = start
+			n.starts[n.sent%n.load.window] = start
 			n.sent++
 		}
 		m := n.message(n.sent - 1)[n.outOff:]
@@ -192,12 +192,12 @@ func (n *lane) send(now time.Duration) {
 		case err == unix.EAGAIN:
 			if n.outOff == 0 {
 				n.sent--
-				if n.interval > 0 {
-					n.due -= n.interval
+				if n.load.interval > 0 {
+					n.due -= n.load.interval
 				}
 			}
 			n.blocked = true
-			n.Watch(n.fd, unix.EPOLLIN|unix.EPOLLOUT)
+			n.load.loop.Watch(n.fd, unix.EPOLLIN|unix.EPOLLOUT)
 			return
 		case err == unix.EINTR:
 			w = 0
@@ -205,7 +205,7 @@ func (n *lane) send(now time.Duration) {
 			n.fail(1)
 			return
 		}
-		if n.outOff += w; n.outOff == n.size {
+		if n.outOff += w; n.outOff == n.load.size {
 			n.outOff = 0
 		}
 	}
@@ -218,15 +218,15 @@ func (n *lane) Ready(events uint32) {
 	}
 	now := time.Duration(0)
 	if events&(unix.EPOLLIN|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-		r, err := loop.Read(n.fd, n.buf)
+		r, err := loop.Read(n.fd, n.load.buf)
 		switch {
 		case err == unix.EAGAIN || err == unix.EINTR:
-		case err != nil || r == 0 && n.size > 0:
+		case err != nil || r == 0 && n.load.size > 0:
 			n.fail(int64(n.sent - n.got))
 			return
 		default:
-			now = n.now()
-			n.receive(n.buf[:r], now)
+			now = n.load.now()
+			n.receive(n.load.buf[:r], now)
 		}
 	}
 	if n.done {
@@ -234,17 +234,17 @@ func (n *lane) Ready(events uint32) {
 	}
 	if n.blocked && events&unix.EPOLLOUT != 0 {
 		n.blocked = false
-		n.Watch(n.fd, unix.EPOLLIN)
+		n.load.loop.Watch(n.fd, unix.EPOLLIN)
 	}
 	if now == 0 {
-		now = n.now()
+		now = n.load.now()
 	}
 	n.send(now)
 	n.finish()
 }
 
 func (n *lane) receive(p []byte, now time.Duration) {
-	if n.messages && len(p) != n.size {
+	if n.messages && len(p) != n.load.size {
 		n.fail(1)
 		return
 	}
@@ -253,19 +253,19 @@ func (n *lane) receive(p []byte, now time.Duration) {
 			n.fail(1) // more than was sent
 			return
 		}
-		part := p[:min(len(p), n.size-n.inOff)]
+		part := p[:min(len(p), n.load.size-n.inOff)]
 		if !bytes.Equal(part, n.message(n.got)[n.inOff:n.inOff+len(part)]) {
 			n.fail(1)
 			return
 		}
 		p = p[len(part):]
-		if n.inOff += len(part); n.inOff < n.size {
+		if n.inOff += len(part); n.inOff < n.load.size {
 			return
 		}
 		n.inOff = 0
-		if now >= n.from && now < n.to {
-			n.load.messages++
-			_ = n.histogram.RecordValue(int64(now - n.starts[n.got%n.window]))
+		if now >= n.load.from && now < n.load.to {
+			n.load.measured.messages++
+			_ = n.load.measured.histogram.RecordValue(int64(now - n.starts[n.got%n.load.window]))
 		}
 		n.got++
 	}
@@ -273,19 +273,19 @@ func (n *lane) receive(p []byte, now time.Duration) {
 
 // finish ends a lane that waits for nothing any more.
 func (n *lane) finish() {
-	if !n.done && n.now() >= n.to && n.got == n.sent && n.outOff == 0 {
+	if !n.done && n.load.now() >= n.load.to && n.got == n.sent && n.outOff == 0 {
 		n.done = true
-		n.running--
+		n.load.running--
 	}
 }
 
 func (n *lane) fail(count int64) {
-	n.errors += count
+	n.load.measured.errors += count
 	n.sent, n.got = 0, 0
 	n.done = true
-	n.running--
-	n.Watch(n.fd, 0)
-	n.Remove(n.fd)
+	n.load.running--
+	n.load.loop.Watch(n.fd, 0)
+	n.load.loop.Remove(n.fd)
 }
 
 // cpuTime is what this process has used.

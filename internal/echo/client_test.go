@@ -17,6 +17,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/healthcheck"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -350,7 +351,7 @@ func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 func TestHealthCheckPassesAndIsNotMentioned(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
-	check(t, echoclient.HealthCheck(t.Context(), server.addr))
+	check(t, healthcheck.Echo(t.Context(), server.addr))
 	conn := dial(t, server.addr)
 	wantEcho(t, conn, "hello")
 	check(t, conn.Close())
@@ -372,7 +373,7 @@ func TestHealthCheckPassesAndIsNotMentioned(t *testing.T) {
 func TestHealthCheckIsMentionedAtDebugLevel(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{}, zerolog.DebugLevel)
-	check(t, echoclient.HealthCheck(t.Context(), server.addr))
+	check(t, healthcheck.Echo(t.Context(), server.addr))
 	server.log.await(t, 1, "no data from")
 	for _, e := range server.log.all() {
 		if e.Message == "connection from" && e.Level != "debug" {
@@ -387,7 +388,7 @@ func TestHealthCheckFails(t *testing.T) {
 		t.Parallel()
 		s := listen(t)
 		check(t, s.Close())
-		err := echoclient.HealthCheck(t.Context(), s.Addr)
+		err := healthcheck.Echo(t.Context(), s.Addr)
 		if !errors.Is(err, unix.ENOENT) {
 			t.Errorf("error is %v", err)
 		}
@@ -397,7 +398,7 @@ func TestHealthCheckFails(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		s := listen(t)
-		wantWords(t, echoclient.HealthCheck(ctx, s.Addr), s.Addr.String(), "connected, but no echo in time", "paused or overloaded")
+		wantWords(t, healthcheck.Echo(ctx, s.Addr), s.Addr.String(), "connected, but no echo in time", "paused or overloaded")
 	})
 	for name, tt := range map[string]struct {
 		server func(*net.UnixConn)
@@ -419,7 +420,7 @@ func TestHealthCheckFails(t *testing.T) {
 				ctx = t.Context()
 			}
 			a := stub(t, tt.server)
-			wantWords(t, echoclient.HealthCheck(ctx, a), a.String(), tt.words)
+			wantWords(t, healthcheck.Echo(ctx, a), a.String(), tt.words)
 		})
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -127,7 +128,7 @@ func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 
 func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	t.Parallel()
-	stats := new(echoserver.Stats)
+	stats := new(stats.Server)
 	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{Stats: stats}, zerolog.WarnLevel)
 	lazy := correspond(t, server.addr)
 	sent := 0

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -21,7 +22,7 @@ import (
 var connecting = []uds.Type{uds.Stream, uds.Seqpacket}
 
 // refusals are those that stats count.
-func refusals(stats *echoserver.Stats) map[string]uint64 {
+func refusals(stats *stats.Server) map[string]uint64 {
 	got := map[string]uint64{}
 	for cause, n := range stats.Refused() {
 		if n > 0 {
@@ -31,7 +32,7 @@ func refusals(stats *echoserver.Stats) map[string]uint64 {
 	return got
 }
 
-func wantRefused(t *testing.T, stats *echoserver.Stats, cause string, n uint64) {
+func wantRefused(t *testing.T, stats *stats.Server, cause string, n uint64) {
 	t.Helper()
 	if got := refusals(stats); got[cause] != n || len(got) != 1 {
 		t.Errorf("refused are %v, not %s: %d", got, cause, n)
@@ -59,7 +60,7 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			const timeout = time.Second
-			stats := new(echoserver.Stats)
+			stats := new(stats.Server)
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
 			began := time.Now()
 			idle, honest := dial(t, server.addr), dial(t, server.addr)
@@ -133,7 +134,7 @@ func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			stats := new(echoserver.Stats)
+			stats := new(stats.Server)
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
 			lazy, idle := dial(t, server.addr), dial(t, server.addr)
 			fill(t, lazy, 4096)
@@ -153,7 +154,7 @@ func TestClientThatReadsSlowlyIsNotTurnedAway(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			const timeout = 2 * time.Second
-			stats := new(echoserver.Stats)
+			stats := new(stats.Server)
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
 			slow := dial(t, server.addr)
 			fill(t, slow, 2048)
@@ -178,7 +179,7 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			stats := new(echoserver.Stats)
+			stats := new(stats.Server)
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
 			r := uds.NewReceiver(100)
 			for round := range uint64(3) {
@@ -206,7 +207,7 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 
 func TestRefusalsAreCountedAllAndToldOfSeldom(t *testing.T) {
 	t.Parallel()
-	stats := new(echoserver.Stats)
+	stats := new(stats.Server)
 	server := serve(t, echoserver.Config{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
 	first := dial(t, server.addr)
 	wantEcho(t, first, message)

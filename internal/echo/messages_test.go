@@ -17,6 +17,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/healthcheck"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -126,7 +127,7 @@ func TestHealthCheckOfEachTypePassesAndIsNotMentioned(t *testing.T) {
 					server.log.await(t, 1, "waiting for a")
 				}
 				for range 3 {
-					check(t, echoclient.HealthCheck(t.Context(), server.addr))
+					check(t, healthcheck.Echo(t.Context(), server.addr))
 				}
 				server.stop()
 				server.ended(t)
@@ -138,7 +139,7 @@ func TestHealthCheckOfEachTypePassesAndIsNotMentioned(t *testing.T) {
 			}
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.DebugLevel)
 			server.log.await(t, 1, "waiting for a")
-			check(t, echoclient.HealthCheck(t.Context(), server.addr))
+			check(t, healthcheck.Echo(t.Context(), server.addr))
 			server.log.await(t, 1, "received 'are you well?")
 			for _, e := range server.log.all() {
 				if strings.HasPrefix(e.Message, "received") && e.Level != "debug" {
@@ -157,9 +158,9 @@ func TestHealthCheckOfMessageTypesFails(t *testing.T) {
 			silent := listenOn(t, typ)
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
-			wantWords(t, echoclient.HealthCheck(ctx, silent.Addr), silent.Addr.String(), "connected, but no echo in time")
+			wantWords(t, healthcheck.Echo(ctx, silent.Addr), silent.Addr.String(), "connected, but no echo in time")
 			check(t, silent.Close())
-			wantWords(t, echoclient.HealthCheck(t.Context(), silent.Addr), silent.Addr.String(), "ENOENT")
+			wantWords(t, healthcheck.Echo(t.Context(), silent.Addr), silent.Addr.String(), "ENOENT")
 		})
 	}
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -76,7 +75,7 @@ const streamChunk = 16
 // input it only receives.
 func (c *Client) exchange(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	s := &sender{Client: c, conn: conn, in: in, end: want < 0}
+	s := &sender{client: c, conn: conn, in: in, end: want < 0}
 	sent := make(chan struct{})
 	if in == nil {
 		s.done.Store(true)
@@ -177,20 +176,20 @@ var errUnread = errors.New("the server closed the connection without an answer, 
 
 // sender is the direction to the server.
 type sender struct {
-	*Client
-	conn *uds.Conn
-	in   io.Reader
-	end  bool // end the direction after the input
-	sent atomic.Int64
-	done atomic.Bool // all of the input has been sent
-	bad  atomic.Pointer[error]
+	client *Client
+	conn   *uds.Conn
+	in     io.Reader
+	end    bool // end the direction after the input
+	sent   atomic.Int64
+	done   atomic.Bool // all of the input has been sent
+	bad    atomic.Pointer[error]
 }
 
 // run copies the input to the connection. Where the input fails it closes the
 // connection, which ends the receiver; where the connection fails, the receiver
 // sees that itself.
 func (s *sender) run() {
-	if s.NoEcho {
+	if s.client.NoEcho {
 		defer s.done.Store(true) // the server may go on sending when it reads no more
 	}
 	buf := make([]byte, 64<<10)
@@ -198,12 +197,12 @@ func (s *sender) run() {
 		n, err := s.in.Read(buf)
 		if n > 0 {
 			s.sent.Add(int64(n)) // before, so that what comes back was never not sent
-			err := s.writeBy(s.conn)
+			err := s.client.writeBy(s.conn)
 			if err == nil {
 				_, err = s.conn.Write(buf[:n])
 			}
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				s.fail(s.unread())
+				s.fail(s.client.unread())
 			}
 			if err != nil {
 				return
@@ -246,52 +245,6 @@ func (c *Client) unread() error {
 func (s *sender) err() error {
 	if err := s.bad.Load(); err != nil {
 		return *err
-	}
-	return nil
-}
-
-// DialHealth connects to the server whose health is to be checked. The client's
-// name marks it for the server, which does not mention it at info level, see
-// [Server]. A server of another user is an impostor; root may check anybody's.
-func DialHealth(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
-	conn, err := uds.DialConfig{Bind: echo.HealthName + uds.AutoName("")}.Dial(ctx, a)
-	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
-		return conn, err
-	}
-	cred, err := conn.PeerCred()
-	switch {
-	case err != nil:
-	case uds.Unmapped(cred.Uid):
-		err = fmt.Errorf("health check of %s: user %d serves there, which may be any that this user namespace does not map: map the server's user into it", a, cred.Uid)
-	case !uds.IsOwnUser(cred.Uid):
-		err = fmt.Errorf("health check of %s: user %d serves there, and this process is user %d: find out who", a, cred.Uid, os.Geteuid())
-	}
-	if err != nil {
-		_ = conn.Close()
-		return nil, err
-	}
-	return conn, nil
-}
-
-// HealthCheck does one echo round trip with the server at a and tells why it
-// failed.
-func HealthCheck(ctx context.Context, a uds.Addr) error {
-	conn, err := DialHealth(ctx, a)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	sent := []byte("are you well?")
-	var back bytes.Buffer
-	client := Client{Log: zerolog.Nop()}
-	if err := client.Message(ctx, conn, sent, &back); err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
-			return fmt.Errorf("health check of %s: connected, but no echo in time: the server is paused or overloaded", a)
-		}
-		return fmt.Errorf("health check of %s: %w", a, err)
-	}
-	if !bytes.Equal(back.Bytes(), sent) {
-		return fmt.Errorf("health check of %s: sent %s, got back %s: that is no echo server", a, transcript.Quote(sent), transcript.Quote(back.Bytes()))
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 	// as the receiver takes one out before it waits for the reply.
 	sizes := make(chan int, max(c.Window, 1)-1)
 	sent := make(chan struct{})
-	r := &replies{Client: c, conn: conn, receiver: uds.NewReceiver(uds.MaxMessage()), out: out, level: level}
+	r := &replies{client: c, conn: conn, receiver: uds.NewReceiver(uds.MaxMessage()), out: out, level: level}
 	go func() {
 		defer close(sizes)
 		defer close(sent)
@@ -142,7 +142,7 @@ func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err
 
 // replies is the direction from the server.
 type replies struct {
-	*Client
+	client    *Client
 	conn      *uds.Conn
 	receiver  *uds.Receiver
 	out       io.Writer
@@ -153,7 +153,7 @@ type replies struct {
 // receiveAll receives until the server ends the connection or, once the input
 // has been sent, is silent for too long.
 func (r *replies) receiveAll(sent <-chan struct{}) error {
-	patience := r.Timeout
+	patience := r.client.Timeout
 	if !r.conn.Type().Connects() {
 		patience = cmp.Or(patience, defaultPatience)
 	}
@@ -190,8 +190,8 @@ func (r *replies) receiveAll(sent <-chan struct{}) error {
 }
 
 func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
-	patience := r.Timeout
-	resumes := r.Redial != nil && r.conn.Type() == uds.Datagram
+	patience := r.client.Timeout
+	resumes := r.client.Redial != nil && r.conn.Type() == uds.Datagram
 	if resumes {
 		patience = cmp.Or(patience, resumePatience)
 	}
@@ -250,8 +250,8 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 
 func (r *replies) received(message []byte) error {
 	r.got++
-	if r.Log.GetLevel() <= r.level {
-		r.Log.WithLevel(r.level).Int("bytes", len(message)).Msg("received " + transcript.Quote(message))
+	if r.client.Log.GetLevel() <= r.level {
+		r.client.Log.WithLevel(r.level).Int("bytes", len(message)).Msg("received " + transcript.Quote(message))
 	}
 	if _, err := r.out.Write(message); err != nil {
 		return fmt.Errorf("write the output: %w", err)

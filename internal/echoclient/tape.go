@@ -109,37 +109,38 @@ func (t *tape) rewound() io.Reader {
 }
 
 type cursor struct {
-	*tape
-	at int64 // in the input
+	tape *tape
+	at   int64 // in the input
 }
 
 func (c *cursor) Read(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	t := c.tape
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	for {
-		if c.last != c {
+		if t.last != c {
 			return 0, io.ErrClosedPipe
 		}
-		c.at = max(c.at, c.start) // the server may know what was not sent to it now
-		if part := c.from(c.at); len(part) > 0 {
+		c.at = max(c.at, t.start) // the server may know what was not sent to it now
+		if part := t.from(c.at); len(part) > 0 {
 			n := copy(p, part)
 			c.at += int64(n)
 			return n, nil
 		}
-		if c.err != nil {
-			return 0, c.err
+		if t.err != nil {
+			return 0, t.err
 		}
-		room := c.limit - c.kept()
-		if c.reading || room == 0 {
-			c.changed.Wait()
+		room := t.limit - t.kept()
+		if t.reading || room == 0 {
+			t.changed.Wait()
 			continue
 		}
-		c.reading = true
-		c.mu.Unlock()
-		n, err := c.in.Read(p[:min(len(p), room)]) // which may be used as scratch space, io.Reader
-		c.mu.Lock()
-		c.keep(p[:n])
-		c.err, c.reading = err, false
-		c.changed.Broadcast()
+		t.reading = true
+		t.mu.Unlock()
+		n, err := t.in.Read(p[:min(len(p), room)]) // which may be used as scratch space, io.Reader
+		t.mu.Lock()
+		t.keep(p[:n])
+		t.err, t.reading = err, false
+		t.changed.Broadcast()
 	}
 }

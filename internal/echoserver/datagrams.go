@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -101,18 +102,18 @@ func (d *datagrams) receive() bool {
 	case err == unix.EAGAIN:
 		return false
 	case errors.Is(err, uds.ErrTruncated):
-		d.refuseMessage(CauseTruncated).Err(err).Msgf("refused a message: %v", err)
+		d.refuseMessage(stats.Truncated).Err(err).Msgf("refused a message: %v", err)
 		return true
 	case errors.Is(err, uds.ErrDescriptors):
-		d.refuseMessage(CauseDescriptors).Err(err).Msgf("refused a message: %v", err)
+		d.refuseMessage(stats.Descriptors).Err(err).Msgf("refused a message: %v", err)
 		return true
 	case err != nil:
-		d.server.refuse(CauseSystem, 0).Err(err).Msgf("cannot receive: %v", err)
+		d.server.refuse(stats.System, 0).Err(err).Msgf("cannot receive: %v", err)
 		return false
 	}
 	to := d.sender()
 	if unixSocket && d.server.config.Allow != nil && !d.server.allowed(d.cred()) {
-		transcript.WithCred(d.refuseMessage(CauseUser), d.cred()).Msg("turned a client away: " + notAllowed(d.cred()))
+		transcript.WithCred(d.refuseMessage(stats.User), d.cred()).Msg("turned a client away: " + notAllowed(d.cred()))
 		if d.server.receiver.Named() && d.mayAnswer(to) == nil && d.buffer.admit(to.address, 1) {
 			_ = d.send(to, echo.Refusal(len(message)))
 		}
@@ -125,11 +126,11 @@ func (d *datagrams) receive() bool {
 		quiet = d.log(message)
 	}
 	if !d.server.receiver.Named() {
-		d.server.refuse(CauseNameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
+		d.server.refuse(stats.Nameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
 		return true
 	}
 	if err := d.mayAnswer(to); err == errNotOwn || err == errUnmapped {
-		transcript.WithCred(d.refuseMessage(CauseNameless), d.cred()).Msg(err.Error())
+		transcript.WithCred(d.refuseMessage(stats.Nameless), d.cred()).Msg(err.Error())
 		return true
 	} // after any other error, nor can the reply be sent
 	if ev := d.server.about(quiet); ev != nil {
@@ -229,7 +230,7 @@ func (d *datagrams) cred() *unix.Ucred {
 	return nil
 }
 
-func (d *datagrams) refuseMessage(c Cause) *zerolog.Event {
+func (d *datagrams) refuseMessage(c stats.Cause) *zerolog.Event {
 	return d.server.refuse(c, 1).Str("peer", transcript.Escape(d.server.receiver.Sender().String()))
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -59,7 +60,7 @@ func (s *server) replace(old *uds.Socket) bool {
 		s.displaced = err
 		return false
 	case err != nil:
-		s.refuse(CauseSystem, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
+		s.refuse(stats.System, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
 		return false
 	}
 	s.config.Log.Warn().Str("listen", transcript.Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)
@@ -87,6 +88,6 @@ func (s *server) renewControl() {
 		err = s.offer()
 	}
 	if err != nil {
-		s.refuse(CauseSystem, 0).Err(err).Msg(transcript.Escape(err.Error()))
+		s.refuse(stats.System, 0).Err(err).Msg(transcript.Escape(err.Error()))
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -37,15 +38,16 @@ type Config struct {
 	// is, on sockets that know it (not TCP, not UDP). nil: everybody may.
 	Allow func(unix.Ucred) bool
 	// Files serves a connection of a files: socket, which it takes over; it calls
-	// done, from any goroutine, when it has closed it.
-	Files func(fd int, done func())
+	// done, from any goroutine, when it has closed it. A quiet one is not
+	// mentioned at info level.
+	Files func(fd int, quiet bool, done func())
 	// OwnDirectory lets the server change the working directory of the process:
 	// none of its paths is relative. It answers datagrams faster then.
 	OwnDirectory bool
 	// Handover has the sockets, where they come from a server that runs or go to
 	// the next; nil: they do neither.
 	Handover *uds.Handover
-	Stats    *Stats // what is counted; nil: nobody asks
+	Stats    *stats.Server // what is counted; nil: nobody asks
 	Log      zerolog.Logger
 }
 
@@ -139,8 +141,8 @@ type server struct {
 	lastID      uint64
 	streams     *uds.Receiver // one receive, shared by all stream connections
 	receiver    *uds.Receiver
-	warn        [causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
-	warnDropped zerolog.Logger         // likewise
+	warn        [stats.Causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
+	warnDropped zerolog.Logger               // likewise
 	started     time.Time
 	swept       time.Duration // since then, when what goes by time was last looked at
 	acceptAgain time.Time     // while the system lacks descriptors
@@ -152,7 +154,7 @@ type server struct {
 
 func newServer(c Config, l *loop.Loop) *server {
 	if c.Stats == nil {
-		c.Stats = new(Stats)
+		c.Stats = new(stats.Server)
 	}
 	s := &server{config: c, loop: l, handover: c.Handover, started: time.Now(), perUser: map[uint32]int{}}
 	s.names = names{workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}}
@@ -270,9 +272,9 @@ func (s *server) sweep(now time.Duration) {
 		}
 		switch still := now - c.still; {
 		case c.blocked && s.config.WriteTimeout > 0 && still >= s.config.WriteTimeout:
-			c.turnAway(CauseUnread, "it has not read for %v", s.config.WriteTimeout)
+			c.turnAway(stats.Unread, "it has not read for %v", s.config.WriteTimeout)
 		case !c.blocked && s.config.IdleTimeout > 0 && still >= s.config.IdleTimeout:
-			c.turnAway(CauseIdle, "it has said nothing for %v", s.config.IdleTimeout)
+			c.turnAway(stats.Idle, "it has said nothing for %v", s.config.IdleTimeout)
 		}
 	}
 	if s.drainUntil.IsZero() {

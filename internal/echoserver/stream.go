@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -76,7 +77,7 @@ func (s *server) turnAwayAll() {
 		}
 	}
 	if n > 0 { // not bounded: it is said once
-		s.config.Log.Warn().Stringer("cause", CauseSystem).Uint64("refused", s.config.Stats.Refuse(CauseSystem, n)).
+		s.config.Log.Warn().Stringer("cause", stats.System).Uint64("refused", s.config.Stats.Refuse(stats.System, n)).
 			Msgf("turned %d clients away that had connected: no descriptor came free for them", n)
 	}
 }
@@ -94,7 +95,7 @@ func raiseOpenFiles() bool {
 
 // acceptLater waits for the system to have what it lacks.
 func (s *server) acceptLater(what string, err error) {
-	s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s: trying again in %v", what, transcript.Escape(err.Error()), acceptPause)
+	s.refuse(stats.System, 0).Err(err).Msgf("cannot %s: %s: trying again in %v", what, transcript.Escape(err.Error()), acceptPause)
 	s.watchListeners(0)
 	s.names.forgetAll() // their descriptors may be what it lacks
 	s.acceptAgain = time.Now().Add(acceptPause)
@@ -124,7 +125,7 @@ func (ln *listener) welcome(fd int) {
 	}
 	if t == uds.Files {
 		uid := ln.server.count(cred)
-		ln.server.config.Files(fd, func() { ln.server.ended.add(ln.server.loop, uid) })
+		ln.server.config.Files(fd, c.quiet, func() { ln.server.ended.add(ln.server.loop, uid) })
 		return
 	}
 	c.events = unix.EPOLLIN
@@ -138,11 +139,11 @@ func (ln *listener) welcome(fd int) {
 	}
 	if ln.server.config.SendBuffer > 0 && t.Unix() {
 		if err := uds.SetSendBuffer(fd, ln.server.config.SendBuffer); err != nil {
-			ln.server.refuse(CauseSystem, 0).Err(err).Msg(err.Error())
+			ln.server.refuse(stats.System, 0).Err(err).Msg(err.Error())
 		}
 	}
 	if err := ln.server.loop.Add(fd, c, c.events); err != nil {
-		ln.server.refuse(CauseSystem, 1).Err(err).Msgf("turned a client away: %v", err)
+		ln.server.refuse(stats.System, 1).Err(err).Msgf("turned a client away: %v", err)
 		_ = unix.Close(fd)
 		return
 	}
@@ -156,9 +157,9 @@ func (ln *listener) welcome(fd int) {
 
 // refusal is why a client that has connected is not served, with no text where
 // it is.
-func (ln *listener) refusal(t uds.Type, fd int, cred *unix.Ucred) (Cause, string) {
+func (ln *listener) refusal(t uds.Type, fd int, cred *unix.Ucred) (stats.Cause, string) {
 	if t.Unix() && !ln.server.allowed(cred) {
-		return CauseUser, notAllowed(cred)
+		return stats.User, notAllowed(cred)
 	}
 	why, text := ln.full(cred, 0)
 	if text == "" || !t.Unix() {
@@ -175,14 +176,14 @@ func (ln *listener) refusal(t uds.Type, fd int, cred *unix.Ucred) (Cause, string
 
 // full is which limit a further client of this user would exceed by more than
 // beside, with no text where none.
-func (ln *listener) full(cred *unix.Ucred, beside int) (Cause, string) {
+func (ln *listener) full(cred *unix.Ucred, beside int) (stats.Cause, string) {
 	if cred != nil {
 		if n := ln.server.perUser[cred.Uid]; ln.server.config.MaxConnectionsPerUser > 0 && n >= ln.server.config.MaxConnectionsPerUser+beside {
-			return CauseUserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
+			return stats.UserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
 		}
 	}
 	if n := ln.server.open; ln.server.config.MaxConnections > 0 && n >= ln.server.config.MaxConnections+beside {
-		return CauseConnections, fmt.Sprintf("%d connections are open, the most allowed", n)
+		return stats.Connections, fmt.Sprintf("%d connections are open, the most allowed", n)
 	}
 	return 0, ""
 }
@@ -348,10 +349,10 @@ func (c *conn) hasRead() bool {
 func (c *conn) end(err error) {
 	switch ev := c.event(); {
 	case errors.Is(err, uds.ErrDescriptors):
-		c.turnAway(CauseDescriptors, "%v", err)
+		c.turnAway(stats.Descriptors, "%v", err)
 		return
 	case errors.Is(err, uds.ErrTruncated):
-		c.turnAway(CauseTruncated, "%v", err)
+		c.turnAway(stats.Truncated, "%v", err)
 		return
 	case ev == nil:
 	case err != nil:
@@ -363,7 +364,7 @@ func (c *conn) end(err error) {
 }
 
 // turnAway closes the connection of a client that is not served any longer.
-func (c *conn) turnAway(why Cause, format string, args ...any) {
+func (c *conn) turnAway(why stats.Cause, format string, args ...any) {
 	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(uds.PeerName(c.fd))).Int64("uid", c.uid).
 		Msgf("turned a client away: "+format, args...)
 	c.close()

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -66,7 +67,7 @@ func (c *control) Ready(uint32) {
 		if _, ok := err.(unix.Errno); ok { // nobody was accepted
 			s.acceptLater(what, err)
 		} else {
-			s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s", what, transcript.Escape(err.Error()))
+			s.refuse(stats.System, 0).Err(err).Msgf("cannot %s: %s", what, transcript.Escape(err.Error()))
 		}
 		return
 	}

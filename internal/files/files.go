@@ -28,12 +28,18 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
-const request = "sum 1"
+// Request is what a client sends, with the descriptor.
+const Request = "sum 1"
 
-// maxRecord is more than any record has, in bytes.
-const maxRecord = 1024
+// MaxRecord is more than any record has, in bytes.
+const MaxRecord = 1024
+
+// Seals are those of memory that nobody can change any more, fcntl(2).
+const Seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
 // A Sum is what the server found in a file.
 type Sum struct {
@@ -42,14 +48,14 @@ type Sum struct {
 }
 
 // String is the sum as an answer.
-func (s Sum) String() string { return fmt.Sprintf("%s %d %x", request, s.Size, s.SHA256) }
+func (s Sum) String() string { return fmt.Sprintf("%s %d %x", Request, s.Size, s.SHA256) }
 
-// parseAnswer reads an answer, which may come from anybody.
-func parseAnswer(answer string) (s Sum, err error) {
+// ParseAnswer reads an answer, which may come from anybody.
+func ParseAnswer(answer string) (s Sum, err error) {
 	if text, ok := strings.CutPrefix(answer, "error "); ok {
 		return s, fmt.Errorf("the server does not read it: %s", text)
 	}
-	rest, ok := strings.CutPrefix(answer, request+" ")
+	rest, ok := strings.CutPrefix(answer, Request+" ")
 	size, digits, _ := strings.Cut(rest, " ")
 	if ok && len(digits) == 2*len(s.SHA256) {
 		if s.Size, err = strconv.ParseInt(size, 10, 64); err == nil && s.Size >= 0 {

@@ -1,4 +1,5 @@
-package files
+// Package fileserver is the server's side of handing over files, see package files.
+package fileserver
 
 import (
 	"context"
@@ -15,16 +16,16 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
 // A Server reads the files that clients hand over.
 type Server struct {
-	Config
-	warn zerolog.Logger // for what a client can cause as often as it likes
+	config Config
+	warn   zerolog.Logger // for what a client can cause as often as it likes
 
 	// Who reads holds one of these buffers, for one part of a file. So neither
 	// a huge file nor many keep others waiting, or take more memory, or more
@@ -47,15 +48,15 @@ type Config struct {
 	// As in package echo: clients that ask for nothing for so long, or do not
 	// take an answer, are turned away; 0: they may.
 	IdleTimeout, WriteTimeout time.Duration
-	Stats                     *echoserver.Stats // counts who is turned away
+	Stats                     *stats.Server // counts who is turned away
 	Log                       zerolog.Logger
 }
 
 // NewServer makes a server that waits for connections, see [Server.Serve].
 func NewServer(c Config) *Server {
-	s := &Server{Config: c, conns: map[*conn]bool{}}
+	s := &Server{config: c, conns: map[*conn]bool{}}
 	s.stopped, s.stop = context.WithCancel(context.Background())
-	s.warn = s.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+	s.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	// A processor is left to the echo.
 	turns := max(runtime.GOMAXPROCS(0)-1, 1)
 	s.turns, s.spares, s.closing = make(chan []byte, turns+mayHang), make(chan []byte, mayHang), make(chan struct{}, mayHang)
@@ -69,9 +70,9 @@ func NewServer(c Config) *Server {
 }
 
 // Serve serves a connection, which it takes over, in the background, and calls
-// done when it has closed it.
-func (s *Server) Serve(fd int, done func()) {
-	c := &conn{Server: s}
+// done when it has closed it. A quiet one is not mentioned at info level.
+func (s *Server) Serve(fd int, quiet bool, done func()) {
+	c := &conn{server: s, quiet: quiet}
 	if err := c.open(fd); err != nil {
 		s.warn.Warn().Err(err).Msgf("cannot serve a client: %v", err)
 		done()
@@ -106,9 +107,8 @@ func (c *conn) open(fd int) (err error) {
 	if err != nil {
 		return err
 	}
-	c.UnixConn = u.(*net.UnixConn)
-	c.quiet = echo.IsHealthCheck(c.peer, c.cred.Uid)
-	c.raw, err = c.SyscallConn()
+	c.conn = u.(*net.UnixConn)
+	c.raw, err = c.conn.SyscallConn()
 	return err
 }
 
@@ -124,7 +124,7 @@ func (s *Server) Stop() {
 	for c := range s.conns {
 		// Not here: to close a connection waits for its receive, which may hang
 		// in closing what came too much.
-		s.serving.Go(func() { _ = c.Close() })
+		s.serving.Go(func() { _ = c.conn.Close() })
 	}
 	s.mu.Unlock()
 	served := make(chan struct{})
@@ -140,37 +140,37 @@ func (s *Server) Stop() {
 
 // A conn is one client.
 type conn struct {
-	*Server
-	*net.UnixConn
-	raw   syscall.RawConn
-	cred  *unix.Ucred
-	peer  string
-	id    uint64
-	quiet bool // it checks the server's health, and is not mentioned at info level
+	server *Server
+	conn   *net.UnixConn
+	raw    syscall.RawConn
+	cred   *unix.Ucred
+	peer   string
+	id     uint64
+	quiet  bool // it checks the server's health, and is not mentioned at info level
 }
 
 func (c *conn) serve() {
-	defer func() { _ = c.Close() }()
+	defer func() { _ = c.conn.Close() }()
 	transcript.WithCred(c.event(), c.cred).Msg("connection from")
-	buf := make([]byte, maxRecord)
+	buf := make([]byte, files.MaxRecord)
 	for {
-		_ = c.SetReadDeadline(within(c.IdleTimeout))
+		_ = c.conn.SetReadDeadline(within(c.server.config.IdleTimeout))
 		record, fds, err := c.receive(buf)
 		switch {
 		case err == io.EOF:
 			c.event().Msg("no data from")
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			c.turnAway(echoserver.CauseIdle, fmt.Errorf("it has asked for nothing for %v", c.IdleTimeout))
+			c.turnAway(stats.Idle, fmt.Errorf("it has asked for nothing for %v", c.server.config.IdleTimeout))
 			return
 		case errors.Is(err, uds.ErrDescriptors):
-			c.turnAway(echoserver.CauseDescriptors, fmt.Errorf("more than one descriptor came, and all are closed: hand over one at a time"))
+			c.turnAway(stats.Descriptors, fmt.Errorf("more than one descriptor came, and all are closed: hand over one at a time"))
 			return
 		case errors.Is(err, uds.ErrOpenFiles):
-			c.turnAway(echoserver.CauseSystem, fmt.Errorf("the server has as many files open as it may: try again later"))
+			c.turnAway(stats.System, fmt.Errorf("the server has as many files open as it may: try again later"))
 			return
 		case errors.Is(err, uds.ErrTruncated):
-			c.turnAway(echoserver.CauseTruncated, fmt.Errorf("the request has more than %d bytes: write %q", maxRecord, request))
+			c.turnAway(stats.Truncated, fmt.Errorf("the request has more than %d bytes: write %q", files.MaxRecord, files.Request))
 			return
 		case err != nil:
 			c.lost(err)
@@ -180,19 +180,19 @@ func (c *conn) serve() {
 		var broken *protocolError
 		switch {
 		case errors.As(err, &broken):
-			c.turnAway(echoserver.CauseRequest, err)
+			c.turnAway(stats.Request, err)
 			return
 		case errors.Is(err, errLeft), errors.Is(err, context.Canceled):
 			c.lost(err)
 			return
 		case err != nil:
-			c.refuse(echoserver.CauseRequest, err).Msgf("cannot read what came: %v", err)
+			c.refuse(stats.Request, err).Msgf("cannot read what came: %v", err)
 			answer = "error " + err.Error()
 		}
 		c.event().Int("bytes", len(answer)).Msg("sending " + transcript.Quote([]byte(answer)))
-		_ = c.SetWriteDeadline(within(c.WriteTimeout))
-		if _, err := c.Write([]byte(answer)); errors.Is(err, os.ErrDeadlineExceeded) {
-			c.turnAway(echoserver.CauseUnread, fmt.Errorf("it has not read for %v", c.WriteTimeout))
+		_ = c.conn.SetWriteDeadline(within(c.server.config.WriteTimeout))
+		if _, err := c.conn.Write([]byte(answer)); errors.Is(err, os.ErrDeadlineExceeded) {
+			c.turnAway(stats.Unread, fmt.Errorf("it has not read for %v", c.server.config.WriteTimeout))
 			return
 		} else if err != nil {
 			c.lost(err)
@@ -212,9 +212,9 @@ func within(d time.Duration) (deadline time.Time) {
 func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
 	var n int
 	waitErr := c.raw.Read(func(fd uintptr) bool {
-		c.closing <- struct{}{} // what comes too much is closed there
+		c.server.closing <- struct{}{} // what comes too much is closed there
 		n, fds, _, err = uds.ReceiveFiles(int(fd), buf, 1)
-		<-c.closing
+		<-c.server.closing
 		return err != unix.EAGAIN
 	})
 	if waitErr != nil {
@@ -232,14 +232,14 @@ func (e *protocolError) Error() string { return e.text }
 func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	c.event().Int("bytes", len(record)).Int("descriptors", len(fds)).Msg("received " + transcript.Quote(record))
 	if len(fds) == 0 {
-		return "", &protocolError{fmt.Sprintf("no descriptor came with the request: send %q with one", request)}
+		return "", &protocolError{fmt.Sprintf("no descriptor came with the request: send %q with one", files.Request)}
 	}
 	fd := fds[0]
-	if string(record) != request {
-		c.close(fd)
-		return "", &protocolError{fmt.Sprintf("unknown request %s: write %q", transcript.Quote(record), request)}
+	if string(record) != files.Request {
+		c.server.close(fd)
+		return "", &protocolError{fmt.Sprintf("unknown request %s: write %q", transcript.Quote(record), files.Request)}
 	}
-	defer c.close(fd)
+	defer c.server.close(fd)
 	var in *input
 	err = c.turn(func([]byte) (err error) {
 		in, err = inspect(fd)
@@ -269,20 +269,20 @@ var errLeft = errors.New("the client left before the answer")
 // client or the server has ended.
 func (c *conn) turn(work func(buf []byte) error) error {
 	select {
-	case buf := <-c.turns:
+	case buf := <-c.server.turns:
 		if buf == nil {
 			buf = make([]byte, bufferSize)
 		}
-		defer c.giveBack(buf)()
-		if c.stopped.Err() != nil {
-			return c.stopped.Err()
+		defer c.server.giveBack(buf)()
+		if c.server.stopped.Err() != nil {
+			return c.server.stopped.Err()
 		}
 		if c.left() {
 			return errLeft
 		}
 		return work(buf)
-	case <-c.stopped.Done():
-		return c.stopped.Err()
+	case <-c.server.stopped.Done():
+		return c.server.stopped.Err()
 	}
 }
 
@@ -322,13 +322,13 @@ func (c *conn) left() (left bool) {
 }
 
 // refuse counts what is not served, and is the event that says so.
-func (c *conn) refuse(why echoserver.Cause, err error) *zerolog.Event {
-	ev := c.warn.Warn().Stringer("cause", why).Uint64("refused", c.Stats.Refuse(why, 1))
+func (c *conn) refuse(why stats.Cause, err error) *zerolog.Event {
+	ev := c.server.warn.Warn().Stringer("cause", why).Uint64("refused", c.server.config.Stats.Refuse(why, 1))
 	return transcript.WithCred(ev.Uint64("conn", c.id).Str("peer", transcript.Escape(c.peer)).Err(err), c.cred)
 }
 
 // turnAway tells the client why it is, and the log. The caller closes.
-func (c *conn) turnAway(why echoserver.Cause, err error) {
+func (c *conn) turnAway(why stats.Cause, err error) {
 	c.refuse(why, err).Msgf("turned a client away: %v", err)
 	// What it does not take now it does not get.
 	_ = c.raw.Control(func(fd uintptr) {
@@ -349,5 +349,5 @@ func (c *conn) event() *zerolog.Event {
 	if c.quiet {
 		level = zerolog.DebugLevel
 	}
-	return c.Log.WithLevel(level).Uint64("conn", c.id).Str("peer", transcript.Escape(c.peer))
+	return c.server.config.Log.WithLevel(level).Uint64("conn", c.id).Str("peer", transcript.Escape(c.peer))
 }

@@ -1,4 +1,4 @@
-package files
+package fileserver
 
 // Hang takes the places of all who may close files, as those of a file system
 // that does not answer would, until end is called.

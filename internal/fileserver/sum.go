@@ -1,4 +1,4 @@
-package files
+package fileserver
 
 import (
 	"crypto/sha256"
@@ -8,6 +8,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/files"
 )
 
 const (
@@ -104,13 +106,11 @@ func kernels(fd int) bool {
 	return false
 }
 
-const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-
 // sealed tells whether fd is memory that nobody can change any more. Memory of
 // huge pages is left out: touching a hole of it is a SIGBUS where none are free.
 func sealed(fd int) bool {
 	have, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if err != nil || have&seals != seals {
+	if err != nil || have&files.Seals != files.Seals {
 		return false
 	}
 	var st unix.Statfs_t
@@ -173,8 +173,8 @@ func pread(fd int, buf []byte, at int64) (n int, err error) {
 
 // sum reads all of the input. Each part is read in a turn, which may end the
 // reading with an error.
-func (in *input) sum(turn func(func(buf []byte) error) error) (Sum, error) {
-	s, sum := Sum{Size: in.size}, sha256.New()
+func (in *input) sum(turn func(func(buf []byte) error) error) (files.Sum, error) {
+	s, sum := files.Sum{Size: in.size}, sha256.New()
 	for at := int64(0); at < in.size; {
 		err := turn(func(buf []byte) error {
 			n, err := in.part(sum, buf, at)

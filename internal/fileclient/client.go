@@ -1,9 +1,8 @@
-package files
+// Package fileclient is the client's side of handing over files, see package files.
+package fileclient
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -13,7 +12,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
+	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/uds"
 )
@@ -26,28 +25,28 @@ type Client struct {
 
 // Sum hands f over and returns what the server read in it. The connection may
 // be used again.
-func (c *Client) Sum(ctx context.Context, conn *uds.Conn, f *os.File) (Sum, error) {
+func (c *Client) Sum(ctx context.Context, conn *uds.Conn, f *os.File) (files.Sum, error) {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if c.Timeout > 0 {
 		if err := conn.SetDeadline(time.Now().Add(c.Timeout)); err != nil {
-			return Sum{}, err
+			return files.Sum{}, err
 		}
 	}
-	c.Log.Info().Str("file", transcript.Escape(f.Name())).Int("bytes", len(request)).Int("descriptors", 1).
-		Msg("sending '" + request + "' with the descriptor of " + transcript.Escape(f.Name()))
+	c.Log.Info().Str("file", transcript.Escape(f.Name())).Int("bytes", len(files.Request)).Int("descriptors", 1).
+		Msg("sending '" + files.Request + "' with the descriptor of " + transcript.Escape(f.Name()))
 	answer, err := exchange(conn, f)
 	switch {
 	case ctx.Err() != nil:
-		return Sum{}, context.Cause(ctx)
+		return files.Sum{}, context.Cause(ctx)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return Sum{}, fmt.Errorf("no answer for %v: is the file large, or the server paused or overloaded?", c.Timeout)
+		return files.Sum{}, fmt.Errorf("no answer for %v: is the file large, or the server paused or overloaded?", c.Timeout)
 	case errors.Is(err, io.EOF):
-		return Sum{}, fmt.Errorf("the server closed the connection without an answer: it may listen on something else than files: there, or not let this process in, which is %d:%d", os.Geteuid(), os.Getegid())
+		return files.Sum{}, fmt.Errorf("the server closed the connection without an answer: it may listen on something else than files: there, or not let this process in, which is %d:%d", os.Geteuid(), os.Getegid())
 	case err != nil:
-		return Sum{}, err
+		return files.Sum{}, err
 	}
 	c.Log.Info().Int("bytes", len(answer)).Msg("received " + transcript.Quote(answer))
-	return parseAnswer(string(answer))
+	return files.ParseAnswer(string(answer))
 }
 
 func exchange(conn *uds.Conn, f *os.File) (answer []byte, err error) {
@@ -56,7 +55,7 @@ func exchange(conn *uds.Conn, f *os.File) (answer []byte, err error) {
 		return nil, err
 	}
 	var sendErr error
-	if err := raw.Control(func(fd uintptr) { sendErr = conn.SendFiles([]byte(request), int(fd)) }); err != nil {
+	if err := raw.Control(func(fd uintptr) { sendErr = conn.SendFiles([]byte(files.Request), int(fd)) }); err != nil {
 		return nil, err
 	}
 	// A server that turned this client away has said why before it closed, which
@@ -64,7 +63,7 @@ func exchange(conn *uds.Conn, f *os.File) (answer []byte, err error) {
 	if sendErr != nil && sendErr != unix.EPIPE && sendErr != unix.ECONNRESET {
 		return nil, fmt.Errorf("send: %w", sendErr)
 	}
-	r := uds.NewReceiver(maxRecord)
+	r := uds.NewReceiver(files.MaxRecord)
 	answer, err = conn.Receive(r)
 	if err == unix.ECONNRESET {
 		answer, err = conn.Receive(r)
@@ -84,38 +83,11 @@ func Seal(name string, r io.Reader) (f *os.File, err error) {
 	}
 	f = os.NewFile(uintptr(fd), name)
 	if _, err = io.Copy(f, r); err == nil {
-		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals|unix.F_SEAL_SEAL)
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, files.Seals|unix.F_SEAL_SEAL)
 		err = os.NewSyscallError("fcntl F_ADD_SEALS", err)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
-}
-
-// HealthCheck hands some bytes of memory to the server at a and tells why it
-// did not read them.
-func HealthCheck(ctx context.Context, a uds.Addr) error {
-	content := []byte("are you well?")
-	f, err := Seal("the health check", bytes.NewReader(content))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = f.Close() }()
-	conn, err := echoclient.DialHealth(ctx, a)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	client := Client{Log: zerolog.Nop()}
-	got, err := client.Sum(ctx, conn, f)
-	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("health check of %s: connected, but no answer in time: the server is paused or overloaded", a)
-	case err != nil:
-		return fmt.Errorf("health check of %s: %w", a, err)
-	case got != Sum{int64(len(content)), sha256.Sum256(content)}:
-		return fmt.Errorf("health check of %s: the answer %s is wrong", a, got)
-	}
-	return nil
 }

@@ -1,4 +1,4 @@
-package files_test
+package fileserver_test
 
 import (
 	"bytes"
@@ -21,7 +21,11 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/fileclient"
 	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/fileserver"
+	"github.com/udsecho/udsecho/internal/healthcheck"
+	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -92,26 +96,26 @@ func (j *journal) await(t testing.TB, words string) {
 type running struct {
 	addr  uds.Addr
 	log   *journal
-	stats *echoserver.Stats
-	files *files.Server
+	stats *stats.Server
+	files *fileserver.Server
 	stop  func() // and wait until it has ended
 }
 
 func serve(t *testing.T, drainTimeout time.Duration) *running {
 	t.Helper()
-	return serveAs(t, echoserver.Config{DrainTimeout: drainTimeout}, files.Config{})
+	return serveAs(t, echoserver.Config{DrainTimeout: drainTimeout}, fileserver.Config{})
 }
 
-func serveAs(t *testing.T, acceptor echoserver.Config, c files.Config) *running {
+func serveAs(t *testing.T, acceptor echoserver.Config, c fileserver.Config) *running {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	r := &running{addr: uds.Addr{Type: uds.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}, stats: new(echoserver.Stats)}
+	r := &running{addr: uds.Addr{Type: uds.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}, stats: new(stats.Server)}
 	socket, err := uds.ListenConfig{}.Listen(r.addr)
 	check(t, err)
 	c.Log, c.Stats = zerolog.New(r.log), r.stats
-	s := files.NewServer(c)
+	s := fileserver.NewServer(c)
 	r.files = s
 	acceptor.Files, acceptor.Log, acceptor.Stats = s.Serve, c.Log, r.stats
 	ctx, cancel := context.WithCancel(context.Background())
@@ -136,12 +140,12 @@ func (r *running) dial(t *testing.T) *uds.Conn {
 	return conn
 }
 
-var client = files.Client{Timeout: patience, Log: zerolog.Nop()}
+var client = fileclient.Client{Timeout: patience, Log: zerolog.Nop()}
 
 // works checks that the server still reads what others hand over.
 func (r *running) works(t *testing.T) {
 	t.Helper()
-	check(t, files.HealthCheck(t.Context(), r.addr))
+	check(t, healthcheck.Files(t.Context(), r.addr))
 }
 
 func content(size int) []byte {
@@ -176,7 +180,7 @@ func TestSumIsOfTheWholeFile(t *testing.T) {
 	for _, size := range []int{0, 1, 256<<10 - 1, 256 << 10, 256<<10 + 1, 16<<20 + 256<<10 + 1} {
 		b := content(size)
 		want := files.Sum{Size: int64(size), SHA256: sha256.Sum256(b)}
-		sealed, err := files.Seal("sealed", bytes.NewReader(b))
+		sealed, err := fileclient.Seal("sealed", bytes.NewReader(b))
 		check(t, err)
 		onDisk, err := os.CreateTemp(t.TempDir(), "")
 		check(t, err)
@@ -234,7 +238,7 @@ func TestOffsetOfTheSenderStaysWhereItIs(t *testing.T) {
 	r := serve(t, 0)
 	b := content(1 << 20)
 	for _, at := range []int64{0, 5, 1 << 20} {
-		f, err := files.Seal("sealed", bytes.NewReader(b))
+		f, err := fileclient.Seal("sealed", bytes.NewReader(b))
 		check(t, err)
 		_, err = f.Seek(at, io.SeekStart)
 		check(t, err)
@@ -254,7 +258,7 @@ func TestSealedMemoryThatMustNotBeOpenedIsRead(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
 	b := content(1 << 20)
-	sealed, err := files.Seal("sealed", bytes.NewReader(b))
+	sealed, err := fileclient.Seal("sealed", bytes.NewReader(b))
 	check(t, err)
 	defer func() { check(t, sealed.Close()) }()
 	f, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", sealed.Fd()))
@@ -302,7 +306,7 @@ func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
 		_, err := client.Sum(t.Context(), conn, tt.f)
 		wantWords(t, err, "the server does not read it: ", tt.words)
 		check(t, tt.f.Close())
-		f, err := files.Seal("good", strings.NewReader("good"))
+		f, err := fileclient.Seal("good", strings.NewReader("good"))
 		check(t, err)
 		_, err = client.Sum(t.Context(), conn, f)
 		check(t, err)
@@ -502,7 +506,7 @@ func (r *running) refused(t *testing.T, cause string, want uint64) {
 func TestLimitsHoldForFilesToo(t *testing.T) {
 	t.Parallel()
 	f := memory(t, 1)
-	one := serveAs(t, echoserver.Config{MaxConnections: 1, DrainTimeout: patience}, files.Config{})
+	one := serveAs(t, echoserver.Config{MaxConnections: 1, DrainTimeout: patience}, fileserver.Config{})
 	first, second := one.dial(t), one.dial(t)
 	_, err := client.Sum(t.Context(), first, f)
 	check(t, err)
@@ -518,7 +522,7 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 	}
 	one.works(t) // there is room again
 
-	own := serveAs(t, echoserver.Config{MaxConnectionsPerUser: 1, DrainTimeout: patience}, files.Config{})
+	own := serveAs(t, echoserver.Config{MaxConnectionsPerUser: 1, DrainTimeout: patience}, fileserver.Config{})
 	first, second = own.dial(t), own.dial(t)
 	_, err = client.Sum(t.Context(), first, f)
 	check(t, err)
@@ -527,7 +531,7 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 	own.refused(t, "user_connections", 1)
 	check(t, first.Close())
 
-	idle := serveAs(t, echoserver.Config{}, files.Config{IdleTimeout: 50 * time.Millisecond})
+	idle := serveAs(t, echoserver.Config{}, fileserver.Config{IdleTimeout: 50 * time.Millisecond})
 	_, err = idle.dial(t).Receive(uds.NewReceiver(100))
 	check(t, err) // the reason
 	idle.refused(t, "idle", 1)
@@ -536,14 +540,14 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 func TestHealthCheckIsNotMentioned(t *testing.T) {
 	t.Parallel()
 	r := serve(t, patience)
-	check(t, files.HealthCheck(t.Context(), r.addr))
+	check(t, healthcheck.Files(t.Context(), r.addr))
 	r.stop()
 	for line := range strings.Lines(r.log.String()) {
 		if !strings.Contains(line, `"level":"debug"`) && !strings.Contains(line, "starting up") && !strings.Contains(line, "waiting for") {
 			t.Errorf("the log has %s", line)
 		}
 	}
-	wantWords(t, files.HealthCheck(t.Context(), r.addr), "no such file")
+	wantWords(t, healthcheck.Files(t.Context(), r.addr), "no such file")
 }
 
 func TestClientBelievesNoStrangeAnswer(t *testing.T) {

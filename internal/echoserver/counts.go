@@ -1,0 +1,84 @@
+package echoserver
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/stats"
+)
+
+// refuse counts n that are not served, and is the event that says so.
+func (s *server) refuse(c stats.Cause, n int) *zerolog.Event {
+	return s.warn[c].Warn().Stringer("cause", c).Uint64("refused", s.config.Stats.Refuse(c, n))
+}
+
+// opened counts n more connections that are open.
+func (s *server) opened(n int) {
+	s.open += n
+	s.config.Stats.Connections.Add(int64(n))
+}
+
+// count counts a connection, and returns whose it is, -1 where that is not known.
+func (s *server) count(cred *unix.Ucred) (uid int64) {
+	s.config.Stats.Accepted.Add(1)
+	s.opened(1)
+	if cred == nil {
+		return -1
+	}
+	s.perUser[cred.Uid]++
+	return int64(cred.Uid)
+}
+
+// forgetUser counts the end of a connection of a user, -1 where it is not known.
+func (s *server) forgetUser(uid int64) {
+	s.opened(-1)
+	if uid < 0 {
+		return
+	}
+	if s.perUser[uint32(uid)]--; s.perUser[uint32(uid)] == 0 {
+		delete(s.perUser, uint32(uid))
+	}
+}
+
+// endings are connections that other goroutines have served and closed, by
+// their users. The loop's goroutine takes note of them.
+type endings struct {
+	mu     sync.Mutex
+	users  []int64
+	closed bool
+	some   atomic.Bool // there are users: the loop looks at every turn
+}
+
+func (e *endings) add(l *loop.Loop, uid int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.closed {
+		e.users = append(e.users, uid)
+		e.some.Store(true)
+		l.Interrupt()
+	}
+}
+
+func (e *endings) each(note func(uid int64)) {
+	if !e.some.Load() {
+		return
+	}
+	e.mu.Lock()
+	users := e.users
+	e.users = nil
+	e.some.Store(false)
+	e.mu.Unlock()
+	for _, uid := range users {
+		note(uid)
+	}
+}
+
+func (e *endings) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed = true
+}
