@@ -300,7 +300,7 @@ func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
 		{open("/", unix.O_RDONLY), "it is a directory"},
 		{open("/dev/zero", unix.O_RDONLY), "it is a device"},
 		{open("/proc/version", unix.O_RDONLY), "it is a file of the kernel's"},
-		{open("files_test.go", unix.O_PATH), "O_PATH"},
+		{open("fileserver_test.go", unix.O_PATH), "O_PATH"},
 		{open(t.TempDir()+"/f", unix.O_WRONLY|unix.O_CREAT), "open for writing only"},
 	} {
 		_, err := client.Sum(t.Context(), conn, tt.f)
