@@ -15,25 +15,25 @@ import (
 
 	"github.com/udsecho/udsecho/internal/bench"
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 type benchCmd struct {
-	Connect     []uds.Addr    `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo. Repeatable, or with commas (default: ${default})."`
-	Size        []int         `default:"64" placeholder:"BYTES,..." help:"Sizes of a message (default: ${default})."`
-	Connections []int         `default:"1" placeholder:"N,..." help:"Numbers of connections (default: ${default})."`
-	Window      int           `default:"1" placeholder:"N" help:"Messages that each connection has on their way (default: ${default})."`
-	Rate        float64       `default:"0" placeholder:"N" help:"Messages a second in all: an open loop, whose latencies count from when a message was to be sent. 0: as fast as they come back (default: ${default})."`
-	Duration    time.Duration `default:"1s" placeholder:"DURATION" help:"Of what counts, for each address in each round (default: ${default})."`
-	Warmup      time.Duration `default:"200ms" placeholder:"DURATION" help:"Before it (default: ${default})."`
-	Rounds      int           `default:"5" placeholder:"N" help:"Each takes all addresses in turn, in an order that rotates (default: ${default})."`
-	Baseline    int           `default:"1" placeholder:"N" help:"Ratios are to the fastest of the first N addresses of the round (default: ${default})."`
-	Spin        time.Duration `default:"100us" placeholder:"DURATION" help:"How long the client goes on asking before it sleeps, as the server's --spin (default: ${default})."`
-	Bind        string        `placeholder:"DIR/" help:"Where datagram clients bind their names (default: beside the server's socket)."`
-	Retry       time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
-	Format      string        `default:"table" enum:"table,json" placeholder:"FORMAT" help:"table for people, json for programs (default: ${default})."`
-	JSON        string        `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file too."`
-	Plot        string        `placeholder:"FILE" help:"Draw latency and throughput, to a file .svg or .png."`
+	Connect     []transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo. Repeatable, or with commas (default: ${default})."`
+	Size        []int            `default:"64" placeholder:"BYTES,..." help:"Sizes of a message (default: ${default})."`
+	Connections []int            `default:"1" placeholder:"N,..." help:"Numbers of connections (default: ${default})."`
+	Window      int              `default:"1" placeholder:"N" help:"Messages that each connection has on their way (default: ${default})."`
+	Rate        float64          `default:"0" placeholder:"N" help:"Messages a second in all: an open loop, whose latencies count from when a message was to be sent. 0: as fast as they come back (default: ${default})."`
+	Duration    time.Duration    `default:"1s" placeholder:"DURATION" help:"Of what counts, for each address in each round (default: ${default})."`
+	Warmup      time.Duration    `default:"200ms" placeholder:"DURATION" help:"Before it (default: ${default})."`
+	Rounds      int              `default:"5" placeholder:"N" help:"Each takes all addresses in turn, in an order that rotates (default: ${default})."`
+	Baseline    int              `default:"1" placeholder:"N" help:"Ratios are to the fastest of the first N addresses of the round (default: ${default})."`
+	Spin        time.Duration    `default:"100us" placeholder:"DURATION" help:"How long the client goes on asking before it sleeps, as the server's --spin (default: ${default})."`
+	Bind        string           `placeholder:"DIR/" help:"Where datagram clients bind their names (default: beside the server's socket)."`
+	Retry       time.Duration    `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
+	Format      string           `default:"table" enum:"table,json" placeholder:"FORMAT" help:"table for people, json for programs (default: ${default})."`
+	JSON        string           `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file too."`
+	Plot        string           `placeholder:"FILE" help:"Draw latency and throughput, to a file .svg or .png."`
 }
 
 // Validate turns away what makes no sense.
@@ -49,7 +49,7 @@ func (c *benchCmd) Validate() error {
 		}
 	}
 	for _, a := range c.Connect {
-		if a.Type == uds.Files {
+		if a.Type == transport.Files {
 			return fmt.Errorf("--connect %s: this address takes files and echoes nothing: leave it out", a)
 		}
 	}
@@ -77,7 +77,7 @@ func (c *benchCmd) Validate() error {
 
 // Run measures and reports.
 func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
-	open := func(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
+	open := func(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
 		return dial(ctx, a, c.dialConfig(a), c.Retry)
 	}
 	config := bench.Config{
@@ -108,13 +108,13 @@ func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 	return err
 }
 
-func (c *benchCmd) dialConfig(a uds.Addr) (config uds.DialConfig) {
+func (c *benchCmd) dialConfig(a transport.Addr) (config transport.DialConfig) {
 	for _, size := range c.Size {
 		if a.Type.Messages() && a.Type.Unix() {
 			config.SendBuffer = max(config.SendBuffer, size+1024)
 		}
 	}
-	if a.Type != uds.Datagram {
+	if a.Type != transport.Datagram {
 		return config
 	}
 	bind := "auto"

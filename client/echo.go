@@ -18,7 +18,8 @@ import (
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 const defaultMessage = "This is the message.  It will be repeated."
@@ -26,15 +27,15 @@ const defaultMessage = "This is the message.  It will be repeated."
 type echoCmd struct {
 	Message string `arg:"" optional:"" default:"${message}" help:"What to send; - sends standard input (default: a message of 42 bytes)."`
 
-	Connect uds.Addr      `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT, udp:HOST:PORT (default: ${default})."`
-	Bind    string        `placeholder:"NAME" help:"A name for the client's own socket, for the server to tell clients apart and to answer datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
-	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet; and where the connection breaks, connect again and go on with what has not come back, until nothing has for so long. The client keeps at most 8 MiB that have not come back, so that a server that never answers does not fill its memory: then it waits with the rest (default: ${default})."`
-	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for what is due. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
-	Chunk   int           `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream; of one message of - on the other types (default: 16; all of the input as one message)."`
-	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be on their way, on types other than stream (default: ${default})."`
-	NoEcho  bool          `help:"Expect no echo: send, then print whatever comes until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). An empty MESSAGE over a stream only listens."`
-	Hex     bool          `help:"Print what comes as a hex dump: offsets, bytes, ASCII."`
-	Sndbuf  int           `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
+	Connect transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT, udp:HOST:PORT (default: ${default})."`
+	Bind    string         `placeholder:"NAME" help:"A name for the client's own socket, for the server to tell clients apart and to answer datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
+	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet; and where the connection breaks, connect again and go on with what has not come back, until nothing has for so long. The client keeps at most 8 MiB that have not come back, so that a server that never answers does not fill its memory: then it waits with the rest (default: ${default})."`
+	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for what is due. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
+	Chunk   int            `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream; of one message of - on the other types (default: 16; all of the input as one message)."`
+	Window  int            `default:"8" placeholder:"N" help:"Messages of - that may be on their way, on types other than stream (default: ${default})."`
+	NoEcho  bool           `help:"Expect no echo: send, then print whatever comes until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). An empty MESSAGE over a stream only listens."`
+	Hex     bool           `help:"Print what comes as a hex dump: offsets, bytes, ASCII."`
+	Sndbuf  int            `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
 	requireFlags
 	cli.LogFlags
 }
@@ -42,7 +43,7 @@ type echoCmd struct {
 // Validate turns away what makes no sense.
 func (c *echoCmd) Validate() error {
 	switch {
-	case c.Connect.Type == uds.Files:
+	case c.Connect.Type == transport.Files:
 		return fmt.Errorf("--connect %s: this address takes files, no bytes: use client send-file or client share", c.Connect)
 	case c.Chunk < 0 || c.Chunk > 16<<20:
 		return fmt.Errorf("--chunk %d: choose from 1 to %d bytes, or 0 for the default", c.Chunk, 16<<20)
@@ -54,7 +55,7 @@ func (c *echoCmd) Validate() error {
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.Timeout < 0:
 		return fmt.Errorf("--timeout %v: choose 0s or more", c.Timeout)
-	case c.Bind == "none" && c.Connect.Type == uds.Datagram && !c.NoEcho:
+	case c.Bind == "none" && c.Connect.Type == transport.Datagram && !c.NoEcho:
 		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path, or --no-echo")
 	}
 	return c.validate(c.Connect.Type)
@@ -86,7 +87,7 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	client := echoclient.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
 	if c.Retry > 0 {
 		client.Patience = c.Retry
-		client.Redial = func(ctx context.Context) (*uds.Conn, error) { return c.dial(ctx, nextName(name, c.Connect.Type)) }
+		client.Redial = func(ctx context.Context) (*transport.Conn, error) { return c.dial(ctx, nextName(name, c.Connect.Type)) }
 	}
 	if c.Message == "-" {
 		err = client.Copy(ctx, conn, std.In, out)
@@ -106,16 +107,16 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 }
 
 // dial connects under a name of the client's own.
-func (c *echoCmd) dial(ctx context.Context, name string) (*uds.Conn, error) {
-	return c.dialRequired(ctx, c.Connect, uds.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
+func (c *echoCmd) dial(ctx context.Context, name string) (*transport.Conn, error) {
+	return c.dialRequired(ctx, c.Connect, transport.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
 }
 
 // nextName is the client's own name after name, for another connection. Over
 // datagrams it is another one: what a slow server still sends to the old one is
 // no answer to what was sent over the new.
-func nextName(name string, t uds.Type) string {
+func nextName(name string, t transport.Type) string {
 	switch {
-	case name == "" || t != uds.Datagram:
+	case name == "" || t != transport.Datagram:
 		return name
 	case name[0] == '@':
 		return uds.AutoName("@")
@@ -127,14 +128,14 @@ func nextName(name string, t uds.Type) string {
 // ownName is the name of the client's own socket by --bind, "" for none. For a
 // datagram socket it is absolute, as the server looks it up in its own
 // directory.
-func ownName(bind string, a uds.Addr) string {
-	if a.Type == uds.Datagram && bind != "none" {
-		return uds.AbsName(bindName(cmp.Or(bind, "auto"), a))
+func ownName(bind string, a transport.Addr) string {
+	if a.Type == transport.Datagram && bind != "none" {
+		return transport.AbsName(bindName(cmp.Or(bind, "auto"), a))
 	}
 	return bindName(bind, a)
 }
 
-func bindName(bind string, a uds.Addr) string {
+func bindName(bind string, a transport.Addr) string {
 	switch {
 	case bind == "" || bind == "none" || !a.Type.Unix():
 		return ""
@@ -151,7 +152,7 @@ func bindName(bind string, a uds.Addr) string {
 
 // dial connects; it tries again for as long as patience allows where no server
 // is there yet: the path is missing or stale, or the backlog is full.
-func dial(ctx context.Context, a uds.Addr, config uds.DialConfig, patience time.Duration) (*uds.Conn, error) {
+func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, patience time.Duration) (*transport.Conn, error) {
 	if patience == 0 {
 		conn, err := config.Dial(ctx, a)
 		if err != nil && ctx.Err() != nil {
@@ -161,7 +162,7 @@ func dial(ctx context.Context, a uds.Addr, config uds.DialConfig, patience time.
 	}
 	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back as one
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
-	conn, err := backoff.Retry(ctx, func() (*uds.Conn, error) {
+	conn, err := backoff.Retry(ctx, func() (*transport.Conn, error) {
 		conn, err := config.Dial(ctx, a)
 		if err != nil && !notThereYet(err) {
 			err = backoff.Permanent(err)
@@ -188,7 +189,7 @@ type requireFlags struct {
 	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: whoever serves)."`
 }
 
-func (f requireFlags) validate(t uds.Type) error {
+func (f requireFlags) validate(t transport.Type) error {
 	if f.required() && (!t.Unix() || !t.Connects()) {
 		return fmt.Errorf("--require-uid, --require-gid: the kernel does not tell who serves a %s socket: use stream or seqpacket", t)
 	}
@@ -198,7 +199,7 @@ func (f requireFlags) validate(t uds.Type) error {
 func (f requireFlags) required() bool { return f.RequireUID != nil || f.RequireGID != nil }
 
 // dialRequired is dial to no other server than the one that is required.
-func (f requireFlags) dialRequired(ctx context.Context, a uds.Addr, config uds.DialConfig, patience time.Duration) (*uds.Conn, error) {
+func (f requireFlags) dialRequired(ctx context.Context, a transport.Addr, config transport.DialConfig, patience time.Duration) (*transport.Conn, error) {
 	conn, err := dial(ctx, a, config, patience)
 	if err != nil {
 		return nil, err
@@ -211,7 +212,7 @@ func (f requireFlags) dialRequired(ctx context.Context, a uds.Addr, config uds.D
 }
 
 // check refuses a server of another user or group before a byte is sent to it.
-func (f requireFlags) check(conn *uds.Conn) error {
+func (f requireFlags) check(conn *transport.Conn) error {
 	if !f.required() {
 		return nil
 	}

@@ -18,7 +18,8 @@ import (
 
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 type inspectCmd struct {
@@ -30,8 +31,8 @@ type inspectCmd struct {
 func (c *inspectCmd) Validate() error {
 	for i, s := range c.Path {
 		form, path, ok := strings.Cut(s, ":")
-		switch t := uds.Type(form); {
-		case ok && (t == uds.Stream || t == uds.Datagram || t == uds.Seqpacket):
+		switch t := transport.Type(form); {
+		case ok && (t == transport.Stream || t == transport.Datagram || t == transport.Seqpacket):
 			c.Path[i] = path
 		case ok && !t.Unix():
 			return fmt.Errorf("%s is no path: only Unix sockets have one; write ./%s for a file of that name", s, s)
@@ -116,7 +117,7 @@ func (x inspected) writeTable(w io.Writer) error {
 	}
 	if x.State == uds.Live || x.State == uds.Private {
 		line("listener", x.listener())
-		if x.Type == uds.Datagram {
+		if x.Type == transport.Datagram {
 			line("queue", x.queue())
 		} else {
 			line("backlog", x.backlog())
@@ -147,7 +148,7 @@ func (x inspected) listener() string {
 		}
 	case x.PID != nil:
 		who += fmt.Sprintf(", gid %s, pid unknown, of another pid namespace", named(*x.GID, groupName))
-	case x.Type == uds.Datagram:
+	case x.Type == transport.Datagram:
 		who += "; of a datagram socket the kernel does not tell more"
 	default:
 		who += "; only who gets connected is told more"

@@ -12,7 +12,7 @@ import (
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 type pairCmd struct {
@@ -23,7 +23,7 @@ type pairCmd struct {
 // Run sends to a child and takes back. The child's events follow when it has
 // ended, so that the two transcripts do not mix.
 func (c *pairCmd) Run(ctx context.Context, std cli.Std) error {
-	conn, other, err := uds.Pair()
+	conn, other, err := transport.Pair()
 	if err != nil {
 		return err
 	}

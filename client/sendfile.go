@@ -17,14 +17,14 @@ import (
 	"github.com/udsecho/udsecho/internal/fileclient"
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // filesFlags are what the commands have alike that hand over files.
 type filesFlags struct {
-	Connect uds.Addr      `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH (default: ${default})."`
-	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
-	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer, which takes some seconds for each GiB. 0s: no limit (default: ${default})."`
+	Connect transport.Addr `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH (default: ${default})."`
+	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
+	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer, which takes some seconds for each GiB. 0s: no limit (default: ${default})."`
 	requireFlags
 	cli.LogFlags
 }
@@ -32,7 +32,7 @@ type filesFlags struct {
 // Validate turns away what makes no sense.
 func (c *filesFlags) Validate() error {
 	switch {
-	case c.Connect.Type != uds.Files:
+	case c.Connect.Type != transport.Files:
 		return fmt.Errorf("--connect %s: this address takes bytes, no files: write files:PATH, where the server listens on that", c.Connect)
 	case c.Retry < 0:
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
@@ -47,7 +47,7 @@ func (c *filesFlags) Validate() error {
 func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, open func(name string) (*os.File, error)) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", transcript.Escape(c.Connect.String())).Msg("connecting to " + transcript.Escape(c.Connect.Path))
-	conn, err := c.dialRequired(ctx, c.Connect, uds.DialConfig{}, c.Retry)
+	conn, err := c.dialRequired(ctx, c.Connect, transport.DialConfig{}, c.Retry)
 	if err != nil {
 		return err
 	}

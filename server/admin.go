@@ -24,13 +24,14 @@ import (
 
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // An admin is what --admin serves: how the server is doing, over HTTP.
 type admin struct {
-	addr     uds.Addr
-	config   uds.ListenConfig
+	addr     transport.Addr
+	config   transport.ListenConfig
 	wait     bool // for a server that is being taken over from to let the address go
 	identity string
 	stats    *stats.Server
@@ -112,7 +113,7 @@ func (a *admin) listen() (*adminListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	l, err := socket.Listener()
+	l, err := socket.Unix().Listener()
 	if err != nil {
 		_ = socket.Close()
 		return nil, fmt.Errorf("admin: %w", err)
@@ -127,7 +128,7 @@ type adminListener struct {
 	log zerolog.Logger
 
 	mu       sync.Mutex // guards what follows, and the socket
-	socket   *uds.Socket
+	socket   *transport.Socket
 	listener net.Listener // of the socket
 	closed   error        // why it is
 }
@@ -167,7 +168,7 @@ func (l *adminListener) renew() {
 	}
 	old := l.listener
 	l.socket = socket
-	if l.listener, err = socket.Listener(); err != nil {
+	if l.listener, err = socket.Unix().Listener(); err != nil {
 		l.closed, l.listener = err, old
 		_ = socket.Close()
 	}

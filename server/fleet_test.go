@@ -18,7 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // A fleet is clients that transfer one input after another, with retry, until
@@ -32,7 +33,7 @@ type fleet struct {
 
 type fleetClient struct {
 	*fleet
-	addr      uds.Addr
+	addr      transport.Addr
 	rng       *rand.Rand
 	bytes     atomic.Int64 // came back, and were what was sent, in order
 	transfers atomic.Int64 // of which all came back
@@ -41,7 +42,7 @@ type fleetClient struct {
 }
 
 // launch starts n clients of servers in turn.
-func launch(t *testing.T, seed uint64, n int, servers ...uds.Addr) *fleet {
+func launch(t *testing.T, seed uint64, n int, servers ...transport.Addr) *fleet {
 	t.Helper()
 	f := &fleet{came: make(chan struct{}, 1)}
 	for i := range n {
@@ -130,11 +131,11 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 	}
 	defer func() { _ = conn.Close() }()
 	client := echoclient.Client{Chunk: 1024, Window: 8, Log: zerolog.Nop(), Patience: patience}
-	client.Redial = func(ctx context.Context) (*uds.Conn, error) {
+	client.Redial = func(ctx context.Context) (*transport.Conn, error) {
 		c.resumed.Add(1)
 		return c.dial(ctx)
 	}
-	if c.addr.Type == uds.Datagram {
+	if c.addr.Type == transport.Datagram {
 		client.Timeout = 200 * time.Millisecond // of silence, after which it connects again
 	}
 	size := 1 + c.rng.Int64N(512<<10)
@@ -160,14 +161,14 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 	return err
 }
 
-func (c *fleetClient) dial(ctx context.Context) (*uds.Conn, error) {
-	var config uds.DialConfig
-	if c.addr.Type == uds.Datagram {
+func (c *fleetClient) dial(ctx context.Context) (*transport.Conn, error) {
+	var config transport.DialConfig
+	if c.addr.Type == transport.Datagram {
 		config.Bind = uds.AutoName(filepath.Dir(c.addr.Path))
 	}
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, 100*time.Millisecond
-	return backoff.Retry(ctx, func() (*uds.Conn, error) {
+	return backoff.Retry(ctx, func() (*transport.Conn, error) {
 		conn, err := config.Dial(ctx, c.addr)
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EAGAIN) {
 			err = backoff.Permanent(err)
@@ -210,9 +211,9 @@ func (l *ledger) Write(p []byte) (int, error) {
 }
 
 // sockets are one of each type in d, and the server's flags for them.
-func sockets(d string) (addrs []uds.Addr, flags []string) {
-	for _, t := range []uds.Type{uds.Stream, uds.Seqpacket, uds.Datagram} {
-		addrs = append(addrs, uds.Addr{Type: t, Path: d + "/" + string(t)})
+func sockets(d string) (addrs []transport.Addr, flags []string) {
+	for _, t := range []transport.Type{transport.Stream, transport.Seqpacket, transport.Datagram} {
+		addrs = append(addrs, transport.Addr{Type: t, Path: d + "/" + string(t)})
 		flags = append(flags, "--listen", string(t)+":"+string(t))
 	}
 	return addrs, flags

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/udsecho/udsecho/internal/healthcheck"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 type healthcheckCmd struct {
@@ -32,7 +32,7 @@ func (c *healthcheckCmd) Run() error {
 	defer cancel()
 	for _, a := range c.Listen {
 		check := healthcheck.Echo
-		if a.Type == uds.Files {
+		if a.Type == transport.Files {
 			check = healthcheck.Files
 		}
 		if err := check(ctx, a); err != nil {

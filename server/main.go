@@ -21,7 +21,7 @@ import (
 	"syscall"
 
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 type commands struct {
@@ -38,14 +38,14 @@ func main() {
 type mode fs.FileMode
 
 func (m *mode) UnmarshalText(text []byte) error {
-	parsed, err := uds.ParseMode(string(text))
+	parsed, err := cli.ParseMode(string(text))
 	*m = mode(parsed)
 	return err
 }
 
 // listenFlag is what both commands need to know.
 type listenFlag struct {
-	Listen []uds.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to take files and not bytes, or @NAME for an abstract PATH, which does not cross containers; for comparison tcp:HOST:PORT, udp:HOST:PORT. Repeatable; the variable takes a list with commas (default: ${default})."`
+	Listen []transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to take files and not bytes, or @NAME for an abstract PATH, which does not cross containers; for comparison tcp:HOST:PORT, udp:HOST:PORT. Repeatable; the variable takes a list with commas (default: ${default})."`
 }
 
 // Validate turns away what no server can listen on.

@@ -21,26 +21,27 @@ import (
 	"github.com/udsecho/udsecho/internal/fileserver"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 type serveCmd struct {
 	listenFlag
-	Mode           mode          `placeholder:"OCTAL" help:"Permission bits of the socket file; who may write may connect (default: what the umask leaves of 0777)."`
-	Chunk          int           `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
-	Backlog        int           `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
-	Sndbuf         int           `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
-	Spin           time.Duration `default:"100us" placeholder:"DURATION" help:"How long the server goes on asking, after it had something to do, before it sleeps: faster answers for some CPU time. 0s: not at all; nor with one processor (default: ${default})."`
-	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; others are turned away before a byte is read. Repeatable; so is --allow-gid, and one of them is enough. The server's own user is always served (default: everybody who may connect)."`
-	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: everybody who may connect)."`
-	Takeover       bool          `help:"Take the sockets over from the server that runs at these paths, if one does and was started with --takeover too: it hands them over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
-	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away, but a few health checks. 0: no limit. Never more than the limit of open files allows (default: ${default})."`
-	MaxPerUser     *int          `placeholder:"N" help:"Open connections of one user, so that none can take them all. 0: no limit (default: nine tenths of --max-connections)."`
-	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Clients that say nothing for so long are turned away. 0s: none (default: ${default})."`
-	WriteTimeout   time.Duration `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
-	Admin          *uds.Addr     `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP, to the server's own user: stream:PATH, always of mode 0600 (default: nowhere)."`
-	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
-	Identity       string        `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event, and of --admin's status (default: none)."`
+	Mode           mode            `placeholder:"OCTAL" help:"Permission bits of the socket file; who may write may connect (default: what the umask leaves of 0777)."`
+	Chunk          int             `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
+	Backlog        int             `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
+	Sndbuf         int             `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
+	Spin           time.Duration   `default:"100us" placeholder:"DURATION" help:"How long the server goes on asking, after it had something to do, before it sleeps: faster answers for some CPU time. 0s: not at all; nor with one processor (default: ${default})."`
+	AllowUID       []uint32        `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; others are turned away before a byte is read. Repeatable; so is --allow-gid, and one of them is enough. The server's own user is always served (default: everybody who may connect)."`
+	AllowGID       []uint32        `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: everybody who may connect)."`
+	Takeover       bool            `help:"Take the sockets over from the server that runs at these paths, if one does and was started with --takeover too: it hands them over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
+	MaxConnections int             `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away, but a few health checks. 0: no limit. Never more than the limit of open files allows (default: ${default})."`
+	MaxPerUser     *int            `placeholder:"N" help:"Open connections of one user, so that none can take them all. 0: no limit (default: nine tenths of --max-connections)."`
+	IdleTimeout    time.Duration   `default:"10m" placeholder:"DURATION" help:"Clients that say nothing for so long are turned away. 0s: none (default: ${default})."`
+	WriteTimeout   time.Duration   `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
+	Admin          *transport.Addr `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP, to the server's own user: stream:PATH, always of mode 0600 (default: nowhere)."`
+	DrainTimeout   time.Duration   `default:"5s" placeholder:"DURATION" help:"How long running echoes may take after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
+	Identity       string          `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event, and of --admin's status (default: none)."`
 	cli.LogFlags
 }
 
@@ -61,9 +62,9 @@ func (c *serveCmd) Validate() error {
 		return errors.New("--idle-timeout, --write-timeout: choose 0s for no limit, or more")
 	case c.Admin != nil && c.Admin.Abstract():
 		return fmt.Errorf("--admin %s: an abstract name is everybody's in the network namespace: write a path", c.Admin)
-	case c.Admin != nil && c.Admin.Type != uds.Stream:
+	case c.Admin != nil && c.Admin.Type != transport.Stream:
 		return fmt.Errorf("--admin %s: HTTP needs a stream: write stream:PATH", c.Admin)
-	case c.Admin != nil && slices.ContainsFunc(c.Listen, func(a uds.Addr) bool { return a.Path == c.Admin.Path }):
+	case c.Admin != nil && slices.ContainsFunc(c.Listen, func(a transport.Addr) bool { return a.Path == c.Admin.Path }):
 		return fmt.Errorf("--admin %s: the path is given to --listen too", c.Admin)
 	case c.MaxConnections < 0:
 		return fmt.Errorf("--max-connections %d: choose 0 for no limit, or more", c.MaxConnections)
@@ -101,7 +102,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if names := c.abstract(); names != "" {
 		log.Warn().Msg(transcript.Escape(names) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
 	}
-	config := uds.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf}
+	config := transport.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf}
 	stats := new(stats.Server)
 	sockets, handover, err := c.sockets(config)
 	stopAdmin := func() {}
@@ -136,7 +137,7 @@ const ownDescriptors = 16 // of the loop and of Go; while a socket is made again
 // descriptor is turned away as at any other limit, and the health check, the
 // admin socket and the server's own work find one. If the limit is lowered
 // later, clients wait until there are descriptors again.
-func (c *serveCmd) maxConnections(sockets []*uds.Socket, log zerolog.Logger) int {
+func (c *serveCmd) maxConnections(sockets []*transport.Socket, log zerolog.Logger) int {
 	var limit unix.Rlimit
 	open, err := os.ReadDir("/proc/self/fd")
 	if err == nil {
@@ -146,14 +147,14 @@ func (c *serveCmd) maxConnections(sockets []*uds.Socket, log zerolog.Logger) int
 		log.Warn().Err(err).Msgf("cannot tell how many connections the limit of open files allows: %s", transcript.Escape(err.Error()))
 		return c.MaxConnections
 	}
-	has := func(t uds.Type) bool {
-		return slices.ContainsFunc(sockets, func(s *uds.Socket) bool { return s.Addr.Type == t })
+	has := func(t transport.Type) bool {
+		return slices.ContainsFunc(sockets, func(s *transport.Socket) bool { return s.Addr.Type == t })
 	}
 	each, beside := 1, len(open)+ownDescriptors
-	if has(uds.Files) {
+	if has(transport.Files) {
 		each = 2 // and the file that a client has handed over
 	}
-	if has(uds.Datagram) {
+	if has(transport.Datagram) {
 		beside += echoserver.MaxNames
 	}
 	if c.Admin != nil {
@@ -189,7 +190,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zero
 		return func() {}, nil
 	}
 	a := &admin{
-		addr: *c.Admin, config: uds.ListenConfig{Mode: 0o600},
+		addr: *c.Admin, config: transport.ListenConfig{Mode: 0o600},
 		wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log,
 	}
 	return a.start(context.WithoutCancel(ctx))
@@ -197,7 +198,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zero
 
 // sockets are those that the parent process has passed on or else those of
 // --listen, with --takeover in a handover: all, or an error and those made so far.
-func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, _ *uds.Handover, _ error) {
+func (c *serveCmd) sockets(config transport.ListenConfig) (sockets []*transport.Socket, _ *uds.Handover, _ error) {
 	// systemd's protocol, sd_listen_fds(3). The variables must not reach children.
 	if passed := activation.Files(true); len(passed) > 0 {
 		for _, f := range passed {
@@ -210,11 +211,7 @@ func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, _ *u
 		return sockets, nil, nil
 	}
 	if c.Takeover {
-		h, err := config.Handover(c.Listen...)
-		if err != nil {
-			return nil, nil, err
-		}
-		return h.Sockets, h, nil
+		return config.Handover(c.Listen...)
 	}
 	for _, a := range c.Listen {
 		s, err := config.Listen(a)
@@ -228,11 +225,11 @@ func (c *serveCmd) sockets(config uds.ListenConfig) (sockets []*uds.Socket, _ *u
 
 // absolute tells whether no path depends on the working directory.
 func (c *serveCmd) absolute() bool {
-	relative := func(a uds.Addr) bool { return a.Type.Unix() && !a.Abstract() && a.Path[0] != '/' }
+	relative := func(a transport.Addr) bool { return a.Type.Unix() && !a.Abstract() && a.Path[0] != '/' }
 	return !slices.ContainsFunc(c.Listen, relative) && (c.Admin == nil || !relative(*c.Admin))
 }
 
-func closeAll(sockets []*uds.Socket, h *uds.Handover) {
+func closeAll(sockets []*transport.Socket, h *uds.Handover) {
 	if h != nil {
 		h.Remove()
 	}
@@ -245,15 +242,11 @@ func closeAll(sockets []*uds.Socket, h *uds.Handover) {
 }
 
 // inherit has a descriptor of its own: f closes the one that it has.
-func inherit(config uds.ListenConfig, f *os.File) (*uds.Socket, error) {
+func inherit(config transport.ListenConfig, f *os.File) (*transport.Socket, error) {
 	defer func() { _ = f.Close() }()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	s, err := config.Inherit(fd)
-	if err == nil && s.Addr.Type == uds.Seqpacket && f.Name() == string(uds.Files) {
-		s.Addr.Type = uds.Files // FileDescriptorName=files in a systemd unit
-	}
-	return s, err
+	return config.Inherit(fd, f.Name() == string(transport.Files)) // FileDescriptorName=files in a systemd unit
 }

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/udsecho/udsecho/internal/proxy"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // TestSoak has 50 clients of all types transfer with retry while one fault
@@ -33,7 +33,7 @@ func TestSoak(t *testing.T) {
 	lines := dir(t)
 	var proxies []*proxy.Proxy
 	for _, a := range addrs[:2] {
-		line := uds.Addr{Type: a.Type, Path: lines + "/" + string(a.Type)}
+		line := transport.Addr{Type: a.Type, Path: lines + "/" + string(a.Type)}
 		proxies = append(proxies, proxy.Start(t, seed, line, a, 1<<20))
 		addrs = append(addrs, line)
 	}

@@ -22,8 +22,8 @@ type DialConfig struct {
 	// others and answer its datagrams. Empty: the client has no name. See
 	// [AutoName].
 	Bind string
-	// SendBuffer is as in [ListenConfig].
-	SendBuffer int
+	// Control, if there is one, sets options of the socket before it connects.
+	Control func(fd int) error
 }
 
 // A Conn is a connection and, where the client bound one, the file of its own
@@ -33,15 +33,18 @@ type Conn struct {
 	addr  Addr
 	name  *file
 	close sync.Once
-	creds bool // PassCred is on
 }
 
-// Dial connects to a. The error is the kernel's errno, for errors.Is, with the
+// Dial connects to an address, TYPE:PATH as [ParseAddr] reads it. The error is the kernel's errno, for errors.Is, with the
 // address and the cure: ENOENT and ECONNREFUSED where no server is, EAGAIN
 // where its backlog is full (connect(2) on a non-blocking AF_UNIX socket does
 // not wait), EACCES without write permission on the socket file, EPROTOTYPE
 // where it is of another type.
-func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
+func Dial(ctx context.Context, address string, c DialConfig) (*Conn, error) {
+	a, err := ParseAddr(address)
+	if err != nil {
+		return nil, err
+	}
 	conn, err := c.dial(ctx, a)
 	if err != nil {
 		return nil, fmt.Errorf("connect %s: %w", a, err)
@@ -50,15 +53,6 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 }
 
 func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
-	if !a.Type.Unix() {
-		conn, err := dialer(func(fd int) error {
-			if a.Type == TCP {
-				InlineUrgent(fd)
-			}
-			return nil
-		}).DialContext(ctx, a.Network(), a.Path)
-		return &Conn{Conn: conn, addr: a}, err
-	}
 	if err := checkPath(a.Path); err != nil {
 		return nil, err
 	}
@@ -68,11 +62,8 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 	keep := -1
 	defer closeFD(&keep)
 	conn, err := dialer(func(fd int) (err error) {
-		if a.Type == Stream {
-			InlineUrgent(fd)
-		}
-		if c.SendBuffer > 0 {
-			err = SetSendBuffer(fd, c.SendBuffer)
+		if c.Control != nil {
+			err = c.Control(fd)
 		}
 		if err != nil || c.Bind == "" {
 			return err
@@ -118,7 +109,7 @@ func bindClient(fd int, path string) (*file, error) {
 	if err := checkPath(path); err != nil {
 		return nil, &ownError{path, err}
 	}
-	if (Addr{Stream, path}).Abstract() {
+	if isAbstract(path) {
 		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 			return nil, &ownError{path, err}
 		}
@@ -162,25 +153,6 @@ func (c *Conn) CloseWrite() error {
 	return w.CloseWrite()
 }
 
-// Closed is [HungUp] of the connection.
-func (c *Conn) Closed() bool {
-	raw, err := c.raw()
-	if err != nil {
-		return false
-	}
-	closed := false
-	err = raw.Control(func(fd uintptr) { closed = HungUp(int(fd)) })
-	return closed || err != nil
-}
-
-// HungUp tells whether the other end of fd is gone for both directions, poll(2),
-// POLLHUP, where end of file tells of one.
-func HungUp(fd int) bool {
-	fds := []unix.PollFd{{Fd: int32(fd)}}
-	_, err := retry(func() (int, error) { return unix.Poll(fds, 0) })
-	return err == nil && fds[0].Revents&unix.POLLHUP != 0
-}
-
 // AutoName makes a name for the client's own socket that no other client has:
 // in directory dir, or an abstract one where dir is "@". The process id alone
 // would not do, as every client is process 1 of its container; so the host
@@ -200,29 +172,17 @@ func AutoName(dir string) string {
 	return filepath.Join(dir, name)
 }
 
-// Detach gives the descriptor of the connection, non-blocking, to the caller,
-// who closes it: package net reads and writes it no more. Close still removes
-// the client's own socket file.
-func (c *Conn) Detach() (fd int, err error) {
-	raw, err := c.raw()
-	if err != nil {
-		return -1, err
+// SyscallConn gives access to the descriptor, [syscall.Conn].
+func (c *Conn) SyscallConn() (syscall.RawConn, error) {
+	s, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
 	}
-	ctrlErr := raw.Control(func(theirs uintptr) {
-		fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	if err := errors.Join(ctrlErr, os.NewSyscallError("fcntl", err)); err != nil {
-		return -1, err
-	}
-	return fd, c.Conn.Close()
+	return s.SyscallConn()
 }
 
-// AbsName makes the path of a client's own socket absolute, so that a server in
-// another directory finds it, where it still fits sun_path then.
-func AbsName(name string) string {
-	abs, err := filepath.Abs(name)
-	if err != nil || len(abs) > MaxPath || (Addr{Stream, name}).Abstract() {
-		return name
-	}
-	return abs
+// NotThereYet reports whether err is that of a dial to a server that may be about
+// to start, or be free soon: its path is missing or stale, or its backlog full.
+func NotThereYet(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN)
 }

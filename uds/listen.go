@@ -1,14 +1,10 @@
 package uds
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,29 +18,30 @@ type ListenConfig struct {
 	// Backlog is how many connections may wait to be accepted, listen(2);
 	// 0 means as many as the system allows.
 	Backlog int
-	// SendBuffer is SO_SNDBUF in bytes as the kernel counts them, socket(7); a
-	// message may be 32 bytes less. 0 leaves the system's. The connections
-	// that a seqpacket socket accepts do not inherit it, see [SetSendBuffer].
-	SendBuffer int
+	// Takeover has [Listen] take the socket over from the server that runs, and
+	// hand it over to the next.
+	Takeover bool
+	// Control, if there is one, sets options of the socket before it is bound, or
+	// before it is served where it comes from another process.
+	Control func(fd int) error
 }
 
 // A Socket is a bound socket with the files that it owns: the socket file and
 // its lock. Sockets of the types that connect are listening.
 type Socket struct {
-	FD   int // non-blocking, close-on-exec; -1 once closed
-	Addr Addr
-
+	addr   Addr
+	fd     int // -1 once closed
 	config ListenConfig
 	file   *file
 	lock   *lock
 	shared bool // other processes have the socket too, and its files are theirs
 }
 
-func newSocket(a Addr) *Socket { return &Socket{FD: -1, Addr: a} }
+func newSocket(a Addr) *Socket { return &Socket{fd: -1, addr: a} }
 
 // Listen makes a socket at a: lock, look, remove what is stale, bind, set the
-// mode, listen. The messages of a datagram socket come with credentials, see
-// [Receiver.ReceiveCred]. The error names the address and the cure; it is an
+// mode, listen. The messages of a datagram socket come with credentials,
+// unix(7), SO_PASSCRED. The error names the address and the cure; it is an
 // [ErrNotSocket] where something else is at the path and an [ErrInUse] where a
 // server is.
 func (c ListenConfig) Listen(a Addr) (*Socket, error) {
@@ -58,37 +55,33 @@ func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 }
 
 func (c ListenConfig) listen(s *Socket) (err error) {
-	if !s.Addr.Type.Unix() {
-		s.FD, err = listenInternet(s.Addr, c.Backlog)
+	if err := checkPath(s.addr.Path); err != nil {
 		return err
 	}
-	if err := checkPath(s.Addr.Path); err != nil {
-		return err
-	}
-	if s.FD, err = socket(s.Addr.Type); err != nil {
+	if s.fd, err = socket(s.addr.Type); err != nil {
 		return err
 	}
 	if err := c.prepare(s); err != nil {
 		return err
 	}
-	if s.Addr.Abstract() {
-		err = unix.Bind(s.FD, &unix.SockaddrUnix{Name: s.Addr.Path})
+	if s.addr.Abstract() {
+		err = unix.Bind(s.fd, &unix.SockaddrUnix{Name: s.addr.Path})
 		if err == unix.EADDRINUSE {
-			return fmt.Errorf("%w: a server has the abstract name %s: stop it first or choose another", ErrInUse, s.Addr.Path)
+			return fmt.Errorf("%w: a server has the abstract name %s: stop it first or choose another", ErrInUse, s.addr.Path)
 		}
 		if err != nil {
 			return os.NewSyscallError("bind", err)
 		}
 	} else {
 		if s.lock == nil { // or it comes from the socket that this one replaces
-			if s.lock, err = lockPath(s.Addr.Path); err != nil {
+			if s.lock, err = lockPath(s.addr.Path); err != nil {
 				return err
 			}
 		}
-		if err := removeStale(s.Addr.Path); err != nil {
+		if err := removeStale(s.addr.Path); err != nil {
 			return err
 		}
-		if s.file, err = bindFile(s.FD, s.Addr.Path, c.Mode); err != nil {
+		if s.file, err = bindFile(s.fd, s.addr.Path, c.Mode); err != nil {
 			return err
 		}
 	}
@@ -98,22 +91,22 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 // prepare sets what has to be set before anybody can send: the credentials of
 // what waits already would be nobody's.
 func (c ListenConfig) prepare(s *Socket) error {
-	if s.Addr.Type == Datagram {
-		if err := PassCred(s.FD); err != nil {
+	if s.addr.Type == Datagram {
+		if err := passCred(s.fd); err != nil {
 			return err
 		}
 	}
-	if c.SendBuffer > 0 {
-		return SetSendBuffer(s.FD, c.SendBuffer)
+	if c.Control != nil {
+		return c.Control(s.fd)
 	}
 	return nil
 }
 
 func (c ListenConfig) start(s *Socket) error {
-	if !s.Addr.Type.Connects() {
+	if s.addr.Type == Datagram {
 		return nil
 	}
-	err := unix.Listen(s.FD, backlogOrMax(c.Backlog))
+	err := unix.Listen(s.fd, backlogOrMax(c.Backlog))
 	if err == unix.EINVAL {
 		return fmt.Errorf("listen: %w (EINVAL): the socket is a connection already: pass the listening one, Accept=no in a systemd unit", err)
 	}
@@ -141,14 +134,13 @@ func (c ListenConfig) adopt(s *Socket) error {
 // Inherit takes fd over, also where it fails.
 func (c ListenConfig) Inherit(fd int) (*Socket, error) {
 	s := newSocket(Addr{})
-	s.FD, s.shared = fd, true
+	s.fd, s.shared = fd, true
 	unix.CloseOnExec(fd)
 	err := s.identify()
 	if err == nil {
 		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
 	}
 	if err == nil {
-		DropAncillary(fd)
 		err = c.adopt(s)
 	}
 	if err != nil {
@@ -158,40 +150,26 @@ func (c ListenConfig) Inherit(fd int) (*Socket, error) {
 	return s, nil
 }
 
-// DropAncillary turns off what the parent may have asked for to come with each
-// message, PassCredentials= in a systemd unit for example, and nobody receives
-// here: the kernel could not deliver it, and would report that just as it
-// reports descriptors that nobody receives. Connections have such options from
-// the listening socket that they were made at. Credentials of datagrams are
-// received; what came while they were off would be nobody's.
-func DropAncillary(fd int) {
-	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_DGRAM {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 0)
-	}
-	for _, option := range []int{unix.SO_PASSSEC, unix.SO_PASSPIDFD, unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS} {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 0) // not every kernel knows all of them
-	}
-}
-
 // identify finds the address of a socket that somebody else made.
 func (s *Socket) identify() error {
-	sa, err := unix.Getsockname(s.FD)
+	sa, err := unix.Getsockname(s.fd)
 	if err != nil {
 		return fmt.Errorf("it is no socket: %w", err)
 	}
-	sotype, err := unix.GetsockoptInt(s.FD, unix.SOL_SOCKET, unix.SO_TYPE)
+	sotype, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {
 		return os.NewSyscallError("getsockopt SO_TYPE", err)
 	}
-	if _, ok := sa.(*unix.SockaddrUnix); !ok {
+	name, ok := sa.(*unix.SockaddrUnix)
+	if !ok {
 		return errors.New("it is no Unix socket: pass one, ListenStream=/path in a systemd unit")
 	}
 	for _, t := range types {
 		if t.sotype() == sotype {
-			s.Addr = Addr{t, nameOf(sa)}
+			s.addr = Addr{t, name.Name}
 		}
 	}
-	if s.Addr.Path == "" {
+	if s.addr.Path == "@" || s.addr.Path == "" { // how package unix shows a socket without a name
 		return errors.New("it is a socket without an address: pass one that is bound")
 	}
 	return nil
@@ -202,42 +180,6 @@ func backlogOrMax(backlog int) int {
 		return unix.SOMAXCONN
 	}
 	return backlog
-}
-
-// listenInternet lets package net find the address, and takes its socket.
-func listenInternet(a Addr, backlog int) (fd int, err error) {
-	var l interface {
-		syscall.Conn
-		io.Closer
-	}
-	if a.Type == TCP {
-		var n net.Listener
-		var c net.ListenConfig
-		c.SetMultipathTCP(false) // whose connections do not have the listener's options
-		if n, err = c.Listen(context.Background(), "tcp", a.Path); err == nil {
-			l = n.(*net.TCPListener)
-		}
-	} else {
-		var n net.PacketConn
-		if n, err = net.ListenPacket("udp", a.Path); err == nil {
-			l = n.(*net.UDPConn)
-		}
-	}
-	if err != nil {
-		return -1, err
-	}
-	defer func() { _ = l.Close() }()
-	raw, err := l.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	ctrlErr := raw.Control(func(theirs uintptr) {
-		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil && a.Type == TCP {
-			InlineUrgent(fd)
-			err = unix.Listen(fd, backlogOrMax(backlog)) // again: package net does not ask how many
-		}
-	})
-	return fd, errors.Join(ctrlErr, err)
 }
 
 // Unlink removes the socket file, if it is still the one that this socket
@@ -252,6 +194,13 @@ func (s *Socket) Unlink() {
 	s.file, s.lock = nil, nil
 }
 
+// Addr is where the socket is bound.
+func (s *Socket) Addr() Addr { return s.addr }
+
+// FD is the descriptor: non-blocking, close-on-exec, the socket's own; -1 once
+// it is closed.
+func (s *Socket) FD() int { return s.fd }
+
 // Is tells whether a file is that of this socket.
 func (s *Socket) Is(st *unix.Stat_t) bool { return s.file != nil && s.file.is(st) }
 
@@ -264,7 +213,7 @@ func (s *Socket) Lost() bool { return s.file != nil && !s.file.ours() }
 // more. The error is an [ErrInUse] or [ErrNotSocket] where something else is at
 // the path now, which is left alone; after any other Renew can be called again.
 func (s *Socket) Renew() (*Socket, error) {
-	n := newSocket(s.Addr)
+	n := newSocket(s.addr)
 	n.config = s.config
 	if s.lock != nil && s.lock.isAt(s.lock.name) {
 		n.lock = s.lock
@@ -274,7 +223,7 @@ func (s *Socket) Renew() (*Socket, error) {
 			n.lock = nil
 		}
 		_ = n.Close()
-		return nil, fmt.Errorf("listen again on %s: %w", s.Addr, err)
+		return nil, fmt.Errorf("listen again on %s: %w", s.addr, err)
 	}
 	if n.lock != s.lock {
 		s.lock.release()
@@ -290,23 +239,22 @@ func (s *Socket) Shared() bool { return s.shared }
 // Refuse turns further clients away, while those that have connected already
 // can still be accepted: accept(2) gives them and then EAGAIN. So nobody who
 // was let in is lost.
-// (Internet sockets know no such half-way, and shared ones are not ours to end;
-// nothing is done.)
+// Shared sockets are not ours to end: nothing is done.
 func (s *Socket) Refuse() error {
-	if s.shared || !s.Addr.Type.Unix() {
+	if s.shared {
 		return nil
 	}
-	return os.NewSyscallError("shutdown", unix.Shutdown(s.FD, unix.SHUT_RD))
+	return os.NewSyscallError("shutdown", unix.Shutdown(s.fd, unix.SHUT_RD))
 }
 
 // Close unlinks and closes the socket.
 func (s *Socket) Close() error {
 	s.Unlink()
-	if s.FD < 0 {
+	if s.fd < 0 {
 		return nil
 	}
-	err := unix.Close(s.FD)
-	s.FD = -1
+	err := unix.Close(s.fd)
+	s.fd = -1
 	return os.NewSyscallError("close", err)
 }
 
@@ -316,30 +264,4 @@ func closeFD(fd *int) {
 		_ = unix.Close(*fd)
 		*fd = -1
 	}
-}
-
-// Listener gives the socket, one of a type that connects, to package net. It
-// takes the socket over: closing the listener closes the socket.
-func (s *Socket) Listener() (net.Listener, error) {
-	fd, err := unix.FcntlInt(uintptr(s.FD), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("fcntl", err)
-	}
-	f := os.NewFile(uintptr(fd), s.Addr.String())
-	defer func() { _ = f.Close() }()
-	l, err := net.FileListener(f)
-	if err != nil {
-		return nil, err
-	}
-	return &listener{l, s}, nil
-}
-
-// A listener closes the files that package net does not know about.
-type listener struct {
-	net.Listener
-	socket *Socket
-}
-
-func (l *listener) Close() error {
-	return errors.Join(l.Listener.Close(), l.socket.Close())
 }

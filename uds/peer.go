@@ -2,7 +2,6 @@ package uds
 
 import (
 	"errors"
-	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -23,7 +22,7 @@ func PeerCred(fd int) (*unix.Ucred, error) {
 
 // PeerCred is who serves the connection.
 func (c *Conn) PeerCred() (cred *unix.Ucred, err error) {
-	raw, err := c.raw()
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
@@ -70,26 +69,8 @@ func mapsAll(uidMap string) bool {
 	return mapped == 1<<32-1
 }
 
-// PeerName is the address of the other end of a connection to read: a path, an
-// @name, HOST:PORT, or "" where it has none.
-func PeerName(fd int) string {
-	sa, err := unix.Getpeername(fd)
-	if err != nil {
-		return ""
-	}
-	return nameOf(sa)
-}
-
-func nameOf(sa unix.Sockaddr) string {
-	switch sa := sa.(type) {
-	case *unix.SockaddrUnix:
-		if sa.Name != "@" { // how package unix shows a socket without a name
-			return sa.Name
-		}
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)).String()
-	}
-	return ""
+// passCred has each message of fd come with its sender's credentials, unix(7),
+// SO_PASSCRED.
+func passCred(fd int) error {
+	return os.NewSyscallError("setsockopt SO_PASSCRED", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 }

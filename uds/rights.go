@@ -19,7 +19,7 @@ var ErrOpenFiles = errors.New("no room for another open file")
 // files, unix(7), SCM_RIGHTS. They may be closed here right after. An empty
 // message cannot carry any: it would get a byte.
 func (c *Conn) SendFiles(message []byte, fds ...int) error {
-	raw, err := c.raw()
+	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,8 @@ func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.U
 	case err != nil:
 	case flags&unix.MSG_CTRUNC != 0 && len(fds) < limit:
 		err = fmt.Errorf("%w: the limit is reached: close some, or raise it", ErrOpenFiles)
-	case flags&unix.MSG_CTRUNC != 0:
+	// Without credentials there is room for more than the limit.
+	case flags&unix.MSG_CTRUNC != 0, len(fds) > limit:
 		err = fmt.Errorf("%w: more than %d", ErrDescriptors, limit)
 	case flags&unix.MSG_TRUNC != 0:
 		err = fmt.Errorf("%w: %d bytes fit", ErrTruncated, len(buf))

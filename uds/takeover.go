@@ -76,7 +76,7 @@ func (c ListenConfig) Handover(addrs ...Addr) (*Handover, error) {
 	h := &Handover{config: c, path: ordered[0].Path + ".takeover", fd: -1, from: -1}
 	err := h.listen(ordered)
 	if err == nil {
-		slices.SortFunc(h.Sockets, func(a, b *Socket) int { return slices.Index(addrs, a.Addr) - slices.Index(addrs, b.Addr) })
+		slices.SortFunc(h.Sockets, func(a, b *Socket) int { return slices.Index(addrs, a.addr) - slices.Index(addrs, b.addr) })
 	}
 	if err != nil {
 		if !h.Pending() {
@@ -169,7 +169,7 @@ func (h *Handover) ask(addrs []Addr) (err error) {
 	h.fd = fds[2*n]
 	for i, t := range types {
 		s := newSocket(Addr{Type: t})
-		s.FD, s.config, s.shared = fds[i], h.config, true
+		s.fd, s.config, s.shared = fds[i], h.config, true
 		s.lock = &lock{File: os.NewFile(uintptr(fds[n+i]), "lock")}
 		h.Sockets = append(h.Sockets, s)
 	}
@@ -199,21 +199,21 @@ func (h *Handover) verify(addrs []Addr) (err error) {
 
 // verify makes s, which another server has handed over, the socket at a.
 func (s *Socket) verify(a Addr) (err error) {
-	if s.Addr.Type != a.Type {
-		return fmt.Errorf("the running server listens with %s:%s: use the same type", s.Addr.Type, a.Path)
+	if s.addr.Type != a.Type {
+		return fmt.Errorf("the running server listens with %s:%s: use the same type", s.addr.Type, a.Path)
 	}
-	s.Addr = a
+	s.addr = a
 	s.lock.name = a.Path + ".lock"
 	if err := s.lock.try(); err != nil {
 		return err
 	}
 	theirs := newSocket(Addr{})
-	theirs.FD = s.FD
+	theirs.fd = s.fd
 	if err := theirs.identify(); err != nil {
 		return err
 	}
-	if theirs.Addr.Type.sotype() != a.Type.sotype() {
-		return fmt.Errorf("the running server listens with %s: use the same type", theirs.Addr)
+	if theirs.addr.Type != a.Type {
+		return fmt.Errorf("the running server listens with %s: use the same type", theirs.addr)
 	}
 	s.file, err = fileAt(a.Path)
 	return err
@@ -257,7 +257,7 @@ func receiveHello(conn int) (types []Type, fds []int, err error) {
 	words, ok := strings.CutPrefix(string(message[:n]), takeoverHello)
 	for word := range strings.FieldsSeq(words) {
 		types = append(types, Type(word))
-		ok = ok && slices.Contains(addrForms, Type(word))
+		ok = ok && slices.Contains(types, Type(word))
 	}
 	switch {
 	case string(message[:n]) == takeoverNo && len(fds) == 0:
@@ -302,17 +302,24 @@ func (h *Handover) Claimed() error {
 	}
 	for _, s := range h.Sockets {
 		if !s.file.ours() || !s.lock.isAt(s.lock.name) {
-			return fmt.Errorf("take over %s: its file or its lock was removed meanwhile: start again", s.Addr)
+			return fmt.Errorf("take over %s: its file or its lock was removed meanwhile: start again", s.addr)
 		}
 		if err := h.config.adopt(s); err != nil {
-			return fmt.Errorf("take over %s: %w", s.Addr, err)
+			return fmt.Errorf("take over %s: %w", s.addr, err)
 		}
 	}
 	return nil
 }
 
 // Orphaned tells whether the server that they are taken over from is gone.
-func (h *Handover) Orphaned() bool { return h.Pending() && HungUp(h.from) }
+func (h *Handover) Orphaned() bool {
+	if !h.Pending() {
+		return false
+	}
+	poll := []unix.PollFd{{Fd: int32(h.from)}}
+	_, err := retry(func() (int, error) { return unix.Poll(poll, 0) })
+	return err == nil && poll[0].Revents&unix.POLLHUP != 0
+}
 
 // Commit tells the other server to let the sockets go, which this one serves by
 // now, and those who wait to take them over from that one that they are late.
@@ -327,13 +334,19 @@ func (h *Handover) Commit() {
 		if err != nil {
 			return
 		}
-		(&Offer{FD: fd}).Refuse()
+		(&Offer{fd: fd}).Refuse()
 	}
 }
 
 // Control is the descriptor that is readable when another server asks for the
 // sockets, see [Handover.Offer]; -1: there is none.
 func (h *Handover) Control() int { return h.fd }
+
+// Replace puts a socket that was made by [Socket.Renew] in the place of its old
+// one.
+func (h *Handover) Replace(old, renewed *Socket) {
+	h.Sockets[slices.Index(h.Sockets, old)] = renewed
+}
 
 // Lost tells whether no server can ask any more, because the control socket's
 // file is not the one that this process made.
@@ -353,9 +366,10 @@ func (h *Handover) Renew() error {
 }
 
 // An Offer is a server that asks for the sockets.
-type Offer struct {
-	FD int // readable when there is a next step
-}
+type Offer struct{ fd int }
+
+// FD is the descriptor of the connection, readable when there is a next step.
+func (o *Offer) FD() int { return o.fd }
 
 // Offer accepts the next server that asks, and hands it copies of the
 // descriptors. The error is EAGAIN where none asks, another errno of accept4(2),
@@ -387,8 +401,8 @@ func (h *Handover) hello(fd int) error {
 	words := takeoverHello
 	var sockets, locks []int
 	for _, s := range h.Sockets {
-		words += " " + string(s.Addr.Type)
-		sockets, locks = append(sockets, s.FD), append(locks, int(s.lock.Fd()))
+		words += " " + string(s.addr.Type)
+		sockets, locks = append(sockets, s.fd), append(locks, int(s.lock.Fd()))
 	}
 	rights := unix.UnixRights(slices.Concat(sockets, locks, []int{h.fd})...)
 	return os.NewSyscallError("sendmsg", unix.Sendmsg(fd, []byte(words), rights, nil, unix.MSG_NOSIGNAL))
@@ -407,7 +421,7 @@ const (
 
 // Next is the next step of the other server.
 func (o *Offer) Next() Step {
-	switch word, err := hear(o.FD); {
+	switch word, err := hear(o.fd); {
 	case err == unix.EAGAIN:
 		return Waits
 	case err == nil && word == takeoverMine:
@@ -421,16 +435,16 @@ func (o *Offer) Next() Step {
 
 // Yield tells the other server that this one accepts and receives nothing any
 // more. Should it end before it [Serves], see [Handover.TakeBack].
-func (o *Offer) Yield() { say(o.FD, takeoverYours) }
+func (o *Offer) Yield() { say(o.fd, takeoverYours) }
 
 // Refuse tells the other server that it cannot have the sockets.
 func (o *Offer) Refuse() {
-	say(o.FD, takeoverNo)
+	say(o.fd, takeoverNo)
 	o.Close()
 }
 
 // Close ends the connection to the other server.
-func (o *Offer) Close() { closeFD(&o.FD) }
+func (o *Offer) Close() { closeFD(&o.fd) }
 
 // TakeBack undoes what another server may have changed of the sockets that were
 // yielded to it: their mode, their backlog, and whom clients see as the server.
@@ -444,7 +458,7 @@ func (h *Handover) TakeBack() error {
 			err = s.file.chmod(s.file.mode)
 		}
 		if err != nil {
-			return fmt.Errorf("take back %s: %w", s.Addr, err)
+			return fmt.Errorf("take back %s: %w", s.addr, err)
 		}
 	}
 	return nil
@@ -483,18 +497,15 @@ func (h *Handover) Close() {
 }
 
 // say sends a word; a peer that is gone need not know.
-func say(fd int, word string) { _ = sendTo(fd, []byte(word), nil, 0) }
+func say(fd int, word string) { _ = unix.Send(fd, []byte(word), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL) }
 
 // hear receives a word. The error is EAGAIN where there is none, io.EOF at the
 // end of the connection.
 func hear(fd int) (string, error) {
-	r := NewReceiver(len(takeoverServing) + 1)
-	message, err := r.Receive(fd)
+	word := make([]byte, len(takeoverServing)+1)
+	n, _, _, err := ReceiveFiles(fd, word, 0)
 	if err == unix.ECONNRESET { // it closed without having read all; what it said comes after
-		message, err = r.Receive(fd)
+		n, _, _, err = ReceiveFiles(fd, word, 0)
 	}
-	if err == nil && len(message) == 0 {
-		err = io.EOF
-	}
-	return string(message), err
+	return string(word[:n]), err
 }

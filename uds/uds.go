@@ -33,6 +33,12 @@ var (
 	ErrAddress = errors.New("bad address")
 	// ErrInUse is a path that a running server holds.
 	ErrInUse = errors.New("in use")
+	// ErrDescriptors is a message that came with file descriptors that nobody
+	// asked for, or with too many. None of them is open.
+	ErrDescriptors = errors.New("message carries file descriptors")
+	// ErrTruncated is a message larger than the receive buffer. What was received
+	// is a prefix of it and must not be taken for the message.
+	ErrTruncated = errors.New("message is larger than the receive buffer")
 	// ErrNotSocket is a path at which there is something that is no socket.
 	ErrNotSocket = errors.New("not a socket")
 )

@@ -18,14 +18,14 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // Config says what to measure: each size with each number of connections, at
 // each address.
 type Config struct {
-	Addrs       []uds.Addr
-	Dial        func(context.Context, uds.Addr) (*uds.Conn, error)
+	Addrs       []transport.Addr
+	Dial        func(context.Context, transport.Addr) (*transport.Conn, error)
 	Sizes       []int // of a message, in bytes
 	Connections []int
 	Window      int           // messages that each connection has on their way

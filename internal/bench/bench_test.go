@@ -20,25 +20,26 @@ import (
 	"github.com/udsecho/udsecho/internal/bench"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // serve runs a server for all types until the test has ended.
-func serve(t testing.TB) (addrs []uds.Addr) {
+func serve(t testing.TB) (addrs []transport.Addr) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "uds")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, kind := range []uds.Type{uds.Stream, uds.Seqpacket, uds.Datagram} {
-		addrs = append(addrs, uds.Addr{Type: kind, Path: filepath.Join(dir, string(kind))})
+	for _, kind := range []transport.Type{transport.Stream, transport.Seqpacket, transport.Datagram} {
+		addrs = append(addrs, transport.Addr{Type: kind, Path: filepath.Join(dir, string(kind))})
 	}
-	addrs = append(addrs, uds.Addr{Type: uds.TCP, Path: freePort(t)})
-	var sockets []*uds.Socket
+	addrs = append(addrs, transport.Addr{Type: transport.TCP, Path: freePort(t)})
+	var sockets []*transport.Socket
 	for _, a := range addrs {
-		s, err := uds.ListenConfig{}.Listen(a)
+		s, err := transport.ListenConfig{}.Listen(a)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,15 +73,15 @@ func freePort(t testing.TB) string {
 	return l.Addr().String()
 }
 
-func dial(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
-	var config uds.DialConfig
-	if a.Type == uds.Datagram {
+func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
+	var config transport.DialConfig
+	if a.Type == transport.Datagram {
 		config.Bind = uds.AutoName(filepath.Dir(a.Path))
 	}
 	return config.Dial(ctx, a)
 }
 
-func config(addrs ...uds.Addr) bench.Config {
+func config(addrs ...transport.Addr) bench.Config {
 	return bench.Config{
 		Addrs: addrs, Dial: dial, Sizes: []int{64}, Connections: []int{1}, Window: 1, Baseline: 1,
 		Duration: 50 * time.Millisecond, Warmup: 10 * time.Millisecond, Rounds: 2, Spin: loop.Spin,
@@ -175,7 +176,7 @@ func TestServerThatAltersAByteIsAnError(t *testing.T) {
 }
 
 func TestUnreachableServerIsNamed(t *testing.T) {
-	_, err := config(uds.Addr{Type: uds.Stream, Path: "/nowhere/s"}).Run(t.Context())
+	_, err := config(transport.Addr{Type: transport.Stream, Path: "/nowhere/s"}).Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "stream:/nowhere/s") {
 		t.Errorf("%v", err)
 	}
@@ -226,13 +227,13 @@ func TestPlotsBothFormats(t *testing.T) {
 }
 
 // serveWith runs a server of the test's own for one connection.
-func serveWith(t *testing.T, echo func(net.Conn)) uds.Addr {
+func serveWith(t *testing.T, echo func(net.Conn)) transport.Addr {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "uds")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := uds.Addr{Type: uds.Stream, Path: filepath.Join(dir, "s")}
+	a := transport.Addr{Type: transport.Stream, Path: filepath.Join(dir, "s")}
 	l, err := net.Listen("unix", a.Path)
 	if err != nil {
 		t.Fatal(err)

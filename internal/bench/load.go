@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/raw"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // grace is how long the last messages may take to come back; those that do not
@@ -42,7 +43,7 @@ type load struct {
 	running  int // lanes that wait for something
 }
 
-func (c Config) measure(ctx context.Context, a uds.Addr, size, connections int) (_ *measurement, err error) {
+func (c Config) measure(ctx context.Context, a transport.Addr, size, connections int) (_ *measurement, err error) {
 	l := &load{size: size, window: uint64(c.Window), pattern: newPattern(size), buf: make([]byte, max(size, 64<<10))}
 	l.measured.histogram = newHistogram()
 	if c.Rate > 0 {
@@ -187,7 +188,7 @@ func (n *lane) send(now time.Duration) {
 			n.sent++
 		}
 		m := n.message(n.sent - 1)[n.outOff:]
-		w, err := loop.Send(n.fd, m)
+		w, err := raw.Send(n.fd, m)
 		switch {
 		case err == unix.EAGAIN:
 			if n.outOff == 0 {
@@ -218,7 +219,7 @@ func (n *lane) Ready(events uint32) {
 	}
 	now := time.Duration(0)
 	if events&(unix.EPOLLIN|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-		r, err := loop.Read(n.fd, n.load.buf)
+		r, err := raw.Read(n.fd, n.load.buf)
 		switch {
 		case err == unix.EAGAIN || err == unix.EINTR:
 		case err != nil || r == 0 && n.load.size > 0:

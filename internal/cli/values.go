@@ -8,7 +8,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // values read arguments byte for byte. Kong's own mappers pass them through
@@ -19,17 +19,17 @@ var values = []kong.Option{
 		target.SetString(s)
 		return err
 	})),
-	kong.TypeMapper(reflect.TypeFor[uds.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+	kong.TypeMapper(reflect.TypeFor[transport.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
 		s, err := pop(ctx)
 		if err != nil {
 			return err
 		}
-		a, err := uds.ParseAddr(s)
+		a, err := transport.ParseAddr(s)
 		target.Set(reflect.ValueOf(a))
 		return err
 	})),
 	// A list has commas; a comma of a path is written \,
-	kong.TypeMapper(reflect.TypeFor[[]uds.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+	kong.TypeMapper(reflect.TypeFor[[]transport.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
 		s, err := pop(ctx)
 		if err != nil || s == "" {
 			return err
@@ -39,7 +39,7 @@ var values = []kong.Option{
 			if i > 0 {
 				part = strings.TrimLeft(part, " ")
 			}
-			a, err := uds.ParseAddr(strings.ReplaceAll(part, comma, ","))
+			a, err := transport.ParseAddr(strings.ReplaceAll(part, comma, ","))
 			if err != nil {
 				return err
 			}

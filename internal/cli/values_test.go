@@ -7,7 +7,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // What a user types is taken byte for byte or refused, and no list is read
@@ -20,9 +20,9 @@ func FuzzValues(f *testing.F) {
 		if strings.Contains(s, "\x00") {
 			return // no argument holds one
 		}
-		parse := func(list string) (addrs []uds.Addr, text string, err error) {
+		parse := func(list string) (addrs []transport.Addr, text string, err error) {
 			var flags struct {
-				Listen []uds.Addr
+				Listen []transport.Addr
 				Bind   string
 			}
 			parser, err := kong.New(&flags, values...)

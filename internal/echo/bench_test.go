@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // A bare client costs nothing but its system calls.
@@ -18,19 +19,19 @@ type bare struct {
 	sent, back []byte
 }
 
-func newBare(t testing.TB, server uds.Addr) *bare {
+func newBare(t testing.TB, server transport.Addr) *bare {
 	t.Helper()
 	return newNamed(t, server, uds.AutoName("@"))
 }
 
 // newNamed is newBare with a name, which only datagram clients need.
-func newNamed(t testing.TB, server uds.Addr, name string) *bare {
+func newNamed(t testing.TB, server transport.Addr, name string) *bare {
 	t.Helper()
-	sotype := map[uds.Type]int{uds.Stream: unix.SOCK_STREAM, uds.Datagram: unix.SOCK_DGRAM, uds.Seqpacket: unix.SOCK_SEQPACKET}[server.Type]
+	sotype := map[transport.Type]int{transport.Stream: unix.SOCK_STREAM, transport.Datagram: unix.SOCK_DGRAM, transport.Seqpacket: unix.SOCK_SEQPACKET}[server.Type]
 	fd, err := unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	t.Cleanup(func() { check(t, unix.Close(fd)) })
-	if server.Type == uds.Datagram {
+	if server.Type == transport.Datagram {
 		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: name}))
 		if name[0] != '@' {
 			t.Cleanup(func() { check(t, unix.Unlink(name)) })
@@ -99,7 +100,7 @@ func BenchmarkEcho(b *testing.B) {
 
 func newNamedDatagram(t testing.TB) *bare {
 	t.Helper()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.Disabled)
 	return newNamed(t, server.addr, uds.AutoName(filepath.Dir(server.addr.Path)))
 }
 

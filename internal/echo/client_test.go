@@ -18,12 +18,12 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/healthcheck"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // stub is the address of a server that does what it is told for one client,
 // and then closes the connection.
-func stub(t *testing.T, server func(conn *net.UnixConn)) uds.Addr {
+func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listen(t)
 	l, err := socket.Listener()
@@ -46,7 +46,7 @@ func stub(t *testing.T, server func(conn *net.UnixConn)) uds.Addr {
 }
 
 // against gives a client's connection to a stub, without a deadline of its own.
-func against(t *testing.T, server func(conn *net.UnixConn)) *uds.Conn {
+func against(t *testing.T, server func(conn *net.UnixConn)) *transport.Conn {
 	t.Helper()
 	conn := dial(t, stub(t, server))
 	check(t, conn.SetDeadline(time.Time{}))
@@ -108,11 +108,11 @@ func TestMessageTakesBackNoMoreThanItSent(t *testing.T) {
 
 func TestClientTellsThatServerDoesNotAnswer(t *testing.T) {
 	t.Parallel()
-	for name, send := range map[string]func(*uds.Conn) error{
-		"message": func(conn *uds.Conn) error {
+	for name, send := range map[string]func(*transport.Conn) error{
+		"message": func(conn *transport.Conn) error {
 			return quiet(50*time.Millisecond).Message(t.Context(), conn, []byte(message), io.Discard)
 		},
-		"copy": func(conn *uds.Conn) error {
+		"copy": func(conn *transport.Conn) error {
 			return quiet(50*time.Millisecond).Copy(t.Context(), conn, strings.NewReader(message), io.Discard)
 		},
 	} {
@@ -177,7 +177,7 @@ func TestIdleInputIsNoTimeout(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			go func() {
-				result <- quiet(timeout).Copy(ctx, &uds.Conn{Conn: w}, &idle{strings.NewReader(first), asked, over}, out)
+				result <- quiet(timeout).Copy(ctx, &transport.Conn{Conn: w}, &idle{strings.NewReader(first), asked, over}, out)
 			}()
 			// The first wait ends with the answer, the others by the timeout.
 			for n := 0; n < 3; {
@@ -287,7 +287,7 @@ func TestWriteThatReturnsLateIsNoTimeout(t *testing.T) {
 		// Long enough for the echo, on a machine that may be busy.
 		client := quiet(time.Second)
 		client.Chunk = len(message)
-		result <- client.Copy(t.Context(), &uds.Conn{Conn: conn}, &idle{strings.NewReader(message), asked, over}, out)
+		result <- client.Copy(t.Context(), &transport.Conn{Conn: conn}, &idle{strings.NewReader(message), asked, over}, out)
 	}()
 	<-written
 	for range 3 { // for the echo, for more, and again after the timeout

@@ -21,7 +21,8 @@ import (
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/stats"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // A correspondent is a datagram client that does not connect: its queue takes
@@ -31,7 +32,7 @@ type correspondent struct {
 	server *net.UnixAddr
 }
 
-func correspond(t testing.TB, server uds.Addr) *correspondent {
+func correspond(t testing.TB, server transport.Addr) *correspondent {
 	t.Helper()
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: uds.AutoName("@"), Net: "unixgram"})
 	check(t, err)
@@ -70,7 +71,7 @@ const kept = 1024
 
 func TestDatagramTranscripts(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.InfoLevel)
 	server.log.await(t, 1, "waiting for a message")
 	journal, out := newJournal(), &bytes.Buffer{}
 	client := echoclient.Client{Log: journal.logger(zerolog.InfoLevel)}
@@ -101,7 +102,7 @@ func TestDatagramTranscripts(t *testing.T) {
 func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 	t.Parallel()
 	const warning = "cannot answer a client without a name: it has to bind one"
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.WarnLevel)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.WarnLevel)
 	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: server.addr.Path, Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, nameless.Close()) }()
@@ -112,7 +113,7 @@ func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 		check(t, err)
 	}
 	// It is answered in its turn.
-	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
+	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 	seconds := int(time.Since(began)/time.Second) + 1
 	server.log.await(t, 1, warning)
 	messages := server.log.messages()
@@ -129,7 +130,7 @@ func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	t.Parallel()
 	stats := new(stats.Server)
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{Stats: stats}, zerolog.WarnLevel)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{Stats: stats}, zerolog.WarnLevel)
 	lazy := correspond(t, server.addr)
 	sent := 0
 	for range queueLength(t) + kept + 1 {
@@ -157,7 +158,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	for i := range others {
 		conn := dial(t, server.addr)
 		clients.Go(func() {
-			r := uds.NewReceiver(100)
+			r := transport.NewReceiver(100)
 			for n := range each {
 				sent := fmt.Sprintf("client %d, message %d", i, n)
 				if err := conn.Send([]byte(sent)); err != nil {
@@ -176,7 +177,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	flood.Wait()
 	server.log.await(t, 1, "dropped replies to a client: it does not read its replies")
 	// This one comes after all of the flood.
-	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
+	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 	dropped := int(stats.Dropped.Load())
 	if least := sent - queueLength(t) - kept; dropped < least || dropped > sent {
 		t.Errorf("%d replies are dropped of %d, not %d", dropped, sent, least)
@@ -196,12 +197,12 @@ func TestConnectedDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.ErrorLevel)
+			server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.ErrorLevel)
 			lazy := dial(t, server.addr)
 			for range flood.count {
 				check(t, lazy.Send(make([]byte, flood.size)))
 			}
-			r := uds.NewReceiver(100)
+			r := transport.NewReceiver(100)
 			for range 50 {
 				wantBack(t, dial(t, server.addr), r, message)
 			}
@@ -211,7 +212,7 @@ func TestConnectedDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 
 func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.InfoLevel)
 	client := correspond(t, server.addr)
 	total := queueLength(t) + kept
 	for range 2 { // it can fall behind again
@@ -239,7 +240,7 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 
 func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.InfoLevel)
 	client := correspond(t, server.addr)
 	total := queueLength(t) + kept
 	const more = 3 // the log has room for all of them
@@ -272,7 +273,7 @@ func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 
 func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.WarnLevel)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.WarnLevel)
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	defer func() { check(t, os.RemoveAll(d)) }()
@@ -283,7 +284,7 @@ func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
 		behind.send(t, message)
 	}
 	// It is answered in its turn, so that the others' replies are waiting.
-	r := uds.NewReceiver(100)
+	r := transport.NewReceiver(100)
 	wantBack(t, dial(t, server.addr), r, message)
 	check(t, client.Close())
 	server.log.await(t, 1, "dropped replies to a client: connection refused")
@@ -296,7 +297,7 @@ func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
 func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 	t.Parallel()
 	for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
-		server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, level)
+		server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, level)
 		client := correspond(t, server.addr)
 		sendDescriptor(t, client.UnixConn, client.server)
 		client.send(t, "next")
@@ -309,7 +310,7 @@ func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 
 func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 	t.Parallel()
-	socket := listenOn(t, uds.Datagram)
+	socket := listenOn(t, transport.Datagram)
 	client := correspond(t, socket.Addr)
 	n := queueLength(t)
 	for i := range n {
@@ -332,7 +333,7 @@ func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 
 func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
 	client, connected := correspond(t, server.addr), dial(t, server.addr)
 	total := queueLength(t) + 100
 	for i := range total {
@@ -355,7 +356,7 @@ func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 
 func TestDrainTimeoutEndsTheWaitForDatagramClients(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
 	client := correspond(t, server.addr)
 	for range queueLength(t) + 5 {
 		client.send(t, message)
@@ -384,7 +385,7 @@ func (f *flood) Write(line []byte) (int, error) {
 
 func TestF44UDPFloodWhileDraining(t *testing.T) {
 	t.Parallel()
-	socket, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.UDP, Path: "127.0.0.1:0"})
+	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
 	conn, err := net.Dial("udp", boundTo(t, socket))
 	check(t, err)

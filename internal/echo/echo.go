@@ -12,7 +12,7 @@ package echo
 import (
 	"strings"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // Refusal is what a datagram server sends to a client that it does not serve:

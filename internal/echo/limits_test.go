@@ -15,11 +15,11 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/stats"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // connecting are the types that have connections.
-var connecting = []uds.Type{uds.Stream, uds.Seqpacket}
+var connecting = []transport.Type{transport.Stream, transport.Seqpacket}
 
 // refusals are those that stats count.
 func refusals(stats *stats.Server) map[string]uint64 {
@@ -40,7 +40,7 @@ func wantRefused(t *testing.T, stats *stats.Server, cause string, n uint64) {
 }
 
 // wantEnd reads until the server has closed the connection.
-func wantEnd(t *testing.T, conn *uds.Conn) {
+func wantEnd(t *testing.T, conn *transport.Conn) {
 	t.Helper()
 	for buf := make([]byte, 1<<20); ; {
 		switch n, err := conn.Read(buf); {
@@ -69,7 +69,7 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 				defer close(over)
 				wantEnd(t, idle)
 			}()
-			r := uds.NewReceiver(100)
+			r := transport.NewReceiver(100)
 			for served := true; served; {
 				wantBack(t, honest, r, message)
 				select {
@@ -116,7 +116,7 @@ func TestIdleTimeIsNeverShort(t *testing.T) {
 }
 
 // fill sends on conn until the server takes no more, and reads nothing.
-func fill(t *testing.T, conn *uds.Conn, size int) {
+func fill(t *testing.T, conn *transport.Conn, size int) {
 	t.Helper()
 	check(t, conn.SetWriteDeadline(time.Now().Add(300*time.Millisecond)))
 	for {
@@ -140,7 +140,7 @@ func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
 			fill(t, lazy, 4096)
 			server.log.await(t, 1, "turned a client away: it has not read for 1s")
 			wantEnd(t, lazy)
-			wantBack(t, idle, uds.NewReceiver(100), message) // no idle timeout is set
+			wantBack(t, idle, transport.NewReceiver(100), message) // no idle timeout is set
 			wantRefused(t, stats, "unread", 1)
 		})
 	}
@@ -181,9 +181,9 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 			t.Parallel()
 			stats := new(stats.Server)
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
-			r := uds.NewReceiver(100)
+			r := transport.NewReceiver(100)
 			for round := range uint64(3) {
-				var conns []*uds.Conn
+				var conns []*transport.Conn
 				for range 3 {
 					conn := dial(t, server.addr)
 					wantBack(t, conn, r, message)

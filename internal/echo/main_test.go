@@ -21,7 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -119,15 +120,15 @@ func (j *journal) messages() []string {
 }
 
 // listen makes a stream socket in a directory with a short path.
-func listen(t testing.TB) *uds.Socket {
+func listen(t testing.TB) *transport.Socket {
 	t.Helper()
-	return listenOn(t, uds.Stream)
+	return listenOn(t, transport.Stream)
 }
 
 // unixTypes are the types that are served alike.
-var unixTypes = []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket}
+var unixTypes = []transport.Type{transport.Stream, transport.Datagram, transport.Seqpacket}
 
-func listenOn(t testing.TB, typ uds.Type) *uds.Socket {
+func listenOn(t testing.TB, typ transport.Type) *transport.Socket {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
@@ -136,7 +137,7 @@ func listenOn(t testing.TB, typ uds.Type) *uds.Socket {
 			t.Errorf("something is left behind: %v", err)
 		}
 	})
-	s, err := uds.ListenConfig{Mode: 0o666}.Listen(uds.Addr{Type: typ, Path: d + "/s"})
+	s, err := transport.ListenConfig{Mode: 0o666}.Listen(transport.Addr{Type: typ, Path: d + "/s"})
 	check(t, err)
 	t.Cleanup(func() { check(t, s.Close()) })
 	return s
@@ -144,7 +145,7 @@ func listenOn(t testing.TB, typ uds.Type) *uds.Socket {
 
 // A running server. Its log is at info level unless the server has one.
 type running struct {
-	addr uds.Addr
+	addr transport.Addr
 	log  *journal
 	stop context.CancelFunc
 	done chan error
@@ -155,7 +156,7 @@ func serve(t testing.TB, s echoserver.Config, level zerolog.Level) *running {
 	return serveSocket(t, listen(t), s, level)
 }
 
-func serveSocket(t testing.TB, socket *uds.Socket, s echoserver.Config, level zerolog.Level) *running {
+func serveSocket(t testing.TB, socket *transport.Socket, s echoserver.Config, level zerolog.Level) *running {
 	t.Helper()
 	r := &running{addr: socket.Addr, log: newJournal(), done: make(chan error, 1)}
 	s.Log = zerolog.Nop()
@@ -189,10 +190,10 @@ func (r *running) ended(t testing.TB) {
 	}
 }
 
-func dial(t testing.TB, a uds.Addr) *uds.Conn {
+func dial(t testing.TB, a transport.Addr) *transport.Conn {
 	t.Helper()
-	config := uds.DialConfig{}
-	if a.Type == uds.Datagram {
+	config := transport.DialConfig{}
+	if a.Type == transport.Datagram {
 		config.Bind = uds.AutoName(filepath.Dir(a.Path))
 	}
 	conn, err := config.Dial(t.Context(), a)
@@ -230,9 +231,9 @@ func gone(t testing.TB, path string) {
 }
 
 // boundTo is where an internet socket listens, whose port the kernel chose.
-func boundTo(t testing.TB, s *uds.Socket) string {
+func boundTo(t testing.TB, s *transport.Socket) string {
 	t.Helper()
-	sa, err := unix.Getsockname(s.FD)
+	sa, err := unix.Getsockname(s.FD())
 	check(t, err)
 	return fmt.Sprintf("127.0.0.1:%d", sa.(*unix.SockaddrInet4).Port)
 }

@@ -18,11 +18,12 @@ import (
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/healthcheck"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // wantBack sends a message on conn and must get the same back.
-func wantBack(t testing.TB, conn *uds.Conn, r *uds.Receiver, message string) {
+func wantBack(t testing.TB, conn *transport.Conn, r *transport.Receiver, message string) {
 	t.Helper()
 	check(t, conn.Send([]byte(message)))
 	back, err := conn.Receive(r)
@@ -34,11 +35,11 @@ func wantBack(t testing.TB, conn *uds.Conn, r *uds.Receiver, message string) {
 
 func TestMessagesComeBackWhole(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
-			conn, r := dial(t, server.addr), uds.NewReceiver(uds.MaxMessage())
+			conn, r := dial(t, server.addr), transport.NewReceiver(transport.MaxMessage())
 			// The next one is answered too, whatever came before it.
 			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
 				sent, err := io.ReadAll(random(byte(size), int64(size)))
@@ -54,10 +55,10 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	const rounds = 100
 	messages := []string{"one", "", "two", "", "", "three", "12345678901234567", ""}
 	empty := 0
-	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
-			conn, r := dial(t, server.addr), uds.NewReceiver(100)
+			conn, r := dial(t, server.addr), transport.NewReceiver(100)
 			for range rounds {
 				// One after the other, and then all of them under way at once.
 				for _, m := range messages {
@@ -88,7 +89,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 
 func TestServesAllTypesAtOnce(t *testing.T) {
 	t.Parallel()
-	var sockets []*uds.Socket
+	var sockets []*transport.Socket
 	want := []string{}
 	for _, typ := range unixTypes {
 		s := listenOn(t, typ)
@@ -152,7 +153,7 @@ func TestHealthCheckOfEachTypePassesAndIsNotMentioned(t *testing.T) {
 
 func TestHealthCheckOfMessageTypesFails(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			silent := listenOn(t, typ)
@@ -177,14 +178,14 @@ func numbered(n int) []byte {
 func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		typ              uds.Type
+		typ              transport.Type
 		window, messages int
 	}{
-		{uds.Datagram, 8, 100_000},
-		{uds.Datagram, 256, 100_000},
-		{uds.Datagram, 1, 1000},
-		{uds.Seqpacket, 8, 10_000},
-		{uds.Seqpacket, 256, 10_000},
+		{transport.Datagram, 8, 100_000},
+		{transport.Datagram, 256, 100_000},
+		{transport.Datagram, 1, 1000},
+		{transport.Seqpacket, 8, 10_000},
+		{transport.Seqpacket, 256, 10_000},
 	} {
 		t.Run(fmt.Sprintf("%s with %d under way", tt.typ, tt.window), func(t *testing.T) {
 			t.Parallel()
@@ -205,7 +206,7 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 }
 
 // recorder is a server that keeps what comes, and echoes it.
-func recorder(t *testing.T) (a uds.Addr, messages <-chan string) {
+func recorder(t *testing.T) (a transport.Addr, messages <-chan string) {
 	t.Helper()
 	kept := make(chan string, 100)
 	a = odd(t, func(message []byte) [][]byte {
@@ -216,13 +217,13 @@ func recorder(t *testing.T) (a uds.Addr, messages <-chan string) {
 }
 
 // odd is a datagram server that answers each message as it is told.
-func odd(t *testing.T, answers func(message []byte) [][]byte) uds.Addr {
+func odd(t *testing.T, answers func(message []byte) [][]byte) transport.Addr {
 	t.Helper()
 	name := uds.AutoName("@")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 	check(t, err)
 	answerAll(t, conn, answers)
-	return uds.Addr{Type: uds.Datagram, Path: name}
+	return transport.Addr{Type: transport.Datagram, Path: name}
 }
 
 func answerAll(t *testing.T, conn net.PacketConn, answers func(message []byte) [][]byte) {
@@ -318,7 +319,7 @@ func TestReplyOfAnotherLengthIsAnError(t *testing.T) {
 
 func TestMessageClientFails(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.Disabled)
 	reason := errors.New("enough")
 	for name, tt := range map[string]struct {
 		in    io.Reader
@@ -329,7 +330,7 @@ func TestMessageClientFails(t *testing.T) {
 		"output":    {strings.NewReader(message), broken{reason}, "write the output: enough"},
 		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960: raise it with --sndbuf"},
 	} {
-		conn, err := uds.DialConfig{Bind: uds.AutoName("@"), SendBuffer: 212_992}.Dial(t.Context(), server.addr)
+		conn, err := transport.DialConfig{Bind: uds.AutoName("@"), SendBuffer: 212_992}.Dial(t.Context(), server.addr)
 		check(t, err)
 		err = quietMessages().Copy(t.Context(), conn, tt.in, tt.out)
 		if err == nil || !strings.Contains(err.Error(), tt.words) {
@@ -374,7 +375,7 @@ func TestUDPClientCountsWhatIsLost(t *testing.T) {
 		}
 		out := &bytes.Buffer{}
 		client := echoclient.Client{Chunk: 7, Window: 4, Timeout: 500 * time.Millisecond, Log: zerolog.Nop()}
-		err = client.Copy(t.Context(), dial(t, uds.Addr{Type: uds.UDP, Path: conn.LocalAddr().String()}), bytes.NewReader(numbered(tt.messages)), out)
+		err = client.Copy(t.Context(), dial(t, transport.Addr{Type: transport.UDP, Path: conn.LocalAddr().String()}), bytes.NewReader(numbered(tt.messages)), out)
 		if err == nil && tt.want != "" || err != nil && err.Error() != tt.want {
 			t.Errorf("of %d messages: %v, not %q", tt.messages, err, tt.want)
 		}
@@ -386,11 +387,11 @@ func TestUDPClientCountsWhatIsLost(t *testing.T) {
 
 func TestUDPEcho(t *testing.T) {
 	t.Parallel()
-	s, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.UDP, Path: "127.0.0.1:0"})
+	s, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
 	server := serveSocket(t, s, echoserver.Config{}, zerolog.InfoLevel)
-	conn, r := dial(t, server.addr), uds.NewReceiver(uds.MaxMessage())
+	conn, r := dial(t, server.addr), transport.NewReceiver(transport.MaxMessage())
 	for _, size := range []int{0, 1, 16, 17, 65_507, 0} {
 		wantBack(t, conn, r, strings.Repeat("x", size))
 	}
@@ -404,7 +405,7 @@ func TestUDPEcho(t *testing.T) {
 
 func TestTCPEcho(t *testing.T) {
 	t.Parallel()
-	s, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.TCP, Path: "127.0.0.1:0"})
+	s, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.TCP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
 	server := serveSocket(t, s, echoserver.Config{}, zerolog.InfoLevel)

@@ -13,24 +13,26 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // unserved is a socket of a type to which clients connect, and which nobody
 // reads from.
-func unserved(t *testing.T, typ uds.Type) *uds.Conn { return dial(t, listenOn(t, typ).Addr) }
+func unserved(t *testing.T, typ transport.Type) *transport.Conn {
+	return dial(t, listenOn(t, typ).Addr)
+}
 
 func TestSilenceEndsAClientThatExpectsNoEcho(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
-		for name, send := range map[string]func(*echoclient.Client, *uds.Conn) error{
-			"message": func(c *echoclient.Client, conn *uds.Conn) error {
+		for name, send := range map[string]func(*echoclient.Client, *transport.Conn) error{
+			"message": func(c *echoclient.Client, conn *transport.Conn) error {
 				return c.Message(t.Context(), conn, []byte("hello"), io.Discard)
 			},
-			"empty message": func(c *echoclient.Client, conn *uds.Conn) error {
+			"empty message": func(c *echoclient.Client, conn *transport.Conn) error {
 				return c.Message(t.Context(), conn, nil, io.Discard)
 			},
-			"copy": func(c *echoclient.Client, conn *uds.Conn) error {
+			"copy": func(c *echoclient.Client, conn *transport.Conn) error {
 				return c.Copy(t.Context(), conn, strings.NewReader("hello"), io.Discard)
 			},
 		} {
@@ -57,7 +59,7 @@ func TestNoEchoToAServerThatDoesNotReadIsAnError(t *testing.T) {
 
 func TestNoEchoTakesBackMuchWhileItSends(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.Seqpacket} {
+	for _, typ := range []transport.Type{transport.Stream, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			s := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096}, zerolog.Disabled)

@@ -18,13 +18,13 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // wantRecords receives records that must be these, and then the end.
-func wantRecords(t *testing.T, conn *uds.Conn, records []string) {
+func wantRecords(t *testing.T, conn *transport.Conn, records []string) {
 	t.Helper()
-	r := uds.NewReceiver(uds.MaxMessage())
+	r := transport.NewReceiver(transport.MaxMessage())
 	for i, want := range records {
 		got, err := conn.Receive(r)
 		if err != nil {
@@ -41,7 +41,7 @@ func wantRecords(t *testing.T, conn *uds.Conn, records []string) {
 
 func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	for _, records := range [][]string{{}, {""}, {"", "", ""}, {"one", ""}, {"", "one", "", "", "two", "", "", ""}} {
 		for range 20 { // the end comes sooner or later than the server gets to it
 			conn := dial(t, server.addr)
@@ -62,7 +62,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 	for name, last := range map[string]string{"after a record": "last", "after an empty one": ""} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			socket := listenOn(t, uds.Seqpacket)
+			socket := listenOn(t, transport.Seqpacket)
 			conn := dial(t, socket.Addr)
 			var records []string
 			for i := range 50 {
@@ -81,7 +81,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 
 func TestSeqpacketClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	lazy := dial(t, server.addr)
 	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
 	var taken []string
@@ -95,7 +95,7 @@ func TestSeqpacketClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 		}
 		taken = append(taken, record)
 	}
-	r := uds.NewReceiver(100)
+	r := transport.NewReceiver(100)
 	for range 10 {
 		wantBack(t, dial(t, server.addr), r, message)
 	}
@@ -105,7 +105,7 @@ func TestSeqpacketClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 
 func TestSeqpacketTranscripts(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
 	journal, out := newJournal(), &bytes.Buffer{}
 	client := echoclient.Client{Log: journal.logger(zerolog.InfoLevel)}
 	conn := dial(t, server.addr)
@@ -136,7 +136,7 @@ func TestSeqpacketTranscripts(t *testing.T) {
 
 func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	var clients sync.WaitGroup
 	for i := range 10 {
 		conn := dial(t, server.addr)
@@ -161,28 +161,28 @@ func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 
 func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{SendBuffer: 5000}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{SendBuffer: 5000}, zerolog.InfoLevel)
 	conn := dial(t, server.addr)
 	check(t, conn.Send(make([]byte, 4968)))
-	if got, err := conn.Receive(uds.NewReceiver(uds.MaxMessage())); err != nil || len(got) != 4968 {
+	if got, err := conn.Receive(transport.NewReceiver(transport.MaxMessage())); err != nil || len(got) != 4968 {
 		t.Fatalf("%d bytes came back: %v", len(got), err)
 	}
 	err := quiet(0).Message(t.Context(), conn, make([]byte, 4969), io.Discard)
 	wantWords(t, err, "the server closed the connection: 0 messages are back, the next of 4969 bytes is not")
 	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968: raise it with --sndbuf")
-	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
+	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 }
 
 func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
+	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
 	conn := dial(t, server.addr)
 	sendDescriptor(t, conn.Conn, nil)
-	if got, err := conn.Receive(uds.NewReceiver(100)); err != io.EOF {
+	if got, err := conn.Receive(transport.NewReceiver(100)); err != io.EOF {
 		t.Errorf("came back %q, %v", got, err)
 	}
 	server.log.await(t, 1, "turned a client away: message carries file descriptors")
-	wantBack(t, dial(t, server.addr), uds.NewReceiver(100), message)
+	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 }
 
 // sendDescriptor sends a message that a file comes along with.
@@ -197,8 +197,8 @@ func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
 
 func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
-	conn, r := dial(t, server.addr), uds.NewReceiver(100)
+	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
+	conn, r := dial(t, server.addr), transport.NewReceiver(100)
 	wantBack(t, conn, r, "before")
 	server.stop()
 	server.log.await(t, 1, "draining")
@@ -213,8 +213,8 @@ func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 
 func TestSeqpacketDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
 	t.Parallel()
-	socket := listenOn(t, uds.Seqpacket)
-	var conns []*uds.Conn
+	socket := listenOn(t, transport.Seqpacket)
+	var conns []*transport.Conn
 	for i := range 100 {
 		conn := dial(t, socket.Addr)
 		check(t, conn.Send(fmt.Appendf(nil, "client %d", i)))

@@ -13,7 +13,8 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // renewing is a server in a directory in which the test may do anything. Its
@@ -24,16 +25,16 @@ type renewing struct {
 	stop context.CancelFunc
 }
 
-func serveIn(t *testing.T, typ uds.Type, config uds.ListenConfig, takeover bool) *renewing {
+func serveIn(t *testing.T, typ transport.Type, config transport.ListenConfig, takeover bool) *renewing {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds\x1b*")
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
 	r := &renewing{dir: d}
 	r.running = &running{log: newJournal(), done: make(chan error, 1)}
-	r.addr = uds.Addr{Type: typ, Path: d + "/s"}
+	r.addr = transport.Addr{Type: typ, Path: d + "/s"}
 	s := echoserver.Config{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
-	var sockets []*uds.Socket
+	var sockets []*transport.Socket
 	if takeover {
 		h, err := config.Handover(r.addr)
 		check(t, err)
@@ -99,8 +100,8 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 				}
 				t.Run(string(typ)+", "+name, func(t *testing.T) {
 					t.Parallel()
-					server := serveIn(t, typ, uds.ListenConfig{Mode: 0o640}, takeover)
-					r := uds.NewReceiver(100)
+					server := serveIn(t, typ, transport.ListenConfig{Mode: 0o640}, takeover)
+					r := transport.NewReceiver(100)
 					before := dialBound(t, server.addr)
 					wantBack(t, before, r, "before")
 					rounds := 1
@@ -125,7 +126,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 					}
 					server.wantFiles(t, files...)
 					// Nobody else gets in between.
-					if _, err := (uds.ListenConfig{}).Listen(server.addr); !errors.Is(err, uds.ErrInUse) {
+					if _, err := (transport.ListenConfig{}).Listen(server.addr); !errors.Is(err, uds.ErrInUse) {
 						t.Errorf("another server gets %v", err)
 					}
 					check(t, before.Close())
@@ -139,9 +140,9 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 }
 
 // dialBound is dial with an abstract name of its own, as the directory goes.
-func dialBound(t *testing.T, a uds.Addr) *uds.Conn {
+func dialBound(t *testing.T, a transport.Addr) *transport.Conn {
 	t.Helper()
-	conn, err := uds.DialConfig{Bind: uds.AutoName("@")}.Dial(t.Context(), a)
+	conn, err := transport.DialConfig{Bind: uds.AutoName("@")}.Dial(t.Context(), a)
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -149,22 +150,22 @@ func dialBound(t *testing.T, a uds.Addr) *uds.Conn {
 }
 
 // wantServed is a client that comes, is served and goes.
-func wantServed(t *testing.T, a uds.Addr, message string) {
+func wantServed(t *testing.T, a transport.Addr, message string) {
 	t.Helper()
 	conn := dialBound(t, a)
-	wantBack(t, conn, uds.NewReceiver(100), message)
+	wantBack(t, conn, transport.NewReceiver(100), message)
 	check(t, conn.Close())
 }
 
 // Nobody is lost who finds the socket under another name while it is renewed.
 func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, uds.Stream, uds.ListenConfig{}, false)
-	moved := uds.Addr{Type: uds.Stream, Path: server.dir + "/moved"}
+	server := serveIn(t, transport.Stream, transport.ListenConfig{}, false)
+	moved := transport.Addr{Type: transport.Stream, Path: server.dir + "/moved"}
 	check(t, os.Rename(server.addr.Path, moved.Path))
-	r := uds.NewReceiver(100)
+	r := transport.NewReceiver(100)
 	for served := 0; ; served++ {
-		conn, err := uds.DialConfig{}.Dial(t.Context(), moved)
+		conn, err := transport.DialConfig{}.Dial(t.Context(), moved)
 		if errors.Is(err, unix.ECONNREFUSED) && served > 0 {
 			break
 		}
@@ -179,26 +180,26 @@ func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
 
 func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram} {
+	for _, typ := range []transport.Type{transport.Stream, transport.Datagram} {
 		for name, tt := range map[string]struct {
-			take func(t *testing.T, a uds.Addr)
+			take func(t *testing.T, a transport.Addr)
 			want error
 		}{
-			"regular file": {func(t *testing.T, a uds.Addr) {
+			"regular file": {func(t *testing.T, a transport.Addr) {
 				check(t, os.WriteFile(a.Path+"~", []byte("precious"), 0o600))
 				check(t, os.Rename(a.Path+"~", a.Path))
 			}, uds.ErrNotSocket},
-			"symbolic link": {func(t *testing.T, a uds.Addr) {
+			"symbolic link": {func(t *testing.T, a transport.Addr) {
 				check(t, os.Symlink("elsewhere", a.Path+"~"))
 				check(t, os.Rename(a.Path+"~", a.Path))
 			}, uds.ErrNotSocket},
-			"another server with its lock": {func(t *testing.T, a uds.Addr) {
+			"another server with its lock": {func(t *testing.T, a transport.Addr) {
 				check(t, errors.Join(os.Remove(a.Path+".lock"), os.Remove(a.Path)))
-				other, err := uds.ListenConfig{}.Listen(a)
+				other, err := transport.ListenConfig{}.Listen(a)
 				check(t, err)
 				t.Cleanup(func() { check(t, other.Close()) })
 			}, uds.ErrInUse},
-			"another server without": {func(t *testing.T, a uds.Addr) {
+			"another server without": {func(t *testing.T, a transport.Addr) {
 				fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 				check(t, err)
 				t.Cleanup(func() { check(t, unix.Close(fd)) })
@@ -209,8 +210,8 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 		} {
 			t.Run(string(typ)+", "+name, func(t *testing.T) {
 				t.Parallel()
-				server := serveIn(t, typ, uds.ListenConfig{}, false)
-				r := uds.NewReceiver(100)
+				server := serveIn(t, typ, transport.ListenConfig{}, false)
+				r := transport.NewReceiver(100)
 				before := dialBound(t, server.addr)
 				wantBack(t, before, r, "before")
 				tt.take(t, server.addr)
@@ -250,8 +251,8 @@ func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, uds.ListenConfig{}, false)
-			r := uds.NewReceiver(100)
+			server := serveIn(t, typ, transport.ListenConfig{}, false)
+			r := transport.NewReceiver(100)
 			before := dialBound(t, server.addr)
 			check(t, os.RemoveAll(server.dir))
 			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be made again now: listen again on "+
@@ -270,7 +271,7 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, uds.ListenConfig{}, true)
+			server := serveIn(t, typ, transport.ListenConfig{}, true)
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 
@@ -288,7 +289,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, uds.ListenConfig{}, true)
+			server := serveIn(t, typ, transport.ListenConfig{}, true)
 			offered := ask(t, server.addr)
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
@@ -307,7 +308,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 
 func TestRemovedControlSocketIsMadeAgain(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, uds.Stream, uds.ListenConfig{}, true)
+	server := serveIn(t, transport.Stream, transport.ListenConfig{}, true)
 	check(t, os.Remove(server.addr.Path+".takeover"))
 	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event tells
 		if conn, err := net.Dial("unixpacket", server.addr.Path+".takeover"); err == nil {

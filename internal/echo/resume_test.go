@@ -18,7 +18,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/proxy"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // A resuming client counts how often it has connected again.
@@ -27,10 +27,10 @@ type resuming struct {
 	again atomic.Int64
 }
 
-func resumes(t *testing.T, a uds.Addr, patience time.Duration) *resuming {
+func resumes(t *testing.T, a transport.Addr, patience time.Duration) *resuming {
 	t.Helper()
 	c := &resuming{Client: echoclient.Client{Chunk: 4096, Window: 8, Log: zerolog.Nop(), Patience: patience}}
-	c.Redial = func(context.Context) (*uds.Conn, error) {
+	c.Redial = func(context.Context) (*transport.Conn, error) {
 		c.again.Add(1)
 		return dial(t, a), nil
 	}
@@ -39,7 +39,7 @@ func resumes(t *testing.T, a uds.Addr, patience time.Duration) *resuming {
 
 // stubs is a server that treats its first client in one way, the next in
 // another, and all that come later in the last.
-func stubs(t *testing.T, typ uds.Type, ways ...func(conn *net.UnixConn)) uds.Addr {
+func stubs(t *testing.T, typ transport.Type, ways ...func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listenOn(t, typ)
 	l, err := socket.Listener()
@@ -71,11 +71,11 @@ func echoes(n int64) func(*net.UnixConn) {
 func ends(*net.UnixConn) {}
 
 // ways are both ways to send.
-var ways = map[string]func(c *resuming, conn *uds.Conn, message string, out io.Writer) error{
-	"message": func(c *resuming, conn *uds.Conn, message string, out io.Writer) error {
+var ways = map[string]func(c *resuming, conn *transport.Conn, message string, out io.Writer) error{
+	"message": func(c *resuming, conn *transport.Conn, message string, out io.Writer) error {
 		return c.Message(context.Background(), conn, []byte(message), out)
 	},
-	"copy": func(c *resuming, conn *uds.Conn, message string, out io.Writer) error {
+	"copy": func(c *resuming, conn *transport.Conn, message string, out io.Writer) error {
 		return c.Copy(context.Background(), conn, strings.NewReader(message), out)
 	},
 }
@@ -87,7 +87,7 @@ func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
 				first := int64(5)
-				if typ == uds.Seqpacket {
+				if typ == transport.Seqpacket {
 					first = 0 // a record is back, or is not
 				}
 				a := stubs(t, typ, echoes(first), ends, echoes(1000))
@@ -111,8 +111,8 @@ func TestDatagramsGoOnAfterSilence(t *testing.T) {
 	for name, send := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dead := listenOn(t, uds.Datagram)
-			server := serveSocket(t, listenOn(t, uds.Datagram), echoserver.Config{}, zerolog.Disabled)
+			dead := listenOn(t, transport.Datagram)
+			server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.Disabled)
 			c := resumes(t, server.addr, patience)
 			c.Timeout = 50 * time.Millisecond
 			out := &bytes.Buffer{}
@@ -126,9 +126,9 @@ func TestDatagramsGoOnAfterSilence(t *testing.T) {
 
 func TestEmptyMessageIsSentAgain(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	c := resumes(t, server.addr, patience)
-	check(t, c.Message(t.Context(), dial(t, stubs(t, uds.Seqpacket, ends)), nil, io.Discard))
+	check(t, c.Message(t.Context(), dial(t, stubs(t, transport.Seqpacket, ends)), nil, io.Discard))
 	if n := c.again.Load(); n != 1 {
 		t.Errorf("connected again %d times", n)
 	}
@@ -167,7 +167,7 @@ func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	s := echoserver.Config{Allow: func(unix.Ucred) bool { return false }}
-	server := serveSocket(t, listenOn(t, uds.Datagram), s, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, transport.Datagram), s, zerolog.Disabled)
 	c := resumes(t, server.addr, patience)
 	wantWords(t, c.Message(t.Context(), dial(t, server.addr), []byte(message), io.Discard), "does not let this process in")
 	if n := c.again.Load(); n != 0 {
@@ -179,10 +179,10 @@ func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 // the patience.
 func TestProgressRenewsThePatience(t *testing.T) {
 	t.Parallel()
-	a := stubs(t, uds.Stream, echoes(1))
+	a := stubs(t, transport.Stream, echoes(1))
 	c := resumes(t, a, 30*time.Millisecond)
 	redial := c.Redial
-	c.Redial = func(ctx context.Context) (*uds.Conn, error) {
+	c.Redial = func(ctx context.Context) (*transport.Conn, error) {
 		<-time.After(20 * time.Millisecond)
 		return redial(ctx)
 	}
@@ -200,7 +200,7 @@ func TestIdleTransferOutlivesItsServers(t *testing.T) {
 	const patience = 20 * time.Millisecond
 	over := make(chan struct{})
 	idle := func(*net.UnixConn) { <-time.After(50 * patience) }
-	a := stubs(t, uds.Stream, idle, idle, func(conn *net.UnixConn) {
+	a := stubs(t, transport.Stream, idle, idle, func(conn *net.UnixConn) {
 		close(over)
 		_, _ = io.Copy(conn, conn)
 	})
@@ -273,9 +273,9 @@ func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 // UDP loses messages, so that nobody knows which one a reply is to.
 func TestUDPIsNotResumed(t *testing.T) {
 	t.Parallel()
-	socket, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.UDP, Path: "127.0.0.1:0"})
+	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
-	a := uds.Addr{Type: uds.UDP, Path: boundTo(t, socket)}
+	a := transport.Addr{Type: transport.UDP, Path: boundTo(t, socket)}
 	check(t, socket.Close())
 	c := resumes(t, a, patience)
 	wantWords(t, c.Message(t.Context(), dial(t, a), []byte(message), io.Discard), "refused")
@@ -286,11 +286,11 @@ func TestUDPIsNotResumed(t *testing.T) {
 
 func TestTransferEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	a := stubs(t, uds.Stream, ends)
+	a := stubs(t, transport.Stream, ends)
 	ctx, stop := context.WithCancelCause(t.Context())
 	c := resumes(t, a, patience)
 	why := errors.New("enough")
-	c.Redial = func(ctx context.Context) (*uds.Conn, error) {
+	c.Redial = func(ctx context.Context) (*transport.Conn, error) {
 		stop(why)
 		return nil, context.Cause(ctx)
 	}
@@ -349,7 +349,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // Nothing of it can be sent, and no more than what is kept is read of it.
 func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, uds.Seqpacket), echoserver.Config{}, zerolog.Disabled)
+	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	c := resumes(t, server.addr, patience)
 	c.Chunk, c.Lines = 0, true
 	err := c.Copy(t.Context(), dial(t, server.addr), zeros{}, io.Discard)
@@ -359,10 +359,10 @@ func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 }
 
 // bad is a proxy before a server.
-func bad(t *testing.T, typ uds.Type, seed uint64, most int) (a uds.Addr) {
+func bad(t *testing.T, typ transport.Type, seed uint64, most int) (a transport.Addr) {
 	t.Helper()
 	server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096}, zerolog.Disabled)
-	a = uds.Addr{Type: typ, Path: server.addr.Path + ".bad"}
+	a = transport.Addr{Type: typ, Path: server.addr.Path + ".bad"}
 	proxy.Start(t, seed, a, server.addr, most)
 	return a
 }

@@ -19,7 +19,8 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 const message = "This is the message.  It will be repeated."
@@ -68,7 +69,7 @@ func TestEventsNameTheirClientInFields(t *testing.T) {
 	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
 	name := uds.AutoName("@")
 	for served := range 2 {
-		conn, err := uds.DialConfig{Bind: name}.Dial(t.Context(), server.addr)
+		conn, err := transport.DialConfig{Bind: name}.Dial(t.Context(), server.addr)
 		check(t, err)
 		wantEcho(t, conn, "hello")
 		check(t, conn.Close())
@@ -128,7 +129,7 @@ func TestServesSeveralSockets(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- server.Serve(ctx, a, b) }()
-	for _, s := range []uds.Addr{a.Addr, b.Addr, a.Addr} {
+	for _, s := range []transport.Addr{a.Addr, b.Addr, a.Addr} {
 		wantEcho(t, dial(t, s), "hello")
 	}
 	stop()
@@ -229,7 +230,7 @@ func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 	server.ended(t)
 	gone(t, server.addr.Path)
 	gone(t, server.addr.Path+".lock")
-	_, err = uds.DialConfig{}.Dial(t.Context(), server.addr)
+	_, err = transport.DialConfig{}.Dial(t.Context(), server.addr)
 	if !errors.Is(err, unix.ENOENT) {
 		t.Errorf("a late client gets %v", err)
 	}
@@ -239,7 +240,7 @@ func TestDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
 	t.Parallel()
 	socket := listen(t)
 	// More than the server accepts in one turn, and it is to stop after one.
-	var conns []*uds.Conn
+	var conns []*transport.Conn
 	for i := range 200 {
 		conn := dial(t, socket.Addr)
 		_, err := fmt.Fprintf(conn, "client %d", i)
@@ -306,7 +307,7 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 // Not parallel: nobody else is to take the numbers.
 func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
 	for range 100 {
-		socket := listenOn(t, uds.Datagram)
+		socket := listenOn(t, transport.Datagram)
 		client := correspond(t, socket.Addr)
 		client.send(t, "wake up") // so that nobody waits for the word
 		ctx, stop := context.WithCancel(t.Context())
@@ -338,7 +339,7 @@ func TestTwoServeByOneServer(t *testing.T) {
 	s := &echoserver.Config{Chunk: 16, Log: zerolog.Nop()}
 	ctx, stop := context.WithCancel(t.Context())
 	var serving sync.WaitGroup
-	sockets := []*uds.Socket{listen(t), listen(t)}
+	sockets := []*transport.Socket{listen(t), listen(t)}
 	for _, socket := range sockets {
 		serving.Go(func() {
 			if err := s.Serve(ctx, socket); err != nil {

@@ -15,7 +15,8 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // A generation is a server that takes over from the one before it.
@@ -27,7 +28,7 @@ type generation struct {
 
 // generate starts one on all of addrs. It listens in the background: the server
 // that runs has to answer.
-func generate(t testing.TB, s echoserver.Config, addrs ...uds.Addr) *generation {
+func generate(t testing.TB, s echoserver.Config, addrs ...transport.Addr) *generation {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	g := &generation{newJournal(), stop, make(chan error, 1)}
@@ -36,7 +37,7 @@ func generate(t testing.TB, s echoserver.Config, addrs ...uds.Addr) *generation 
 		s.DrainTimeout = patience
 	}
 	go func() {
-		h, err := uds.ListenConfig{Mode: 0o666}.Handover(addrs...)
+		h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
 		if err != nil {
 			g.done <- err
 			return
@@ -62,7 +63,7 @@ func (g *generation) end(t testing.TB) error {
 
 // places are addresses of the three types in a directory, which must be empty
 // in the end.
-func places(t testing.TB) []uds.Addr {
+func places(t testing.TB) []transport.Addr {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
@@ -71,16 +72,16 @@ func places(t testing.TB) []uds.Addr {
 			t.Errorf("something is left behind: %v", err)
 		}
 	})
-	return []uds.Addr{{Type: uds.Stream, Path: d + "/s"}, {Type: uds.Datagram, Path: d + "/d"}, {Type: uds.Seqpacket, Path: d + "/q"}}
+	return []transport.Addr{{Type: transport.Stream, Path: d + "/s"}, {Type: transport.Datagram, Path: d + "/d"}, {Type: transport.Seqpacket, Path: d + "/q"}}
 }
 
-func wantEchoOf(t testing.TB, a uds.Addr) {
+func wantEchoOf(t testing.TB, a transport.Addr) {
 	t.Helper()
 	conn := dial(t, a)
-	if a.Type == uds.Stream {
+	if a.Type == transport.Stream {
 		wantEcho(t, conn, message)
 	} else {
-		wantBack(t, conn, uds.NewReceiver(100), message)
+		wantBack(t, conn, transport.NewReceiver(100), message)
 	}
 	check(t, conn.Close())
 }
@@ -92,7 +93,7 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 	old.log.await(t, 1, "waiting for a connection")
 	stream, record := dial(t, addrs[0]), dial(t, addrs[2])
 	wantEcho(t, stream, message)
-	wantBack(t, record, uds.NewReceiver(100), message)
+	wantBack(t, record, transport.NewReceiver(100), message)
 
 	next := generate(t, echoserver.Config{}, addrs...)
 	next.log.await(t, 3, "took over ")
@@ -101,7 +102,7 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 		wantEchoOf(t, a)
 	}
 	wantEcho(t, stream, "still there")
-	wantBack(t, record, uds.NewReceiver(100), "still there")
+	wantBack(t, record, transport.NewReceiver(100), "still there")
 	check(t, stream.Close())
 	check(t, record.Close())
 	check(t, old.end(t))
@@ -206,9 +207,9 @@ func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 }
 
 // ask is a successor that has asked for sockets and not claimed them yet.
-func ask(t testing.TB, addrs ...uds.Addr) *uds.Handover {
+func ask(t testing.TB, addrs ...transport.Addr) *uds.Handover {
 	t.Helper()
-	h, err := uds.ListenConfig{Mode: 0o666}.Handover(addrs...)
+	h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
 	check(t, err)
 	t.Cleanup(h.Close)
 	return h
@@ -231,7 +232,7 @@ func TestSignalDuringTheHandover(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, claimed: %v", typ, claims), func(t *testing.T) {
 				t.Parallel()
 				d := places(t)[0].Path
-				addr := uds.Addr{Type: typ, Path: d}
+				addr := transport.Addr{Type: typ, Path: d}
 				old := generate(t, echoserver.Config{}, addr)
 				old.log.await(t, 1, "waiting for a ")
 				next := ask(t, addr)
@@ -271,7 +272,7 @@ func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
 			old.log.await(t, 1, "waiting for a connection")
 			conn := dial(t, addrs[0])
 			wantEcho(t, conn, message)
-			h, err := uds.ListenConfig{Mode: 0o600, Backlog: 1}.Handover(addrs...)
+			h, err := transport.ListenConfig{Mode: 0o600, Backlog: 1}.Handover(addrs...)
 			check(t, err)
 			if step > 0 {
 				fd := h.Claim()
@@ -279,7 +280,7 @@ func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
 					answered(t, h, fd) // which gives them another mode, and another backlog
 				}
 			}
-			var waiting []*uds.Conn
+			var waiting []*transport.Conn
 			if step > 2 {
 				waiting = append(waiting, dial(t, addrs[0]), dial(t, addrs[2]))
 			}
@@ -392,9 +393,9 @@ func TestTakeoverUnderLoad(t *testing.T) {
 }
 
 // once connects, has something echoed and closes.
-func once(ctx context.Context, a uds.Addr, text string) error {
-	config := uds.DialConfig{}
-	if a.Type == uds.Datagram {
+func once(ctx context.Context, a transport.Addr, text string) error {
+	config := transport.DialConfig{}
+	if a.Type == transport.Datagram {
 		config.Bind = uds.AutoName("@" + filepath.Base(a.Path))
 	}
 	conn, err := config.Dial(ctx, a)

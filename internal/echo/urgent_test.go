@@ -12,12 +12,12 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/faults"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // blocking is the descriptor of a connection, whose calls wait, though not for
 // ever.
-func blocking(t *testing.T, conn *uds.Conn) int {
+func blocking(t *testing.T, conn *transport.Conn) int {
 	t.Helper()
 	fd, err := conn.Detach()
 	check(t, err)
@@ -47,9 +47,9 @@ var urgent = []string{"|hello", "|h|ello", "he|l|lo", "hell|o", "|h||e||l||l||o|
 
 func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 	t.Parallel()
-	served := func(typ uds.Type, chunk int) *uds.Conn {
+	served := func(typ transport.Type, chunk int) *transport.Conn {
 		socket := listen(t)
-		if typ == uds.TCP {
+		if typ == transport.TCP {
 			socket = listenTCP(t)
 		}
 		return dial(t, serveSocket(t, socket, echoserver.Config{Chunk: chunk}, zerolog.Disabled).addr)
@@ -57,10 +57,10 @@ func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 	pair, _ := servePair(t, t.Context(), zerolog.Nop())
 	count := 0
 	for name, fd := range map[string]int{
-		"stream":              blocking(t, served(uds.Stream, 16)),
-		"stream, byte wise":   blocking(t, served(uds.Stream, 1)),
-		"stream, large chunk": blocking(t, served(uds.Stream, 4096)),
-		"tcp":                 blocking(t, served(uds.TCP, 16)),
+		"stream":              blocking(t, served(transport.Stream, 16)),
+		"stream, byte wise":   blocking(t, served(transport.Stream, 1)),
+		"stream, large chunk": blocking(t, served(transport.Stream, 4096)),
+		"tcp":                 blocking(t, served(transport.TCP, 16)),
 		"pair":                blocking(t, pair),
 	} {
 		for range 20 {
@@ -90,12 +90,12 @@ func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 // A server, too, may send urgent bytes.
 func TestClientTakesUrgentBytesInTheirPlace(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.TCP} {
+	for _, typ := range []transport.Type{transport.Stream, transport.TCP} {
 		for _, message := range urgent {
 			t.Run(string(typ)+" "+message, func(t *testing.T) {
 				t.Parallel()
 				socket := listen(t)
-				if typ == uds.TCP {
+				if typ == transport.TCP {
 					socket = listenTCP(t)
 				}
 				l, err := socket.Listener()
@@ -121,9 +121,9 @@ func TestClientTakesUrgentBytesInTheirPlace(t *testing.T) {
 }
 
 // listenTCP listens on a port that the kernel chooses.
-func listenTCP(t *testing.T) *uds.Socket {
+func listenTCP(t *testing.T) *transport.Socket {
 	t.Helper()
-	s, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.TCP, Path: "127.0.0.1:0"})
+	s, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.TCP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
 	t.Cleanup(func() { check(t, s.Close()) })

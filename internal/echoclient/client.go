@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // A Client sends and takes back what it sent.
@@ -29,7 +29,7 @@ type Client struct {
 	// what has not come back; nil: it fails. It is given up once nothing has come
 	// back for Patience. Over datagrams, where nothing tells that the server has
 	// ended, a silence of Timeout, or 2 s, is taken for it. Not with NoEcho.
-	Redial   func(context.Context) (*uds.Conn, error)
+	Redial   func(context.Context) (*transport.Conn, error)
 	Patience time.Duration
 	Log      zerolog.Logger
 }
@@ -41,7 +41,7 @@ type Client struct {
 // the server has ended the other, or is silent for Timeout. A type without
 // connections has no such end: there a silence of 1 s will do. An empty message
 // is not sent over a stream, and nothing is ended there: the client listens.
-func (c *Client) Message(ctx context.Context, conn *uds.Conn, message []byte, out io.Writer) error {
+func (c *Client) Message(ctx context.Context, conn *transport.Conn, message []byte, out io.Writer) error {
 	if c.NoEcho && len(message) == 0 && !conn.Type().Messages() {
 		return c.exchange(ctx, conn, nil, out, -1, zerolog.InfoLevel)
 	}
@@ -63,7 +63,7 @@ func (c *Client) Message(ctx context.Context, conn *uds.Conn, message []byte, ou
 //
 // Over the other types it sends messages of Chunk bytes, or all of the input as
 // one where Chunk is 0. NoEcho is as for Message.
-func (c *Client) Copy(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer) error {
+func (c *Client) Copy(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer) error {
 	c.Log.Info().Msg("sending standard input")
 	return c.transfer(ctx, conn, in, out, c.Chunk, -1, zerolog.DebugLevel)
 }
@@ -73,7 +73,7 @@ const streamChunk = 16
 
 // exchange receives want bytes, or to the end where want is negative; without an
 // input it only receives.
-func (c *Client) exchange(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
+func (c *Client) exchange(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	s := &sender{client: c, conn: conn, in: in, end: want < 0}
 	sent := make(chan struct{})
@@ -161,7 +161,7 @@ func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Lev
 
 // awaitSent lets the input be sent to a server that has ended its own direction
 // first, and still reads.
-func awaitSent(ctx context.Context, conn *uds.Conn, sent <-chan struct{}) {
+func awaitSent(ctx context.Context, conn *transport.Conn, sent <-chan struct{}) {
 	if conn.Closed() {
 		return
 	}
@@ -177,7 +177,7 @@ var errUnread = errors.New("the server closed the connection without an answer, 
 // sender is the direction to the server.
 type sender struct {
 	client *Client
-	conn   *uds.Conn
+	conn   *transport.Conn
 	in     io.Reader
 	end    bool // end the direction after the input
 	sent   atomic.Int64
@@ -230,7 +230,7 @@ func (s *sender) fail(err error) {
 
 // writeBy bounds the next send where nothing that is owed does: the server may
 // be one that never reads.
-func (c *Client) writeBy(conn *uds.Conn) error {
+func (c *Client) writeBy(conn *transport.Conn) error {
 	if !c.NoEcho || c.Timeout == 0 {
 		return nil
 	}

@@ -16,7 +16,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // defaultPatience is how long a client waits where no timeout is given: over UDP
@@ -26,7 +26,7 @@ const defaultPatience = time.Second
 
 // messages sends in as messages of size bytes, or as one where size is 0, and
 // receives one message for each or, with NoEcho, whatever comes.
-func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, size int, out io.Writer, level zerolog.Level) error {
+func (c *Client) messages(ctx context.Context, conn *transport.Conn, in io.Reader, size int, out io.Writer, level zerolog.Level) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
@@ -35,13 +35,13 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 	// as the receiver takes one out before it waits for the reply.
 	sizes := make(chan int, max(c.Window, 1)-1)
 	sent := make(chan struct{})
-	r := &replies{client: c, conn: conn, receiver: uds.NewReceiver(uds.MaxMessage()), out: out, level: level}
+	r := &replies{client: c, conn: conn, receiver: transport.NewReceiver(transport.MaxMessage()), out: out, level: level}
 	go func() {
 		defer close(sizes)
 		defer close(sent)
 		err := c.sendMessages(ctx, conn, in, size, sizes)
 		if c.NoEcho {
-			if conn.Type() == uds.Seqpacket {
+			if conn.Type() == transport.Seqpacket {
 				_ = conn.CloseWrite()
 			}
 			if errors.Is(err, unix.EPIPE) {
@@ -69,7 +69,7 @@ func (c *Client) messages(ctx context.Context, conn *uds.Conn, in io.Reader, siz
 	return err
 }
 
-func (c *Client) sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader, size int, sizes chan<- int) error {
+func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.Reader, size int, sizes chan<- int) error {
 	send := func(message []byte) error {
 		if c.NoEcho {
 			err := c.writeBy(conn)
@@ -84,7 +84,7 @@ func (c *Client) sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader,
 		select {
 		case sizes <- len(message):
 			err := conn.Send(message)
-			if conn.Type() == uds.Seqpacket && isGone(err) {
+			if conn.Type() == transport.Seqpacket && isGone(err) {
 				err = errClosed // which an error of the input is not
 			}
 			return err
@@ -95,7 +95,7 @@ func (c *Client) sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader,
 	if size == 0 && c.Lines {
 		// A line that fills the buffer is larger than any message, and its error
 		// is that of sending.
-		for lines := bufio.NewReaderSize(in, uds.MaxMessage()+1); ; {
+		for lines := bufio.NewReaderSize(in, transport.MaxMessage()+1); ; {
 			line, err := lines.ReadSlice('\n')
 			if len(line) > 0 {
 				if err := send(line); err != nil {
@@ -112,7 +112,7 @@ func (c *Client) sendMessages(ctx context.Context, conn *uds.Conn, in io.Reader,
 		}
 	}
 	if size == 0 {
-		message, err := io.ReadAll(io.LimitReader(in, int64(uds.MaxMessage())+1))
+		message, err := io.ReadAll(io.LimitReader(in, int64(transport.MaxMessage())+1))
 		if err != nil {
 			return fmt.Errorf("read the input: %w", err)
 		}
@@ -143,8 +143,8 @@ func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err
 // replies is the direction from the server.
 type replies struct {
 	client    *Client
-	conn      *uds.Conn
-	receiver  *uds.Receiver
+	conn      *transport.Conn
+	receiver  *transport.Receiver
 	out       io.Writer
 	level     zerolog.Level
 	got, lost int
@@ -191,11 +191,11 @@ func (r *replies) receiveAll(sent <-chan struct{}) error {
 
 func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 	patience := r.client.Timeout
-	resumes := r.client.Redial != nil && r.conn.Type() == uds.Datagram
+	resumes := r.client.Redial != nil && r.conn.Type() == transport.Datagram
 	if resumes {
 		patience = cmp.Or(patience, resumePatience)
 	}
-	isUDP := r.conn.Type() == uds.UDP
+	isUDP := r.conn.Type() == transport.UDP
 	if isUDP && patience == 0 {
 		patience = defaultPatience
 	}
@@ -231,12 +231,12 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 			return errSilent
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("no answer for %v: %d messages are back: is the server paused or overloaded?", patience, r.got)
-		case errors.Is(err, io.EOF), r.conn.Type() == uds.Seqpacket && isGone(err):
+		case errors.Is(err, io.EOF), r.conn.Type() == transport.Seqpacket && isGone(err):
 			return fmt.Errorf("%w: %d messages are back, the next of %d bytes is not%s", errClosed, r.got, size, whyAtOnce(r.got))
 		default:
 			return fmt.Errorf("receive: %w", err)
 		}
-		if r.conn.Type() == uds.Datagram && bytes.Equal(message, echo.Refusal(size)) {
+		if r.conn.Type() == transport.Datagram && bytes.Equal(message, echo.Refusal(size)) {
 			return fmt.Errorf("the server turned the message of %d bytes away: it does not let this process in, which is %s", size, whoAmI())
 		}
 		if len(message) != size && !isUDP {

@@ -11,7 +11,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // resumePatience is how long a datagram client that may connect again waits for
@@ -34,8 +34,8 @@ func broken(err error) bool {
 // transfer sends in and receives want bytes, or to the end where want is
 // negative; over the types that keep boundaries it sends messages of size bytes.
 // Where the connection breaks it goes on over another, if it may.
-func (c *Client) transfer(ctx context.Context, conn *uds.Conn, in io.Reader, out io.Writer, size int, want int64, level zerolog.Level) error {
-	once := func(conn *uds.Conn, in io.Reader, out io.Writer, back int64) error {
+func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer, size int, want int64, level zerolog.Level) error {
+	once := func(conn *transport.Conn, in io.Reader, out io.Writer, back int64) error {
 		if conn.Type().Messages() {
 			return c.messages(ctx, conn, in, size, out, level)
 		}
@@ -45,12 +45,12 @@ func (c *Client) transfer(ctx context.Context, conn *uds.Conn, in io.Reader, out
 		}
 		return c.exchange(ctx, conn, in, out, rest, level)
 	}
-	if c.Redial == nil || c.NoEcho || conn.Type() == uds.UDP { // UDP loses what then must not be missed
+	if c.Redial == nil || c.NoEcho || conn.Type() == transport.UDP { // UDP loses what then must not be missed
 		return once(conn, in, out, 0)
 	}
 	// A message is sent once all of it is read, so at least one must fit, and
 	// the byte by which one is too large.
-	t := newTape(in, max(maxKept, size, uds.MaxMessage()+1))
+	t := newTape(in, max(maxKept, size, transport.MaxMessage()+1))
 	defer t.rewound() // or who waits for room would do so for ever
 	w := &acknowledger{out: out, tape: t}
 	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back as one

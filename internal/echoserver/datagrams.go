@@ -13,7 +13,8 @@ import (
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // Replies that a datagram client does not take wait for it: so many, and so
@@ -31,7 +32,7 @@ const (
 // and nothing to accept.
 type datagrams struct {
 	server   *server
-	socket   *uds.Socket
+	socket   *transport.Socket
 	queues   map[client]*queue // of clients that are behind
 	waiting  int               // replies in all queues
 	bytes    int
@@ -48,7 +49,7 @@ type queue struct {
 	since   time.Time // when the client last took one
 }
 
-func newDatagrams(s *server, socket *uds.Socket) (*datagrams, error) {
+func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
 	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}}
 	if !socket.Addr.Type.Unix() {
 		return d, nil
@@ -56,10 +57,10 @@ func newDatagrams(s *server, socket *uds.Socket) (*datagrams, error) {
 	// A reply counts against the send buffer until its client has read it, so
 	// that clients that do not read would stop the replies to all others.
 	// The kernel doubles the number and keeps 32 bytes.
-	_ = unix.SetsockoptInt(socket.FD, unix.SOL_SOCKET, unix.SO_SNDBUF, uds.MaxMessage()/2+16)
+	_ = unix.SetsockoptInt(socket.FD(), unix.SOL_SOCKET, unix.SO_SNDBUF, transport.MaxMessage()/2+16)
 	d.unmapped = s.config.Allow != nil && s.config.Allow(unix.Ucred{Uid: uds.OverflowUID(), Gid: anyUser})
-	limit, err := uds.SendLimit(socket.FD)
-	d.buffer = sendBuffer{fd: socket.FD, size: limit, shares: map[uds.Sender]int{}, greedy: map[uds.Sender]bool{}}
+	limit, err := transport.SendLimit(socket.FD())
+	d.buffer = sendBuffer{fd: socket.FD(), size: limit, shares: map[transport.Sender]int{}, greedy: map[transport.Sender]bool{}}
 	return d, err
 }
 
@@ -72,14 +73,14 @@ func (d *datagrams) Ready(uint32) {
 }
 
 // stop receives nothing more; replies may still wait.
-func (d *datagrams) stop() { d.server.loop.Remove(d.socket.FD) }
+func (d *datagrams) stop() { d.server.loop.Remove(d.socket.FD()) }
 
 // receiveAll receives what is there, and of what comes meanwhile not without an
-// end: a UDP socket, unlike one that [uds.Socket.Refuse] has shut down, goes on
+// end: a UDP socket, unlike one that [transport.Socket.Refuse] has shut down, goes on
 // receiving. Its buffer, SO_RCVBUF in socket(7), holds no more messages than this:
 // each takes far more than 256 bytes.
 func (d *datagrams) receiveAll() {
-	size, err := unix.GetsockoptInt(d.socket.FD, unix.SOL_SOCKET, unix.SO_RCVBUF)
+	size, err := unix.GetsockoptInt(d.socket.FD(), unix.SOL_SOCKET, unix.SO_RCVBUF)
 	if err != nil || d.socket.Addr.Type.Unix() {
 		size = math.MaxInt
 	}
@@ -97,7 +98,7 @@ func (d *datagrams) receive() bool {
 	if unixSocket {
 		receive = d.server.receiver.ReceiveCred
 	}
-	message, err := receive(d.socket.FD)
+	message, err := receive(d.socket.FD())
 	switch {
 	case err == unix.EAGAIN:
 		return false
@@ -150,7 +151,7 @@ func (d *datagrams) receive() bool {
 	case err == unix.EAGAIN:
 		d.waitFirst(to, message)
 	case err != nil:
-		d.drop(1, to, uds.ExplainSize(d.socket.FD, len(message), err))
+		d.drop(1, to, transport.ExplainSize(d.socket.FD(), len(message), err))
 	}
 	return true
 }
@@ -188,10 +189,10 @@ func (d *datagrams) mayAnswer(c client) error {
 	return err
 }
 
-// send sends a message to a client, as [uds.ReplyTo] does.
+// send sends a message to a client, as [transport.ReplyTo] does.
 func (d *datagrams) send(c client, message []byte) error {
 	if !c.address.IsPath() {
-		return uds.ReplyTo(d.socket.FD, message, c.address)
+		return transport.ReplyTo(d.socket.FD(), message, c.address)
 	}
 	for again := true; ; again = false {
 		n, err := d.server.look(c)
@@ -199,7 +200,7 @@ func (d *datagrams) send(c client, message []byte) error {
 			err = d.server.names.dir.leave()
 		}
 		if err == nil {
-			err = uds.ReplyTo(d.socket.FD, message, n.address)
+			err = transport.ReplyTo(d.socket.FD(), message, n.address)
 			if err == unix.ENOENT {
 				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd: mount /proc", err)
 			}
@@ -358,15 +359,15 @@ type sendBuffer struct {
 	sent     int // since the last look
 	taken    int // at the last look
 	half     bool
-	shares   map[uds.Sender]int
-	greedy   map[uds.Sender]bool
+	shares   map[transport.Sender]int
+	greedy   map[transport.Sender]bool
 }
 
 // skbSize is about what the kernel counts for a message beyond its bytes.
 const skbSize = 768
 
 // admit tells whether a reply of n bytes may be sent to a client.
-func (b *sendBuffer) admit(to uds.Sender, n int) bool {
+func (b *sendBuffer) admit(to transport.Sender, n int) bool {
 	n += skbSize
 	if b.sent += n; b.sent > b.size/8 {
 		b.look()
@@ -374,7 +375,7 @@ func (b *sendBuffer) admit(to uds.Sender, n int) bool {
 	if !b.half {
 		return true
 	}
-	to = uds.Sender(strings.Clone(string(to)))
+	to = transport.Sender(strings.Clone(string(to)))
 	if b.shares[to] += n; b.shares[to] > b.size/16 {
 		b.greedy[to] = true
 	}

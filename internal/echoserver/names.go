@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // MaxNames bounds the descriptors that the names of datagram clients take.
@@ -16,13 +16,13 @@ const MaxNames = 128
 // A client is whom a datagram's reply goes to: its address and, if that is a
 // path, the user whose socket must be there.
 type client struct {
-	address uds.Sender
+	address transport.Sender
 	uid     uint32
 }
 
 // clone is the client beyond the receiver's next message.
 func (c client) clone() client {
-	return client{uds.Sender(strings.Clone(string(c.address))), c.uid}
+	return client{transport.Sender(strings.Clone(string(c.address))), c.uid}
 }
 
 // errNotOwn is a name that leads to something else than a socket of its user's:
@@ -53,7 +53,7 @@ type names struct {
 // leads to it.
 type name struct {
 	fd      int
-	address uds.Sender
+	address transport.Sender
 }
 
 // look finds the socket of a client, whose address is a path. The error is
@@ -78,7 +78,7 @@ func (s *server) look(c client) (name, error) {
 	if len(s.names.files) >= MaxNames {
 		s.names.evict()
 	}
-	n := name{fd, uds.Path(s.names.dir.prefix() + strconv.Itoa(fd))}
+	n := name{fd, transport.Path(s.names.dir.prefix() + strconv.Itoa(fd))}
 	s.names.files[c.clone()] = n
 	return n, nil
 }

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // ServeConn serves one stream connection, which it takes over, such as an end
@@ -32,9 +32,9 @@ func (c Config) ServeConn(ctx context.Context, fd int) error {
 	}
 	// Like a server that drains: it welcomes nobody else.
 	s := newServer(c, l)
-	s.streams, s.drainUntil = uds.NewReceiver(c.Chunk), time.Now()
+	s.streams, s.drainUntil = transport.NewReceiver(c.Chunk), time.Now()
 	defer s.close()
-	uds.InlineUrgent(fd)
+	transport.InlineUrgent(fd)
 	err = unix.SetNonblock(fd, true) // or the loop would wait in read(2)
 	if err == nil {
 		err = l.Add(fd, &conn{server: s, fd: fd, events: unix.EPOLLIN, id: 1, uid: -1}, unix.EPOLLIN)

@@ -6,7 +6,8 @@ import (
 
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // hasFiles tells whether there is a socket file that somebody could remove.
@@ -40,7 +41,7 @@ func (s *server) renew() {
 		_ = ln.socket.Refuse()
 		ln.acceptAll()
 		s.listeners = slices.DeleteFunc(s.listeners, func(other *listener) bool { return other == ln })
-		s.loop.Remove(ln.socket.FD)
+		s.loop.Remove(ln.socket.FD())
 		_ = ln.socket.Close()
 	}
 	for _, d := range slices.Clone(s.datagrams) {
@@ -51,7 +52,7 @@ func (s *server) renew() {
 	s.renewControl()
 }
 
-func (s *server) replace(old *uds.Socket) bool {
+func (s *server) replace(old *transport.Socket) bool {
 	s.refuseSuccessor() // which has the old socket
 	renewed, err := old.Renew()
 	path := transcript.Escape(old.Addr.Path)
@@ -69,8 +70,9 @@ func (s *server) replace(old *uds.Socket) bool {
 		s.failed = err
 		return false
 	}
+	s.sockets[slices.Index(s.sockets, old)] = renewed
 	if s.handover != nil {
-		s.handover.Sockets[slices.Index(s.handover.Sockets, old)] = renewed
+		s.handover.Replace(old.Unix(), renewed.Unix())
 	}
 	return true
 }

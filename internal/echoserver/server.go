@@ -18,7 +18,8 @@ import (
 	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // A Config says how to echo to any number of clients at once.
@@ -54,7 +55,7 @@ type Config struct {
 // Serve serves sockets, which it takes over, until ctx ends. Then it removes
 // the socket files, still accepts who had connected before, lets every echo
 // run to its end or to the drain timeout, and returns nil.
-func (c Config) Serve(ctx context.Context, sockets ...*uds.Socket) error {
+func (c Config) Serve(ctx context.Context, sockets ...*transport.Socket) error {
 	l, err := loop.New(c.Spin)
 	if err != nil {
 		for _, socket := range sockets {
@@ -63,6 +64,7 @@ func (c Config) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 		return err
 	}
 	s := newServer(c, l)
+	s.sockets = slices.Clone(sockets)
 	defer s.close()
 	waiting := "waiting for a message"
 	for i, socket := range sockets {
@@ -94,7 +96,7 @@ func (c Config) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 	}
 
 	defer l.InterruptAt(ctx)()
-	s.ownThread = slices.ContainsFunc(sockets, func(socket *uds.Socket) bool { return socket.Addr.Type == uds.Datagram })
+	s.ownThread = slices.ContainsFunc(sockets, func(socket *transport.Socket) bool { return socket.Addr.Type == transport.Datagram })
 	if s.ownThread {
 		return onOwnThread(func() error { return s.run(ctx) })
 	}
@@ -104,25 +106,25 @@ func (c Config) Serve(ctx context.Context, sockets ...*uds.Socket) error {
 const waitingConnection = "waiting for a connection"
 
 // serve adds a socket to the loop, with the buffers that its type needs.
-func (s *server) serve(socket *uds.Socket) error {
+func (s *server) serve(socket *transport.Socket) error {
 	t := socket.Addr.Type
 	if !t.Messages() && s.streams == nil {
-		s.streams = uds.NewReceiver(s.config.Chunk)
+		s.streams = transport.NewReceiver(s.config.Chunk)
 	}
 	if t.Messages() && s.receiver == nil {
-		s.receiver = uds.NewReceiver(uds.MaxMessage())
+		s.receiver = transport.NewReceiver(transport.MaxMessage())
 	}
 	if t.Connects() {
 		ln := &listener{server: s, socket: socket}
 		s.listeners = append(s.listeners, ln)
-		return s.loop.Add(socket.FD, ln, unix.EPOLLIN)
+		return s.loop.Add(socket.FD(), ln, unix.EPOLLIN)
 	}
 	d, err := newDatagrams(s, socket)
 	if err != nil {
 		return err
 	}
 	s.datagrams = append(s.datagrams, d)
-	return s.loop.Add(socket.FD, d, unix.EPOLLIN)
+	return s.loop.Add(socket.FD(), d, unix.EPOLLIN)
 }
 
 // server is one that runs. One goroutine owns all of it.
@@ -131,6 +133,7 @@ type server struct {
 	loop        *loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
+	sockets     []*transport.Socket
 	handover    *uds.Handover // nil: the sockets do not change hands, or have
 	claimed     int           // the connection over which they come, while they are pending
 	successor   *successor    // who may take them over
@@ -139,8 +142,8 @@ type server struct {
 	open        int            // connections
 	perUser     map[uint32]int // likewise
 	lastID      uint64
-	streams     *uds.Receiver // one receive, shared by all stream connections
-	receiver    *uds.Receiver
+	streams     *transport.Receiver // one receive, shared by all stream connections
+	receiver    *transport.Receiver
 	warn        [stats.Causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
 	warnDropped zerolog.Logger               // likewise
 	started     time.Time
@@ -324,7 +327,7 @@ func (s *server) drain() error {
 				continue
 			}
 		}
-		s.loop.Remove(ln.socket.FD)
+		s.loop.Remove(ln.socket.FD())
 		if err := ln.socket.Close(); err != nil {
 			return err
 		}
@@ -388,7 +391,7 @@ func (s *server) allowed(cred *unix.Ucred) bool {
 
 func (s *server) watchListeners(events uint32) {
 	for _, ln := range s.listeners {
-		s.loop.Watch(ln.socket.FD, events)
+		s.loop.Watch(ln.socket.FD(), events)
 	}
 	if s.handover != nil && s.successor == nil && !s.pending() {
 		s.loop.Watch(s.handover.Control(), events)

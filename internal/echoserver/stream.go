@@ -8,10 +8,11 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/raw"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // acceptPause is how long a server that has run out of descriptors waits for
@@ -21,7 +22,7 @@ const acceptPause = 100 * time.Millisecond
 // A listener accepts connections.
 type listener struct {
 	server *server
-	socket *uds.Socket
+	socket *transport.Socket
 }
 
 func (ln *listener) Ready(uint32) { ln.accept(64) }
@@ -34,7 +35,7 @@ func (ln *listener) acceptAll() (all bool) { return ln.accept(-1) }
 // connections must get their turn. It tells whether nobody is left.
 func (ln *listener) accept(limit int) (all bool) {
 	for ; limit != 0; limit-- {
-		fd, err := loop.Accept(ln.socket.FD)
+		fd, err := raw.Accept(ln.socket.FD())
 		switch err {
 		case nil:
 			ln.welcome(fd)
@@ -60,7 +61,7 @@ func (s *server) turnAwayAll() {
 		}
 		_ = ln.socket.Refuse()
 		for range 1 << 16 { // an internet socket is not shut down, and there may always be one more
-			fd, err := loop.Accept(ln.socket.FD)
+			fd, err := raw.Accept(ln.socket.FD())
 			if err == unix.EMFILE && raiseOpenFiles() {
 				continue
 			}
@@ -110,35 +111,35 @@ func (ln *listener) welcome(fd int) {
 		cred, _ = uds.PeerCred(fd)
 	}
 	if logged {
-		c.peer = uds.PeerName(fd)
+		c.peer = transport.PeerName(fd)
 		c.quiet = isHealthCheck(c.peer, cred)
 	}
 	if why, text := ln.refusal(t, fd, cred); text != "" {
 		if ev := ln.server.refuse(why, 1); ev != nil { // there may be thousands
-			transcript.WithCred(ev.Str("peer", transcript.Escape(uds.PeerName(fd))), cred).Msg("turned a client away: " + text)
+			transcript.WithCred(ev.Str("peer", transcript.Escape(transport.PeerName(fd))), cred).Msg("turned a client away: " + text)
 		}
 		_ = unix.Close(fd)
 		return
 	}
 	if ln.socket.Shared() {
-		uds.DropAncillary(fd)
+		transport.DropAncillary(fd)
 	}
-	if t == uds.Files {
+	if t == transport.Files {
 		uid := ln.server.count(cred)
 		ln.server.config.Files(fd, c.quiet, func() { ln.server.ended.add(ln.server.loop, uid) })
 		return
 	}
 	c.events = unix.EPOLLIN
 	switch t {
-	case uds.Stream:
-		uds.InlineUrgent(fd)
-	case uds.TCP: // urgent bytes are the listener's affair
+	case transport.Stream:
+		transport.InlineUrgent(fd)
+	case transport.TCP: // urgent bytes are the listener's affair
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	case uds.Seqpacket:
+	case transport.Seqpacket:
 		c.records, c.events = true, unix.EPOLLIN|unix.EPOLLRDHUP
 	}
 	if ln.server.config.SendBuffer > 0 && t.Unix() {
-		if err := uds.SetSendBuffer(fd, ln.server.config.SendBuffer); err != nil {
+		if err := transport.SetSendBuffer(fd, ln.server.config.SendBuffer); err != nil {
 			ln.server.refuse(stats.System, 0).Err(err).Msg(err.Error())
 		}
 	}
@@ -157,7 +158,7 @@ func (ln *listener) welcome(fd int) {
 
 // refusal is why a client that has connected is not served, with no text where
 // it is.
-func (ln *listener) refusal(t uds.Type, fd int, cred *unix.Ucred) (stats.Cause, string) {
+func (ln *listener) refusal(t transport.Type, fd int, cred *unix.Ucred) (stats.Cause, string) {
 	if t.Unix() && !ln.server.allowed(cred) {
 		return stats.User, notAllowed(cred)
 	}
@@ -168,7 +169,7 @@ func (ln *listener) refusal(t uds.Type, fd int, cred *unix.Ucred) (stats.Cause, 
 	if cred == nil {
 		cred, _ = uds.PeerCred(fd)
 	}
-	if isHealthCheck(uds.PeerName(fd), cred) {
+	if isHealthCheck(transport.PeerName(fd), cred) {
 		return ln.full(cred, HealthChecks)
 	}
 	return why, text
@@ -301,7 +302,7 @@ func (c *conn) sendBack(payload []byte) bool {
 // received from a client that does not read.
 func (c *conn) send() bool {
 	for {
-		n, err := loop.Send(c.fd, c.rest)
+		n, err := raw.Send(c.fd, c.rest)
 		switch {
 		case err == unix.EINTR:
 		case err == unix.EAGAIN:
@@ -356,7 +357,7 @@ func (c *conn) end(err error) {
 		return
 	case ev == nil:
 	case err != nil:
-		ev.Err(err).Msgf("lost the connection: %v", uds.ExplainSize(c.fd, len(c.rest), err))
+		ev.Err(err).Msgf("lost the connection: %v", transport.ExplainSize(c.fd, len(c.rest), err))
 	default:
 		ev.Msg("no data from")
 	}
@@ -365,7 +366,7 @@ func (c *conn) end(err error) {
 
 // turnAway closes the connection of a client that is not served any longer.
 func (c *conn) turnAway(why stats.Cause, format string, args ...any) {
-	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(uds.PeerName(c.fd))).Int64("uid", c.uid).
+	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(transport.PeerName(c.fd))).Int64("uid", c.uid).
 		Msgf("turned a client away: "+format, args...)
 	c.close()
 }

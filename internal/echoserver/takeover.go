@@ -9,7 +9,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // claim asks the server that runs to stop serving the sockets.
@@ -31,7 +31,7 @@ func (s *server) takeOver() {
 		return
 	}
 	s.loop.Remove(s.claimed)
-	for _, socket := range s.handover.Sockets {
+	for _, socket := range s.sockets {
 		if err == nil {
 			err = s.serve(socket)
 		}
@@ -40,7 +40,7 @@ func (s *server) takeOver() {
 		s.failed = err
 		return
 	}
-	for _, socket := range s.handover.Sockets {
+	for _, socket := range s.sockets {
 		s.config.Log.Info().Str("listen", transcript.Escape(socket.Addr.String())).Msg("took over " + transcript.Escape(socket.Addr.Path))
 	}
 	s.handover.Commit()
@@ -72,7 +72,7 @@ func (c *control) Ready(uint32) {
 		return
 	}
 	s.successor = &successor{server: s, offer: asked}
-	if err := s.loop.Add(asked.FD, s.successor, unix.EPOLLIN); err != nil {
+	if err := s.loop.Add(asked.FD(), s.successor, unix.EPOLLIN); err != nil {
 		s.failed = err
 		return
 	}
@@ -94,7 +94,7 @@ func (n *successor) Ready(uint32) {
 	switch step := n.offer.Next(); {
 	case step == uds.Waits:
 	case step == uds.Claims && !n.claims:
-		for _, socket := range s.handover.Sockets {
+		for _, socket := range s.sockets {
 			s.config.Log.Info().Str("listen", transcript.Escape(socket.Addr.String())).Msg("handing over " + transcript.Escape(socket.Addr.Path))
 		}
 		n.claims, n.emptyBy = true, time.Now().Add(s.config.DrainTimeout)
@@ -129,7 +129,7 @@ func (s *server) handOver(now time.Time) {
 		}
 	}
 	for _, ln := range s.listeners {
-		s.loop.Remove(ln.socket.FD)
+		s.loop.Remove(ln.socket.FD())
 	}
 	n.owns = true
 	n.offer.Yield()
@@ -160,12 +160,12 @@ func (s *server) takeBack() {
 	}
 	for _, d := range s.datagrams {
 		if n.claims && !d.replaced && s.failed == nil {
-			s.failed = s.loop.Add(d.socket.FD, d, unix.EPOLLIN)
+			s.failed = s.loop.Add(d.socket.FD(), d, unix.EPOLLIN)
 		}
 	}
 	for _, ln := range s.listeners {
 		if n.owns && s.failed == nil {
-			s.failed = s.loop.Add(ln.socket.FD, ln, unix.EPOLLIN)
+			s.failed = s.loop.Add(ln.socket.FD(), ln, unix.EPOLLIN)
 		}
 	}
 	s.loop.Watch(s.handover.Control(), unix.EPOLLIN)
@@ -183,7 +183,7 @@ func (s *server) forgetControl() {
 
 // dismiss forgets the successor.
 func (s *server) dismiss() {
-	s.loop.Remove(s.successor.offer.FD)
+	s.loop.Remove(s.successor.offer.FD())
 	s.successor.offer.Close()
 	s.successor = nil
 }
@@ -191,7 +191,7 @@ func (s *server) dismiss() {
 // refuseSuccessor keeps the sockets from a successor that does not own them yet.
 func (s *server) refuseSuccessor() {
 	if s.successor != nil {
-		s.loop.Remove(s.successor.offer.FD)
+		s.loop.Remove(s.successor.offer.FD())
 		s.successor.offer.Refuse()
 		s.successor = nil
 		s.loop.Watch(s.handover.Control(), unix.EPOLLIN)

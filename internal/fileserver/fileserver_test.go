@@ -26,7 +26,7 @@ import (
 	"github.com/udsecho/udsecho/internal/fileserver"
 	"github.com/udsecho/udsecho/internal/healthcheck"
 	"github.com/udsecho/udsecho/internal/stats"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -94,7 +94,7 @@ func (j *journal) await(t testing.TB, words string) {
 
 // A running server.
 type running struct {
-	addr  uds.Addr
+	addr  transport.Addr
 	log   *journal
 	stats *stats.Server
 	files *fileserver.Server
@@ -111,8 +111,8 @@ func serveAs(t *testing.T, acceptor echoserver.Config, c fileserver.Config) *run
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	r := &running{addr: uds.Addr{Type: uds.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}, stats: new(stats.Server)}
-	socket, err := uds.ListenConfig{}.Listen(r.addr)
+	r := &running{addr: transport.Addr{Type: transport.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}, stats: new(stats.Server)}
+	socket, err := transport.ListenConfig{}.Listen(r.addr)
 	check(t, err)
 	c.Log, c.Stats = zerolog.New(r.log), r.stats
 	s := fileserver.NewServer(c)
@@ -132,9 +132,9 @@ func serveAs(t *testing.T, acceptor echoserver.Config, c fileserver.Config) *run
 	return r
 }
 
-func (r *running) dial(t *testing.T) *uds.Conn {
+func (r *running) dial(t *testing.T) *transport.Conn {
 	t.Helper()
-	conn, err := uds.DialConfig{}.Dial(t.Context(), r.addr)
+	conn, err := transport.DialConfig{}.Dial(t.Context(), r.addr)
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
@@ -340,7 +340,7 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 		}
 		check(t, conn.SendFiles([]byte(tt.message), fds...))
 		check(t, theirs.Close())
-		receiver := uds.NewReceiver(1000)
+		receiver := transport.NewReceiver(1000)
 		check(t, conn.SetDeadline(time.Now().Add(patience)))
 		answer, err := conn.Receive(receiver)
 		check(t, err)
@@ -421,7 +421,7 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	if _, err := os.Lstat(r.addr.Path); !os.IsNotExist(err) {
 		t.Errorf("the socket file is left (%v)", err)
 	}
-	if answer, err := conn.Receive(uds.NewReceiver(1000)); err == nil {
+	if answer, err := conn.Receive(transport.NewReceiver(1000)); err == nil {
 		t.Errorf("the answer is %q", answer)
 	}
 
@@ -454,7 +454,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 		endless := r.dial(t)
 		check(t, endless.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
 		r.log.await(t, "received 'sum 1'")
-		var conns []*uds.Conn
+		var conns []*transport.Conn
 		f := memory(t, 1)
 		for range 8 {
 			conn := r.dial(t)
@@ -532,7 +532,7 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 	check(t, first.Close())
 
 	idle := serveAs(t, echoserver.Config{}, fileserver.Config{IdleTimeout: 50 * time.Millisecond})
-	_, err = idle.dial(t).Receive(uds.NewReceiver(100))
+	_, err = idle.dial(t).Receive(transport.NewReceiver(100))
 	check(t, err) // the reason
 	idle.refused(t, "idle", 1)
 }
@@ -555,10 +555,10 @@ func TestClientBelievesNoStrangeAnswer(t *testing.T) {
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	defer func() { check(t, os.RemoveAll(d)) }()
-	socket, err := uds.ListenConfig{}.Listen(uds.Addr{Type: uds.Files, Path: d + "/f"})
+	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.Files, Path: d + "/f"})
 	check(t, err)
 	defer func() { check(t, socket.Close()) }()
-	check(t, unix.SetNonblock(socket.FD, false))
+	check(t, unix.SetNonblock(socket.FD(), false))
 	digits := strings.Repeat("0a", 32)
 	for answer, words := range map[string]string{
 		"":                          "that is no server of files",
@@ -573,9 +573,9 @@ func TestClientBelievesNoStrangeAnswer(t *testing.T) {
 		"error \x1b[31m":            "does not read it: \x1b[31m",
 		strings.Repeat("sum", 1000): "message is larger",
 	} {
-		conn, err := uds.DialConfig{}.Dial(t.Context(), socket.Addr)
+		conn, err := transport.DialConfig{}.Dial(t.Context(), socket.Addr)
 		check(t, err)
-		fd, _, err := unix.Accept(socket.FD)
+		fd, _, err := unix.Accept(socket.FD())
 		check(t, err)
 		check(t, unix.Sendto(fd, []byte(answer), 0, nil))
 		_, err = client.Sum(t.Context(), conn, os.Stdin)

@@ -19,7 +19,8 @@ import (
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // A Server reads the files that clients hand over.
@@ -96,11 +97,11 @@ func (s *Server) Serve(fd int, quiet bool, done func()) {
 func (c *conn) open(fd int) (err error) {
 	f := os.NewFile(uintptr(fd), "")
 	defer func() { _ = f.Close() }()
-	c.peer = uds.PeerName(fd)
+	c.peer = transport.PeerName(fd)
 	if c.cred, err = uds.PeerCred(fd); err != nil {
 		return err
 	}
-	if err := uds.PassCred(fd); err != nil {
+	if err := transport.PassCred(fd); err != nil {
 		return err
 	}
 	u, err := net.FileConn(f)
@@ -317,7 +318,7 @@ func (s *Server) giveBack(buf []byte) (end func()) {
 
 // left tells whether the client has closed its end.
 func (c *conn) left() (left bool) {
-	err := c.raw.Control(func(fd uintptr) { left = uds.HungUp(int(fd)) })
+	err := c.raw.Control(func(fd uintptr) { left = transport.HungUp(int(fd)) })
 	return left || err != nil
 }
 

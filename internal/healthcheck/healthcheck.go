@@ -16,14 +16,15 @@ import (
 	"github.com/udsecho/udsecho/internal/fileclient"
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // dial connects to the server whose health is to be checked. The client's
 // name marks it for the server, which does not mention it at info level, see
 // [Server]. A server of another user is an impostor; root may check anybody's.
-func dial(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
-	conn, err := uds.DialConfig{Bind: echo.HealthName + uds.AutoName("")}.Dial(ctx, a)
+func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
+	conn, err := transport.DialConfig{Bind: echo.HealthName + uds.AutoName("")}.Dial(ctx, a)
 	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
 		return conn, err
 	}
@@ -44,7 +45,7 @@ func dial(ctx context.Context, a uds.Addr) (*uds.Conn, error) {
 
 // Echo does one echo round trip with the server at a and tells why it
 // failed.
-func Echo(ctx context.Context, a uds.Addr) error {
+func Echo(ctx context.Context, a transport.Addr) error {
 	conn, err := dial(ctx, a)
 	if err != nil {
 		return err
@@ -67,7 +68,7 @@ func Echo(ctx context.Context, a uds.Addr) error {
 
 // Files hands some bytes of memory to the server at a and tells why it
 // did not read them.
-func Files(ctx context.Context, a uds.Addr) error {
+func Files(ctx context.Context, a transport.Addr) error {
 	content := []byte("are you well?")
 	f, err := fileclient.Seal("the health check", bytes.NewReader(content))
 	if err != nil {

@@ -7,9 +7,10 @@ import (
 	"os"
 	"runtime"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/raw"
 )
 
 // Spin is how long a loop goes on asking, after it had something to do, before
@@ -202,17 +203,13 @@ func (l *Loop) ask() int {
 	return 0
 }
 
-// poll is epoll_wait(2) without a word to the Go scheduler.
+// poll waits for a moment, or not at all.
 func (l *Loop) poll(timeout time.Duration) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(l.epoll),
-		uintptr(unsafe.Pointer(&l.events[0])), uintptr(len(l.events)), uintptr(milliseconds(timeout)), 0, 0)
-	switch errno {
-	case 0:
-		return int(n), nil
-	case unix.EINTR:
+	n, err := raw.Wait(l.epoll, l.events[:], timeout)
+	if err == unix.EINTR {
 		return 0, nil
 	}
-	return 0, errno
+	return n, err
 }
 
 func milliseconds(d time.Duration) int { return int((d + time.Millisecond - 1) / time.Millisecond) }
@@ -230,34 +227,4 @@ func (l *Loop) InterruptAt(ctx context.Context) (stop func()) {
 			<-woken // it must not write to a descriptor that is closed by then
 		}
 	}
-}
-
-// Read is read(2) on a non-blocking descriptor, without a word to the Go
-// scheduler: that would cost a good part of what the call does.
-func Read(fd int, p []byte) (int, error) {
-	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
-}
-
-// Send is send(2), likewise. It never blocks and raises no SIGPIPE.
-func Send(fd int, p []byte) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
-		unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), nil
-}
-
-// Accept is accept4(2), likewise; the connection is non-blocking. It does not
-// ask who connects: most often nobody wants to know.
-func Accept(fd int) (int, error) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
-	if errno != 0 {
-		return -1, errno
-	}
-	return int(n), nil
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/raw"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,7 +43,7 @@ func newLoop(t *testing.T, spin time.Duration) *loop.Loop {
 
 func send(t *testing.T, fd int) {
 	t.Helper()
-	if n, err := loop.Send(fd, []byte("x")); n != 1 || err != nil {
+	if n, err := raw.Send(fd, []byte("x")); n != 1 || err != nil {
 		t.Fatal(n, err)
 	}
 }
@@ -56,7 +57,7 @@ func TestCallsTheHandlerUntilItHasReadAll(t *testing.T) {
 			t.Errorf("events %#x", events)
 		}
 		calls++
-		if n, err := loop.Read(b, make([]byte, 1)); n != 1 || err != nil {
+		if n, err := raw.Read(b, make([]byte, 1)); n != 1 || err != nil {
 			t.Error(n, err)
 		}
 	}), unix.EPOLLIN); err != nil {
@@ -76,7 +77,7 @@ func TestCallsTheHandlerUntilItHasReadAll(t *testing.T) {
 	if err := l.Wait(0); err != nil || calls != 3 {
 		t.Errorf("%v, %d calls with nothing to read", err, calls)
 	}
-	if n, err := loop.Read(b, make([]byte, 1)); err != unix.EAGAIN {
+	if n, err := raw.Read(b, make([]byte, 1)); err != unix.EAGAIN {
 		t.Error(n, err)
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // Seed is FAULT_SEED, or a new one where the environment has none. The log of
@@ -39,7 +39,7 @@ type Faults map[string]int
 // A Proxy is one that runs.
 type Proxy struct {
 	listener net.Listener
-	to       uds.Addr
+	to       transport.Addr
 	seed     uint64
 	most     int
 	running  sync.WaitGroup
@@ -54,7 +54,7 @@ type Proxy struct {
 // to the server at another of the same type. Each direction of a connection
 // breaks before it has carried most bytes; the bytes it carries are those that
 // were sent. The test stops the proxy at its end.
-func Start(t testing.TB, seed uint64, at, to uds.Addr, most int) *Proxy {
+func Start(t testing.TB, seed uint64, at, to transport.Addr, most int) *Proxy {
 	t.Helper()
 	l, err := net.Listen(at.Network(), at.Path)
 	if err != nil {
@@ -153,7 +153,7 @@ func (p *Proxy) carry(rng *rand.Rand, from, to *net.UnixConn) error {
 			return err
 		}
 		fits := buf[:min(n, left)]
-		if n > left && p.to.Type == uds.Seqpacket {
+		if n > left && p.to.Type == transport.Seqpacket {
 			fits = nil // or it were another record
 		}
 		left -= len(fits)
@@ -177,7 +177,7 @@ func (p *Proxy) carry(rng *rand.Rand, from, to *net.UnixConn) error {
 func (p *Proxy) send(rng *rand.Rand, to *net.UnixConn, rest []byte) error {
 	for len(rest) > 0 {
 		piece := rest
-		if p.to.Type == uds.Stream && rng.IntN(2) == 0 {
+		if p.to.Type == transport.Stream && rng.IntN(2) == 0 {
 			piece = rest[:min(1<<rng.IntN(17), len(rest))]
 		}
 		if len(piece) < len(rest) {

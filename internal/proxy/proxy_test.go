@@ -10,7 +10,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/udsecho/udsecho/internal/proxy"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -23,13 +23,13 @@ func check(t *testing.T, err error) {
 }
 
 // arrived tells how many bytes of each of some connections reach the server.
-func arrived(t *testing.T, typ uds.Type, seed uint64) (counts []int64) {
+func arrived(t *testing.T, typ transport.Type, seed uint64) (counts []int64) {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	server := uds.Addr{Type: typ, Path: d + "/server"}
-	line := uds.Addr{Type: typ, Path: d + "/line"}
+	server := transport.Addr{Type: typ, Path: d + "/server"}
+	line := transport.Addr{Type: typ, Path: d + "/line"}
 	l, err := net.Listen(server.Network(), server.Path)
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
@@ -60,7 +60,7 @@ func arrived(t *testing.T, typ uds.Type, seed uint64) (counts []int64) {
 
 func TestSeedSaysWhereConnectionsBreak(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.Seqpacket} {
+	for _, typ := range []transport.Type{transport.Stream, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			seed := proxy.Seed(t)

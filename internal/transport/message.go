@@ -1,17 +1,18 @@
-package uds
+package transport
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/raw"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // overhead is what unix(7) keeps of the send buffer: the largest message is
@@ -21,12 +22,8 @@ const overhead = 32
 // maxUDP is what fits a UDP datagram over IPv4, udp(7).
 const maxUDP = 65507
 
-// ErrTruncated is a message larger than the receive buffer. What was received
-// is a prefix of it and must not be taken for the message.
-var ErrTruncated = errors.New("message is larger than the receive buffer")
-
 // A SizeError is a message that is too large: to be received, which is an
-// [ErrTruncated], or to be sent, which is EMSGSIZE.
+// [uds.ErrTruncated], or to be sent, which is EMSGSIZE.
 type SizeError struct {
 	Size, Limit int // in bytes
 	err         error
@@ -34,7 +31,7 @@ type SizeError struct {
 }
 
 func (e *SizeError) Error() string {
-	if e.err == ErrTruncated {
+	if e.err == uds.ErrTruncated {
 		return fmt.Sprintf("%v: %d bytes, %d fit", e.err, e.Size, e.Limit)
 	}
 	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d: %s", e.err, e.Size, e.Limit, e.cure)
@@ -42,10 +39,6 @@ func (e *SizeError) Error() string {
 
 // Unwrap is which of the two.
 func (e *SizeError) Unwrap() error { return e.err }
-
-// ErrDescriptors is a message that came with file descriptors that nobody asked
-// for, or with too many. None of them is open.
-var ErrDescriptors = errors.New("message carries file descriptors")
 
 // MaxMessage is how many bytes a message can have that any process without
 // privileges can send on this system: twice net.core.wmem_max, which the kernel
@@ -106,7 +99,7 @@ func NewReceiver(size int) *Receiver { return &Receiver{buf: make([]byte, max(si
 
 // Receive receives the next message of fd, which is valid until the next call.
 // The error is EAGAIN where there is none, a [SizeError] for a message larger
-// than the receiver, [ErrDescriptors], or an errno of recvmsg(2). An empty
+// than the receiver, [uds.ErrDescriptors], or an errno of recvmsg(2). An empty
 // message is a message; on a seqpacket socket the end of the connection looks
 // the same, see [Receiver.ReceiveRecord].
 func (r *Receiver) Receive(fd int) ([]byte, error) { return r.receive(fd, 0) }
@@ -116,15 +109,15 @@ func (r *Receiver) ReceiveCred(fd int) ([]byte, error) { return r.receive(fd, co
 
 // ReceiveStream receives what there is on a stream socket, at most the
 // receiver's size: no bytes are the end. Unlike read(2), which closes them
-// silently, it tells of descriptors that came along: [ErrDescriptors].
+// silently, it tells of descriptors that came along: [uds.ErrDescriptors].
 func (r *Receiver) ReceiveStream(fd int) ([]byte, error) {
 	r.prepare(0)
-	n, errno := r.recvmsg(fd, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	n, err := raw.Receive(fd, &r.hdr, unix.MSG_CMSG_CLOEXEC)
 	switch {
-	case errno != 0:
-		return nil, errno
+	case err != nil:
+		return nil, err
 	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
-		return nil, ErrDescriptors
+		return nil, uds.ErrDescriptors
 	}
 	return r.buf[:n], nil
 }
@@ -160,15 +153,15 @@ func (r *Receiver) prepare(control int) {
 func (r *Receiver) receive(fd, control int) ([]byte, error) {
 	r.prepare(control)
 	// MSG_TRUNC asks for the message's real length, recv(2).
-	n, errno := r.recvmsg(fd, unix.MSG_DONTWAIT|unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC)
+	n, err := raw.Receive(fd, &r.hdr, unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC)
 	r.nameLen = r.hdr.Namelen
 	switch {
-	case errno != 0:
-		return nil, errno
+	case err != nil:
+		return nil, err
 	case n > len(r.buf):
-		return nil, &SizeError{Size: n, Limit: len(r.buf), err: ErrTruncated}
+		return nil, &SizeError{Size: n, Limit: len(r.buf), err: uds.ErrTruncated}
 	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
-		return nil, ErrDescriptors
+		return nil, uds.ErrDescriptors
 	}
 	return r.buf[:n], nil
 }
@@ -218,7 +211,7 @@ func (r *Receiver) Peek() Sender {
 	return Sender(unsafe.String((*byte)(unsafe.Pointer(&r.name)), int(r.nameLen)))
 }
 
-// Path is the address of a socket file, of at most [MaxPath] bytes.
+// Path is the address of a socket file, of at most [uds.MaxPath] bytes.
 func Path(path string) Sender {
 	sa := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
 	size := int(unsafe.Offsetof(sa.Path))
@@ -265,62 +258,8 @@ func (s Sender) String() string {
 // ECONNREFUSED or ENOENT where it is gone, EACCES where its socket's mode keeps
 // this process out, EMSGSIZE where the message is larger than [SendLimit].
 func ReplyTo(fd int, message []byte, to Sender) error {
-	return sendTo(fd, message, unsafe.Pointer(unsafe.StringData(string(to))), uint32(len(to)))
-}
-
-// Send sends a message over a connection, whole or not at all. A message larger
-// than [SendLimit] gets a [SizeError].
-func (c *Conn) Send(message []byte) error {
-	raw, err := c.raw()
-	if err != nil {
-		return err
-	}
-	waitErr := raw.Write(func(fd uintptr) bool {
-		err = ExplainSize(int(fd), len(message), sendTo(int(fd), message, nil, 0))
-		return err != unix.EAGAIN
-	})
-	if waitErr != nil {
-		return waitErr
-	}
+	_, err := raw.SendTo(fd, message, string(to))
 	return err
-}
-
-// Receive receives the next message of a connection; io.EOF is its end.
-func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
-	raw, err := c.raw()
-	if err != nil {
-		return nil, err
-	}
-	var end bool
-	waitErr := raw.Read(func(fd uintptr) bool {
-		if c.addr.Type.sotype() != unix.SOCK_SEQPACKET {
-			message, err = r.Receive(int(fd))
-			return err != unix.EAGAIN
-		}
-		if !c.creds {
-			if err = PassCred(int(fd)); err != nil {
-				return true
-			}
-			c.creds = true
-		}
-		message, end, err = r.receiveRecord(int(fd))
-		return err != unix.EAGAIN
-	})
-	switch {
-	case waitErr != nil:
-		return nil, waitErr
-	case end:
-		return nil, io.EOF
-	}
-	return message, err
-}
-
-func (c *Conn) raw() (syscall.RawConn, error) {
-	s, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return nil, errors.ErrUnsupported
-	}
-	return s.SyscallConn()
 }
 
 // ExplainSize makes EMSGSIZE a [SizeError] with the limit of fd, and leaves other
@@ -336,39 +275,72 @@ func ExplainSize(fd, size int, err error) error {
 	if limitErr != nil {
 		return err
 	}
-	cure := "raise it with --sndbuf"
+	cure := "raise SO_SNDBUF"
 	if limit == maxUDP {
 		cure = "send smaller ones"
 	}
 	return &SizeError{size, limit, err, cure}
 }
 
-func sendTo(fd int, message []byte, name unsafe.Pointer, nameLen uint32) error {
-	for {
-		_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd),
-			uintptr(unsafe.Pointer(unsafe.SliceData(message))), uintptr(len(message)),
-			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, uintptr(name), uintptr(nameLen))
-		switch errno {
-		case 0:
-			return nil
-		case unix.EINTR:
-		default:
-			return errno
-		}
-	}
-}
-
-func (r *Receiver) recvmsg(fd, flags int) (int, syscall.Errno) {
-	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.hdr)), uintptr(flags))
-		if errno != unix.EINTR {
-			return int(n), errno
-		}
-	}
-}
-
 func hostPort(ip []byte, port uint16) string {
 	addr, _ := netip.AddrFromSlice(ip)
 	swapped := port>>8 | port<<8 // it is in network byte order
 	return netip.AddrPortFrom(addr, swapped).String()
+}
+
+// PeerName is the address of the other end of a connection to read: a path, an
+// @name, HOST:PORT, or "" where it has none.
+func PeerName(fd int) string {
+	sa, err := unix.Getpeername(fd)
+	if err != nil {
+		return ""
+	}
+	return nameOf(sa)
+}
+
+func nameOf(sa unix.Sockaddr) string {
+	switch sa := sa.(type) {
+	case *unix.SockaddrUnix:
+		if sa.Name != "@" { // how package unix shows a socket without a name
+			return sa.Name
+		}
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)).String()
+	}
+	return ""
+}
+
+// DropAncillary turns off what the parent may have asked for to come with each
+// message, PassCredentials= in a systemd unit for example, and nobody receives
+// here: the kernel could not deliver it, and would report that just as it
+// reports descriptors that nobody receives. Connections have such options from
+// the listening socket that they were made at. Credentials of datagrams are
+// received; what came while they were off would be nobody's.
+func DropAncillary(fd int) {
+	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_DGRAM {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 0)
+	}
+	for _, option := range []int{unix.SO_PASSSEC, unix.SO_PASSPIDFD, unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS} {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 0) // not every kernel knows all of them
+	}
+}
+
+// HungUp tells whether the other end of fd is gone for both directions, poll(2),
+// POLLHUP, where end of file tells of one.
+func HungUp(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd)}}
+	_, err := unix.Poll(fds, 0)
+	return err == nil && fds[0].Revents&unix.POLLHUP != 0
+}
+
+// AbsName makes the path of a client's own socket absolute, so that a server in
+// another directory finds it, where it still fits sun_path then.
+func AbsName(name string) string {
+	abs, err := filepath.Abs(name)
+	if err != nil || len(abs) > uds.MaxPath || strings.HasPrefix(name, "@") {
+		return name
+	}
+	return abs
 }

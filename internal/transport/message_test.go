@@ -1,4 +1,4 @@
-package uds_test
+package transport_test
 
 import (
 	"bytes"
@@ -18,11 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/faults"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // pair is two sockets of a type that keeps boundaries, connected to each other.
-func pair(t *testing.T, typ uds.Type) (a, b int) {
+func pair(t *testing.T, typ transport.Type) (a, b int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, sotypes[typ]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	check(t, err)
@@ -40,13 +41,13 @@ func send(t *testing.T, fd int, message string) {
 }
 
 // receiving are the ways to receive a message.
-var receiving = map[string]func(t *testing.T, r *uds.Receiver, fd int) ([]byte, error){
-	"alone": func(_ *testing.T, r *uds.Receiver, fd int) ([]byte, error) { return r.Receive(fd) },
-	"with credentials": func(t *testing.T, r *uds.Receiver, fd int) ([]byte, error) {
-		check(t, uds.PassCred(fd))
+var receiving = map[string]func(t *testing.T, r *transport.Receiver, fd int) ([]byte, error){
+	"alone": func(_ *testing.T, r *transport.Receiver, fd int) ([]byte, error) { return r.Receive(fd) },
+	"with credentials": func(t *testing.T, r *transport.Receiver, fd int) ([]byte, error) {
+		check(t, transport.PassCred(fd))
 		return r.ReceiveCred(fd)
 	},
-	"as a record": func(t *testing.T, r *uds.Receiver, fd int) ([]byte, error) {
+	"as a record": func(t *testing.T, r *transport.Receiver, fd int) ([]byte, error) {
 		record, end, err := r.ReceiveRecord(fd)
 		if end {
 			t.Error("a message is taken for the end")
@@ -56,12 +57,12 @@ var receiving = map[string]func(t *testing.T, r *uds.Receiver, fd int) ([]byte, 
 }
 
 // eachWay runs a test for both types and all ways to receive.
-func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *uds.Receiver) ([]byte, error))) {
-	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *transport.Receiver) ([]byte, error))) {
+	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		for name, receive := range receiving {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				a, b := pair(t, typ)
-				test(t, a, b, func(r *uds.Receiver) ([]byte, error) { return receive(t, r, b) })
+				test(t, a, b, func(r *transport.Receiver) ([]byte, error) { return receive(t, r, b) })
 			})
 		}
 	}
@@ -69,8 +70,8 @@ func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *uds
 
 func TestReceiveGivesWholeMessagesInOrder(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, a, _ int, receive func(r *uds.Receiver) ([]byte, error)) {
-		r := uds.NewReceiver(65536)
+	eachWay(t, func(t *testing.T, a, _ int, receive func(r *transport.Receiver) ([]byte, error)) {
+		r := transport.NewReceiver(65536)
 		for _, size := range []int{1, 0, 16, 0, 0, 17, 65536} {
 			sent := bytes.Repeat([]byte{byte(size)}, size)
 			send(t, a, "before")
@@ -92,11 +93,11 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 	t.Parallel()
 	const rounds = 100
 	sizes := []int{17, 1000, 200_000}
-	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		for name, receive := range receiving {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				a, b := pair(t, typ)
-				r := uds.NewReceiver(16)
+				r := transport.NewReceiver(16)
 				for _, size := range sizes {
 					larger := make([]byte, size)
 					for range rounds {
@@ -121,7 +122,7 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 // wantSize wants the error to name the message's size and the limit.
 func wantSize(t *testing.T, err error, size, limit int) {
 	t.Helper()
-	var e *uds.SizeError
+	var e *transport.SizeError
 	if !errors.As(err, &e) || e.Size != size || e.Limit != limit {
 		t.Fatalf("%v does not say that %d bytes are more than %d", err, size, limit)
 	}
@@ -129,8 +130,8 @@ func wantSize(t *testing.T, err error, size, limit int) {
 
 func TestReceiverOfNothingStillTellsEmptyFromMore(t *testing.T) {
 	t.Parallel()
-	a, b := pair(t, uds.Datagram)
-	r := uds.NewReceiver(0)
+	a, b := pair(t, transport.Datagram)
+	r := transport.NewReceiver(0)
 	send(t, a, "")
 	if got, err := r.Receive(b); err != nil || len(got) > 0 {
 		t.Errorf("received %q, %v", got, err)
@@ -150,8 +151,8 @@ func TestDescriptorsThatComeAlongAreRefusedAndNoneStaysOpen(t *testing.T) {
 		for i := range fds {
 			fds[i] = int(null.Fd())
 		}
-		eachWay(t, func(t *testing.T, a, _ int, receive func(r *uds.Receiver) ([]byte, error)) {
-			r := uds.NewReceiver(100)
+		eachWay(t, func(t *testing.T, a, _ int, receive func(r *transport.Receiver) ([]byte, error)) {
+			r := transport.NewReceiver(100)
 			before := descriptors(t)
 			check(t, unix.Sendmsg(a, []byte("take these"), unix.UnixRights(fds...), nil, 0))
 			send(t, a, "next")
@@ -181,7 +182,7 @@ func TestReceiveRecordTellsEmptyRecordFromTheEnd(t *testing.T) {
 			check(t, err)
 			a, b := fds[0], fds[1]
 			defer func() { check(t, unix.Close(b)) }()
-			r := uds.NewReceiver(100)
+			r := transport.NewReceiver(100)
 			_, ended, err := r.ReceiveRecord(b)
 			if ended || err != unix.EAGAIN {
 				t.Fatalf("before anything came: end %t, %v", ended, err)
@@ -210,9 +211,9 @@ func TestReceiveRecordTellsEmptyRecordFromTheEnd(t *testing.T) {
 }
 
 // received is one message that a datagram socket has in its queue.
-func received(t *testing.T, fd int) *uds.Receiver {
+func received(t *testing.T, fd int) *transport.Receiver {
 	t.Helper()
-	r := uds.NewReceiver(100)
+	r := transport.NewReceiver(100)
 	_, err := r.ReceiveCred(fd)
 	check(t, err)
 	return r
@@ -221,30 +222,30 @@ func received(t *testing.T, fd int) *uds.Receiver {
 func TestSenderIsWhoeverSentTheMessage(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s := listen(t, uds.ListenConfig{}, datagram(d+"/s"))
+	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
 	longest := d + "/" + strings.Repeat("c", uds.MaxPath-len(d)-1)
 	for _, name := range []string{d + "/client", longest, uds.AutoName("@"), "@" + strings.Repeat("c", 106), ""} {
-		conn, err := uds.DialConfig{Bind: name}.Dial(t.Context(), s.Addr)
+		conn, err := transport.DialConfig{Bind: name}.Dial(t.Context(), s.Addr)
 		check(t, err)
 		check(t, conn.Send([]byte("hello")))
-		r := received(t, s.FD)
+		r := received(t, s.FD())
 		if got := r.Sender().String(); got != name {
 			t.Errorf("the sender is %q, not %q", got, name)
 		}
 		if want := name != "" && name[0] != '@'; r.Peek() != r.Sender() || r.Sender().IsPath() != want {
 			t.Errorf("%q is a path: %t", name, !want)
-		} else if want && uds.Path(name).String() != name {
-			t.Errorf("the address of %q is %q", name, uds.Path(name))
+		} else if want && transport.Path(name).String() != name {
+			t.Errorf("the address of %q is %q", name, transport.Path(name))
 		}
 		if r.Named() != (name != "") {
 			t.Errorf("%q: named is %t", name, r.Named())
 		}
 		if name != "" {
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
-			check(t, uds.ReplyTo(s.FD, []byte("one"), r.Peek()))
-			check(t, uds.ReplyTo(s.FD, []byte("two"), r.Sender()))
+			check(t, transport.ReplyTo(s.FD(), []byte("one"), r.Peek()))
+			check(t, transport.ReplyTo(s.FD(), []byte("two"), r.Sender()))
 			for _, want := range []string{"one", "two"} {
-				if got, err := conn.Receive(uds.NewReceiver(100)); err != nil || string(got) != want {
+				if got, err := conn.Receive(transport.NewReceiver(100)); err != nil || string(got) != want {
 					t.Errorf("%q: received %q, %v", name, got, err)
 				}
 			}
@@ -258,16 +259,16 @@ func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
 	server, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	check(t, err)
 	defer func() { check(t, server.Close()) }()
-	conn := dial(t, uds.Addr{Type: uds.UDP, Path: server.LocalAddr().String()})
+	conn := dial(t, transport.Addr{Type: transport.UDP, Path: server.LocalAddr().String()})
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
 	check(t, conn.Send([]byte("hello")))
 	raw, err := server.SyscallConn()
 	check(t, err)
-	r := uds.NewReceiver(100)
+	r := transport.NewReceiver(100)
 	check(t, raw.Read(func(fd uintptr) bool {
 		var message []byte
 		if message, err = r.Receive(int(fd)); err != unix.EAGAIN && string(message) == "hello" {
-			err = uds.ReplyTo(int(fd), []byte("hello yourself"), r.Peek())
+			err = transport.ReplyTo(int(fd), []byte("hello yourself"), r.Peek())
 		}
 		return err != unix.EAGAIN
 	}))
@@ -275,7 +276,7 @@ func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
 	if got, want := r.Sender().String(), conn.LocalAddr().String(); got != want {
 		t.Errorf("the sender is %s, not %s", got, want)
 	}
-	if got, err := conn.Receive(uds.NewReceiver(100)); err != nil || string(got) != "hello yourself" {
+	if got, err := conn.Receive(transport.NewReceiver(100)); err != nil || string(got) != "hello yourself" {
 		t.Errorf("received %q, %v", got, err)
 	}
 }
@@ -299,7 +300,7 @@ func TestSenderString(t *testing.T) {
 		{family(unix.AF_INET6) + "\x00\x01" + "\x00\x00\x00\x00" + string(net.IPv6loopback) + "\x00\x00\x00\x00", "[::1]:1"},
 		{family(unix.AF_NETLINK) + "somebody", ""},
 	} {
-		if got := uds.Sender(tt.raw).String(); got != tt.want {
+		if got := transport.Sender(tt.raw).String(); got != tt.want {
 			t.Errorf("%q reads %q, not %q", tt.raw, got, tt.want)
 		}
 	}
@@ -312,7 +313,7 @@ func FuzzSender(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
-		name := uds.Sender(raw).String()
+		name := transport.Sender(raw).String()
 		var family uint16
 		if len(raw) > 2 {
 			family = binary.NativeEndian.Uint16([]byte(raw))
@@ -337,24 +338,24 @@ func FuzzSender(f *testing.F) {
 
 func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			s := listen(t, uds.ListenConfig{Mode: 0o666}, uds.Addr{Type: typ, Path: dir(t) + "/s"})
-			check(t, uds.PassCred(s.FD))
+			s := listen(t, transport.ListenConfig{Mode: 0o666}, transport.Addr{Type: typ, Path: dir(t) + "/s"})
+			check(t, transport.PassCred(s.FD()))
 			child := start(t, stranger, nil, "send", s.Addr.String(), "hello")
 			if o := child.outcome(t); o.Err != "" {
 				t.Fatal(o.Err)
 			}
-			fd := s.FD
-			if typ == uds.Seqpacket {
+			fd := s.FD()
+			if typ == transport.Seqpacket {
 				var err error
-				fd, _, err = unix.Accept(s.FD)
+				fd, _, err = unix.Accept(s.FD())
 				check(t, err)
 				defer func() { check(t, unix.Close(fd)) }()
-				check(t, uds.PassCred(fd))
+				check(t, transport.PassCred(fd))
 			}
-			r := uds.NewReceiver(100)
+			r := transport.NewReceiver(100)
 			if _, ok := r.Cred(); ok {
 				t.Error("there are credentials before there is a message")
 			}
@@ -376,12 +377,12 @@ func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {
 
 func TestReceiveAloneHasNoCredentials(t *testing.T) {
 	t.Parallel()
-	a, b := pair(t, uds.Datagram)
+	a, b := pair(t, transport.Datagram)
 	send(t, a, "hello")
 	if cred, ok := received(t, b).Cred(); ok {
 		t.Errorf("nobody asked, and they are %+v", cred)
 	}
-	err := uds.PassCred(-1)
+	err := transport.PassCred(-1)
 	wantError(t, err, unix.EBADF, "SO_PASSCRED")
 }
 
@@ -389,27 +390,27 @@ func TestReceiveAloneHasNoCredentials(t *testing.T) {
 //
 // Not parallel: it counts the allocations of the process.
 func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
-	s := listen(t, uds.ListenConfig{}, datagram(uds.AutoName("@")))
-	check(t, uds.PassCred(s.FD))
+	s := listen(t, transport.ListenConfig{}, datagram(uds.AutoName("@")))
+	check(t, transport.PassCred(s.FD()))
 	client, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	defer func() { check(t, unix.Close(client)) }()
 	check(t, unix.Bind(client, &unix.SockaddrUnix{Name: uds.AutoName("@")}))
 	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: s.Addr.Path}))
 
-	r, sent, back := uds.NewReceiver(1000), make([]byte, 1000), make([]byte, 1000)
+	r, sent, back := transport.NewReceiver(1000), make([]byte, 1000), make([]byte, 1000)
 	allocs := testing.AllocsPerRun(1000, func() {
 		if _, err := unix.Write(client, sent); err != nil {
 			t.Fatal(err)
 		}
-		message, err := r.ReceiveCred(s.FD)
+		message, err := r.ReceiveCred(s.FD())
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := r.Cred(); !ok || !r.Named() {
 			t.Fatal("nobody sent it")
 		}
-		if err := uds.ReplyTo(s.FD, message, r.Peek()); err != nil {
+		if err := transport.ReplyTo(s.FD(), message, r.Peek()); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := unix.Read(client, back); err != nil || n != len(sent) {
@@ -424,27 +425,27 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 func TestReplyErrorsAreErrnos(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s := listen(t, uds.ListenConfig{SendBuffer: 5000}, datagram(d+"/s"))
+	s := listen(t, transport.ListenConfig{SendBuffer: 5000}, datagram(d+"/s"))
 	// Not connected, so that its queue has a limit.
 	client, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/client", Net: "unixgram"})
 	check(t, err)
 	_, err = client.WriteTo([]byte("hello"), &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
 	check(t, err)
-	r := received(t, s.FD)
-	if err := uds.ReplyTo(s.FD, make([]byte, 10_000), r.Peek()); err != unix.EMSGSIZE {
+	r := received(t, s.FD())
+	if err := transport.ReplyTo(s.FD(), make([]byte, 10_000), r.Peek()); err != unix.EMSGSIZE {
 		t.Errorf("a reply larger than the send buffer: %v", err)
 	}
-	for err = nil; err == nil; err = uds.ReplyTo(s.FD, nil, r.Peek()) {
+	for err = nil; err == nil; err = transport.ReplyTo(s.FD(), nil, r.Peek()) {
 	}
 	if err != unix.EAGAIN {
 		t.Errorf("the client's queue is full: %v", err)
 	}
 	check(t, client.Close())
-	if err := uds.ReplyTo(s.FD, nil, r.Peek()); err != unix.ECONNREFUSED {
+	if err := transport.ReplyTo(s.FD(), nil, r.Peek()); err != unix.ECONNREFUSED {
 		t.Errorf("the client is closed: %v", err)
 	}
 	check(t, os.Remove(d+"/client"))
-	if err := uds.ReplyTo(s.FD, nil, r.Sender()); err != unix.ENOENT {
+	if err := transport.ReplyTo(s.FD(), nil, r.Sender()); err != unix.ENOENT {
 		t.Errorf("the client is gone: %v", err)
 	}
 }
@@ -461,29 +462,29 @@ func setting(t *testing.T, name string) int {
 
 func TestMaxMessageIsWhatTheSystemLetsAnybodySend(t *testing.T) {
 	t.Parallel()
-	a, _ := pair(t, uds.Datagram)
+	a, _ := pair(t, transport.Datagram)
 	wmem := setting(t, "core/wmem_max")
-	check(t, uds.SetSendBuffer(a, 2*wmem))
-	limit, err := uds.SendLimit(a)
+	check(t, transport.SetSendBuffer(a, 2*wmem))
+	limit, err := transport.SendLimit(a)
 	check(t, err)
-	if limit != uds.MaxMessage() || limit != 2*wmem-32 {
-		t.Errorf("the largest send buffer is for %d bytes, MaxMessage is %d, wmem_max %d", limit, uds.MaxMessage(), wmem)
+	if limit != transport.MaxMessage() || limit != 2*wmem-32 {
+		t.Errorf("the largest send buffer is for %d bytes, MaxMessage is %d, wmem_max %d", limit, transport.MaxMessage(), wmem)
 	}
 }
 
 func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	t.Parallel()
-	a, _ := pair(t, uds.Seqpacket)
+	a, _ := pair(t, transport.Seqpacket)
 	wmem := setting(t, "core/wmem_max")
-	err := uds.SetSendBuffer(a, 2*wmem+1)
+	err := transport.SetSendBuffer(a, 2*wmem+1)
 	if err == nil {
 		t.Fatal("no error")
 	}
 	wantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d: raise net.core.wmem_max", 2*wmem+1, 2*wmem))
-	wantError(t, uds.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
+	wantError(t, transport.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
 
 	d := dir(t)
-	_, err = uds.ListenConfig{SendBuffer: 2*wmem + 1}.Listen(datagram(d + "/s"))
+	_, err = transport.ListenConfig{SendBuffer: 2*wmem + 1}.Listen(datagram(d + "/s"))
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -491,8 +492,8 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
-	s := listen(t, uds.ListenConfig{}, datagram(d+"/s"))
-	_, err = uds.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1}.Dial(t.Context(), s.Addr)
+	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
+	_, err = transport.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1}.Dial(t.Context(), s.Addr)
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -502,10 +503,10 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 
 func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 	t.Parallel()
-	a, b := pair(t, uds.Seqpacket)
+	a, b := pair(t, transport.Seqpacket)
 	for _, buffer := range []int{5000, 5001, 100_000, 300_000} {
-		check(t, uds.SetSendBuffer(a, buffer))
-		limit, err := uds.SendLimit(a)
+		check(t, transport.SetSendBuffer(a, buffer))
+		limit, err := transport.SendLimit(a)
 		check(t, err)
 		if limit < buffer-32 || limit > buffer+1-32 {
 			t.Errorf("a send buffer of %d is for %d bytes", buffer, limit)
@@ -518,38 +519,38 @@ func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 		if err != unix.EMSGSIZE {
 			t.Errorf("one byte more: %v", err)
 		}
-		wantError(t, uds.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
+		wantError(t, transport.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
 			fmt.Sprintf("%d bytes, the socket sends at most %d: raise it with --sndbuf", limit+1, limit))
 	}
-	if err := uds.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
+	if err := transport.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
 		t.Errorf("another error becomes %v", err)
 	}
-	_, err := uds.SendLimit(-1)
+	_, err := transport.SendLimit(-1)
 	wantError(t, err, unix.EBADF)
 }
 
 // Not parallel: it counts what the process allocates.
 func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 	const rounds = 100
-	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			s := listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: dir(t) + "/s"})
+			s := listen(t, transport.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"})
 			// The default where nobody has changed net.core.wmem_default.
-			conn, err := uds.DialConfig{SendBuffer: 212_992}.Dial(t.Context(), s.Addr)
+			conn, err := transport.DialConfig{SendBuffer: 212_992}.Dial(t.Context(), s.Addr)
 			check(t, err)
 			defer func() { check(t, conn.Close()) }()
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
-			fd := s.FD
-			if typ == uds.Seqpacket {
-				fd, _, err = unix.Accept(s.FD)
+			fd := s.FD()
+			if typ == transport.Seqpacket {
+				fd, _, err = unix.Accept(s.FD())
 				check(t, err)
 				defer func() { check(t, unix.Close(fd)) }()
 			}
 			// One byte more than fits, and one byte more than the receiver has,
 			// of a peer who may send more than others.
-			small := uds.NewReceiver(212_959)
+			small := transport.NewReceiver(212_959)
 			whole, larger := make([]byte, 212_960), make([]byte, 212_961)
-			receiver := uds.NewReceiver(uds.MaxMessage())
+			receiver := transport.NewReceiver(transport.MaxMessage())
 			before := allocated()
 			for range rounds {
 				err := conn.Send(larger)
@@ -586,22 +587,22 @@ func allocated() uint64 {
 
 func TestOversizeDatagramOverUDP(t *testing.T) {
 	t.Parallel()
-	conn := dial(t, uds.Addr{Type: uds.UDP, Path: "127.0.0.1:9"})
+	conn := dial(t, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:9"})
 	wantError(t, conn.Send(make([]byte, 65_508)), unix.EMSGSIZE, "65508 bytes, the socket sends at most 65507: send smaller ones")
 }
 
 func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 	t.Parallel()
-	s := listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Seqpacket, Path: dir(t) + "/s"})
+	s := listen(t, transport.ListenConfig{}, transport.Addr{Type: transport.Seqpacket, Path: dir(t) + "/s"})
 	conn := dial(t, s.Addr)
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
-	fd, _, err := unix.Accept(s.FD)
+	fd, _, err := unix.Accept(s.FD())
 	check(t, err)
 	for _, record := range []string{"one", "", "two", ""} {
 		send(t, fd, record)
 	}
 	check(t, unix.Close(fd))
-	r := uds.NewReceiver(100)
+	r := transport.NewReceiver(100)
 	for _, want := range []string{"one", "", "two", ""} {
 		if got, err := conn.Receive(r); err != nil || string(got) != want {
 			t.Fatalf("received %q, %v, not %q", got, err, want)
@@ -617,10 +618,10 @@ func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 
 func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
-		conn := dial(t, listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: dir(t) + "/s"}).Addr)
+	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+		conn := dial(t, listen(t, transport.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"}).Addr)
 		check(t, conn.SetDeadline(time.Now().Add(50*time.Millisecond)))
-		if _, err := conn.Receive(uds.NewReceiver(100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := conn.Receive(transport.NewReceiver(100)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: receive: %v", typ, err)
 		}
 		var err error
@@ -635,21 +636,21 @@ func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
 
 func TestListenAndDialInternetAddresses(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.TCP, uds.UDP} {
-		s := listen(t, uds.ListenConfig{Backlog: 8}, uds.Addr{Type: typ, Path: "127.0.0.1:0"})
-		sa, err := unix.Getsockname(s.FD)
+	for _, typ := range []transport.Type{transport.TCP, transport.UDP} {
+		s := listen(t, transport.ListenConfig{Backlog: 8}, transport.Addr{Type: typ, Path: "127.0.0.1:0"})
+		sa, err := unix.Getsockname(s.FD())
 		check(t, err)
-		a := uds.Addr{Type: typ, Path: "127.0.0.1:" + strconv.Itoa(sa.(*unix.SockaddrInet4).Port)}
-		conn, err := uds.DialConfig{Bind: "names are for Unix sockets"}.Dial(t.Context(), a)
+		a := transport.Addr{Type: typ, Path: "127.0.0.1:" + strconv.Itoa(sa.(*unix.SockaddrInet4).Port)}
+		conn, err := transport.DialConfig{Bind: "names are for Unix sockets"}.Dial(t.Context(), a)
 		check(t, err)
 		if conn.Type() != typ {
 			t.Errorf("the connection's type is %s", conn.Type())
 		}
 		check(t, conn.Close())
-		_, err = uds.ListenConfig{}.Listen(a)
+		_, err = transport.ListenConfig{}.Listen(a)
 		wantError(t, err, unix.EADDRINUSE, "listen "+a.String())
 		check(t, s.Close())
-		if conn, err := (uds.DialConfig{}).Dial(t.Context(), a); typ == uds.TCP {
+		if conn, err := (transport.DialConfig{}).Dial(t.Context(), a); typ == transport.TCP {
 			wantError(t, err, unix.ECONNREFUSED, "connect "+a.String())
 		} else {
 			check(t, err)

@@ -1,0 +1,100 @@
+// Package transport is what the programs talk over, by the addresses of their
+// command line: Unix sockets, which package uds makes, and for comparison TCP and
+// UDP; and the messages of them all.
+package transport
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/udsecho/udsecho/uds"
+)
+
+// Type is a socket type by the name that the field gives it, one of them under a
+// second name for another purpose, or what they are compared with.
+type Type string
+
+// The types.
+const (
+	Stream    = Type(uds.Stream)
+	Datagram  = Type(uds.Datagram)
+	Seqpacket = Type(uds.Seqpacket)
+	Files     = Type("files") // seqpacket: descriptors of files with the messages
+	TCP       = Type("tcp")   // an internet stream
+	UDP       = Type("udp")   // internet datagrams
+)
+
+// Unix reports whether the type is one of AF_UNIX.
+func (t Type) Unix() bool { return t != TCP && t != UDP }
+
+// Messages reports whether the type keeps the boundaries of messages.
+func (t Type) Messages() bool { return t == Datagram || t == Seqpacket || t == Files || t == UDP }
+
+// Connects reports whether a server of the type accepts connections.
+func (t Type) Connects() bool { return t != Datagram && t != UDP }
+
+// Addr is one end as it is written on the command line: TYPE:PATH, files:PATH,
+// tcp:HOST:PORT or udp:HOST:PORT, whose Path is HOST:PORT.
+type Addr struct {
+	Type Type
+	Path string
+}
+
+// ParseAddr reads an address; a bare path means stream. The error is a
+// [uds.ErrAddress].
+func ParseAddr(s string) (Addr, error) {
+	form, path, ok := strings.Cut(s, ":")
+	switch t := Type(form); {
+	case ok && !t.Unix():
+		if err := checkHostPort(s, path); err != nil {
+			return Addr{}, err
+		}
+		return Addr{t, path}, nil
+	case ok && t == Files:
+		if _, err := uds.ParseAddr("seqpacket:" + path); err != nil {
+			return Addr{}, err
+		}
+		return Addr{t, path}, nil
+	case ok && !strings.ContainsAny(form, "/@.") && t != Stream && t != Datagram && t != Seqpacket:
+		return Addr{}, fmt.Errorf("%w %q: unknown form %q: write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./%s for a path with a colon",
+			uds.ErrAddress, s, form, s)
+	}
+	a, err := uds.ParseAddr(s)
+	return Addr{Type(a.Type), a.Path}, err
+}
+
+func checkHostPort(s, hostPort string) error {
+	_, port, err := net.SplitHostPort(hostPort)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err != nil {
+		return fmt.Errorf("%w %q: %q is no HOST:PORT: write 127.0.0.1:7000, or [::1]:7000", uds.ErrAddress, s, hostPort)
+	}
+	return nil
+}
+
+// unix is the address of a Unix socket as package uds has it.
+func (a Addr) unix() uds.Addr {
+	if a.Type == Files {
+		return uds.Addr{Type: uds.Seqpacket, Path: a.Path}
+	}
+	return uds.Addr{Type: uds.Type(a.Type), Path: a.Path}
+}
+
+// Abstract reports whether the address is a name in the network namespace and no
+// file.
+func (a Addr) Abstract() bool { return a.Type.Unix() && a.unix().Abstract() }
+
+// Network is the name that package net has for the type.
+func (a Addr) Network() string {
+	if !a.Type.Unix() {
+		return string(a.Type)
+	}
+	return a.unix().Network()
+}
+
+// String is the address as [ParseAddr] reads it.
+func (a Addr) String() string { return string(a.Type) + ":" + a.Path }

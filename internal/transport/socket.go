@@ -1,0 +1,369 @@
+package transport
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds"
+)
+
+// ListenConfig says how to listen. Its zero value works.
+type ListenConfig struct {
+	Mode    fs.FileMode // see [uds.ListenConfig]
+	Backlog int         // likewise
+	// SendBuffer is SO_SNDBUF of a Unix socket in bytes as the kernel counts them,
+	// socket(7); a message may be 32 bytes less. 0 leaves the system's. The
+	// connections that a seqpacket socket accepts do not inherit it, see
+	// [SetSendBuffer].
+	SendBuffer int
+}
+
+func (c ListenConfig) options() uds.ListenConfig {
+	return uds.ListenConfig{Mode: c.Mode, Backlog: c.Backlog, Control: func(fd int) error {
+		if c.SendBuffer > 0 {
+			return SetSendBuffer(fd, c.SendBuffer)
+		}
+		return nil
+	}}
+}
+
+// A Socket is a server's: one of package uds, or one of the internet, which has no
+// files, no other process to share it with, and no half-way to its end.
+type Socket struct {
+	Addr Addr
+
+	unix     *uds.Socket // nil: it is one of the internet
+	internet int         // -1 once closed
+}
+
+// Listen makes a socket at a, see [uds.ListenConfig.Listen].
+func (c ListenConfig) Listen(a Addr) (*Socket, error) {
+	s := &Socket{Addr: a, internet: -1}
+	var err error
+	if a.Type.Unix() {
+		s.unix, err = c.options().Listen(a.unix())
+	} else if s.internet, err = listenInternet(a, c.Backlog); err != nil {
+		err = fmt.Errorf("listen %s: %w", a, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Handover makes sockets that change hands together, see
+// [uds.ListenConfig.Handover]; all addrs are paths.
+func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) {
+	var paths []uds.Addr
+	for _, a := range addrs {
+		paths = append(paths, a.unix())
+	}
+	h, err := c.options().Handover(paths...)
+	if err != nil {
+		return nil, nil, err
+	}
+	var sockets []*Socket
+	for i, s := range h.Sockets {
+		sockets = append(sockets, &Socket{Addr: addrs[i], unix: s, internet: -1})
+	}
+	return sockets, h, nil
+}
+
+// Inherit makes a Socket of a descriptor of the parent process, which it takes
+// over, see [uds.ListenConfig.Inherit]. One of seqpacket is for files if files
+// says so.
+func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
+	config := c.options()
+	set := config.Control
+	config.Control = func(fd int) error {
+		DropAncillary(fd)
+		return set(fd)
+	}
+	s, err := config.Inherit(fd)
+	if err != nil {
+		return nil, err
+	}
+	a := Addr{Type(s.Addr().Type), s.Addr().Path}
+	if files && a.Type == Seqpacket {
+		a.Type = Files
+	}
+	return &Socket{Addr: a, unix: s, internet: -1}, nil
+}
+
+// FD is the descriptor, non-blocking, the socket's own; -1 once it is closed.
+func (s *Socket) FD() int {
+	if s.unix != nil {
+		return s.unix.FD()
+	}
+	return s.internet
+}
+
+// Unix is the socket of package uds; nil: it is one of the internet.
+func (s *Socket) Unix() *uds.Socket { return s.unix }
+
+// Unlink is [uds.Socket.Unlink].
+func (s *Socket) Unlink() {
+	if s.unix != nil {
+		s.unix.Unlink()
+	}
+}
+
+// Is is [uds.Socket.Is].
+func (s *Socket) Is(st *unix.Stat_t) bool { return s.unix != nil && s.unix.Is(st) }
+
+// Lost is [uds.Socket.Lost].
+func (s *Socket) Lost() bool { return s.unix != nil && s.unix.Lost() }
+
+// Renew is [uds.Socket.Renew], of one that is Lost.
+func (s *Socket) Renew() (*Socket, error) {
+	renewed, err := s.unix.Renew()
+	if err != nil {
+		return nil, err
+	}
+	return &Socket{Addr: s.Addr, unix: renewed, internet: -1}, nil
+}
+
+// Shared is [uds.Socket.Shared].
+func (s *Socket) Shared() bool { return s.unix != nil && s.unix.Shared() }
+
+// Refuse is [uds.Socket.Refuse].
+func (s *Socket) Refuse() error {
+	if s.unix == nil {
+		return nil
+	}
+	return s.unix.Refuse()
+}
+
+// Close closes the socket and removes its own files.
+func (s *Socket) Close() error {
+	if s.unix != nil {
+		return s.unix.Close()
+	}
+	if s.internet < 0 {
+		return nil
+	}
+	err := unix.Close(s.internet)
+	s.internet = -1
+	return os.NewSyscallError("close", err)
+}
+
+// listenInternet lets package net find the address, and takes its socket.
+func listenInternet(a Addr, backlog int) (fd int, err error) {
+	var l interface {
+		syscall.Conn
+		io.Closer
+	}
+	if a.Type == TCP {
+		var n net.Listener
+		var c net.ListenConfig
+		c.SetMultipathTCP(false) // whose connections do not have the listener's options
+		if n, err = c.Listen(context.Background(), "tcp", a.Path); err == nil {
+			l = n.(*net.TCPListener)
+		}
+	} else {
+		var n net.PacketConn
+		if n, err = net.ListenPacket("udp", a.Path); err == nil {
+			l = n.(*net.UDPConn)
+		}
+	}
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = l.Close() }()
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	ctrlErr := raw.Control(func(theirs uintptr) {
+		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil && a.Type == TCP {
+			InlineUrgent(fd)
+			err = unix.Listen(fd, cmp.Or(backlog, unix.SOMAXCONN)) // again: package net does not ask how many
+		}
+	})
+	return fd, errors.Join(ctrlErr, err)
+}
+
+// DialConfig says how to connect. Its zero value works.
+type DialConfig struct {
+	Bind       string // see [uds.DialConfig]
+	SendBuffer int    // as in [ListenConfig]
+}
+
+// A Conn is a connection over any transport.
+type Conn struct {
+	net.Conn
+	addr  Addr
+	creds bool // PassCred is on
+}
+
+// Dial connects to a, see [uds.Dial] and its errors.
+func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
+	conn, err := c.dial(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{Conn: conn, addr: a}, nil
+}
+
+func (c DialConfig) dial(ctx context.Context, a Addr) (net.Conn, error) {
+	if a.Type.Unix() {
+		conn, err := uds.Dial(ctx, a.unix().String(), uds.DialConfig{Bind: c.Bind, Control: func(fd int) error {
+			if a.Type == Stream {
+				InlineUrgent(fd)
+			}
+			if c.SendBuffer > 0 {
+				return SetSendBuffer(fd, c.SendBuffer)
+			}
+			return nil
+		}})
+		if err != nil {
+			return nil, err
+		}
+		return conn, nil
+	}
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		if a.Type == UDP {
+			return nil
+		}
+		return raw.Control(func(fd uintptr) { InlineUrgent(int(fd)) })
+	}}
+	conn, err := dialer.DialContext(ctx, string(a.Type), a.Path)
+	if err != nil {
+		return nil, fmt.Errorf("connect %s: %w", a, err)
+	}
+	return conn, nil
+}
+
+// Pair is [uds.Pair].
+func Pair() (own *Conn, other *os.File, err error) {
+	conn, other, err := uds.Pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	return &Conn{Conn: conn, addr: Addr{Type: Stream}}, other, nil
+}
+
+// Type is the type of the socket.
+func (c *Conn) Type() Type { return c.addr.Type }
+
+// PeerCred is [uds.Conn.PeerCred].
+func (c *Conn) PeerCred() (*unix.Ucred, error) {
+	if conn, ok := c.Conn.(*uds.Conn); ok {
+		return conn.PeerCred()
+	}
+	return nil, errors.ErrUnsupported
+}
+
+// SendFiles is [uds.Conn.SendFiles].
+func (c *Conn) SendFiles(message []byte, fds ...int) error {
+	if conn, ok := c.Conn.(*uds.Conn); ok {
+		return conn.SendFiles(message, fds...)
+	}
+	return errors.ErrUnsupported
+}
+
+// CloseWrite ends the direction to the server, shutdown(2) with SHUT_WR: the
+// server reads end of file, and its answers still arrive.
+func (c *Conn) CloseWrite() error {
+	w, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return w.CloseWrite()
+}
+
+// Closed is [HungUp] of the connection.
+func (c *Conn) Closed() bool {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	closed := false
+	err = raw.Control(func(fd uintptr) { closed = HungUp(int(fd)) })
+	return closed || err != nil
+}
+
+// SyscallConn gives access to the descriptor, [syscall.Conn].
+func (c *Conn) SyscallConn() (syscall.RawConn, error) {
+	s, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return s.SyscallConn()
+}
+
+// Detach gives a descriptor of the connection, non-blocking, to the caller, who
+// closes it: package net reads and writes it no more. Close still removes the
+// client's own socket file.
+func (c *Conn) Detach() (fd int, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	ctrlErr := raw.Control(func(theirs uintptr) {
+		fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	if err := errors.Join(ctrlErr, os.NewSyscallError("fcntl", err)); err != nil {
+		return -1, err
+	}
+	if conn, ok := c.Conn.(*uds.Conn); ok {
+		return fd, conn.Conn.Close() // its name is for Close to remove
+	}
+	return fd, c.Conn.Close()
+}
+
+// Send sends a message over a connection, whole or not at all. A message larger
+// than [SendLimit] gets a [SizeError].
+func (c *Conn) Send(message []byte) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	waitErr := raw.Write(func(fd uintptr) bool {
+		err = ExplainSize(int(fd), len(message), ReplyTo(int(fd), message, ""))
+		return err != unix.EAGAIN
+	})
+	if waitErr != nil {
+		return waitErr
+	}
+	return err
+}
+
+// Receive receives the next message of a connection; io.EOF is its end.
+func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	var end bool
+	waitErr := raw.Read(func(fd uintptr) bool {
+		if c.addr.Type != Seqpacket && c.addr.Type != Files {
+			message, err = r.Receive(int(fd))
+			return err != unix.EAGAIN
+		}
+		if !c.creds {
+			if err = PassCred(int(fd)); err != nil {
+				return true
+			}
+			c.creds = true
+		}
+		message, end, err = r.receiveRecord(int(fd))
+		return err != unix.EAGAIN
+	})
+	switch {
+	case waitErr != nil:
+		return nil, waitErr
+	case end:
+		return nil, io.EOF
+	}
+	return message, err
+}

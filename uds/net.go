@@ -1,0 +1,293 @@
+package uds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listen listens at an address, TYPE:PATH as [ParseAddr] reads it, of a type
+// that connects: for net/http, gRPC and whatever else takes a listener. A stale
+// socket file is replaced, one that is served refused; closing the listener
+// removes its own file alone. The errors are those of [ListenConfig.Listen]; ctx
+// ends the wait for a server that hands over.
+//
+// With c.Takeover the socket comes from the server that runs at the address, if
+// one does and was started with it too. That server's Accept then returns
+// [net.ErrClosed], while its connections stay: let it serve them to the end, with
+// http.Server.Shutdown for example, and exit.
+func Listen(ctx context.Context, address string, c ListenConfig) (net.Listener, error) {
+	s, h, err := c.open(ctx, address, false)
+	if err != nil {
+		return nil, err
+	}
+	l, err := s.Listener()
+	if err == nil && h != nil {
+		own := l.(*listener)
+		own.handover = h
+		err = own.offer()
+	}
+	if err != nil {
+		_ = s.Close()
+		if h != nil {
+			h.Close()
+		}
+		return nil, err
+	}
+	return l, nil
+}
+
+// Listener gives the socket, of a type that connects, to package net. It takes
+// the socket over: closing the listener closes the socket.
+func (s *Socket) Listener() (net.Listener, error) {
+	l := &listener{socket: s, changed: make(chan struct{})}
+	err := withFile(s, func(f *os.File) error {
+		inner, err := net.FileListener(f)
+		if err == nil {
+			l.inner = inner.(*net.UnixListener)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// ListenPacket listens for datagrams at an address, datagram:PATH. It is Listen
+// otherwise, but that no server can take it over.
+func ListenPacket(ctx context.Context, address string, c ListenConfig) (net.PacketConn, error) {
+	c.Takeover = false
+	s, _, err := c.open(ctx, address, true)
+	if err != nil {
+		return nil, err
+	}
+	p := &packetConn{socket: s}
+	err = withFile(s, func(f *os.File) error {
+		inner, err := net.FilePacketConn(f)
+		p.PacketConn = inner
+		return err
+	})
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return p, nil
+}
+
+func (c ListenConfig) open(ctx context.Context, address string, datagrams bool) (*Socket, *Handover, error) {
+	a, err := ParseAddr(address)
+	if err != nil {
+		return nil, nil, err
+	}
+	if datagrams != (a.Type == Datagram) {
+		return nil, nil, fmt.Errorf("%w %q: Listen is for stream and seqpacket, ListenPacket for datagram", ErrAddress, address)
+	}
+	if !c.Takeover {
+		s, err := c.Listen(a)
+		return s, nil, err
+	}
+	h, err := c.Handover(a)
+	if err == nil && h.Pending() {
+		err = h.takeOver(ctx)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return h.Sockets[0], h, nil
+}
+
+// takeOver waits until the running server hands over.
+func (h *Handover) takeOver(ctx context.Context) error {
+	poll := []unix.PollFd{{Fd: int32(h.Claim()), Events: unix.POLLIN}}
+	for {
+		const patience = 100 // ms, in which ctx is not looked at
+		n, err := unix.Poll(poll, patience)
+		switch {
+		case ctx.Err() != nil:
+			err = ctx.Err()
+		case err == unix.EINTR || err == nil && n == 0:
+			continue
+		case err == nil:
+			err = h.Claimed()
+		}
+		if err != nil {
+			h.Close()
+			return err
+		}
+		h.Commit()
+		return nil
+	}
+}
+
+// withFile has f make something of a copy of the descriptor for package net.
+func withFile(s *Socket, f func(*os.File) error) error {
+	fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	file := os.NewFile(uintptr(fd), s.addr.String())
+	defer func() { _ = file.Close() }()
+	return f(file)
+}
+
+// A packetConn removes the file that package net does not know about.
+type packetConn struct {
+	net.PacketConn
+	socket *Socket
+}
+
+func (p *packetConn) Close() error { return errors.Join(p.socket.Close(), p.PacketConn.Close()) }
+
+// A listener removes the file that package net does not know about, and hands
+// the socket over.
+type listener struct {
+	inner    *net.UnixListener
+	socket   *Socket
+	handover *Handover         // nil: it is not handed over
+	control  *net.UnixListener // where successors ask
+	serving  sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	yielded bool          // a successor owns the socket, or will
+	changed chan struct{} // is closed when yielded or closed changes
+}
+
+// Addr is the address, an [Addr].
+func (l *listener) Addr() net.Addr { return l.socket.addr }
+
+// Accept waits for the next connection.
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.inner.Accept()
+		l.mu.Lock()
+		closed, yielded, changed := l.closed, l.yielded, l.changed
+		l.mu.Unlock()
+		switch {
+		case err == nil || !errors.Is(err, os.ErrDeadlineExceeded) && !closed:
+			return conn, err
+		case closed:
+			return nil, &net.OpError{Op: "accept", Net: l.socket.addr.Network(), Addr: l.socket.addr, Err: net.ErrClosed}
+		case yielded: // nothing is accepted until it is clear who owns the socket
+			<-changed
+		}
+	}
+}
+
+// Close ends Accept and removes the socket file.
+func (l *listener) Close() error {
+	l.set(func() { l.closed = true })
+	err := l.inner.Close()
+	if errors.Is(err, net.ErrClosed) {
+		err = nil
+	}
+	if l.control != nil {
+		_ = l.control.Close()
+	}
+	l.serving.Wait()
+	return errors.Join(err, l.release())
+}
+
+// release gives up what package net does not have.
+func (l *listener) release() error {
+	if l.handover != nil {
+		l.handover.Remove()
+	}
+	err := l.socket.Close()
+	if l.handover != nil {
+		l.handover.Close()
+	}
+	return err
+}
+
+func (l *listener) set(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// offer answers successors in the background, one at a time.
+func (l *listener) offer() error {
+	fd, err := unix.FcntlInt(uintptr(l.handover.Control()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("fcntl", err)
+	}
+	f := os.NewFile(uintptr(fd), "control")
+	defer func() { _ = f.Close() }()
+	inner, err := net.FileListener(f)
+	if err != nil {
+		return err
+	}
+	l.control = inner.(*net.UnixListener)
+	l.serving.Go(func() {
+		for {
+			conn, err := l.control.AcceptUnix()
+			if err != nil {
+				return
+			}
+			if l.handTo(conn) {
+				return
+			}
+		}
+	})
+	return nil
+}
+
+// handTo hands the socket to a successor, and reports whether that serves it.
+func (l *listener) handTo(conn *net.UnixConn) bool {
+	defer func() { _ = conn.Close() }()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ended := make(chan struct{})
+	defer close(ended)
+	go func() { // Close ends a handover that hangs
+		for {
+			l.mu.Lock()
+			closed, changed := l.closed, l.changed
+			l.mu.Unlock()
+			if closed {
+				_ = conn.SetDeadline(time.Now())
+				return
+			}
+			select {
+			case <-changed:
+			case <-ended:
+				return
+			}
+		}
+	}()
+	next := func() (step Step) {
+		step = Gone
+		_ = raw.Read(func(fd uintptr) bool {
+			step = (&Offer{fd: int(fd)}).Next()
+			return step != Waits
+		})
+		return step
+	}
+	err = errors.Join(raw.Control(func(fd uintptr) { err = l.handover.hello(int(fd)) }), err)
+	if err != nil || next() != Claims {
+		return false
+	}
+	l.set(func() { l.yielded = true })
+	_ = l.inner.SetDeadline(time.Now())
+	_ = raw.Control(func(fd uintptr) { (&Offer{fd: int(fd)}).Yield() })
+	if next() != Serves {
+		err := l.handover.TakeBack()
+		_ = l.inner.SetDeadline(time.Time{})
+		l.set(func() { l.yielded, l.closed = false, l.closed || err != nil })
+		return false
+	}
+	l.handover.Release()
+	l.set(func() { l.closed = true })
+	return true
+}
