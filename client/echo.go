@@ -216,7 +216,7 @@ func (f requireFlags) check(conn *transport.Conn) error {
 	if !f.required() {
 		return nil
 	}
-	cred, err := conn.PeerCred()
+	cred, err := uds.PeerCred(conn)
 	switch {
 	case err != nil:
 		return err

@@ -8,7 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/uds"
 )
 
 func TestParseAddr(t *testing.T) {

@@ -17,7 +17,8 @@ import (
 	"golang.org/x/net/nettest"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 func TestConn(t *testing.T) {
@@ -42,7 +43,7 @@ func TestConn(t *testing.T) {
 				if bind != "" {
 					config.Bind = d + "/" + bind
 				}
-				c1, err := config.Dial(t.Context(), s.Addr)
+				c1, err := uds.Dial(t.Context(), s.Addr().String(), config)
 				if err != nil {
 					return nil, nil, nil, err
 				}
@@ -63,7 +64,7 @@ func TestConn(t *testing.T) {
 func fill(t *testing.T, a uds.Addr) {
 	t.Helper()
 	for range 5 {
-		conn, err := uds.DialConfig{}.Dial(t.Context(), a)
+		conn, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{})
 		if errors.Is(err, unix.EAGAIN) {
 			return
 		}
@@ -99,7 +100,7 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 			d := dir(t)
 			tt.make(t, d+"/s")
 			// With a name: nothing of it must be left.
-			_, err := uds.DialConfig{Bind: d + "/client"}.Dial(t.Context(), stream(d+"/s"))
+			_, err := uds.Dial(t.Context(), stream(d+"/s").String(), uds.DialConfig{Bind: d + "/client"})
 			wantError(t, err, tt.errno, append(tt.words, "connect stream:"+d+"/s")...)
 			gone(t, d+"/client")
 		})
@@ -119,7 +120,7 @@ func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 				d := dir(t)
 				path := d + "/s"
 				listen(t, uds.ListenConfig{}, uds.Addr{Type: real, Path: path})
-				_, err := uds.DialConfig{Bind: d + "/client"}.Dial(t.Context(), uds.Addr{Type: asked, Path: path})
+				_, err := uds.Dial(t.Context(), uds.Addr{Type: asked, Path: path}.String(), uds.DialConfig{Bind: d + "/client"})
 				wantError(t, err, unix.EPROTOTYPE, "connect "+string(asked)+":"+path+": ", "(EPROTOTYPE)",
 					fmt.Sprintf("%s is a %s socket: use %s:%s", path, real, real, path))
 				gone(t, d+"/client")
@@ -131,7 +132,7 @@ func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 func TestDialInMissingDirectory(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	_, err := uds.DialConfig{}.Dial(t.Context(), stream(d+"/none/s"))
+	_, err := uds.Dial(t.Context(), stream(d+"/none/s".String(), uds.DialConfig{}))
 	wantError(t, err, unix.ENOENT, "directory "+d+"/none does not exist", "mount the volume")
 }
 
@@ -161,7 +162,7 @@ func TestDialEndsWithContext(t *testing.T) {
 	listen(t, uds.ListenConfig{}, a)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if conn, err := (uds.DialConfig{}).Dial(ctx, a); err == nil {
+	if conn, err := uds.Dial(ctx, a.String(), uds.DialConfig{}); err == nil {
 		_ = conn.Close()
 		t.Error("connected although the context is over")
 	}
@@ -175,7 +176,7 @@ func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
 	for _, name := range []string{d + "/client", uds.AutoName(d), uds.AutoName("@")} {
-		conn, err := uds.DialConfig{Bind: name}.Dial(t.Context(), s.Addr)
+		conn, err := uds.Dial(t.Context(), s.Addr().String(), uds.DialConfig{Bind: name})
 		check(t, err)
 		served, err := l.Accept()
 		check(t, err)
@@ -205,7 +206,7 @@ func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 	if o := server.outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
 	}
-	conn, err := uds.DialConfig{Bind: d + "/client"}.Dial(t.Context(), datagram(d+"/s"))
+	conn, err := uds.Dial(t.Context(), datagram(d+"/s").String(), uds.DialConfig{Bind: d + "/client"})
 	check(t, err)
 	defer func() { _ = conn.Close() }()
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -213,7 +214,7 @@ func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 	if o := server.outcome(t); o.Err != "" {
 		t.Fatalf("the server cannot answer: %s", o.Err)
 	}
-	message, err := conn.Receive(uds.NewReceiver(100))
+	message, err := conn.Receive(transport.NewReceiver(100))
 	if err != nil || string(message) != "hello" {
 		t.Errorf("received %q, %v", message, err)
 	}
@@ -263,13 +264,13 @@ func TestBindLeavesAloneWhatIsThere(t *testing.T) {
 	stale(t, d+"/stale")
 	for _, name := range []string{d + "/file", d + "/stale"} {
 		before := take(t, name)
-		_, err := uds.DialConfig{Bind: name}.Dial(t.Context(), a)
+		_, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{Bind: name})
 		wantError(t, err, uds.ErrInUse, "bind the client's own name "+name, "left alone")
 		if after := take(t, name); after != before {
 			t.Errorf("%s changed: %+v, was %+v", name, after, before)
 		}
 	}
-	_, err := uds.DialConfig{Bind: d + "/none/client"}.Dial(t.Context(), a)
+	_, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{Bind: d + "/none/client"})
 	wantError(t, err, unix.ENOENT, "bind the client's own name", "directory "+d+"/none does not exist")
 }
 
@@ -303,7 +304,7 @@ func TestCloseWriteEndsOneDirection(t *testing.T) {
 	l, err := s.Listener()
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
-	conn := dial(t, s.Addr)
+	conn := dial(t, s.Addr())
 	served, err := l.Accept()
 	check(t, err)
 	check(t, conn.CloseWrite())
@@ -322,8 +323,8 @@ func TestCloseWriteEndsOneDirection(t *testing.T) {
 func TestPeerCredIsWhoConnected(t *testing.T) {
 	t.Parallel()
 	s := listen(t, uds.ListenConfig{}, stream(dir(t)+"/s"))
-	dial(t, s.Addr)
-	fd, _, err := unix.Accept(s.FD)
+	dial(t, s.Addr())
+	fd, _, err := unix.Accept(s.FD())
 	check(t, err)
 	defer func() { check(t, unix.Close(fd)) }()
 	cred, err := uds.PeerCred(fd)
@@ -373,7 +374,7 @@ func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 	for i := range 3000 {
 		s := d + "/client" + strconv.Itoa(i)
 		name.Store(&s)
-		_, err := uds.DialConfig{Bind: s}.Dial(t.Context(), datagram(d+"/none"))
+		_, err := uds.Dial(t.Context(), datagram(d+"/none").String(), uds.DialConfig{Bind: s})
 		wantError(t, err, unix.ENOENT)
 	}
 	close(done)

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/uds"
 )
 
 func ExampleListenConfig_Listen() {
@@ -23,13 +23,13 @@ func ExampleListenConfig_Listen() {
 	}
 	defer func() { _ = socket.Close() }()
 
-	info, err := os.Lstat(socket.Addr.Path)
+	info, err := os.Lstat(socket.Addr().Path)
 	if err != nil {
 		panic(err)
 	}
 	fmt.Println(info.Mode())
 
-	_, err = config.Listen(socket.Addr)
+	_, err = config.Listen(socket.Addr())
 	fmt.Println(errors.Is(err, uds.ErrInUse))
 
 	// Output:

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/faults"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // Not parallel: it counts the descriptors of the process.
@@ -374,7 +374,7 @@ func TestF29LongestPathWorksAndOneByteMoreIsAnErrorWithTheNumber(t *testing.T) {
 		for _, longest := range []string{path(107), abstract(107)} {
 			count++
 			s := listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: longest})
-			conn := dial(t, s.Addr)
+			conn := dial(t, s.Addr())
 			if got := conn.RemoteAddr().String(); got != longest {
 				t.Errorf("connected to %q, not %q", got, longest)
 			}
@@ -385,8 +385,8 @@ func TestF29LongestPathWorksAndOneByteMoreIsAnErrorWithTheNumber(t *testing.T) {
 			a := uds.Addr{Type: typ, Path: tooLong}
 			_, parse := uds.ParseAddr(a.String())
 			_, listen := uds.ListenConfig{}.Listen(a)
-			_, dial := uds.DialConfig{}.Dial(t.Context(), a)
-			_, bind := uds.DialConfig{Bind: tooLong}.Dial(t.Context(), uds.Addr{Type: typ, Path: d + "/s"})
+			_, dial := uds.Dial(t.Context(), a.String(), uds.DialConfig{})
+			_, bind := uds.Dial(t.Context(), uds.Addr{Type: typ, Path: d + "/s"}.String(), uds.DialConfig{Bind: tooLong})
 			for _, err := range []error{parse, listen, dial, bind} {
 				count++
 				wantError(t, err, uds.ErrAddress, "path is 108 bytes", "holds 107", "shorter")
@@ -498,11 +498,11 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 			wantError(t, err, uds.ErrAddress, words)
 			_, err = uds.ListenConfig{}.Listen(a)
 			wantError(t, err, uds.ErrAddress, words)
-			_, err = uds.DialConfig{}.Dial(t.Context(), a)
+			_, err = uds.Dial(t.Context(), a.String(), uds.DialConfig{})
 			wantError(t, err, uds.ErrAddress, words)
 			count += 3
 			if path != "" { // which means no name
-				_, err = uds.DialConfig{Bind: path}.Dial(t.Context(), s.Addr)
+				_, err = uds.Dial(t.Context(), s.Addr().String(), uds.DialConfig{Bind: path})
 				wantError(t, err, uds.ErrAddress, words)
 				count++
 			}
@@ -520,7 +520,7 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 		if diff := cmp.Diff([]string{"@x", "@x.lock"}, ls(t, d)); diff != "" || file.Abstract() {
 			t.Errorf("%s is no file (-want +got):\n%s", file, diff)
 		}
-		_, err := uds.DialConfig{}.Dial(t.Context(), uds.Addr{Type: typ, Path: "@x"})
+		_, err := uds.Dial(t.Context(), uds.Addr{Type: typ, Path: "@x"}.String(), uds.DialConfig{})
 		wantError(t, err, unix.ECONNREFUSED, "no server has the name @x")
 		check(t, s.Close())
 		count += 3
@@ -564,7 +564,7 @@ func TestListenerClosesAllOfTheSocket(t *testing.T) {
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
-	_, err = uds.DialConfig{}.Dial(t.Context(), stream(d+"/s"))
+	_, err = uds.Dial(t.Context(), stream(d+"/s".String(), uds.DialConfig{}))
 	wantError(t, err, unix.ENOENT)
 }
 
@@ -637,10 +637,10 @@ func TestRefuseStillAcceptsWhoHadConnected(t *testing.T) {
 	check(t, err)
 
 	check(t, s.Refuse())
-	_, err = uds.DialConfig{}.Dial(t.Context(), a)
+	_, err = uds.Dial(t.Context(), a.String(), uds.DialConfig{})
 	wantError(t, err, unix.ECONNREFUSED)
 
-	fd, _, err := unix.Accept(s.FD)
+	fd, _, err := unix.Accept(s.FD())
 	check(t, err)
 	defer func() { check(t, unix.Close(fd)) }()
 	buf := make([]byte, 16)
@@ -649,7 +649,7 @@ func TestRefuseStillAcceptsWhoHadConnected(t *testing.T) {
 	if got := string(buf[:n]); got != "early" {
 		t.Errorf("received %q", got)
 	}
-	if _, _, err := unix.Accept(s.FD); err != unix.EAGAIN && err != unix.EINVAL {
+	if _, _, err := unix.Accept(s.FD()); err != unix.EAGAIN && err != unix.EINVAL {
 		t.Errorf("another accept gives %v", err)
 	}
 }
@@ -658,17 +658,17 @@ func TestUnlinkKeepsConnections(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	s := listen(t, uds.ListenConfig{}, stream(d+"/s"))
-	dial(t, s.Addr)
+	dial(t, s.Addr())
 	s.Unlink()
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
-	fd, _, err := unix.Accept(s.FD)
+	fd, _, err := unix.Accept(s.FD())
 	check(t, err)
 	check(t, unix.Close(fd))
 	// The path is free for a successor while this one finishes.
-	listen(t, uds.ListenConfig{}, s.Addr)
-	dial(t, s.Addr)
+	listen(t, uds.ListenConfig{}, s.Addr())
+	dial(t, s.Addr())
 }
 
 func TestAbstractNameIsRefusedWhileInUse(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // A child is this test binary again, in a process of its own: the umask and
@@ -162,7 +162,7 @@ func listenRole(args []string) error {
 }
 
 func dialRole(args []string) error {
-	conn, err := uds.DialConfig{}.Dial(context.Background(), mustParse(args[0]))
+	conn, err := uds.Dial(context.Background(), mustParse(args[0].String(), uds.DialConfig{}))
 	report(err)
 	if err != nil {
 		return nil
@@ -253,7 +253,7 @@ func knockRole(args []string) error {
 
 // sendRole sends a message.
 func sendRole(args []string) error {
-	conn, err := uds.DialConfig{}.Dial(context.Background(), mustParse(args[0]))
+	conn, err := uds.Dial(context.Background(), mustParse(args[0].String(), uds.DialConfig{}))
 	if err == nil {
 		err = errors.Join(conn.Send([]byte(args[1])), conn.Close())
 	}
@@ -268,13 +268,13 @@ func answerRole(args []string) error {
 	if err != nil {
 		return nil
 	}
-	if err := unix.SetNonblock(s.FD, false); err != nil {
+	if err := unix.SetNonblock(s.FD(), false); err != nil {
 		return err
 	}
 	buf := make([]byte, 100)
-	n, client, err := unix.Recvfrom(s.FD, buf, 0)
+	n, client, err := unix.Recvfrom(s.FD(), buf, 0)
 	if err == nil {
-		err = unix.Sendto(s.FD, buf[:n], 0, client)
+		err = unix.Sendto(s.FD(), buf[:n], 0, client)
 	}
 	report(err)
 	return s.Close()
@@ -286,7 +286,7 @@ func redialRole(args []string) error {
 	unix.Umask(0)
 	server, config := mustParse(args[0]), uds.DialConfig{Bind: args[1]}
 	for range 100 {
-		conn, err := config.Dial(context.Background(), server)
+		conn, err := uds.Dial(context.Background(), server.String(), config)
 		if err != nil {
 			return err
 		}
@@ -294,7 +294,7 @@ func redialRole(args []string) error {
 			return err
 		}
 	}
-	conn, err := config.Dial(context.Background(), server)
+	conn, err := uds.Dial(context.Background(), server.String(), config)
 	report(err)
 	if err != nil {
 		return nil
@@ -386,7 +386,7 @@ func listen(t testing.TB, c uds.ListenConfig, a uds.Addr) *uds.Socket {
 
 func dial(t testing.TB, a uds.Addr) *uds.Conn {
 	t.Helper()
-	conn, err := uds.DialConfig{}.Dial(t.Context(), a)
+	conn, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn

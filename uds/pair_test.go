@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/uds"
 )
 
 func TestPairIsConnectedAndStaysWithinTheProcess(t *testing.T) {

@@ -6,28 +6,29 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// PeerCred is who made the other end of a connection, by the kernel's word: the
-// effective user and group, and the process id as seen from here, which is 0
-// where the peer lives in another process id namespace. For a client it is who
-// called listen(2) last. Datagram sockets have none: user and group are all ones.
-// unix(7), SO_PEERCRED.
-func PeerCred(fd int) (*unix.Ucred, error) {
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
-}
-
-// PeerCred is who serves the connection.
-func (c *Conn) PeerCred() (cred *unix.Ucred, err error) {
+// PeerCred returns the credentials of the process that made the other end of a
+// connection, by the kernel's word: its effective user and group, and its process
+// id as seen from here, which is 0 if it lives in another process id namespace. For
+// a client it is the process that called listen(2) last. Datagram sockets have
+// none: user and group are all ones. unix(7), SO_PEERCRED. c is a *[net.UnixConn]
+// or a *[Conn].
+func PeerCred(c syscall.Conn) (cred *unix.Ucred, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	ctrlErr := raw.Control(func(fd uintptr) { cred, err = PeerCred(int(fd)) })
+	ctrlErr := raw.Control(func(fd uintptr) { cred, err = peerCred(int(fd)) })
 	return cred, errors.Join(ctrlErr, err)
+}
+
+func peerCred(fd int) (*unix.Ucred, error) {
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
 }
 
 // OverflowUID is the user whom the kernel tells of instead of one that it cannot

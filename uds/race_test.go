@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/uds"
 )
 
 func TestOfManyGoroutinesStartingAtOnceExactlyOneWins(t *testing.T) {
@@ -104,7 +104,7 @@ func TestNeverTwoServersWhileSocketsComeAndGo(t *testing.T) {
 				if n := serving.Add(1); n != 1 {
 					t.Errorf("%d servers have the path", n)
 				}
-				if conn, err := (uds.DialConfig{}).Dial(t.Context(), a); err != nil {
+				if conn, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{}); err != nil {
 					t.Errorf("the winner does not serve: %v", err)
 				} else {
 					_ = conn.Close()

@@ -13,14 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/faults"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // filesPair is a connection over which files are sent to the receiving end.
 func filesPair(t *testing.T) (sender, receiver int) {
 	t.Helper()
 	sender, receiver = pair(t, uds.Seqpacket)
-	check(t, uds.PassCred(receiver))
+	check(t, transport.PassCred(receiver))
 	return sender, receiver
 }
 
@@ -70,12 +71,12 @@ func TestFilesArriveAsNewDescriptorsOfTheSameFiles(t *testing.T) {
 func TestConnSendsFiles(t *testing.T) {
 	t.Parallel()
 	s := listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Files, Path: dir(t) + "/f"})
-	conn := dial(t, s.Addr)
-	check(t, unix.SetNonblock(s.FD, false))
-	fd, _, err := unix.Accept(s.FD)
+	conn := dial(t, s.Addr())
+	check(t, unix.SetNonblock(s.FD(), false))
+	fd, _, err := unix.Accept(s.FD())
 	check(t, err)
 	defer func() { check(t, unix.Close(fd)) }()
-	check(t, uds.PassCred(fd))
+	check(t, transport.PassCred(fd))
 	r, w := pipe(t)
 	check(t, conn.SendFiles([]byte("one"), int(w.Fd())))
 	check(t, conn.SendFiles(nil)) // an empty record is no end
@@ -154,7 +155,7 @@ func fullRole([]string) error {
 	if err != nil {
 		return err
 	}
-	if err := uds.PassCred(pair[1]); err != nil {
+	if err := transport.PassCred(pair[1]); err != nil {
 		return err
 	}
 	var before unix.Rlimit

@@ -150,7 +150,7 @@ func (h *Handover) ask(addrs []Addr) (err error) {
 	default:
 		return explain(h.path, err)
 	}
-	cred, err := PeerCred(h.from)
+	cred, err := peerCred(h.from)
 	if err != nil {
 		return err
 	}
@@ -391,7 +391,7 @@ func (h *Handover) Offer() (*Offer, error) {
 }
 
 func (h *Handover) hello(fd int) error {
-	cred, err := PeerCred(fd)
+	cred, err := peerCred(fd)
 	if err != nil {
 		return err
 	}

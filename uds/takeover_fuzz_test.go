@@ -51,7 +51,7 @@ func FuzzTakeover(f *testing.F) {
 			want = Serves
 		}
 		ours, heard = overhear(t, said, int(n))
-		if step := (&Offer{FD: ours}).Next(); step != want {
+		if step := (&Offer{fd: ours}).Next(); step != want {
 			t.Errorf("the next step of a successor that says %q with %d descriptors is %d", said, n, step)
 		}
 		_ = unix.Close(ours)

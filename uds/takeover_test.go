@@ -11,7 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // A successor is a server that asks for sockets.
@@ -92,7 +93,7 @@ func askedFor(t testing.TB, old *uds.Handover) (*uds.Handover, *uds.Offer) {
 	t.Helper()
 	var addrs []uds.Addr
 	for _, s := range old.Sockets {
-		addrs = append(addrs, s.Addr)
+		addrs = append(addrs, s.Addr())
 	}
 	asking := succeed(addrs...)
 	o := offer(t, old)
@@ -108,7 +109,7 @@ func askedFor(t testing.TB, old *uds.Handover) (*uds.Handover, *uds.Offer) {
 func wantNext(t testing.TB, o *uds.Offer, want uds.Step) {
 	t.Helper()
 	if want == uds.Gone {
-		await(t, o.FD, 0)
+		await(t, o.FD(), 0)
 	}
 	if got := o.Next(); got != want {
 		t.Errorf("the next step is %d, not %d", got, want)
@@ -143,11 +144,11 @@ func inodes(t testing.TB, a uds.Addr) [3]uint64 {
 }
 
 // receive is how this package's users receive from a type.
-func receive(typ uds.Type) func(*uds.Receiver, int) ([]byte, error) {
+func receive(typ uds.Type) func(*transport.Receiver, int) ([]byte, error) {
 	if typ == uds.Datagram {
-		return (*uds.Receiver).ReceiveCred
+		return (*transport.Receiver).ReceiveCred
 	}
-	return (*uds.Receiver).Receive
+	return (*transport.Receiver).Receive
 }
 
 func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
@@ -170,14 +171,14 @@ func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
 			if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 				t.Errorf("inodes of socket, lock and control socket (-before +after):\n%s", diff)
 			}
-			conn := next.Sockets[0].FD
+			conn := next.Sockets[0].FD()
 			if typ != uds.Datagram {
 				accepted, _, err := unix.Accept(conn)
 				check(t, err)
 				defer func() { check(t, unix.Close(accepted)) }()
 				conn = accepted
 			}
-			if got, err := receive(typ)(uds.NewReceiver(100), conn); err != nil || string(got) != "early" {
+			if got, err := receive(typ)(transport.NewReceiver(100), conn); err != nil || string(got) != "early" {
 				t.Errorf("received %q, %v", got, err)
 			}
 			_, err := uds.ListenConfig{}.Listen(a)
@@ -208,10 +209,10 @@ func TestTakeoverOfManySocketsKeepsTheirOrder(t *testing.T) {
 	next, o := askedFor(t, old)
 	pass(t, old, next, o)
 	for i, s := range next.Sockets {
-		if s.Addr != addrs[i] {
-			t.Errorf("socket %d is %s, not %s", i, s.Addr, addrs[i])
+		if s.Addr() != addrs[i] {
+			t.Errorf("socket %d is %s, not %s", i, s.Addr(), addrs[i])
 		}
-		_, err := uds.ListenConfig{}.Listen(s.Addr)
+		_, err := uds.ListenConfig{}.Listen(s.Addr())
 		wantError(t, err, uds.ErrInUse)
 	}
 	asking := succeed(addrs[0], addrs[2], addrs[1])
@@ -598,8 +599,8 @@ func TestInheritedSocketIsNotRemoved(t *testing.T) {
 			check(t, err)
 			s, err := uds.ListenConfig{Mode: 0o600}.Inherit(fd)
 			check(t, err)
-			if s.Addr != a || !s.Shared() {
-				t.Errorf("it is %s, shared: %v", s.Addr, s.Shared())
+			if s.Addr() != a || !s.Shared() {
+				t.Errorf("it is %s, shared: %v", s.Addr(), s.Shared())
 			}
 			check(t, s.Refuse())
 			check(t, s.Close())
@@ -617,7 +618,7 @@ func TestInheritedSocketIsNotRemoved(t *testing.T) {
 			check(t, err)
 			defer func() { check(t, unix.Close(conn)) }()
 		}
-		if got, err := receive(typ)(uds.NewReceiver(100), conn); err != nil || string(got) != "early" {
+		if got, err := receive(typ)(transport.NewReceiver(100), conn); err != nil || string(got) != "early" {
 			t.Errorf("received %q, %v", got, err)
 		}
 	}

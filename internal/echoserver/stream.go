@@ -108,7 +108,7 @@ func (ln *listener) welcome(fd int) {
 	t := ln.socket.Addr.Type
 	logged := ln.server.config.Log.GetLevel() <= zerolog.InfoLevel
 	if t.Unix() && (logged || ln.server.config.Allow != nil || ln.server.config.MaxConnectionsPerUser > 0) {
-		cred, _ = uds.PeerCred(fd)
+		cred, _ = transport.PeerCred(fd)
 	}
 	if logged {
 		c.peer = transport.PeerName(fd)
@@ -167,7 +167,7 @@ func (ln *listener) refusal(t transport.Type, fd int, cred *unix.Ucred) (stats.C
 		return why, text
 	}
 	if cred == nil {
-		cred, _ = uds.PeerCred(fd)
+		cred, _ = transport.PeerCred(fd)
 	}
 	if isHealthCheck(transport.PeerName(fd), cred) {
 		return ln.full(cred, HealthChecks)

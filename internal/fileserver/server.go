@@ -98,7 +98,7 @@ func (c *conn) open(fd int) (err error) {
 	f := os.NewFile(uintptr(fd), "")
 	defer func() { _ = f.Close() }()
 	c.peer = transport.PeerName(fd)
-	if c.cred, err = uds.PeerCred(fd); err != nil {
+	if c.cred, err = transport.PeerCred(fd); err != nil {
 		return err
 	}
 	if err := transport.PassCred(fd); err != nil {

@@ -28,7 +28,7 @@ func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
 	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
 		return conn, err
 	}
-	cred, err := conn.PeerCred()
+	cred, err := uds.PeerCred(conn)
 	switch {
 	case err != nil:
 	case uds.Unmapped(cred.Uid):

@@ -288,6 +288,12 @@ func hostPort(ip []byte, port uint16) string {
 	return netip.AddrPortFrom(addr, swapped).String()
 }
 
+// PeerCred is [uds.PeerCred] of a descriptor.
+func PeerCred(fd int) (*unix.Ucred, error) {
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
+}
+
 // PeerName is the address of the other end of a connection to read: a path, an
 // @name, HOST:PORT, or "" where it has none.
 func PeerName(fd int) string {

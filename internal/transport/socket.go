@@ -255,14 +255,6 @@ func Pair() (own *Conn, other *os.File, err error) {
 // Type is the type of the socket.
 func (c *Conn) Type() Type { return c.addr.Type }
 
-// PeerCred is [uds.Conn.PeerCred].
-func (c *Conn) PeerCred() (*unix.Ucred, error) {
-	if conn, ok := c.Conn.(*uds.Conn); ok {
-		return conn.PeerCred()
-	}
-	return nil, errors.ErrUnsupported
-}
-
 // SendFiles is [uds.Conn.SendFiles].
 func (c *Conn) SendFiles(message []byte, fds ...int) error {
 	if conn, ok := c.Conn.(*uds.Conn); ok {
