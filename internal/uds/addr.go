@@ -54,10 +54,10 @@ func (t Type) sotype() int {
 	}
 }
 
-// Addr is one end as it is written on the command line, TYPE:PATH. A path that
-// starts with @ is an abstract name: it is no file, and belongs to the network
-// namespace, so that it does not cross containers. For comparison there are
-// tcp:HOST:PORT and udp:HOST:PORT, whose Path is HOST:PORT.
+// Addr is one end, written TYPE:PATH. A path that starts with @ is an abstract
+// name: it is no file, and belongs to the network namespace, so that it does not
+// cross containers. For comparison there are tcp:HOST:PORT and udp:HOST:PORT,
+// whose Path is HOST:PORT.
 type Addr struct {
 	Type Type
 	Path string

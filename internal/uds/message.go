@@ -336,7 +336,7 @@ func ExplainSize(fd, size int, err error) error {
 	if limitErr != nil {
 		return err
 	}
-	cure := "raise it with --sndbuf"
+	cure := "raise SO_SNDBUF"
 	if limit == maxUDP {
 		cure = "send smaller ones"
 	}
