@@ -155,8 +155,11 @@ func bindName(bind string, a transport.Addr) string {
 func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, patience time.Duration) (*transport.Conn, error) {
 	if patience == 0 {
 		conn, err := config.Dial(ctx, a)
-		if err != nil && ctx.Err() != nil {
+		switch {
+		case err != nil && ctx.Err() != nil:
 			err = context.Cause(ctx)
+		case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EAGAIN):
+			err = fmt.Errorf("%w (--retry waits for it)", err)
 		}
 		return conn, err
 	}

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -28,7 +27,7 @@ func inspect(t *testing.T, d string, args ...string) string {
 	return stdout
 }
 
-// wantLines compares what stands below the row of ls -l.
+// wantLines compares what stands below the first line.
 func wantLines(t *testing.T, got, want string) {
 	t.Helper()
 	_, lines, _ := strings.Cut(got, "\n")
@@ -53,7 +52,7 @@ func who(pid int, process string) string {
 	return fmt.Sprintf("%s, gid %s, pid %d (%s)", uid, name(os.Getegid(), "g"), pid, process)
 }
 
-func TestInspectPrintsTheRowOfLs(t *testing.T) {
+func TestInspectPrintsTypeModeAndOwnerAsLsDoes(t *testing.T) {
 	t.Parallel()
 	need(t, "ls", "coreutils")
 	d, _ := listen(t)
@@ -66,11 +65,6 @@ func TestInspectPrintsTheRowOfLs(t *testing.T) {
 		check(t, os.WriteFile(path, nil, 0o600))
 		check(t, unix.Chmod(path, mode))
 	}
-	now := time.Now()
-	for name, when := range map[string]time.Time{"old": now.AddDate(0, -8, 0), "recent": now.AddDate(0, -5, 0), "future": now.Add(48 * time.Hour)} {
-		check(t, os.WriteFile(d+"/"+name, nil, 0o600))
-		check(t, os.Chtimes(d+"/"+name, when, when))
-	}
 	if os.Geteuid() == 0 {
 		check(t, os.WriteFile(d+"/unnamed", nil, 0o600))
 		check(t, os.Chown(d+"/unnamed", 54321, 54322))
@@ -79,13 +73,16 @@ func TestInspectPrintsTheRowOfLs(t *testing.T) {
 	check(t, err)
 	paths = append(paths, "/dev/null", blockDevice(t, d))
 	letters := ""
+	bits := strings.NewReplacer("s", "x", "t", "x", "S", "-", "T", "-") // which say more than the permissions
 	for _, path := range paths {
 		ls := exec.CommandContext(t.Context(), "ls", "-ld", path)
 		ls.Env = append(os.Environ(), "LC_ALL=C")
-		want, err := ls.Output()
+		out, err := ls.Output()
 		check(t, err)
+		f := strings.Fields(string(out))
+		want := fmt.Sprintf("%c%s %s %s %s", f[0][0], bits.Replace(f[0][1:10]), f[2], f[3], path)
 		row, _, _ := strings.Cut(inspect(t, d, path), "\n")
-		if row+"\n" != string(want) {
+		if row != want {
 			t.Errorf("inspect and ls differ:\n%s\n%s", row, want)
 		}
 		letters += row[:1]
@@ -149,7 +146,7 @@ func TestInspectAnXServer(t *testing.T) {
 	defer x.stop(t) // which removes its socket and its lock
 	x.out.await(t, "\n")
 	path := "/tmp/.X11-unix/X" + strings.TrimSpace(x.out.String())
-	want := regexp.MustCompile(`^(s\S+ \d+ .* ` + path + `|@` + path + `)
+	want := regexp.MustCompile(`^(s[rwx-]{9} \S+ \S+ ` + path + `|@` + path + `)
   type      (stream socket|stream abstract socket)
   state     live
   listener  ` + regexp.QuoteMeta(who(x.Process.Pid, "Xvfb")) + `
@@ -199,7 +196,7 @@ func TestInspectWhatNobodyServes(t *testing.T) {
 	check(t, os.WriteFile(d+"/stream", nil, 0o600))
 
 	live := inspect(t, d, "link")
-	wantWords(t, live, "link -> uds_socket\n  type      stream socket, through a symbolic link\n  state     live\n")
+	wantWords(t, live, " link\n  type      stream socket, through a symbolic link\n  state     live\n")
 
 	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: d + "/stale", Net: "unix"})
 	check(t, err)

@@ -13,9 +13,8 @@ var unsteady = []struct {
 	is *regexp.Regexp
 	as string
 }{
-	{regexp.MustCompile(`[A-Z][a-z]{2} [ \d]\d [ \d]\d[:\d]\d\d`), "DATE"},
-	{regexp.MustCompile(`(?m)^srw\S+ 1 \S+ \S+ 0 DATE /var/run/docker.sock`), "ROW"}, // whose group it is, the engine is told
-	{regexp.MustCompile(`pid \d+ \(.+\)`), "pid PID"},                                // systemd's, where it opened the socket for the engine
+	{regexp.MustCompile(`(?m)^srw\S+ \S+ \S+ /var/run/docker.sock`), "ROW"}, // whose group it is, the engine is told
+	{regexp.MustCompile(`pid \d+ \(.+\)`), "pid PID"},                       // systemd's, where it opened the socket for the engine
 	{regexp.MustCompile(`0 of \d+ connections`), "0 of MANY connections"},
 }
 

@@ -222,7 +222,7 @@ func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 			if status, stdout, stderr := client(d, limit); status != 0 || stdout != string(random[:limit]) {
 				t.Errorf("%d bytes: exit status %d, %d bytes of output, error %q", limit, status, len(stdout), stderr)
 			}
-			want := fmt.Sprintf("client: message too long (EMSGSIZE): %d bytes, the socket sends at most %d: raise it with --sndbuf\n", limit+1, limit)
+			want := fmt.Sprintf("client: message too long (EMSGSIZE): %d bytes, the socket sends at most %d: raise SO_SNDBUF\n", limit+1, limit)
 			if status, stdout, stderr := client(d, limit+1); status != 1 || stdout != "" || stderr != want {
 				t.Errorf("%d bytes: exit status %d, %d bytes of output, error %q, not %q", limit+1, status, len(stdout), stderr, want)
 			}

@@ -571,7 +571,7 @@ func TestWithoutServer(t *testing.T) {
 		name        string
 		args, words []string
 	}{
-		{"at once", nil, []string{"client: connect stream:./uds_socket: no such file or directory (ENOENT)", "start the server first"}},
+		{"at once", nil, []string{"client: connect stream:./uds_socket: no such file or directory (ENOENT)", "start the server first, or keep trying (--retry waits for it)"}},
 		{"after a while", []string{"--retry", "50ms"}, []string{"(ENOENT)", "tried for 50ms"}},
 		{"with a name", []string{"--bind", "auto"}, []string{"(ENOENT)"}},
 	} {

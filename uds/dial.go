@@ -86,7 +86,7 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 		if errors.As(err, &own) {
 			return nil, own
 		}
-		return nil, explain(a.Path, err)
+		return nil, Explain(a.Path, err)
 	}
 	return &Conn{Conn: conn, addr: a, name: name}, nil
 }

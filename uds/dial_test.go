@@ -82,12 +82,12 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 		make  func(t *testing.T, path string)
 		words []string
 	}{
-		{"missing", unix.ENOENT, func(*testing.T, string) {}, []string{"ENOENT", "start the server first", "--retry"}},
+		{"missing", unix.ENOENT, func(*testing.T, string) {}, []string{"ENOENT", "start the server first, or keep trying"}},
 		{"stale", unix.ECONNREFUSED, func(t *testing.T, path string) { stale(t, path) }, []string{"ECONNREFUSED", "stale", "start the server again"}},
 		{"backlog full", unix.EAGAIN, func(t *testing.T, path string) {
 			listen(t, uds.ListenConfig{Backlog: 1}, stream(path))
 			fill(t, stream(path))
-		}, []string{"EAGAIN", "backlog is full", "--retry"}},
+		}, []string{"EAGAIN", "backlog is full: keep trying"}},
 		{"regular file", unix.ECONNREFUSED, func(t *testing.T, path string) {
 			check(t, os.WriteFile(path, []byte("precious"), 0o640))
 		}, []string{"ECONNREFUSED", "/s is a regular file, no socket", "use the path of a server's socket"}},

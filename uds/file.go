@@ -43,11 +43,11 @@ func bindFile(fd int, path string, mode fs.FileMode) (*file, error) {
 		if err == unix.EADDRINUSE {
 			return nil, fmt.Errorf("%w: something is at %s already, and is left alone: choose another path", ErrInUse, path)
 		}
-		return nil, explain(path, err)
+		return nil, Explain(path, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		return nil, explain(path, err)
+		return nil, Explain(path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != os.Geteuid() {
 		return nil, fmt.Errorf("%s was replaced while it was made: let nobody else write to its directory", path)
@@ -67,7 +67,7 @@ func (f *file) chmod(mode fs.FileMode) error {
 		return unix.Open(f.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
 	if err != nil {
-		return fmt.Errorf("set mode %04o: %w", mode.Perm(), explain(f.path, err))
+		return fmt.Errorf("set mode %04o: %w", mode.Perm(), Explain(f.path, err))
 	}
 	defer func() { _ = unix.Close(fd) }()
 	var st unix.Stat_t
@@ -109,7 +109,7 @@ func removeStale(path string) error {
 	case err == unix.ENOENT:
 		return nil
 	case err != nil:
-		return explain(path, err)
+		return Explain(path, err)
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
 		return fmt.Errorf("%w: %s is a %s; it is left alone: remove it yourself or choose another path",
 			ErrNotSocket, path, kind(st.Mode))
@@ -125,13 +125,13 @@ func removeStale(path string) error {
 	case nil:
 		return fmt.Errorf("%w: a server answers on %s (%s): stop it first or choose another path", ErrInUse, path, t)
 	default:
-		return fmt.Errorf("cannot tell whether %s is served, so it is left alone: %w", path, explain(path, err))
+		return fmt.Errorf("cannot tell whether %s is served, so it is left alone: %w", path, Explain(path, err))
 	}
 	if !newFile(path, &st).ours() {
 		return fmt.Errorf("%w: %s changed meanwhile: somebody else made it; it is left alone", ErrInUse, path)
 	}
 	if err := unix.Unlink(path); err != nil && err != unix.ENOENT {
-		return fmt.Errorf("remove the stale socket %s: %w", path, explain(path, err))
+		return fmt.Errorf("remove the stale socket %s: %w", path, Explain(path, err))
 	}
 	return nil
 }
@@ -169,22 +169,12 @@ func probe(path string) (Type, error) {
 }
 
 func connects(t Type, path string) error {
-	fd, err := connected(t, path)
-	if err == nil {
-		_ = unix.Close(fd)
+	fd, err := socket(t)
+	if err != nil {
+		return err
 	}
-	return err
-}
-
-func connected(t Type, path string) (fd int, err error) {
-	if fd, err = socket(t); err != nil {
-		return -1, err
-	}
-	if err = retryErr(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) }); err != nil {
-		_ = unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
+	defer func() { _ = unix.Close(fd) }()
+	return retryErr(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) })
 }
 
 func socket(t Type) (int, error) {

@@ -26,7 +26,7 @@ func lockPath(path string) (*lock, error) {
 		// create a file elsewhere, nor let us wait for the writer of a named pipe.
 		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 		if err != nil {
-			return nil, fmt.Errorf("lock %s: %w", name, explain(name, err))
+			return nil, fmt.Errorf("lock %s: %w", name, Explain(name, err))
 		}
 		l := &lock{f, name}
 		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
@@ -56,7 +56,7 @@ func (l *lock) try() error {
 	case unix.EWOULDBLOCK:
 		return fmt.Errorf("%w: another server holds %s: stop it first or choose another path", ErrInUse, l.name)
 	default:
-		return fmt.Errorf("lock %s: %w", l.name, explain(l.name, err))
+		return fmt.Errorf("lock %s: %w", l.name, Explain(l.name, err))
 	}
 }
 

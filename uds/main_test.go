@@ -36,7 +36,6 @@ var roles = map[string]func(args []string) error{
 	"answer":  answerRole,
 	"redial":  redialRole,
 	"poke":    pokeRole,
-	"inspect": inspectRole,
 	"hold":    holdRole,
 	"hand":    handRole,
 	"full":    fullRole,
@@ -168,24 +167,6 @@ func dialRole(args []string) error {
 		return nil
 	}
 	return conn.Close()
-}
-
-// inspectRole inspects each path.
-func inspectRole(paths []string) error {
-	for _, path := range paths {
-		in, err := uds.Inspect(path)
-		if err := json.NewEncoder(os.Stdout).Encode(in); err != nil {
-			return err
-		}
-		report(err)
-	}
-	return nil
-}
-
-func inspected(t *testing.T, c *child) (in uds.Inspection, o outcome) {
-	t.Helper()
-	check(t, json.Unmarshal([]byte(c.line(t)), &in))
-	return in, c.outcome(t)
 }
 
 // restartRole listens many times under umask 0, and the last time until the cue.

@@ -148,7 +148,7 @@ func (h *Handover) ask(addrs []Addr) (err error) {
 		closeFD(&h.from)
 		return errNobodyOffers
 	default:
-		return explain(h.path, err)
+		return Explain(h.path, err)
 	}
 	cred, err := peerCred(h.from)
 	if err != nil {
@@ -223,7 +223,7 @@ func (s *Socket) verify(a Addr) (err error) {
 func fileAt(path string) (*file, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		return nil, explain(path, err)
+		return nil, Explain(path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return nil, fmt.Errorf("%w: %s is a %s", ErrNotSocket, path, kind(st.Mode))

@@ -1,6 +1,6 @@
 // Package uds is the mechanics of AF_UNIX sockets: addresses, listening,
-// dialling, peer credentials, descriptors, takeover, inspecting. It logs nothing
-// and decides nothing; it returns errors that say what is wrong and what to do.
+// dialling, peer credentials, descriptors, takeover. It logs nothing and decides
+// nothing; it returns errors that say what is wrong and what to do.
 //
 // The contract of listening, which is the part that is easy to get wrong:
 //
@@ -43,8 +43,9 @@ var (
 	ErrNotSocket = errors.New("not a socket")
 )
 
-// explain adds to a refusal by the kernel what it means for this path.
-func explain(path string, err error) error {
+// Explain adds to a refusal by the kernel what it means for this path, and what
+// to do. Other errors it leaves alone.
+func Explain(path string, err error) error {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
 		return err
@@ -56,7 +57,7 @@ func explain(path string, err error) error {
 		if _, statErr := os.Stat(dir); errors.Is(statErr, fs.ErrNotExist) {
 			cure = fmt.Sprintf("directory %s does not exist: create it, or mount the volume there", dir)
 		} else {
-			cure = fmt.Sprintf("nothing is at %s: start the server first, or wait for it with --retry", path)
+			cure = fmt.Sprintf("nothing is at %s: start the server first, or keep trying", path)
 		}
 	case unix.ENOTDIR:
 		cure = fmt.Sprintf("%s is not a directory: choose another path", dir)
@@ -82,7 +83,7 @@ func explain(path string, err error) error {
 			cure = fmt.Sprintf("%s is a %s socket: use %s:%s", path, t, t, path)
 		}
 	case unix.EAGAIN:
-		cure = "the server's backlog is full: try again, or wait with --retry"
+		cure = "the server's backlog is full: keep trying"
 	}
 	if cure == "" {
 		return fmt.Errorf("%w (%s)", errno, unix.ErrnoName(errno))

@@ -328,7 +328,7 @@ func TestMessageClientFails(t *testing.T) {
 	}{
 		"input":     {broken{reason}, io.Discard, "read the input: enough"},
 		"output":    {strings.NewReader(message), broken{reason}, "write the output: enough"},
-		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960: raise it with --sndbuf"},
+		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960: raise SO_SNDBUF"},
 	} {
 		conn, err := transport.DialConfig{Bind: uds.AutoName("@"), SendBuffer: 212_992}.Dial(t.Context(), server.addr)
 		check(t, err)

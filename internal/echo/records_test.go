@@ -169,7 +169,7 @@ func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T)
 	}
 	err := quiet(0).Message(t.Context(), conn, make([]byte, 4969), io.Discard)
 	wantWords(t, err, "the server closed the connection: 0 messages are back, the next of 4969 bytes is not")
-	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968: raise it with --sndbuf")
+	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968: raise SO_SNDBUF")
 	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 }
 

@@ -520,7 +520,7 @@ func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 			t.Errorf("one byte more: %v", err)
 		}
 		wantError(t, transport.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
-			fmt.Sprintf("%d bytes, the socket sends at most %d: raise it with --sndbuf", limit+1, limit))
+			fmt.Sprintf("%d bytes, the socket sends at most %d: raise SO_SNDBUF", limit+1, limit))
 	}
 	if err := transport.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
 		t.Errorf("another error becomes %v", err)
@@ -554,7 +554,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 			before := allocated()
 			for range rounds {
 				err := conn.Send(larger)
-				wantError(t, err, unix.EMSGSIZE, "212961 bytes, the socket sends at most 212960: raise it with --sndbuf")
+				wantError(t, err, unix.EMSGSIZE, "212961 bytes, the socket sends at most 212960: raise SO_SNDBUF")
 				wantSize(t, err, 212_961, 212_960)
 				check(t, conn.Send(whole))
 				_, err = small.Receive(fd)

@@ -1,4 +1,4 @@
-package uds
+package inspect
 
 import (
 	"encoding/binary"
@@ -50,16 +50,13 @@ func diagnose() ([]diagSocket, error) {
 	request = binary.NativeEndian.AppendUint32(request, 0) // udiag_ino, of no use with a dump
 	request = binary.NativeEndian.AppendUint32(request, showName|showVFS|showQueue|showUID)
 	request = append(request, make([]byte, 8)...) // udiag_cookie
-	if err := retryErr(func() error { return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
+	if err := again(func() error { return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
 		return nil, os.NewSyscallError("sendto", err)
 	}
 	var all []diagSocket
 	for buf := make([]byte, 64<<10); ; { // the kernel sends at most 32 KiB at once
-		n, err := retry(func() (int, error) {
-			n, _, err := unix.Recvfrom(fd, buf, unix.MSG_TRUNC)
-			return n, err
-		})
-		if err != nil {
+		var n int
+		if err := again(func() (err error) { n, _, err = unix.Recvfrom(fd, buf, unix.MSG_TRUNC); return err }); err != nil {
 			return nil, os.NewSyscallError("recvfrom", err)
 		}
 		if n > len(buf) {
@@ -71,6 +68,15 @@ func diagnose() ([]diagSocket, error) {
 		}
 		if all = append(all, some...); done {
 			return all, nil
+		}
+	}
+}
+
+// again makes a system call again as long as a signal interrupts it.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
 		}
 	}
 }

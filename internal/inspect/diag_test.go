@@ -1,4 +1,4 @@
-package uds
+package inspect
 
 import (
 	"encoding/binary"

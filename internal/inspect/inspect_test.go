@@ -1,4 +1,4 @@
-package uds_test
+package inspect_test
 
 import (
 	"fmt"
@@ -11,20 +11,22 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
+<	"github.com/udsecho/udsecho/internal/inspect"
 	"github.com/udsecho/udsecho/uds"
-)
+>)
 
-func inspect(t *testing.T, path string) *uds.Inspection {
+func inspected(t *testing.T, path string) *inspect.Result {
 	t.Helper()
-	in, err := uds.Inspect(path)
+	in, err := inspect.Path(path)
 	check(t, err)
 	return in
 }
 
 // want compares; the process is this test's binary, by whatever name.
-func want(t *testing.T, path string, want uds.Inspection) {
+func want(t *testing.T, path string, want inspect.Result) {
 	t.Helper()
-	if d := cmp.Diff(&want, inspect(t, path), cmpopts.IgnoreFields(uds.Inspection{}, "Process")); d != "" {
+	want.Path = path
+	if d := cmp.Diff(&want, inspected(t, path), cmpopts.IgnoreFields(inspect.Result{}, "Process", "Row")); d != "" {
 		t.Errorf("%s (-want +got):\n%s", path, d)
 	}
 }
@@ -61,15 +63,15 @@ func TestInspectTellsATypeByTrying(t *testing.T) {
 		for _, typ := range []uds.Type{uds.Stream, uds.Seqpacket} {
 			path := where.path + string(typ)
 			listen(t, uds.ListenConfig{Backlog: 7}, uds.Addr{Type: typ, Path: path})
-			want(t, path, uds.Inspection{Kind: where.kind, Type: typ, State: uds.Live, UID: uid, GID: gid, PID: pid,
+			want(t, path, inspect.Result{Kind: where.kind, Type: typ, State: inspect.Live, UID: uid, GID: gid, PID: pid,
 				Waiting: new(uint32(0)), Backlog: new(uint32(7)), Full: new(false)})
 		}
 		path := where.path + "datagram"
 		listen(t, uds.ListenConfig{}, datagram(path))
-		want(t, path, uds.Inspection{Kind: where.kind, Type: uds.Datagram, State: uds.Live, UID: uid,
+		want(t, path, inspect.Result{Kind: where.kind, Type: uds.Datagram, State: inspect.Live, UID: uid,
 			NextBytes: new(uint32(0)), Full: new(false)})
 	}
-	if name := inspect(t, d+"/sstream").Process; name == "" {
+	if name := inspected(t, d+"/sstream").Process; name == "" {
 		t.Error("the process has no name")
 	}
 }
@@ -80,7 +82,7 @@ func TestInspectCountsWhoWaits(t *testing.T) {
 	fd := raw(t, a)
 	check(t, unix.Listen(fd, 3))
 	uid, gid, pid := me()
-	w := uds.Inspection{Kind: "socket", Type: uds.Stream, State: uds.Live, UID: uid, GID: gid, PID: pid,
+	w := inspect.Result{Kind: "socket", Type: uds.Stream, State: inspect.Live, UID: uid, GID: gid, PID: pid,
 		Waiting: new(uint32(2)), Backlog: new(uint32(3)), Full: new(false)}
 	client(t, a)
 	client(t, a)
@@ -98,7 +100,7 @@ func TestInspectShowsADatagramQueue(t *testing.T) {
 	fd := client(t, a)
 	check(t, unix.Send(fd, make([]byte, 100), 0))
 	uid, _, _ := me()
-	w := uds.Inspection{Kind: "socket", Type: uds.Datagram, State: uds.Live, UID: uid, NextBytes: new(uint32(100)), Full: new(false)}
+	w := inspect.Result{Kind: "socket", Type: uds.Datagram, State: inspect.Live, UID: uid, NextBytes: new(uint32(100)), Full: new(false)}
 	want(t, a.Path, w)
 	var err error
 	for err == nil {
@@ -117,21 +119,21 @@ func TestInspectTellsWhoIsBehindAFileThatTakesNobody(t *testing.T) {
 	uid, _, _ := me()
 
 	stale(t, d+"/stale")
-	want(t, d+"/stale", uds.Inspection{Kind: "socket", State: uds.Stale})
+	want(t, d+"/stale", inspect.Result{Kind: "socket", State: inspect.Stale})
 
 	for typ := range sotypes {
 		if typ != uds.Datagram {
 			raw(t, uds.Addr{Type: typ, Path: d + "/" + string(typ)})
-			want(t, d+"/"+string(typ), uds.Inspection{Kind: "socket", Type: typ, State: uds.Bound})
+			want(t, d+"/"+string(typ), inspect.Result{Kind: "socket", Type: typ, State: inspect.Bound})
 		}
 	}
 	abstract := fmt.Sprintf("@bound-%d", os.Getpid())
 	raw(t, stream(abstract))
-	want(t, abstract, uds.Inspection{Kind: "abstract socket", State: uds.Bound})
+	want(t, abstract, inspect.Result{Kind: "abstract socket", State: inspect.Bound})
 
 	raw(t, datagram(d+"/server"))
 	check(t, unix.Connect(raw(t, datagram(d+"/client")), &unix.SockaddrUnix{Name: d + "/server"}))
-	want(t, d+"/client", uds.Inspection{Kind: "socket", Type: uds.Datagram, State: uds.Private, UID: uid, NextBytes: new(uint32(0))})
+	want(t, d+"/client", inspect.Result{Kind: "socket", Type: uds.Datagram, State: inspect.Private, UID: uid, NextBytes: new(uint32(0))})
 }
 
 func TestInspectNamesWhatIsNoSocket(t *testing.T) {
@@ -145,7 +147,7 @@ func TestInspectNamesWhatIsNoSocket(t *testing.T) {
 		d: "directory", d + "/file": "regular file", d + "/pipe": "named pipe", "/dev/null": "character device",
 		d + "/dangling": "symbolic link", d + "/link": "regular file",
 	} {
-		want(t, path, uds.Inspection{Kind: kind})
+		want(t, path, inspect.Result{Kind: kind})
 	}
 }
 
@@ -158,7 +160,7 @@ func TestInspectFollowsALinkAndALongPath(t *testing.T) {
 	check(t, os.Link(d+"/s", long+"/s"))
 	check(t, os.Symlink("s", d+"/link"))
 	for _, path := range []string{d + "/link", long + "/s"} {
-		if in := inspect(t, path); in.State != uds.Live || in.Type != uds.Stream || in.Backlog == nil {
+		if in := inspected(t, path); in.State != inspect.Live || in.Type != uds.Stream || in.Backlog == nil {
 			t.Errorf("%.100s: %+v", path, in)
 		}
 	}
@@ -175,7 +177,7 @@ func TestInspectRefusals(t *testing.T) {
 		"@" + strings.Repeat("x", 108): "sun_path holds 107",
 		"/dev/null/s":                  "ENOTDIR",
 	} {
-		in, err := uds.Inspect(path)
+		in, err := inspect.Path(path)
 		if in != nil || err == nil {
 			t.Errorf("%q: %+v, %v", path, in, err)
 			continue
@@ -193,18 +195,19 @@ func TestInspectWithoutPermission(t *testing.T) {
 	stale(t, d+"/stale")
 	check(t, os.Chmod(d+"/stale", closedMode()))
 	uid, _, _ := me()
-	c := start(t, stranger, nil, "inspect", d+"/live", d+"/stale")
-	in, o := inspected(t, c)
-	in.Backlog = nil // the system's
-	if d := cmp.Diff(uds.Inspection{Kind: "socket", Type: uds.Stream, State: uds.Live, UID: uid, Waiting: new(uint32(0)), Full: new(false)}, in); d != "" || o.Err != "" {
-		t.Errorf("live: %s (-want +got):\n%s", o.Err, d)
+	got := asStranger(t, d+"/live", d+"/stale")
+	got[0].Result.Backlog = nil // the system's
+	for _, o := range got {
+		o.Result.Row = ""
 	}
-	in, o = inspected(t, c)
-	if d := cmp.Diff(uds.Inspection{Kind: "socket", State: uds.Unknown}, in); d != "" {
-		t.Errorf("stale (-want +got):\n%s", d)
+	wantWords(t, got[1].Err, "cannot tell whether it is served: permission denied (EACCES)", d+"/stale is owned by")
+	got[1].Err = ""
+	if diff := cmp.Diff([]outcome{
+		{Result: &inspect.Result{Path: d + "/live", Kind: "socket", Type: uds.Stream, State: inspect.Live, UID: uid, Waiting: new(uint32(0)), Full: new(false)}},
+		{Result: &inspect.Result{Path: d + "/stale", Kind: "socket", State: inspect.Unknown}},
+	}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
-	wantWords(t, o.Err, "cannot tell whether it is served: permission denied (EACCES)", d+"/stale is owned by")
-	c.end(t)
 }
 
 func TestInspectDoesNotDisturbAServer(t *testing.T) {
@@ -212,7 +215,7 @@ func TestInspectDoesNotDisturbAServer(t *testing.T) {
 	l, err := net.Listen("unix", dir(t)+"/s")
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
-	inspect(t, l.Addr().String())
+	inspected(t, l.Addr().String())
 	conn, err := l.Accept()
 	check(t, err)
 	defer func() { _ = conn.Close() }()
