@@ -88,7 +88,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 	for _, typ := range unixTypes {
 		for name, remove := range map[string]func(t *testing.T, d string){
 			"the file":       func(t *testing.T, d string) { check(t, os.Remove(d+"/s")) },
-			"the lock too":   func(t *testing.T, d string) { check(t, errors.Join(os.Remove(d+"/s"), os.Remove(d+"/s.lock"))) },
+			"the lock too":   func(t *testing.T, d string) { check(t, errors.Join(os.Remove(d+"/s"), os.Remove(d+"/.s.lock"))) },
 			"it is moved":    func(t *testing.T, d string) { check(t, os.Rename(d+"/s", d+"/moved")) },
 			"the whole of d": func(t *testing.T, d string) { check(t, errors.Join(os.RemoveAll(d), os.Mkdir(d, 0o755))) },
 		} {
@@ -118,9 +118,9 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 						}
 						_ = os.Remove(server.dir + "/moved")
 					}
-					files := []string{"s", "s.lock"}
+					files := []string{".s.lock", "s"}
 					if takeover {
-						files = append(files, "s.takeover")
+						files = []string{".s.lock", ".s.takeover", "s"}
 					}
 					server.wantFiles(t, files...)
 					// Nobody else gets in between.
@@ -192,7 +192,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 				check(t, os.Rename(a.Path+"~", a.Path))
 			}, uds.ErrNotSocket},
 			"another server with its lock": {func(t *testing.T, a uds.Addr) {
-				check(t, errors.Join(os.Remove(a.Path+".lock"), os.Remove(a.Path)))
+				check(t, errors.Join(os.Remove(beside(a.Path, ".lock")), os.Remove(a.Path)))
 				other, err := uds.ListenConfig{}.Listen(a)
 				check(t, err)
 				t.Cleanup(func() { check(t, other.Close()) })
@@ -218,7 +218,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 				if typ.Connects() {
 					// It drains: the lock goes when it has let the path go.
 					for late := time.Now().Add(patience); name != "another server with its lock"; time.Sleep(time.Millisecond) {
-						if _, err := os.Lstat(server.addr.Path + ".lock"); errors.Is(err, os.ErrNotExist) {
+						if _, err := os.Lstat(beside(server.addr.Path, ".lock")); errors.Is(err, os.ErrNotExist) {
 							break
 						}
 						if time.Now().After(late) {
@@ -235,7 +235,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 					t.Errorf("%s is another file now (%v)", server.addr.Path, err)
 				}
 				if name == "another server with its lock" {
-					server.wantFiles(t, "s", "s.lock")
+					server.wantFiles(t, ".s.lock", "s")
 				} else {
 					server.wantFiles(t, "s")
 				}
@@ -307,9 +307,9 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 func TestRemovedControlSocketIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	server := serveIn(t, uds.Stream, uds.ListenConfig{}, true)
-	check(t, os.Remove(server.addr.Path+".takeover"))
+	check(t, os.Remove(beside(server.addr.Path, ".takeover")))
 	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event tells
-		if conn, err := net.Dial("unixpacket", server.addr.Path+".takeover"); err == nil {
+		if conn, err := net.Dial("unixpacket", beside(server.addr.Path, ".takeover")); err == nil {
 			check(t, conn.Close())
 			break
 		}
