@@ -8,14 +8,14 @@ cd "$(dirname "$0")/.."
 
 images/base.sh -q
 compose=$(integration/compose.sh)
-export COMPOSE_PROJECT_NAME="${COMPOSE_PROJECT_NAME:-udsecho-bench}"
+export COMPOSE_PROJECT_NAME="${COMPOSE_PROJECT_NAME:-udsecho-bench}" COMPOSE_FILE=compose.yaml:bench/compose.yaml
 log=$(mktemp)
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 finish() {
 	status=$?
 	trap - EXIT INT TERM
 	[ "$status" -eq 0 ] || cat "$log" >&2
-	$compose --profile bench down -v >"$log" 2>&1 || { cat "$log" >&2; status=1; }
+	$compose down -v >"$log" 2>&1 || { cat "$log" >&2; status=1; }
 	rm -f "$log"
 	exit "$status"
 }
@@ -30,7 +30,7 @@ bench() {
 }
 measure() {
 	# shellcheck disable=SC2086 # two words
-	quietly $compose --profile bench up -d --force-recreate bench
+	quietly $compose up -d --force-recreate bench
 	status=$(docker wait "$(bench)")
 	docker logs "$(bench)"
 	[ "$status" -eq 0 ]
@@ -38,7 +38,7 @@ measure() {
 
 echo '--- building the images'
 # shellcheck disable=SC2086
-quietly $compose --profile bench build bench bench-unix
+quietly $compose build bench bench-unix
 echo "--- a pump: 64 KiB messages, 16 on their way on one connection"
 UDS_SIZE=65536 UDS_CONNECTIONS=1 UDS_WINDOW=16 measure
 docker cp "$(bench):/run/clients/bench.json" bench-pump.json >/dev/null

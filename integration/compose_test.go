@@ -118,6 +118,7 @@ func forEachCompose(t *testing.T, test func(t *testing.T, c compose)) {
 
 func TestComposeFile(t *testing.T) {
 	forEachCompose(t, func(t *testing.T, c compose) {
+		c.must(t, "-f", "compose.yaml", "-f", "bench/compose.yaml", "config", "-q")
 		out, errs, err := c.run(t, "up", "--exit-code-from", "client")
 		if err != nil {
 			t.Fatalf("up: %v\n%s%s", err, out, errs)
