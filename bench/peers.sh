@@ -112,7 +112,7 @@ while [ $((i += 1)) -le "$rounds" ]; do
 	for s in c-thread c-epoll; do
 		echo "$s and C client: $("$work/c_client" $s 64 "${duration%s}")"
 	done
-	"$work/client" bench --connect ours --rounds 1 --duration "$duration" --format json |
+	"$work/client" bench --connect ours --rounds 1 --duration "$duration" --json - |
 		sed -n 's/.*"messages_per_second": \([0-9.]*\).*/ours and our client: \1/p; s/.*"p\(50\|99\)_ns": \([0-9]*\).*/  p\1 \2/p' | tr -d '\n'
 	echo
 done
@@ -140,7 +140,7 @@ ours ours
 for s in c-thread c-epoll ours; do
 	pid=$(for p in $started; do tr '\0' ' ' <"/proc/$p/cmdline" | grep -q -- "$s" && echo "$p"; done | head -n 1)
 	before=$(memory "$pid")
-	"$work/client" bench --connect ./$s --size 65536 --connections 10000 --rounds 1 --warmup 3s --duration 6s --retry 10s --format json >"$work/m.json" &
+	"$work/client" bench --connect ./$s --size 65536 --connections 10000 --rounds 1 --warmup 3s --duration 6s --retry 10s --json - >"$work/m.json" &
 	load=$!
 	sleep 8
 	echo "$s: $(( ($(memory "$pid") - before) * 100 / 10000 ))e-2"

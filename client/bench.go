@@ -31,8 +31,7 @@ type benchCmd struct {
 	Spin        time.Duration    `default:"100us" placeholder:"DURATION" help:"How long the client goes on asking before it sleeps, as the server's --spin (default: ${default})."`
 	Bind        string           `placeholder:"DIR/" help:"Where datagram clients bind their names (default: beside the server's socket)."`
 	Retry       time.Duration    `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
-	Format      string           `default:"table" enum:"table,json" placeholder:"FORMAT" help:"table for people, json for programs (default: ${default})."`
-	JSON        string           `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file too."`
+	JSON        string           `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file too; for - to standard output, instead of the table."`
 	Plot        string           `placeholder:"FILE" help:"Draw latency and throughput, to a file .svg or .png."`
 }
 
@@ -94,12 +93,9 @@ func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 	if err != nil {
 		return err
 	}
-	if c.Format == "json" {
+	if c.JSON == "-" {
 		err = result.WriteJSON(std.Out)
-	} else {
-		err = result.WriteTable(std.Out)
-	}
-	if err == nil && c.JSON != "" {
+	} else if err = result.WriteTable(std.Out); err == nil && c.JSON != "" {
 		err = bench.WriteFile(c.JSON, result.WriteJSON)
 	}
 	if err == nil && c.Plot != "" {

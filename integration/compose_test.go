@@ -118,6 +118,7 @@ func forEachCompose(t *testing.T, test func(t *testing.T, c compose)) {
 
 func TestComposeFile(t *testing.T) {
 	forEachCompose(t, func(t *testing.T, c compose) {
+		c.must(t, "-f", "compose.yaml", "-f", "bench/compose.yaml", "config", "-q")
 		out, errs, err := c.run(t, "up", "--exit-code-from", "client")
 		if err != nil {
 			t.Fatalf("up: %v\n%s%s", err, out, errs)
@@ -155,7 +156,7 @@ func TestComposeFile(t *testing.T) {
 			"echo hello >/dev/shm/greeting && client send-file --connect files:/run/uds/uds_files /dev/shm/greeting"); got != sum {
 			t.Errorf("run client send-file: %q", got)
 		}
-		const want = "/run/clients:\n\n/run/uds:\nuds_datagram\nuds_datagram.lock\nuds_datagram.takeover\nuds_files\nuds_files.lock\nuds_seqpacket\nuds_seqpacket.lock\nuds_socket\nuds_socket.lock\n"
+		const want = "/run/clients:\n\n/run/uds:\n.uds_datagram.lock\n.uds_datagram.takeover\n.uds_files.lock\n.uds_seqpacket.lock\n.uds_socket.lock\nuds_datagram\nuds_files\nuds_seqpacket\nuds_socket\n"
 		if left := c.must(t, "exec", "-T", "server", "ls", "-A", "/run/clients", "/run/uds"); left != want {
 			t.Errorf("left in the volumes (-want +got):\n%s", cmp.Diff(want, left))
 		}

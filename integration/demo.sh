@@ -1,40 +1,15 @@
 #!/bin/sh
 # The stack from nothing to nothing: build, start, show both transcripts and the
-# socket file, take down. `make demo` calls it.
+# socket files, take down. `make demo` calls it.
 set -eu
 cd "$(dirname "$0")/.."
-
-images/base.sh -q
-compose=$(integration/compose.sh)
-# A project of its own: a stack that you have running is left alone.
 export COMPOSE_PROJECT_NAME="${COMPOSE_PROJECT_NAME:-udsecho-demo}" UDS_LOG_FORMAT=plain
-log=$(mktemp)
-# shellcheck disable=SC2317,SC2329 # the trap calls it
-finish() {
-	status=$?
-	trap - EXIT INT TERM
-	[ "$status" -eq 0 ] || cat "$log" >&2
-	$compose down -v >"$log" 2>&1 || { cat "$log" >&2; status=1; }
-	rm -f "$log"
-	[ "$status" -ne 0 ] || echo '--- taken down: no container, volume or network is left'
-	exit "$status"
-}
-trap finish EXIT
-trap 'exit 1' INT TERM
-
-quietly() {
-	if [ -t 2 ]; then "$@" >&2; else "$@" >"$log" 2>&1; fi
-}
-container() {
-	docker ps -aq --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME" --filter "label=com.docker.compose.service=$1"
-}
+. integration/compose.sh
 
 echo '--- building two images (some minutes the first time, seconds later)'
-# shellcheck disable=SC2086 # two words
-quietly $compose build
+quietly compose build
 echo '--- starting them as two containers without a network'
-# shellcheck disable=SC2086
-quietly $compose up -d
+quietly compose up -d
 status=$(docker wait "$(container client)")
 
 # The client may end a moment before the server has said all.

@@ -74,7 +74,7 @@ func TestMessageCrossesContainersWhole(t *testing.T) {
 				_, events := server.output(t)
 				return events == wantServer
 			})
-			if left := server.exec(t, "ls", "-A", "/run/uds"); left != "s\ns.lock\n" {
+			if left := server.exec(t, "ls", "-A", "/run/uds"); left != ".s.lock\ns\n" {
 				t.Errorf("left in the volume:\n%s", left)
 			}
 		})

@@ -227,7 +227,7 @@ func TestClientsNameTellsClientsApart(t *testing.T) {
 	if len(names) != 2 {
 		t.Errorf("names of two clients: %v", names)
 	}
-	if left := server.exec(t, "ls", "-A", "/run/uds"); left != "uds_socket\nuds_socket.lock\n" {
+	if left := server.exec(t, "ls", "-A", "/run/uds"); left != ".uds_socket.lock\nuds_socket\n" {
 		t.Errorf("left in the volume:\n%s", left)
 	}
 }

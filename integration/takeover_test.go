@@ -70,7 +70,7 @@ func TestTakeoverBetweenContainersUnderLoad(t *testing.T) {
 	env := testcontainers.WithEnv(map[string]string{"UDS_LISTEN": allAddresses, "UDS_TAKEOVER": "true", "UDS_CHUNK": "65536", "UDS_DRAIN_TIMEOUT": "60s", "UDS_LOG_LEVEL": "info"})
 	server := startServer(t, volume, env, withClients)
 	inodes := func(b box) string {
-		return b.exec(t, "stat", "-c", "%n %i", "/run/uds/uds_socket", "/run/uds/uds_socket.lock", "/run/uds/uds_datagram.takeover")
+		return b.exec(t, "stat", "-c", "%n %i", "/run/uds/uds_socket", "/run/uds/.uds_socket.lock", "/run/uds/.uds_datagram.takeover")
 	}
 	before := inodes(server)
 	stop := startLoad(t, volume, 8_000_000, withClients)

@@ -176,7 +176,7 @@ func TestAdminAddressThatCannotBeHadEndsTheServer(t *testing.T) {
 		admin, words string
 		more         []string
 	}{
-		{"admin", "server: admin: listen stream:admin: in use: another server holds admin.lock", nil},
+		{"admin", "server: admin: listen stream:admin: in use: another server holds .admin.lock", nil},
 		{"file", "not a socket: file is a regular file; it is left alone", nil},
 		{"file", "not a socket: file is a regular file; it is left alone", []string{"--takeover"}},
 		{"none/admin", "directory none does not exist", []string{"--takeover"}},
@@ -186,7 +186,7 @@ func TestAdminAddressThatCannotBeHadEndsTheServer(t *testing.T) {
 			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 		}
 		wantWords(t, stderr, tt.words)
-		wantFiles(t, d, "admin", "admin.lock", "file", "uds_socket", "uds_socket.lock")
+		wantFiles(t, d, ".admin.lock", ".uds_socket.lock", "admin", "file", "uds_socket")
 	}
 	check(t, os.Remove(d+"/file"))
 	first.stop(t)
@@ -204,7 +204,7 @@ func TestAdminGoesToTheServerThatTakesOver(t *testing.T) {
 
 	successor := serve(t, d, args...)
 	successor.err.await(t, 1, "took over ./uds_socket")
-	successor.err.await(t, 1, "admin: listen stream:admin: in use: another server holds admin.lock: stop it first or choose another path: waiting for it")
+	successor.err.await(t, 1, "admin: listen stream:admin: in use: another server holds .admin.lock: stop it first or choose another path: waiting for it")
 	// The old one drains, and shows that.
 	if got := statusOf(t, d+"/admin"); got.Connections != 1 {
 		t.Errorf("%+v", got)
@@ -320,7 +320,7 @@ func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
 		if i%2 == 0 {
 			check(t, os.Remove(d+"/admin"))
 		} else {
-			check(t, errors.Join(os.Rename(d+"/admin", d+"/moved"), os.Remove(d+"/admin.lock")))
+			check(t, errors.Join(os.Rename(d+"/admin", d+"/moved"), os.Remove(d+"/.admin.lock")))
 		}
 		began := time.Now()
 		server.err.await(t, i+1, "admin was removed: listening again")

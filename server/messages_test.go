@@ -53,7 +53,7 @@ func TestMessageTranscripts(t *testing.T) {
 			if diff := cmp.Diff(messageClient, stderr); diff != "" {
 				t.Errorf("client (-want +got):\n%s", diff)
 			}
-			wantFiles(t, d, "s", "s.lock")
+			wantFiles(t, d, ".s.lock", "s")
 			_, echoed, _ := strings.Cut(want, "received ")
 			server.err.await(t, 1, echoed)
 			if diff := cmp.Diff(want, server.err.String()); diff != "" {
@@ -111,7 +111,7 @@ func TestAllTypesInOneServer(t *testing.T) {
 			}
 		}
 	}
-	wantFiles(t, d, "d", "d.lock", "q", "q.lock", "s", "s.lock")
+	wantFiles(t, d, ".d.lock", ".q.lock", ".s.lock", "d", "q", "s")
 	server.stop(t)
 }
 
@@ -242,7 +242,7 @@ func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 				t.Errorf("exit status %d", status)
 			}
 			wantWords(t, stderr, words)
-			wantFiles(t, d, "s", "s.lock")
+			wantFiles(t, d, ".s.lock", "s")
 			if status, _, stderr = run(t, cured, "", "server", "--listen", kind+":s", "--sndbuf", tooHigh); status != 1 {
 				t.Errorf("exit status %d", status)
 			}

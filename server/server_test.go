@@ -188,7 +188,7 @@ func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
 	for _, kind := range kinds {
 		d := dir(t)
 		first := serve(t, d, "--listen", kind+":./s")
-		before := inodes(t, d+"/s", d+"/s.lock")
+		before := inodes(t, d+"/s", d+"/.s.lock")
 		for range attempts {
 			// It listens on all of its addresses or on none.
 			began := time.Now()
@@ -197,9 +197,9 @@ func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
 			if status != 1 || strings.Count(stderr, "\n") != 1 {
 				t.Errorf("exit status %d, error %q", status, stderr)
 			}
-			wantWords(t, stderr, "in use", "s.lock", "stop it first or choose another path")
-			wantFiles(t, d, "s", "s.lock")
-			if after := inodes(t, d+"/s", d+"/s.lock"); after != before {
+			wantWords(t, stderr, "in use", ".s.lock", "stop it first or choose another path")
+			wantFiles(t, d, ".s.lock", "s")
+			if after := inodes(t, d+"/s", d+"/.s.lock"); after != before {
 				t.Errorf("the first one's files are %s, were %s", after, before)
 			}
 			if status, stdout, stderr := run(t, d, "", "client", "--connect", kind+":./s"); status != 0 || stdout != message {
@@ -249,13 +249,13 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 			old.signal(t, syscall.SIGSTOP) // or it would listen again
 			check(t, unix.Waitid(unix.P_PID, old.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
 			check(t, os.Remove(d+"/uds_socket"))
-			check(t, os.Remove(d+"/uds_socket.lock"))
+			check(t, os.Remove(d+"/.uds_socket.lock"))
 		} else {
 			old.signal(t, syscall.SIGTERM)
 			awaitEmpty(t, d)
 		}
 		successor := serve(t, d)
-		before := inodes(t, d+"/uds_socket", d+"/uds_socket.lock")
+		before := inodes(t, d+"/uds_socket", d+"/.uds_socket.lock")
 		if byHand {
 			old.signal(t, syscall.SIGTERM)
 			old.signal(t, syscall.SIGCONT)
@@ -268,7 +268,7 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 		if status := old.status(t); status != 0 && !byHand {
 			t.Errorf("overlap %d: exit status %d, error %q", i, status, &old.err)
 		}
-		if after := inodes(t, d+"/uds_socket", d+"/uds_socket.lock"); after != before {
+		if after := inodes(t, d+"/uds_socket", d+"/.uds_socket.lock"); after != before {
 			t.Fatalf("overlap %d: the successor's files are %s, were %s", i, after, before)
 		}
 		if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
@@ -345,7 +345,7 @@ func TestKilledServerIsReplaced(t *testing.T) {
 	first := serve(t, d)
 	first.signal(t, syscall.SIGKILL)
 	first.status(t)
-	wantFiles(t, d, "uds_socket", "uds_socket.lock")
+	wantFiles(t, d, ".uds_socket.lock", "uds_socket")
 	second := serve(t, d)
 	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)

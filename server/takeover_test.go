@@ -48,7 +48,7 @@ func TestTakeover(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serveTakeover(t, d)
-	wantFiles(t, d, "d", "d.lock", "d.takeover", "q", "q.lock", "s", "s.lock")
+	wantFiles(t, d, ".d.lock", ".d.takeover", ".q.lock", ".s.lock", "d", "q", "s")
 	var before unix.Stat_t
 	check(t, unix.Lstat(d+"/s", &before))
 	for range 3 {
@@ -222,7 +222,7 @@ func TestTakeoverFromPausedServer(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: take over: ./d.takeover: the running server does not answer within 5s: is it paused, or does it hand over to another?\n")
+	wantWords(t, stderr, "server: take over: ./.d.takeover: the running server does not answer within 5s: is it paused, or does it hand over to another?\n")
 	server.signal(t, syscall.SIGCONT)
 	wantAllEcho(t, d)
 	overtake(t, server).stop(t)
@@ -236,7 +236,7 @@ func TestTakeoverFromServerWithoutIt(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: listen stream:./uds_socket: in use: another server holds ./uds_socket.lock: stop it first or choose another path", "started without takeover")
+	wantWords(t, stderr, "server: listen stream:./uds_socket: in use: another server holds ./.uds_socket.lock: stop it first or choose another path", "started without takeover")
 	if status, stdout, _ := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q", status, stdout)
 	}

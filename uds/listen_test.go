@@ -64,7 +64,7 @@ func TestListenRefusesLiveSocket(t *testing.T) {
 			if after := inode(t, a.Path); after != before {
 				t.Errorf("inode is %d, was %d", after, before)
 			}
-			gone(t, a.Path+".lock")
+			gone(t, beside(a.Path, ".lock"))
 			dial(t, a)
 			if typ != uds.Datagram {
 				// The probe of the refused starter is first in the queue.
@@ -97,11 +97,11 @@ func TestListenRefusesLiveSocketOfOurOwn(t *testing.T) {
 	listen(t, uds.ListenConfig{}, a)
 	before := inode(t, a.Path)
 	_, err := uds.ListenConfig{}.Listen(a)
-	wantError(t, err, uds.ErrInUse, a.Path+".lock")
+	wantError(t, err, uds.ErrInUse, beside(a.Path, ".lock"))
 	if after := inode(t, a.Path); after != before {
 		t.Errorf("inode is %d, was %d", after, before)
 	}
-	if _, err := os.Lstat(a.Path + ".lock"); err != nil {
+	if _, err := os.Lstat(beside(a.Path, ".lock")); err != nil {
 		t.Errorf("the holder's lock file is gone: %v", err)
 	}
 	dial(t, a)
@@ -307,9 +307,9 @@ func ls(t *testing.T, d string) []string {
 func TestListenDoesNotFollowLinkAtLock(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	check(t, os.Symlink(d+"/elsewhere", d+"/s.lock"))
+	check(t, os.Symlink(d+"/elsewhere", d+"/.s.lock"))
 	_, err := uds.ListenConfig{}.Listen(stream(d + "/s"))
-	wantError(t, err, unix.ELOOP, d+"/s.lock")
+	wantError(t, err, unix.ELOOP, d+"/.s.lock")
 	gone(t, d+"/elsewhere")
 	gone(t, d+"/s")
 }
@@ -435,7 +435,7 @@ func TestModeIsExactUnderAnyUmask(t *testing.T) {
 			}
 			c.end(t)
 			gone(t, path)
-			gone(t, path+".lock")
+			gone(t, beside(path, ".lock"))
 		})
 	}
 }
@@ -517,7 +517,7 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 		}
 		check(t, s.Close())
 		s = listen(t, uds.ListenConfig{}, file)
-		if diff := cmp.Diff([]string{"@x", "@x.lock"}, ls(t, d)); diff != "" || file.Abstract() {
+		if diff := cmp.Diff([]string{".@x.lock", "@x"}, ls(t, d)); diff != "" || file.Abstract() {
 			t.Errorf("%s is no file (-want +got):\n%s", file, diff)
 		}
 		_, err := uds.Dial(t.Context(), uds.Addr{Type: typ, Path: "@x"}.String(), uds.DialConfig{})
@@ -542,7 +542,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 		d := dir(t)
 		s, err := uds.ListenConfig{}.Listen(uds.Addr{Type: typ, Path: d + "/s"})
 		check(t, err)
-		if diff := cmp.Diff([]string{"s", "s.lock"}, ls(t, d)); diff != "" {
+		if diff := cmp.Diff([]string{".s.lock", "s"}, ls(t, d)); diff != "" {
 			t.Errorf("while it listens (-want +got):\n%s", diff)
 		}
 		check(t, s.Close())
@@ -576,16 +576,16 @@ func TestCloseLeavesSuccessorsFiles(t *testing.T) {
 		s, err := uds.ListenConfig{}.Listen(a)
 		check(t, err)
 		check(t, os.Remove(a.Path))
-		check(t, os.Remove(a.Path+".lock"))
+		check(t, os.Remove(beside(a.Path, ".lock")))
 		listen(t, uds.ListenConfig{}, a)
-		socket, lock := inode(t, a.Path), inode(t, a.Path+".lock")
+		socket, lock := inode(t, a.Path), inode(t, beside(a.Path, ".lock"))
 
 		check(t, s.Close())
-		if inode(t, a.Path) != socket || inode(t, a.Path+".lock") != lock {
+		if inode(t, a.Path) != socket || inode(t, beside(a.Path, ".lock")) != lock {
 			t.Errorf("%s: the successor's files are others now", typ)
 		}
 		_, err = uds.ListenConfig{}.Listen(a)
-		wantError(t, err, uds.ErrInUse, a.Path+".lock")
+		wantError(t, err, uds.ErrInUse, beside(a.Path, ".lock"))
 		dial(t, a)
 	}
 }
@@ -619,7 +619,7 @@ func TestKilledHolderLeavesStaleSocketThatIsReplaced(t *testing.T) {
 	if err := c.cmd.Wait(); c.cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
 		t.Fatalf("the child ended by itself: %v", err)
 	}
-	for _, left := range []string{path, path + ".lock"} {
+	for _, left := range []string{path, beside(path, ".lock")} {
 		if _, err := os.Lstat(left); err != nil {
 			t.Errorf("a killed process cannot have removed it: %v", err)
 		}

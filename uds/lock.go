@@ -3,11 +3,12 @@ package uds
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-// A lock is the lock of a socket path, the file PATH.lock beside it.
+// A lock is the lock of a socket path DIR/NAME, the file DIR/.NAME.lock.
 //
 // An flock(2) belongs to the open file: it is seen by every container that
 // mounts the volume, the kernel frees it when its holder dies, however it
@@ -19,8 +20,15 @@ type lock struct {
 	name string // its path
 }
 
+// beside returns the path of a file that belongs to the socket at path: in the
+// same directory, and hidden, so that ls shows the sockets alone.
+func beside(path, suffix string) string {
+	dir, name := filepath.Split(path)
+	return dir + "." + name + suffix
+}
+
 func lockPath(path string) (*lock, error) {
-	name := path + ".lock"
+	name := beside(path, ".lock")
 	for {
 		// Others may be able to write to the directory: they must not lead us to
 		// create a file elsewhere, nor let us wait for the writer of a named pipe.

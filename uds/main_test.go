@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -389,6 +390,12 @@ func inode(t testing.TB, path string) uint64 {
 	var st unix.Stat_t
 	check(t, unix.Lstat(path, &st))
 	return st.Ino
+}
+
+// beside is the path of a hidden file that belongs to the socket at path.
+func beside(path, suffix string) string {
+	dir, name := filepath.Split(path)
+	return dir + "." + name + suffix
 }
 
 func gone(t testing.TB, path string) {

@@ -76,7 +76,7 @@ func TestOfManyProcessesStartingAtOnceExactlyOneWins(t *testing.T) {
 			c.end(t)
 		}
 		gone(t, a.Path)
-		gone(t, a.Path+".lock")
+		gone(t, beside(a.Path, ".lock"))
 	}
 }
 

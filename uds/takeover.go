@@ -14,8 +14,8 @@ import (
 )
 
 // A server hands all its sockets over to its successor at once, over a control
-// socket beside the lock of the first of them, PATH.takeover, of type seqpacket,
-// mode 0600. One record each:
+// socket beside the lock of the first of them, DIR/.NAME.takeover, of type
+// seqpacket, mode 0600. One record each:
 //
 //	successor  connects
 //	server     hello and the types, with the descriptors of the sockets, of their locks, and the control socket
@@ -73,7 +73,7 @@ func (c ListenConfig) Handover(addrs ...Addr) (*Handover, error) {
 	// All servers have one order, wherever they were started: of two that start
 	// at once the first lock decides which gets all.
 	ordered := slices.SortedFunc(slices.Values(addrs), func(a, b Addr) int { return strings.Compare(absolute(a.Path), absolute(b.Path)) })
-	h := &Handover{config: c, path: ordered[0].Path + ".takeover", fd: -1, from: -1}
+	h := &Handover{config: c, path: beside(ordered[0].Path, ".takeover"), fd: -1, from: -1}
 	err := h.listen(ordered)
 	if err == nil {
 		slices.SortFunc(h.Sockets, func(a, b *Socket) int { return slices.Index(addrs, a.addr) - slices.Index(addrs, b.addr) })
@@ -183,7 +183,7 @@ func (h *Handover) verify(addrs []Addr) (err error) {
 	}
 	// Each is known by its lock: the running server may call its path otherwise.
 	for i, a := range addrs {
-		name := a.Path + ".lock"
+		name := beside(a.Path, ".lock")
 		at := slices.IndexFunc(h.Sockets[i:], func(s *Socket) bool { return s.lock.isAt(name) })
 		if at < 0 {
 			return fmt.Errorf("the running server holds another lock than %s: is it the same directory, and do both have the same addresses?", name)
@@ -203,7 +203,7 @@ func (s *Socket) verify(a Addr) (err error) {
 		return fmt.Errorf("the running server listens with %s:%s: use the same type", s.addr.Type, a.Path)
 	}
 	s.addr = a
-	s.lock.name = a.Path + ".lock"
+	s.lock.name = beside(a.Path, ".lock")
 	if err := s.lock.try(); err != nil {
 		return err
 	}

@@ -140,7 +140,7 @@ func pass(t testing.TB, old, next *uds.Handover, o *uds.Offer) {
 // inodes are those of all that belongs to a socket that is the first.
 func inodes(t testing.TB, a uds.Addr) [3]uint64 {
 	t.Helper()
-	return [3]uint64{inode(t, a.Path), inode(t, a.Path+".lock"), inode(t, a.Path+".takeover")}
+	return [3]uint64{inode(t, a.Path), inode(t, beside(a.Path, ".lock")), inode(t, beside(a.Path, ".takeover"))}
 }
 
 // receive is how this package's users receive from a type.
@@ -182,7 +182,7 @@ func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
 				t.Errorf("received %q, %v", got, err)
 			}
 			_, err := uds.ListenConfig{}.Listen(a)
-			wantError(t, err, uds.ErrInUse, a.Path+".lock")
+			wantError(t, err, uds.ErrInUse, beside(a.Path, ".lock"))
 
 			// And the next hands over likewise, after which nothing is left.
 			last, o := askedFor(t, next)
@@ -203,7 +203,7 @@ func TestTakeoverOfManySocketsKeepsTheirOrder(t *testing.T) {
 	d := dir(t)
 	addrs := []uds.Addr{stream(d + "/c"), datagram(d + "/a"), {Type: uds.Seqpacket, Path: d + "/b"}, {Type: uds.Files, Path: d + "/d"}}
 	old := handover(t, addrs...)
-	if diff := cmp.Diff([]string{"a", "a.lock", "a.takeover", "b", "b.lock", "c", "c.lock", "d", "d.lock"}, ls(t, d)); diff != "" {
+	if diff := cmp.Diff([]string{".a.lock", ".a.takeover", ".b.lock", ".c.lock", ".d.lock", "a", "b", "c", "d"}, ls(t, d)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	next, o := askedFor(t, old)
@@ -230,17 +230,17 @@ func TestTakeoverWithoutServerIsAUsualStart(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	h := handover(t, stream(d+"/s"))
-	if diff := cmp.Diff([]string{"s", "s.lock", "s.takeover"}, ls(t, d)); diff != "" {
+	if diff := cmp.Diff([]string{".s.lock", ".s.takeover", "s"}, ls(t, d)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if info, err := os.Lstat(d + "/s.takeover"); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Lstat(d + "/.s.takeover"); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("the control socket is %v, %v", info, err)
 	}
 	end(h)
 
 	// What a killed one leaves is replaced.
 	stale(t, d+"/s")
-	stale(t, d+"/s.takeover")
+	stale(t, d+"/.s.takeover")
 	end(handover(t, stream(d+"/s")))
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
@@ -252,7 +252,7 @@ func TestTakeoverFromServerThatDoesNotHandOver(t *testing.T) {
 	d := dir(t)
 	a := stream(d + "/s")
 	listen(t, uds.ListenConfig{}, a)
-	stale(t, d+"/s.takeover") // of a server that was killed
+	stale(t, d+"/.s.takeover") // of a server that was killed
 	_, err := uds.ListenConfig{}.Handover(a)
 	wantError(t, err, uds.ErrInUse, "listen "+a.String(), "stop it first", "started without takeover")
 	dial(t, a)
@@ -261,14 +261,14 @@ func TestTakeoverFromServerThatDoesNotHandOver(t *testing.T) {
 func TestTakeoverLeavesAloneWhatIsNoControlSocket(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	check(t, os.WriteFile(d+"/s.takeover", []byte("precious"), 0o600))
-	before := take(t, d+"/s.takeover")
+	check(t, os.WriteFile(d+"/.s.takeover", []byte("precious"), 0o600))
+	before := take(t, d+"/.s.takeover")
 	_, err := uds.ListenConfig{}.Handover(stream(d + "/s"))
-	wantError(t, err, uds.ErrNotSocket, d+"/s.takeover is a regular file", "left alone")
-	if diff := cmp.Diff(before, take(t, d+"/s.takeover")); diff != "" {
+	wantError(t, err, uds.ErrNotSocket, d+"/.s.takeover is a regular file", "left alone")
+	if diff := cmp.Diff(before, take(t, d+"/.s.takeover")); diff != "" {
 		t.Errorf("it changed (-before +after):\n%s", diff)
 	}
-	if diff := cmp.Diff([]string{"s.takeover"}, ls(t, d)); diff != "" {
+	if diff := cmp.Diff([]string{".s.takeover"}, ls(t, d)); diff != "" {
 		t.Errorf("left behind (-want +got):\n%s", diff)
 	}
 }
@@ -302,13 +302,13 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 		t.Fatal(o.Err)
 	}
 	_, err := uds.ListenConfig{}.Handover(stream(d + "/s"))
-	wantError(t, err, err, "take over: "+d+"/s.takeover", words)
+	wantError(t, err, err, "take over: "+d+"/.s.takeover", words)
 	dial(t, stream(d+"/s"))
 
 	if os.Geteuid() == 0 {
 		old := handover(t, stream(d+"/mine"))
 		o := start(t, stranger, nil, "hold", "stream:"+d+"/mine").outcome(t)
-		wantWords(t, o.Err, "EACCES", d+"/mine.takeover is owned by 0:0 with mode 0600")
+		wantWords(t, o.Err, "EACCES", d+"/.mine.takeover is owned by 0:0 with mode 0600")
 		if _, err := old.Offer(); err != unix.EAGAIN {
 			t.Errorf("somebody asks: %v", err)
 		}
@@ -327,7 +327,7 @@ func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
 	ask := func() (fd int) {
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 		check(t, err)
-		check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: a.Path + ".takeover"}))
+		check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: beside(a.Path, ".takeover")}))
 		return fd
 	}
 	for name, talk := range map[string]func(fd int) error{
@@ -362,7 +362,7 @@ func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
 // Not parallel: it counts the descriptors of the process.
 func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
 	a := stream(dir(t) + "/s")
-	control := bound(t, uds.Addr{Type: uds.Seqpacket, Path: a.Path + ".takeover"})
+	control := bound(t, uds.Addr{Type: uds.Seqpacket, Path: beside(a.Path, ".takeover")})
 	null, err := os.Open(os.DevNull)
 	check(t, err)
 	defer func() { check(t, null.Close()) }()
@@ -388,7 +388,7 @@ func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
 		{"udsecho takeover 2 stream", files(253), "is it of another version?"},
 		{"udsecho takeover 2 stream" + strings.Repeat(" ", 10_000), files(3), "larger than the receive buffer"},
 		{"no", nil, "in use: the running server has given its sockets to another, or ends"},
-		{"udsecho takeover 2 stream", files(3), "the running server holds another lock than " + a.Path + ".lock"},
+		{"udsecho takeover 2 stream", files(3), "the running server holds another lock than " + beside(a.Path, ".lock")},
 	} {
 		asking := succeed(a)
 		readable(t, control)
@@ -579,7 +579,7 @@ func TestControlSocketWithoutRoomForItsName(t *testing.T) {
 		path += "s"
 	}
 	_, err := uds.ListenConfig{}.Handover(stream(path))
-	wantError(t, err, uds.ErrAddress, "path is 116 bytes", "holds 107")
+	wantError(t, err, uds.ErrAddress, "path is 117 bytes", "holds 107")
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}

@@ -225,7 +225,7 @@ func (n *node) bench(ctx context.Context, flags ...string) (bench.Row, error) {
 	if err != nil {
 		return bench.Row{}, err
 	}
-	out, err := n.docker(ctx, append([]string{"exec", c.ID, "client", "bench", "--format", "json"}, flags...)...)
+	out, err := n.docker(ctx, append([]string{"exec", c.ID, "client", "bench", "--json", "-"}, flags...)...)
 	if err != nil {
 		return bench.Row{}, err
 	}

@@ -223,6 +223,12 @@ func random(seed byte, n int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
 }
 
+// beside is the path of a hidden file that belongs to the socket at path.
+func beside(path, suffix string) string {
+	dir, name := filepath.Split(path)
+	return dir + "." + name + suffix
+}
+
 func gone(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {

@@ -90,7 +90,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 	for _, typ := range unixTypes {
 		for name, remove := range map[string]func(t *testing.T, d string){
 			"the file":       func(t *testing.T, d string) { check(t, os.Remove(d+"/s")) },
-			"the lock too":   func(t *testing.T, d string) { check(t, errors.Join(os.Remove(d+"/s"), os.Remove(d+"/s.lock"))) },
+			"the lock too":   func(t *testing.T, d string) { check(t, errors.Join(os.Remove(d+"/s"), os.Remove(d+"/.s.lock"))) },
 			"it is moved":    func(t *testing.T, d string) { check(t, os.Rename(d+"/s", d+"/moved")) },
 			"the whole of d": func(t *testing.T, d string) { check(t, errors.Join(os.RemoveAll(d), os.Mkdir(d, 0o755))) },
 		} {
@@ -120,9 +120,9 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 						}
 						_ = os.Remove(server.dir + "/moved")
 					}
-					files := []string{"s", "s.lock"}
+					files := []string{".s.lock", "s"}
 					if takeover {
-						files = append(files, "s.takeover")
+						files = []string{".s.lock", ".s.takeover", "s"}
 					}
 					server.wantFiles(t, files...)
 					// Nobody else gets in between.
@@ -194,7 +194,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 				check(t, os.Rename(a.Path+"~", a.Path))
 			}, uds.ErrNotSocket},
 			"another server with its lock": {func(t *testing.T, a transport.Addr) {
-				check(t, errors.Join(os.Remove(a.Path+".lock"), os.Remove(a.Path)))
+				check(t, errors.Join(os.Remove(beside(a.Path, ".lock")), os.Remove(a.Path)))
 				other, err := transport.ListenConfig{}.Listen(a)
 				check(t, err)
 				t.Cleanup(func() { check(t, other.Close()) })
@@ -220,7 +220,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 				if typ.Connects() {
 					// It drains: the lock goes when it has let the path go.
 					for late := time.Now().Add(patience); name != "another server with its lock"; time.Sleep(time.Millisecond) {
-						if _, err := os.Lstat(server.addr.Path + ".lock"); errors.Is(err, os.ErrNotExist) {
+						if _, err := os.Lstat(beside(server.addr.Path, ".lock")); errors.Is(err, os.ErrNotExist) {
 							break
 						}
 						if time.Now().After(late) {
@@ -237,7 +237,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 					t.Errorf("%s is another file now (%v)", server.addr.Path, err)
 				}
 				if name == "another server with its lock" {
-					server.wantFiles(t, "s", "s.lock")
+					server.wantFiles(t, ".s.lock", "s")
 				} else {
 					server.wantFiles(t, "s")
 				}
@@ -309,9 +309,9 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 func TestRemovedControlSocketIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	server := serveIn(t, transport.Stream, transport.ListenConfig{}, true)
-	check(t, os.Remove(server.addr.Path+".takeover"))
+	check(t, os.Remove(beside(server.addr.Path, ".takeover")))
 	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event tells
-		if conn, err := net.Dial("unixpacket", server.addr.Path+".takeover"); err == nil {
+		if conn, err := net.Dial("unixpacket", beside(server.addr.Path, ".takeover")); err == nil {
 			check(t, conn.Close())
 			break
 		}

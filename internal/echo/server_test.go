@@ -229,7 +229,7 @@ func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 	}
 	server.ended(t)
 	gone(t, server.addr.Path)
-	gone(t, server.addr.Path+".lock")
+	gone(t, beside(server.addr.Path, ".lock"))
 	_, err = transport.DialConfig{}.Dial(t.Context(), server.addr)
 	if !errors.Is(err, unix.ENOENT) {
 		t.Errorf("a late client gets %v", err)

@@ -243,8 +243,8 @@ func TestSignalDuringTheHandover(t *testing.T) {
 					next.Close()
 					check(t, old.end(t))
 					gone(t, addr.Path)
-					gone(t, addr.Path+".takeover")
-					gone(t, addr.Path+".lock")
+					gone(t, beside(addr.Path, ".takeover"))
+					gone(t, beside(addr.Path, ".lock"))
 					return
 				}
 				ctx, stop := context.WithCancel(t.Context())

@@ -11,9 +11,9 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
-<	"github.com/udsecho/udsecho/internal/inspect"
+	"github.com/udsecho/udsecho/internal/inspect"
 	"github.com/udsecho/udsecho/uds"
->)
+)
 
 func inspected(t *testing.T, path string) *inspect.Result {
 	t.Helper()
