@@ -15,7 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -76,7 +76,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 			}
 		})
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F26",
 		Done:    "empty datagrams and records between others, one at a time and eight under way",
 		Count:   empty,

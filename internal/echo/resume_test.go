@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/proxy"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -362,14 +362,14 @@ func bad(t *testing.T, typ uds.Type, seed uint64, most int) (a uds.Addr) {
 	t.Helper()
 	server := serveSocket(t, listenOn(t, typ), echo.Server{Chunk: 4096}, zerolog.Disabled)
 	a = uds.Addr{Type: typ, Path: server.addr.Path + ".bad"}
-	proxy.Start(t, seed, a, server.addr, most)
+	testkit.StartProxy(t, seed, a.Network(), a.Path, server.addr.Path, most)
 	return a
 }
 
 // What came back, with an error or without, is what was sent, in order.
 func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 	t.Parallel()
-	first := proxy.Seed(t)
+	first := testkit.Seed(t)
 	for _, typ := range connecting {
 		for seed := first; seed < first+10; seed++ {
 			t.Run(fmt.Sprintf("%s %d", typ, seed), func(t *testing.T) {
@@ -403,7 +403,7 @@ func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 
 func TestShortMessagesComeBackOverABadLine(t *testing.T) {
 	t.Parallel()
-	first := proxy.Seed(t)
+	first := testkit.Seed(t)
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()

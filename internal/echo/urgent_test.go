@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -80,7 +80,7 @@ func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 			}
 		}
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F41", Done: "messages with urgent bytes (`MSG_OOB`) at the start, inside, at the end and one after the other, over stream, tcp and a socketpair", Count: count,
 		Outcome: "all bytes come back in order; the urgent ones are bytes like the others",
 	})

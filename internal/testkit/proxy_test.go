@@ -1,44 +1,31 @@
-package proxy_test
+package testkit_test
 
 import (
 	"io"
 	"net"
-	"os"
 	"slices"
 	"testing"
 
 	"go.uber.org/goleak"
 
-	"github.com/udsecho/udsecho/internal/proxy"
-	"github.com/udsecho/udsecho/internal/uds"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func check(t *testing.T, err error) {
+// arrived returns how many bytes of each of some connections reach the server.
+func arrived(t *testing.T, network string, seed uint64) (counts []int64) {
 	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// arrived tells how many bytes of each of some connections reach the server.
-func arrived(t *testing.T, typ uds.Type, seed uint64) (counts []int64) {
-	t.Helper()
-	d, err := os.MkdirTemp("", "uds")
-	check(t, err)
-	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	server := uds.Addr{Type: typ, Path: d + "/server"}
-	line := uds.Addr{Type: typ, Path: d + "/line"}
-	l, err := net.Listen(server.Network(), server.Path)
-	check(t, err)
-	defer func() { check(t, l.Close()) }()
-	proxy.Start(t, seed, line, server, 64<<10)
+	d := testkit.Dir(t)
+	l, err := net.Listen(network, d+"/server")
+	testkit.Check(t, err)
+	defer func() { testkit.Check(t, l.Close()) }()
+	testkit.StartProxy(t, seed, network, d+"/line", d+"/server", 64<<10)
 	for range 10 {
-		client, err := net.Dial(line.Network(), line.Path)
-		check(t, err)
+		client, err := net.Dial(network, d+"/line")
+		testkit.Check(t, err)
 		conn, err := l.Accept()
-		check(t, err)
+		testkit.Check(t, err)
 		written := make(chan struct{})
 		go func() {
 			defer close(written)
@@ -49,7 +36,7 @@ func arrived(t *testing.T, typ uds.Type, seed uint64) (counts []int64) {
 			}
 		}()
 		n, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{conn}, make([]byte, 4096))
-		check(t, err)
+		testkit.Check(t, err)
 		counts = append(counts, n)
 		_ = client.Close()
 		<-written
@@ -60,11 +47,11 @@ func arrived(t *testing.T, typ uds.Type, seed uint64) (counts []int64) {
 
 func TestSeedSaysWhereConnectionsBreak(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.Seqpacket} {
-		t.Run(string(typ), func(t *testing.T) {
+	for _, network := range []string{"unix", "unixpacket"} {
+		t.Run(network, func(t *testing.T) {
 			t.Parallel()
-			seed := proxy.Seed(t)
-			first, again, other := arrived(t, typ, seed), arrived(t, typ, seed), arrived(t, typ, seed+1)
+			seed := testkit.Seed(t)
+			first, again, other := arrived(t, network, seed), arrived(t, network, seed), arrived(t, network, seed+1)
 			if !slices.Equal(first, again) {
 				t.Errorf("with one seed they break after %v and after %v", first, again)
 			}

@@ -11,14 +11,13 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -53,8 +52,14 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// patience bounds every wait for an event; it is no measure of anything.
-const patience = 20 * time.Second
+const patience = testkit.Patience
+
+var (
+	check     = testkit.Check
+	dir       = testkit.Dir
+	gone      = testkit.WantGone
+	wantWords = testkit.WantWords
+)
 
 // stranger is a user whom nobody has granted anything.
 const stranger = 10003
@@ -355,24 +360,6 @@ func octal(s string) fs.FileMode {
 	return fs.FileMode(m)
 }
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// dir is a directory with a short path, which t.TempDir's, with the test's
-// name in it, is not: sun_path is short.
-func dir(t testing.TB) string {
-	t.Helper()
-	d, err := os.MkdirTemp("", "uds")
-	check(t, err)
-	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	check(t, os.Chmod(d, 0o755))
-	return d
-}
-
 func stream(path string) uds.Addr   { return uds.Addr{Type: uds.Stream, Path: path} }
 func datagram(path string) uds.Addr { return uds.Addr{Type: uds.Datagram, Path: path} }
 
@@ -410,26 +397,10 @@ func inode(t testing.TB, path string) uint64 {
 	return st.Ino
 }
 
-func gone(t testing.TB, path string) {
-	t.Helper()
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s is left behind (%v)", path, err)
-	}
-}
-
 func wantError(t testing.TB, err, want error, words ...string) {
 	t.Helper()
 	if !errors.Is(err, want) {
 		t.Fatalf("error is %v, not %v", err, want)
 	}
 	wantWords(t, err.Error(), words...)
-}
-
-func wantWords(t testing.TB, text string, words ...string) {
-	t.Helper()
-	for _, w := range words {
-		if !strings.Contains(text, w) {
-			t.Errorf("%q does not say %q", text, w)
-		}
-	}
 }

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -449,20 +449,10 @@ func TestReplyErrorsAreErrnos(t *testing.T) {
 	}
 }
 
-// setting is a number that the system has under net.
-func setting(t *testing.T, name string) int {
-	t.Helper()
-	text, err := os.ReadFile("/proc/sys/net/" + name)
-	check(t, err)
-	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	check(t, err)
-	return n
-}
-
 func TestMaxMessageIsWhatTheSystemLetsAnybodySend(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, uds.Datagram)
-	wmem := setting(t, "core/wmem_max")
+	wmem := testkit.Setting(t, "core/wmem_max")
 	check(t, uds.SetSendBuffer(a, 2*wmem))
 	limit, err := uds.SendLimit(a)
 	check(t, err)
@@ -474,7 +464,7 @@ func TestMaxMessageIsWhatTheSystemLetsAnybodySend(t *testing.T) {
 func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, uds.Seqpacket)
-	wmem := setting(t, "core/wmem_max")
+	wmem := testkit.Setting(t, "core/wmem_max")
 	err := uds.SetSendBuffer(a, 2*wmem+1)
 	if err == nil {
 		t.Fatal("no error")
@@ -569,7 +559,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 			}
 		})
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F25",
 		Done:    "datagrams and records of one byte more than the socket sends, and of one byte more than the receiver holds",
 		Count:   4 * rounds,

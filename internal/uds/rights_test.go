@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/uds"
 )
 
@@ -205,7 +205,7 @@ func TestF15MalformedAncillaryData(t *testing.T) {
 	if malformed == 0 {
 		t.Error("nothing was malformed")
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F15", Done: "ancillary data cut short and altered at random; fuzzed besides (FuzzControl)", Count: count,
 		Outcome: fmt.Sprintf("0 panics, %d found malformed", malformed),
 	})
