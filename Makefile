@@ -18,7 +18,7 @@ crash: # a start, both sides of a takeover and of a transfer, killed at every sy
 
 faults: # docs/faults.md, as the tests that show its rows see it now
 	FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./integration
-	go test -count=1 ./internal/faults
+	go test -count=1 -run EveryRow ./internal/testkit
 
 model: # the takeover's protocol, in every order of steps, deaths and signals
 	@tools/model.sh

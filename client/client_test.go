@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -14,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 const message = "This is the message.  It will be repeated."
@@ -55,12 +54,12 @@ func TestStrangersServe(t *testing.T) {
 			t.Parallel()
 			need(t, tt.args[0], tt.pkg)
 			d := dir(t)
-			server := start(t, d, nil, tt.args...)
-			listening := &server.out
+			server := start(t, d, tt.args...)
+			listening := &server.Out
 			if tt.pkg == "socat" {
-				listening = &server.err
+				listening = &server.Err
 			}
-			listening.await(t, "listening on")
+			listening.Await(t, 1, "listening on")
 
 			// More than the buffers hold in both directions.
 			much := strings.Repeat(message+"\n", 20_000)
@@ -78,7 +77,7 @@ func TestStrangersServe(t *testing.T) {
 					t.Errorf("%q: exit status %d, %d bytes of output, %d wanted, error %q", c.args, status, len(stdout), len(c.want), stderr)
 				}
 			}
-			server.stop(t)
+			server.Terminate(t)
 		})
 	}
 }
@@ -86,7 +85,7 @@ func TestStrangersServe(t *testing.T) {
 func TestEmptySettingsMeanTheDefault(t *testing.T) {
 	t.Parallel()
 	d, l := listen(t)
-	p := start(t, d, nil, client, "--log-format", "plain", "--chunk", "0", "--bind", "")
+	p := start(t, d, "client", "--log-format", "plain", "--chunk", "0", "--bind", "")
 	conn, err := l.Accept()
 	check(t, err)
 	if name := conn.RemoteAddr().String(); name != "@" && name != "" {
@@ -94,17 +93,17 @@ func TestEmptySettingsMeanTheDefault(t *testing.T) {
 	}
 	_, _ = io.CopyN(conn, conn, int64(len(message)))
 	check(t, conn.Close())
-	if status := p.status(t); status != 0 || p.out.String() != message {
-		t.Errorf("exit status %d, output %q", status, &p.out)
+	if status := p.Status(t); status != 0 || p.Out.String() != message {
+		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.err.String(), "received 'This is the mess'\nreceived 'age.  It will be'\nreceived ' repeated.'\n")
+	wantWords(t, p.Err.String(), "received 'This is the mess'\nreceived 'age.  It will be'\nreceived ' repeated.'\n")
 }
 
 func TestTranscriptWithSourcesServer(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	server := start(t, d, nil, "python3", "-c", pythonServer)
-	server.out.await(t, "listening on")
+	server := start(t, d, "python3", "-c", pythonServer)
+	server.Out.Await(t, 1, "listening on")
 	status, stdout, stderr := run(t, d, "", "--log-format", "plain")
 	if status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q", status, stdout)
@@ -118,7 +117,7 @@ closing socket
 `, stderr); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	server.stop(t)
+	server.Terminate(t)
 }
 
 func TestSignalRemovesBoundName(t *testing.T) {
@@ -127,7 +126,7 @@ func TestSignalRemovesBoundName(t *testing.T) {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
 			d, l := listen(t)
-			p := start(t, d, nil, client, "--bind", "auto", "-")
+			p := start(t, d, "client", "--bind", "auto", "-")
 			conn, err := l.Accept()
 			check(t, err)
 			defer func() { check(t, conn.Close()) }()
@@ -136,13 +135,13 @@ func TestSignalRemovesBoundName(t *testing.T) {
 				t.Errorf("the client's name is %q", name)
 			}
 			wantFiles(t, d, name, "uds_socket")
-			p.err.await(t, "sending standard input")
+			p.Err.Await(t, 1, "sending standard input")
 
-			check(t, p.Process.Signal(s))
-			if status := p.status(t); status != 1 {
+			p.Signal(t, s)
+			if status := p.Status(t); status != 1 {
 				t.Errorf("exit status %d", status)
 			}
-			wantWords(t, p.err.String(), "\nclient: "+s.String())
+			wantWords(t, p.Err.String(), "\nclient: "+s.String())
 			wantFiles(t, d, "uds_socket")
 		})
 	}
@@ -154,16 +153,18 @@ func TestBrokenPipeRemovesBoundName(t *testing.T) {
 	r, w, err := os.Pipe()
 	check(t, err)
 	check(t, r.Close())
-	p := start(t, d, w, client, "--bind", "auto")
+	p := testkit.Prepare(t, d, "client", "--bind", "auto")
+	p.Cmd.Stdout = w
+	p.Start(t)
 	check(t, w.Close())
 	conn, err := l.Accept()
 	check(t, err)
 	_, _ = io.CopyN(conn, conn, int64(len(message)))
 	check(t, conn.Close())
-	if status := p.status(t); status != 1 {
+	if status := p.Status(t); status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, p.err.String(), "client: write the output: ", "broken pipe")
+	wantWords(t, p.Err.String(), "client: write the output: ", "broken pipe")
 	wantFiles(t, d, "uds_socket")
 }
 
@@ -182,7 +183,7 @@ func TestTimeoutTellsThatServerDoesNotAnswer(t *testing.T) {
 func TestServerThatClosesUnreadIsFailure(t *testing.T) {
 	t.Parallel()
 	d, l := listen(t)
-	p := start(t, d, nil, client)
+	p := start(t, d, "client")
 	conn, err := l.Accept()
 	check(t, err)
 	_, err = io.ReadFull(conn, make([]byte, 16))
@@ -190,16 +191,16 @@ func TestServerThatClosesUnreadIsFailure(t *testing.T) {
 	_, err = io.WriteString(conn, message[:16])
 	check(t, err)
 	check(t, conn.Close())
-	if status := p.status(t); status != 1 || p.out.String() != message[:16] {
-		t.Errorf("exit status %d, output %q", status, &p.out)
+	if status := p.Status(t); status != 1 || p.Out.String() != message[:16] {
+		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.err.String(), "client: the server closed the connection: 16 bytes are back of 42 sent")
+	wantWords(t, p.Err.String(), "client: the server closed the connection: 16 bytes are back of 42 sent")
 }
 
 func TestServerThatClosesEarlyIsFailure(t *testing.T) {
 	t.Parallel()
 	d, l := listen(t)
-	p := start(t, d, nil, client)
+	p := start(t, d, "client")
 	conn, err := l.Accept()
 	check(t, err)
 	_, err = io.ReadFull(conn, make([]byte, len(message)))
@@ -207,10 +208,10 @@ func TestServerThatClosesEarlyIsFailure(t *testing.T) {
 	_, err = io.WriteString(conn, message[:16])
 	check(t, err)
 	check(t, conn.Close())
-	if status := p.status(t); status != 1 || p.out.String() != message[:16] {
-		t.Errorf("exit status %d, output %q", status, &p.out)
+	if status := p.Status(t); status != 1 || p.Out.String() != message[:16] {
+		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.err.String(), "client: the server closed the connection: 16 bytes are back of ")
+	wantWords(t, p.Err.String(), "client: the server closed the connection: 16 bytes are back of ")
 }
 
 func TestBindNames(t *testing.T) {
@@ -224,7 +225,7 @@ func TestBindNames(t *testing.T) {
 		"./me":                 "./me",
 		"@" + filepath.Base(d): "@" + filepath.Base(d),
 	} {
-		p := start(t, d, nil, client, "--bind", bind, "hello")
+		p := start(t, d, "client", "--bind", bind, "hello")
 		conn, err := l.Accept()
 		check(t, err)
 		name := conn.RemoteAddr().String()
@@ -239,8 +240,8 @@ func TestBindNames(t *testing.T) {
 		_, err = io.CopyN(conn, conn, 5)
 		check(t, err)
 		check(t, conn.Close())
-		if status := p.status(t); status != 0 || p.out.String() != "hello" {
-			t.Errorf("exit status %d, output %q, error %q", status, &p.out, &p.err)
+		if status := p.Status(t); status != 0 || p.Out.String() != "hello" {
+			t.Errorf("exit status %d, output %q, error %q", status, &p.Out, &p.Err)
 		}
 	}
 	wantFiles(t, d, "names", "uds_socket")
@@ -313,11 +314,7 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 		resident = 40 << 10 // KiB; the stack's client has a container of 64 MiB
 	)
 	// Never with the race detector, which takes several times the memory.
-	plain := dir(t) + "/client"
-	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", plain, ".").CombinedOutput()
-	if err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
+	plain := testkit.Plain(t, "client")
 	peak, count := 0, 0
 	for _, tt := range []struct {
 		network, words string
@@ -332,9 +329,9 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 		in, err := os.Create(d + "/in")
 		check(t, err)
 		check(t, in.Truncate(offered)) // a hole: it takes no room
-		p := prepare(t, d, append([]string{plain, "--retry", "30s", "--timeout", "1s", "-"}, tt.args...)...)
-		p.Stdin = in
-		p.launch(t)
+		p := testkit.Prepare(t, d, append([]string{plain, "--retry", "30s", "--timeout", "1s", "-"}, tt.args...)...)
+		p.Cmd.Stdin = in
+		p.Start(t)
 		conn, err := l.Accept()
 		check(t, err)
 		read, seen := 0, 0
@@ -345,13 +342,13 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 			}
 			if read += n; read-seen >= 1<<20 {
 				seen = read
-				peak = max(peak, p.mostResident(t))
+				peak = max(peak, mostResident(t, p))
 			}
 		}
-		if status := p.status(t); status != 1 {
+		if status := p.Status(t); status != 1 {
 			t.Errorf("exit status %d", status)
 		}
-		wantWords(t, p.err.String(), tt.words)
+		wantWords(t, p.Err.String(), tt.words)
 		if read > kept {
 			t.Errorf("%s: %d bytes were sent, and %d may be kept", tt.network, read, kept)
 		}
@@ -364,7 +361,7 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 	if peak > resident {
 		t.Errorf("%d KiB were resident", peak)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F40", Done: "600 MiB for a peer that reads and never answers, with `--retry`, over stream and seqpacket", Count: count,
 		Outcome: fmt.Sprintf("8 MiB sent, then the transfer waits, and `--timeout` ends it; %d MiB resident at most, of the 64 MiB that the stack's client has", peak>>10),
 	})
@@ -372,9 +369,9 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 
 // mostResident is the most memory that a process has had, in KiB; 0 where it has
 // ended.
-func (p *process) mostResident(t *testing.T) (kib int) {
+func mostResident(t *testing.T, p *testkit.Process) (kib int) {
 	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
 	check(t, err)
 	_, after, running := strings.Cut(string(status), "VmHWM:")
 	if !running {

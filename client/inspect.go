@@ -14,6 +14,7 @@ import (
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/inspect"
 	"github.com/udsecho/udsecho/internal/transcript"
+	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
 

@@ -15,6 +15,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // inspect inspects paths, all of which can be.
@@ -118,22 +120,22 @@ func TestInspectSocketsOfSocat(t *testing.T) {
 		{"UNIX-RECV:s", "datagram socket", "queue     not full; nothing waits, or an empty message is next"},
 		{"UNIX-LISTEN:s,type=5", "seqpacket socket", "backlog   0 of 5 connections wait"},
 	} {
-		socat := start(t, d, nil, "socat", "-dd", "-u", tt.address, "STDOUT")
+		socat := start(t, d, "socat", "-dd", "-u", tt.address, "STDOUT")
 		ready := "listening on"
-		listener := who(socat.Process.Pid, "socat")
+		listener := who(socat.Pid(), "socat")
 		if strings.Contains(tt.address, "RECV") {
 			ready = "starting data transfer loop"
 			listener = who(0, "") + "; of a datagram socket the kernel does not tell more"
 		}
-		socat.err.await(t, ready)
+		socat.Err.Await(t, 1, ready)
 		wantLines(t, inspect(t, d, "s"), fmt.Sprintf("  type      %s\n  state     live\n  listener  %s\n  %s\n", tt.typ, listener, tt.state))
 		if strings.Contains(tt.address, "RECV") {
-			socat.stop(t) // which removes its file
+			socat.Terminate(t) // which removes its file
 			continue
 		}
 		// It serves one client, which the probe was.
-		if status := socat.status(t); status != 0 || socat.out.String() != "" {
-			t.Errorf("socat: exit status %d, output %q", status, &socat.out)
+		if status := socat.Status(t); status != 0 || socat.Out.String() != "" {
+			t.Errorf("socat: exit status %d, output %q", status, &socat.Out)
 		}
 	}
 }
@@ -142,14 +144,14 @@ func TestInspectAnXServer(t *testing.T) {
 	t.Parallel()
 	need(t, "Xvfb", "xvfb")
 	d := dir(t)
-	x := start(t, d, nil, "Xvfb", "-displayfd", "1", "-screen", "0", "64x64x8", "-nolisten", "tcp", "-noreset")
-	defer x.stop(t) // which removes its socket and its lock
-	x.out.await(t, "\n")
-	path := "/tmp/.X11-unix/X" + strings.TrimSpace(x.out.String())
-	want := regexp.MustCompile(`^(s[rwx-]{9} \S+ \S+ ` + path + `|@` + path + `)
+	x := start(t, d, "Xvfb", "-displayfd", "1", "-screen", "0", "64x64x8", "-nolisten", "tcp", "-noreset")
+	defer x.Terminate(t) // which removes its socket and its lock
+	x.Out.Await(t, 1, "\n")
+	path := "/tmp/.X11-unix/X" + strings.TrimSpace(x.Out.String())
+	want := regexp.MustCompile(`^(s\S+ \d+ .* ` + path + `|@` + path + `)
   type      (stream socket|stream abstract socket)
   state     live
-  listener  ` + regexp.QuoteMeta(who(x.Process.Pid, "Xvfb")) + `
+  listener  ` + regexp.QuoteMeta(who(x.Pid(), "Xvfb")) + `
   backlog   0 of \d+ connections wait
 $`)
 	for _, p := range []string{path, "@" + path} {
@@ -292,7 +294,7 @@ func TestInspectAsAStranger(t *testing.T) {
 		{"uds_socket", 0, "  state     live\n  listener  " + who(0, "") + "; only who gets connected is told more\n  backlog   0 of ", ""},
 		{"stale", 1, "  type      socket\n  state     cannot tell: permission denied\n", "cannot tell whether it is served: permission denied (EACCES): stale is owned by "},
 	} {
-		cmd := exec.CommandContext(t.Context(), client, "inspect", tt.path)
+		cmd := exec.CommandContext(t.Context(), testkit.Program("client"), "inspect", tt.path)
 		cmd.Dir, cmd.SysProcAttr = d, as
 		stdout, err := cmd.Output()
 		var exit *exec.ExitError

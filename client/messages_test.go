@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 var networks = map[string]string{"stream": "unix", "datagram": "unixgram", "seqpacket": "unixpacket"}
@@ -24,7 +26,7 @@ func listenDatagram(t *testing.T) (d string, conn *net.UnixConn) {
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
 	check(t, err)
 	t.Cleanup(func() { check(t, conn.Close()) })
-	check(t, conn.SetDeadline(time.Now().Add(patience)))
+	check(t, conn.SetDeadline(time.Now().Add(testkit.Patience)))
 	return d, conn
 }
 
@@ -76,7 +78,7 @@ func TestSignalRemovesNameOfDatagramClientThatWaits(t *testing.T) {
 		t.Run(s.String(), func(t *testing.T) {
 			t.Parallel()
 			d, conn := listenDatagram(t)
-			p := start(t, d, nil, client, "--connect", "datagram:s", "hello")
+			p := start(t, d, "client", "--connect", "datagram:s", "hello")
 			got, sender := next(t, conn)
 			name, err := filepath.Rel(d, sender.String())
 			check(t, err)
@@ -90,11 +92,11 @@ func TestSignalRemovesNameOfDatagramClientThatWaits(t *testing.T) {
 				t.Errorf("the mode of its socket is %v", info.Mode())
 			}
 
-			check(t, p.Process.Signal(s))
-			if status := p.status(t); status != 1 {
+			p.Signal(t, s)
+			if status := p.Status(t); status != 1 {
 				t.Errorf("exit status %d", status)
 			}
-			wantWords(t, p.err.String(), "\nclient: "+s.String())
+			wantWords(t, p.Err.String(), "\nclient: "+s.String())
 			wantFiles(t, d, "s")
 		})
 	}
@@ -111,15 +113,15 @@ func TestDatagramClientsNames(t *testing.T) {
 		d + "/me":              d + "/me",
 		"@" + filepath.Base(d): "@" + filepath.Base(d),
 	} {
-		p := start(t, d, nil, client, "--connect", "datagram:"+d+"/s", "--bind", bind, "hello")
+		p := start(t, d, "client", "--connect", "datagram:"+d+"/s", "--bind", bind, "hello")
 		_, sender := next(t, conn)
 		if ok, _ := filepath.Match(pattern, sender.String()); !ok {
 			t.Errorf("--bind %q gives the name %q", bind, sender)
 		}
 		_, err := conn.WriteTo([]byte("hello"), sender)
 		check(t, err)
-		if status := p.status(t); status != 0 || p.out.String() != "hello" {
-			t.Errorf("exit status %d, output %q, error %q", status, &p.out, &p.err)
+		if status := p.Status(t); status != 0 || p.Out.String() != "hello" {
+			t.Errorf("exit status %d, output %q, error %q", status, &p.Out, &p.Err)
 		}
 	}
 	wantFiles(t, d, "names", "s")
@@ -140,14 +142,14 @@ func TestDatagramServerThatDoesNotAnswer(t *testing.T) {
 func TestReplyOfAnotherLengthIsFailure(t *testing.T) {
 	t.Parallel()
 	d, conn := listenDatagram(t)
-	p := start(t, d, nil, client, "--connect", "datagram:"+d+"/s", "hello")
+	p := start(t, d, "client", "--connect", "datagram:"+d+"/s", "hello")
 	_, sender := next(t, conn)
 	_, err := conn.WriteTo([]byte("hell"), sender)
 	check(t, err)
-	if status := p.status(t); status != 1 || p.out.String() != "" {
-		t.Errorf("exit status %d, output %q", status, &p.out)
+	if status := p.Status(t); status != 1 || p.Out.String() != "" {
+		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.err.String(), "client: a message of 5 bytes came back as one of 4: that is no echo server")
+	wantWords(t, p.Err.String(), "client: a message of 5 bytes came back as one of 4: that is no echo server")
 	wantFiles(t, d, "s")
 }
 
@@ -157,16 +159,16 @@ func TestSeqpacketServerThatClosesEarlyIsFailure(t *testing.T) {
 	l, err := net.Listen("unixpacket", d+"/s")
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
-	p := start(t, d, nil, client, "--connect", "seqpacket:s", "--bind", "auto", "hello")
+	p := start(t, d, "client", "--connect", "seqpacket:s", "--bind", "auto", "hello")
 	conn, err := l.Accept()
 	check(t, err)
 	_, err = conn.Read(make([]byte, 100))
 	check(t, err)
 	check(t, conn.Close())
-	if status := p.status(t); status != 1 {
+	if status := p.Status(t); status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, p.err.String(), "client: the server closed the connection: 0 messages are back, the next of 5 bytes is not")
+	wantWords(t, p.Err.String(), "client: the server closed the connection: 0 messages are back, the next of 5 bytes is not")
 	wantFiles(t, d, "s")
 }
 
@@ -235,8 +237,8 @@ func TestStrangersServeInMessages(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			d := dir(t)
-			server := start(t, d, nil, "python3", "-c", pythonMessages, kind)
-			server.out.await(t, "listening")
+			server := start(t, d, "python3", "-c", pythonMessages, kind)
+			server.Out.Await(t, 1, "listening")
 			much := strings.Repeat(message+"\n", 4000)
 			for _, c := range []struct {
 				args        []string
@@ -252,7 +254,7 @@ func TestStrangersServeInMessages(t *testing.T) {
 				}
 			}
 			wantFiles(t, d, "s")
-			server.stop(t)
+			server.Terminate(t)
 		})
 	}
 }
@@ -261,12 +263,12 @@ func TestServerInAnotherDirectoryAnswersARelativeName(t *testing.T) {
 	t.Parallel()
 	d, conn := listenDatagram(t)
 	check(t, os.Mkdir(filepath.Join(d, "below"), 0o755))
-	p := start(t, filepath.Join(d, "below"), nil, client, "--connect", "datagram:../s", "hello")
+	p := start(t, filepath.Join(d, "below"), "client", "--connect", "datagram:../s", "hello")
 	_, sender := next(t, conn)
 	if !filepath.IsAbs(sender.String()) {
 		t.Errorf("the client's name is %q, which only its own directory has", sender)
 	}
-	p.stop(t)
+	p.Terminate(t)
 }
 
 func TestMessageAndPathThatAreNotUTF8GoByteForByte(t *testing.T) {
@@ -294,7 +296,7 @@ func TestMessageAndPathThatAreNotUTF8GoByteForByte(t *testing.T) {
 func TestResumingDatagramClientHasANewName(t *testing.T) {
 	t.Parallel()
 	d, conn := listenDatagram(t)
-	p := start(t, d, nil, client, "--log-level", "warn", "--bind", "me", "--retry", "60s", "--timeout", "1s", "--connect", "datagram:s", "hello")
+	p := start(t, d, "client", "--log-level", "warn", "--bind", "me", "--retry", "60s", "--timeout", "1s", "--connect", "datagram:s", "hello")
 	_, first := next(t, conn)
 	if first.String() != d+"/me" {
 		t.Errorf("the first name is %s", first)
@@ -308,9 +310,9 @@ func TestResumingDatagramClientHasANewName(t *testing.T) {
 	}
 	_, err := conn.WriteTo([]byte("hello"), second)
 	check(t, err)
-	if status := p.status(t); status != 0 || p.out.String() != "hello" {
-		t.Errorf("exit status %d, output %q, %s", status, &p.out, &p.err)
+	if status := p.Status(t); status != 0 || p.Out.String() != "hello" {
+		t.Errorf("exit status %d, output %q, %s", status, &p.Out, &p.Err)
 	}
-	wantWords(t, p.err.String(), "connecting again: no answer: the server may have ended")
+	wantWords(t, p.Err.String(), "connecting again: no answer: the server may have ended")
 	wantFiles(t, d, "s")
 }

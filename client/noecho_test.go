@@ -37,9 +37,9 @@ func TestNoEchoTalksToXServer(t *testing.T) {
 	t.Parallel()
 	need(t, "Xvfb", "xvfb")
 	d := dir(t)
-	x := start(t, d, nil, "Xvfb", "-displayfd", "1", "-nolisten", "tcp")
-	x.out.await(t, "\n")
-	socket := "/tmp/.X11-unix/X" + strings.TrimSpace(x.out.String())
+	x := start(t, d, "Xvfb", "-displayfd", "1", "-nolisten", "tcp")
+	x.Out.Await(t, 1, "\n")
+	socket := "/tmp/.X11-unix/X" + strings.TrimSpace(x.Out.String())
 	// A connection setup: byte order l, version 11.0, no authorization.
 	const setup = "l\x00\x0b\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	status, stdout, stderr := run(t, d, setup, "--no-echo", "--hex", "--connect", socket, "-")
@@ -47,23 +47,23 @@ func TestNoEchoTalksToXServer(t *testing.T) {
 	if status != 0 || !strings.HasPrefix(stdout, "00000000  01 00 0b 00 ") || !strings.Contains(stdout, "|g Foundation") {
 		t.Errorf("exit status %d, output\n%s\nerror %q", status, stdout, stderr)
 	}
-	x.stop(t)
+	x.Terminate(t)
 }
 
 func TestNoEchoTalksToNetcat(t *testing.T) {
 	t.Parallel()
 	need(t, "nc", "netcat-openbsd")
 	d := dir(t)
-	nc := start(t, d, nil, "nc", "-N", "-l", "-U", "s")
-	_, err := io.WriteString(nc.in, "answer")
+	nc := start(t, d, "nc", "-N", "-l", "-U", "s")
+	_, err := io.WriteString(nc.In, "answer")
 	check(t, err)
-	check(t, nc.in.Close())
+	check(t, nc.In.Close())
 	status, stdout, stderr := run(t, d, "", "--no-echo", "--retry", "60s", "--log-format", "plain", "--connect", "s", "hello")
 	if status != 0 || stdout != "answer" || stderr != "connecting to s\nsending 'hello'\nreceived 'answer'\nclosing socket\n" {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	if nc.status(t) != 0 || nc.out.String() != "hello" {
-		t.Errorf("netcat received %q\n%s", &nc.out, &nc.err)
+	if nc.Status(t) != 0 || nc.Out.String() != "hello" {
+		t.Errorf("netcat received %q\n%s", &nc.Out, &nc.Err)
 	}
 }
 
@@ -83,13 +83,13 @@ func TestNoEchoTalksToSocat(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			d := dir(t)
-			socat := start(t, d, nil, "socat", "-t", "60", tt.listen, "EXEC:wc -l")
+			socat := start(t, d, "socat", "-t", "60", tt.listen, "EXEC:wc -l")
 			status, stdout, stderr := run(t, d, tt.stdin, append([]string{"--no-echo", "--retry", "60s"}, tt.args...)...)
 			if status != 0 || stdout != tt.want {
 				t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 			}
-			if status := socat.status(t); status != 0 {
-				t.Errorf("socat: exit status %d, %s", status, &socat.err)
+			if status := socat.Status(t); status != 0 {
+				t.Errorf("socat: exit status %d, %s", status, &socat.Err)
 			}
 		})
 	}
@@ -100,35 +100,35 @@ func TestReceiverThatNeverAnswersIsSuccess(t *testing.T) {
 	need(t, "socat", "socat")
 	for _, bind := range []string{"auto", "none"} {
 		d := dir(t)
-		socat := start(t, d, nil, "socat", "-u", "UNIX-RECV:s", "-")
+		socat := start(t, d, "socat", "-u", "UNIX-RECV:s", "-")
 		status, stdout, stderr := run(t, d, "one\ntwo\n", "--no-echo", "--retry", "60s", "--bind", bind, "--chunk", "4",
 			"--connect", "datagram:s", "--timeout", "50ms", "-")
 		if status != 0 || stdout != "" {
 			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 		}
-		socat.out.await(t, "one\ntwo\n")
-		socat.stop(t)
+		socat.Out.Await(t, 1, "one\ntwo\n")
+		socat.Terminate(t)
 	}
 }
 
 func TestEmptyMessageOnlyListens(t *testing.T) {
 	t.Parallel()
 	d, l := listen(t)
-	p := start(t, d, nil, client, "--no-echo", "--log-format", "plain", "")
+	p := start(t, d, "client", "--no-echo", "--log-format", "plain", "")
 	conn, err := l.Accept()
 	check(t, err)
 	_, err = io.WriteString(conn, "news")
 	check(t, err)
-	p.out.await(t, "news")
+	p.Out.Await(t, 1, "news")
 	_, err = io.WriteString(conn, " and more")
 	check(t, err)
-	p.out.await(t, "news and more")
+	p.Out.Await(t, 1, "news and more")
 	check(t, conn.Close())
-	if status := p.status(t); status != 0 {
+	if status := p.Status(t); status != 0 {
 		t.Errorf("exit status %d", status)
 	}
-	if want := "connecting to ./uds_socket\nreceived 'news'\nreceived ' and more'\nclosing socket\n"; p.err.String() != want {
-		t.Errorf("events %q", &p.err)
+	if want := "connecting to ./uds_socket\nreceived 'news'\nreceived ' and more'\nclosing socket\n"; p.Err.String() != want {
+		t.Errorf("events %q", &p.Err)
 	}
 }
 
@@ -145,7 +145,7 @@ func TestNoEchoOfServerThatClosesUnread(t *testing.T) {
 				check(t, err)
 				defer func() { check(t, l.Close()) }()
 				address := map[string]string{"unix": "s", "unixpacket": "seqpacket:s"}[network]
-				p := start(t, d, nil, client, "--no-echo", "--log-level", "warn", "--connect", address, "hello")
+				p := start(t, d, "client", "--no-echo", "--log-level", "warn", "--connect", address, "hello")
 				conn, err := l.Accept()
 				check(t, err)
 				check(t, awaitReadable(conn.(*net.UnixConn)))
@@ -154,13 +154,13 @@ func TestNoEchoOfServerThatClosesUnread(t *testing.T) {
 					check(t, err)
 				}
 				check(t, conn.Close())
-				status, want := p.status(t), 0
+				status, want := p.Status(t), 0
 				if answer == "" {
 					want = 1
-					wantWords(t, p.err.String(), "client: the server closed the connection without an answer")
+					wantWords(t, p.Err.String(), "client: the server closed the connection without an answer")
 				}
-				if status != want || p.out.String() != answer {
-					t.Errorf("exit status %d, output %q, error %q", status, &p.out, &p.err)
+				if status != want || p.Out.String() != answer {
+					t.Errorf("exit status %d, output %q, error %q", status, &p.Out, &p.Err)
 				}
 			})
 		}
@@ -177,21 +177,21 @@ func TestNoEchoSendsToServerThatHasEndedItsDirection(t *testing.T) {
 			l, err := net.Listen(networks[kind], d+"/s")
 			check(t, err)
 			defer func() { check(t, l.Close()) }()
-			p := start(t, d, nil, client, "--no-echo", "--connect", kind+":s", "--chunk", "10", "-")
+			p := start(t, d, "client", "--no-echo", "--connect", kind+":s", "--chunk", "10", "-")
 			conn, err := l.Accept()
 			check(t, err)
 			_, err = io.WriteString(conn, "answer")
 			check(t, err)
 			check(t, conn.(*net.UnixConn).CloseWrite())
-			p.out.await(t, "answer")
-			_, err = io.WriteString(p.in, "late")
+			p.Out.Await(t, 1, "answer")
+			_, err = io.WriteString(p.In, "late")
 			check(t, err)
-			check(t, p.in.Close())
+			check(t, p.In.Close())
 			buf := make([]byte, 100)
 			n, err := conn.Read(buf)
 			check(t, err)
-			if status := p.status(t); status != 0 || string(buf[:n]) != "late" {
-				t.Errorf("exit status %d, the server received %q, error %q", status, buf[:n], &p.err)
+			if status := p.Status(t); status != 0 || string(buf[:n]) != "late" {
+				t.Errorf("exit status %d, the server received %q, error %q", status, buf[:n], &p.Err)
 			}
 			check(t, conn.Close())
 		})
@@ -207,12 +207,12 @@ func TestNoEchoEndsWithItsServerWhateverTheInput(t *testing.T) {
 			l, err := net.Listen(networks[kind], d+"/s")
 			check(t, err)
 			defer func() { check(t, l.Close()) }()
-			p := start(t, d, nil, client, "--no-echo", "--connect", kind+":s", "--chunk", "10", "-")
+			p := start(t, d, "client", "--no-echo", "--connect", kind+":s", "--chunk", "10", "-")
 			conn, err := l.Accept()
 			check(t, err)
 			check(t, conn.Close())
-			if status := p.status(t); status != 0 {
-				t.Errorf("exit status %d, error %q", status, &p.err)
+			if status := p.Status(t); status != 0 {
+				t.Errorf("exit status %d, error %q", status, &p.Err)
 			}
 		})
 	}

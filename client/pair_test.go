@@ -13,6 +13,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 const parentEvents = `sending 'This is the message.  It will be repeated.'
@@ -67,15 +69,17 @@ func TestPairEventsNameTheirProcess(t *testing.T) {
 }
 
 // startStuckPair starts a pair that cannot get on, as nobody reads its output.
-func startStuckPair(t *testing.T) (p *process, child int, output *os.File) {
+func startStuckPair(t *testing.T) (p *testkit.Process, child int, output *os.File) {
 	t.Helper()
 	output, w, err := os.Pipe()
 	check(t, err)
 	t.Cleanup(func() { _ = output.Close() })
-	p = start(t, dir(t), w, client, "pair", "--log-format", "plain", strings.Repeat("m", 100_000))
+	p = testkit.Prepare(t, dir(t), "client", "pair", "--log-format", "plain", strings.Repeat("m", 100_000))
+	p.Cmd.Stdout = w
+	p.Start(t)
 	check(t, w.Close())
-	p.err.await(t, "sending '")
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.Process.Pid))
+	p.Err.Await(t, 1, "sending '")
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.Pid()))
 	check(t, err)
 	for _, list := range lists {
 		text, err := os.ReadFile(list)
@@ -97,11 +101,11 @@ func TestPairFailsWithItsChild(t *testing.T) {
 	check(t, unix.Kill(child, unix.SIGKILL))
 	_, err := io.Copy(io.Discard, output)
 	check(t, err)
-	if status := p.status(t); status != 1 {
+	if status := p.Status(t); status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	if !strings.HasSuffix(p.err.String(), "\nclient: the child failed: signal: killed\n") {
-		t.Errorf("error %q", &p.err)
+	if !strings.HasSuffix(p.Err.String(), "\nclient: the child failed: signal: killed\n") {
+		t.Errorf("error %q", &p.Err)
 	}
 }
 
@@ -114,13 +118,13 @@ func TestChildDoesNotOutliveItsParent(t *testing.T) {
 			pidfd, err := unix.PidfdOpen(child, 0)
 			check(t, err)
 			defer func() { check(t, unix.Close(pidfd)) }()
-			check(t, p.Process.Signal(s))
+			p.Signal(t, s)
 			_, err = io.Copy(io.Discard, output)
 			check(t, err)
-			if status := p.status(t); status != want {
+			if status := p.Status(t); status != want {
 				t.Errorf("exit status %d", status)
 			}
-			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(patience.Milliseconds())); n != 1 {
+			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(testkit.Patience.Milliseconds())); n != 1 {
 				t.Errorf("the child is still there (%v)", err)
 			}
 		})

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // terminal is a pseudoterminal, pty(7): who types, and what a program has for
@@ -29,13 +31,13 @@ func terminal(t *testing.T) (typist, tty *os.File) {
 
 // startTyping starts the client at a terminal that is its own, so that it gets
 // the signals that are typed there.
-func startTyping(t *testing.T, d string, args ...string) (p *process, typing func(keys string)) {
+func startTyping(t *testing.T, d string, args ...string) (p *testkit.Process, typing func(keys string)) {
 	t.Helper()
 	typist, tty := terminal(t)
-	p = prepare(t, d, append([]string{client, "--log-format", "plain"}, args...)...)
-	p.Stdin = tty
-	p.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
-	p.launch(t)
+	p = testkit.Prepare(t, d, append([]string{"client", "--log-format", "plain"}, args...)...)
+	p.Cmd.Stdin = tty
+	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	p.Start(t)
 	return p, func(keys string) {
 		_, err := typist.WriteString(keys)
 		check(t, err)
@@ -102,7 +104,7 @@ func TestTypedLines(t *testing.T) {
 					d := dir(t)
 					received := echoRecorded(t, d, kind)
 					p, typing := startTyping(t, d, append(more, "--connect", kind+":s", "--bind", "auto", "-")...)
-					p.err.await(t, "sending standard input\n")
+					p.Err.Await(t, 1, "sending standard input\n")
 					replies := ""
 					for _, line := range []string{"hello\n", "\n", "it's me\n"} {
 						typing(line)
@@ -111,18 +113,18 @@ func TestTypedLines(t *testing.T) {
 							if got != line {
 								t.Errorf("%q was typed, %q arrived", line, got)
 							}
-						case <-time.After(patience):
-							t.Fatalf("%q was typed, nothing arrived\n%s", line, &p.err)
+						case <-time.After(testkit.Patience):
+							t.Fatalf("%q was typed, nothing arrived\n%s", line, &p.Err)
 						}
 						replies += line
-						p.out.await(t, replies)
+						p.Out.Await(t, 1, replies)
 					}
 					typing(end)
-					if status := p.status(t); status != 0 || p.out.String() != replies {
-						t.Errorf("exit status %d, output %q", status, &p.out)
+					if status := p.Status(t); status != 0 || p.Out.String() != replies {
+						t.Errorf("exit status %d, output %q", status, &p.Out)
 					}
-					if want := "connecting to s\n" + hint + "\nsending standard input\nclosing socket\n"; p.err.String() != want {
-						t.Errorf("events %q", &p.err)
+					if want := "connecting to s\n" + hint + "\nsending standard input\nclosing socket\n"; p.Err.String() != want {
+						t.Errorf("events %q", &p.Err)
 					}
 					wantFiles(t, d, "s")
 				})
@@ -136,10 +138,10 @@ func TestTypedMessagesOfChunk(t *testing.T) {
 	d := dir(t)
 	received := echoRecorded(t, d, "seqpacket")
 	p, typing := startTyping(t, d, "--connect", "seqpacket:s", "--chunk", "3", "-")
-	p.err.await(t, "lines go as typed; Ctrl-D ends\n")
+	p.Err.Await(t, 1, "lines go as typed; Ctrl-D ends\n")
 	typing("hello\n" + ctrlD)
-	if status := p.status(t); status != 0 || p.out.String() != "hello\n" {
-		t.Errorf("exit status %d, output %q\n%s", status, &p.out, &p.err)
+	if status := p.Status(t); status != 0 || p.Out.String() != "hello\n" {
+		t.Errorf("exit status %d, output %q\n%s", status, &p.Out, &p.Err)
 	}
 	if first, second := <-received, <-received; first != "hel" || second != "lo\n" {
 		t.Errorf("received %q, %q", first, second)

@@ -23,7 +23,7 @@ import (
 	"github.com/docker/docker/client"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // An ownEngine is a Docker Engine that a test may kill. It has its own network,
@@ -64,9 +64,7 @@ func startOwnEngine(t *testing.T) *ownEngine {
 		t.Fatal("an engine that may be killed has to be started, which needs root: sudo make test")
 	}
 	for _, program := range [][2]string{{"dockerd", "docker.io"}, {"containerd", "containerd"}, {"runc", "runc"}, {"bash", "bash"}} {
-		if _, err := exec.LookPath(program[0]); err != nil {
-			t.Fatalf("%v: install the package %s", err, program[1])
-		}
+		testkit.Need(t, program[0], program[1])
 	}
 	// bash, because as process 1 it takes note of the death of orphans.
 	init := exec.Command("bash", "-euc", ownEngineScript, project())
@@ -336,7 +334,7 @@ func TestF35StackComesBackByItself(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { // after the parallel parts
-		faults.Report(t, faults.Row{
+		testkit.ReportFault(t, testkit.FaultRow{
 			ID: "F35", Count: len(ends) + again + 1,
 			Done: "an engine is killed, and then with all its containers, and started; a server's container is removed and made again; " +
 				"the volume is removed while the stack is stopped; a transfer with `--retry` runs meanwhile",

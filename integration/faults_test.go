@@ -14,7 +14,7 @@ import (
 	tcexec "github.com/testcontainers/testcontainers-go/exec"
 	"github.com/testcontainers/testcontainers-go/wait"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // A transfer is a client that sends random bytes until it is told to stop, and
@@ -368,7 +368,7 @@ func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { // after the parallel parts
-		faults.Report(t, faults.Row{
+		testkit.ReportFault(t, testkit.FaultRow{
 			ID: "F7", Count: tries,
 			Done:    "a client container of the stack tries to unlink and rename it, and to bind and make others beside it; and where the volume is writable, a server of another user takes the path of a killed one, and clients come with `--require-uid 10001`",
 			Outcome: "EROFS for all, as root too, and connecting works; 20 clients refused the impostor, which read 0 bytes",
@@ -393,7 +393,7 @@ func TestF34ClockIsNotForTestsToSet(t *testing.T) {
 	if !strings.Contains(string(said), refusal) {
 		t.Fatalf("date -s: %s", said)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F34", Done: "the clock of the machine is not the tests' to set; tried in a container of the stack, as root: `date -s`",
 		Outcome: "date: " + refusal + " (EPERM), and a time namespace moves only the monotonic clock; all deadlines go by that, as `time.Now` has it, which setting the clock does not change",
 	})

@@ -17,6 +17,8 @@ import (
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
 	"sigs.k8s.io/yaml"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // kubernetes decodes deploy/kubernetes.yaml, strictly: a field that the API does
@@ -73,9 +75,7 @@ type podman struct{ dir string }
 func newPodman(t *testing.T) podman {
 	t.Helper()
 	for program, pkg := range map[string]string{"podman": "podman", "catatonit": "catatonit", "runc": "runc"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Fatalf("%v: install the package %s", err, pkg)
-		}
+		testkit.Need(t, program, pkg)
 	}
 	if os.Geteuid() != 0 {
 		t.Fatal("podman plays the Pod with the user and group ids of the images: run the test as root")

@@ -1,6 +1,6 @@
 // Package integration shows the stack as its user sees it: through images,
 // containers, volumes and the compose file. It imports nothing of the project but
-// what keeps the fault matrix.
+// what its tests share with others.
 package integration
 
 import (

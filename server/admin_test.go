@@ -13,13 +13,12 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // get asks the admin socket at path.
@@ -70,17 +69,15 @@ func statusOf(t *testing.T, path string) (s status) {
 }
 
 // awaitStatus waits for a status with which ok is content.
-func awaitStatus(t *testing.T, path string, ok func(status) bool) status {
+func awaitStatus(t *testing.T, path string, ok func(status) bool) (s status) {
 	t.Helper()
-	for late := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		s := statusOf(t, path)
-		if ok(s) {
-			return s
+	testkit.Await(t, func() error {
+		if s = statusOf(t, path); !ok(s) {
+			return fmt.Errorf("the status stays %+v", s)
 		}
-		if time.Now().After(late) {
-			t.Fatalf("the status stays %+v", s)
-		}
-	}
+		return nil
+	})
+	return s
 }
 
 // metric is a number in what /metrics said.
@@ -112,7 +109,7 @@ func TestAdminShowsWhatTheServerDoes(t *testing.T) {
 	held, err := net.Dial("unix", d+"/s")
 	check(t, err)
 	defer func() { _ = held.Close() }()
-	server.err.await(t, 2, "connection from")
+	server.Err.Await(t, 2, "connection from")
 	if status, _, _ := run(t, d, "", "client", "--connect", "s"); status != 1 {
 		t.Errorf("a client too many: exit status %d", status)
 	}
@@ -150,7 +147,7 @@ func TestAdminShowsWhatTheServerDoes(t *testing.T) {
 		wantWords(t, metrics, "go_goroutines ", "process_resident_memory_bytes ", "process_open_fds ", "go_build_info{")
 	}
 	check(t, held.Close())
-	server.stop(t)
+	server.Stop(t)
 }
 
 func TestAdminSocketIsTheServersUsersAlone(t *testing.T) {
@@ -163,7 +160,7 @@ func TestAdminSocketIsTheServersUsersAlone(t *testing.T) {
 		if info.Mode() != 0o600|os.ModeSocket {
 			t.Errorf("%q: mode is %v", args, info.Mode())
 		}
-		server.stop(t)
+		server.Stop(t)
 	}
 }
 
@@ -189,7 +186,7 @@ func TestAdminAddressThatCannotBeHadEndsTheServer(t *testing.T) {
 		wantFiles(t, d, ".admin.lock", ".uds_socket.lock", "admin", "file", "uds_socket")
 	}
 	check(t, os.Remove(d+"/file"))
-	first.stop(t)
+	first.Stop(t)
 }
 
 func TestAdminGoesToTheServerThatTakesOver(t *testing.T) {
@@ -198,35 +195,27 @@ func TestAdminGoesToTheServerThatTakesOver(t *testing.T) {
 	args := []string{"--takeover", "--admin", "admin", "--drain-timeout", "60s"}
 	old := serve(t, d, args...)
 	client := start(t, d, "client", "-")
-	_, err := io.WriteString(client.in, "hello")
+	_, err := io.WriteString(client.In, "hello")
 	check(t, err)
-	client.out.await(t, 1, "hello")
+	client.Out.Await(t, 1, "hello")
 
 	successor := serve(t, d, args...)
-	successor.err.await(t, 1, "took over ./uds_socket")
-	successor.err.await(t, 1, "admin: listen stream:admin: in use: another server holds .admin.lock: stop it first or choose another path: waiting for it")
+	successor.Err.Await(t, 1, "took over ./uds_socket")
+	successor.Err.Await(t, 1, "admin: listen stream:admin: in use: another server holds admin.lock: stop it first or choose another path: waiting for it")
 	// The old one drains, and shows that.
 	if got := statusOf(t, d+"/admin"); got.Connections != 1 {
 		t.Errorf("%+v", got)
 	}
-	check(t, client.in.Close())
-	if status := client.status(t); status != 0 {
+	check(t, client.In.Close())
+	if status := client.Status(t); status != 0 {
 		t.Errorf("the client's exit status is %d", status)
 	}
-	if status := old.status(t); status != 0 {
-		t.Errorf("exit status %d after:\n%s", status, &old.err)
+	if status := old.Status(t); status != 0 {
+		t.Errorf("exit status %d after:\n%s", status, &old.Err)
 	}
-	for late := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
-		body, err := tryGet(t, d+"/admin", "/status")
-		if err == nil {
-			wantWords(t, body, `"accepted": 0`)
-			break
-		}
-		if time.Now().After(late) {
-			t.Fatal(err)
-		}
-	}
-	successor.stop(t)
+	awaitServer(t, d+"/admin")
+	wantWords(t, get(t, d+"/admin", "/status"), `"accepted": 0`)
+	successor.Stop(t)
 }
 
 func TestServerThatWaitsForAnAdminAddressStops(t *testing.T) {
@@ -234,12 +223,11 @@ func TestServerThatWaitsForAnAdminAddressStops(t *testing.T) {
 	d := dir(t)
 	other := serve(t, d, "--listen", "other", "--admin", "admin")
 	server := serve(t, d, "--takeover", "--admin", "admin")
-	server.err.await(t, 1, "waiting for it")
-	server.signal(t, syscall.SIGTERM)
-	if status := server.status(t); status != 0 || strings.Contains(server.err.String(), "canceled") {
-		t.Errorf("exit status %d after:\n%s", status, &server.err)
+	server.Err.Await(t, 1, "waiting for it")
+	if status := server.Terminate(t); status != 0 || strings.Contains(server.Err.String(), "canceled") {
+		t.Errorf("exit status %d after:\n%s", status, &server.Err)
 	}
-	other.stop(t)
+	other.Stop(t)
 }
 
 // Who fills the admin socket, or is slow there, keeps it from others for ten
@@ -279,7 +267,7 @@ func TestAdminHasLimitsOfItsOwn(t *testing.T) {
 	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 431 ")) {
 		t.Errorf("a header of 64 KiB is answered by %q", answer)
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 // What package http says is an event like any other.
@@ -289,17 +277,17 @@ func TestAdminWithoutDescriptorsWarnsInTheLogsFormat(t *testing.T) {
 	server := serve(t, d, "--admin", "admin", "--log-format", "json")
 	statusOf(t, d+"/admin") // what it needs is open
 	var before unix.Rlimit
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
+	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, nil, &before))
+	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
 	conn, err := net.Dial("unix", d+"/admin")
 	check(t, err)
 	defer func() { _ = conn.Close() }()
-	server.err.await(t, 1, "admin: http: Accept error")
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
+	server.Err.Await(t, 1, "admin: http: Accept error")
+	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &before, nil))
 	statusOf(t, d+"/admin")
 	check(t, conn.Close())
-	server.stop(t)
-	for line := range strings.Lines(server.err.String()) {
+	server.Stop(t)
+	for line := range strings.Lines(server.Err.String()) {
 		if !json.Valid([]byte(line)) {
 			t.Errorf("no JSON: %s", line)
 		}
@@ -323,7 +311,7 @@ func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
 			check(t, errors.Join(os.Rename(d+"/admin", d+"/moved"), os.Remove(d+"/.admin.lock")))
 		}
 		began := time.Now()
-		server.err.await(t, i+1, "admin was removed: listening again")
+		server.Err.Await(t, i+1, "admin was removed: listening again")
 		statusOf(t, d+"/admin")
 		took = max(took, time.Since(began))
 		if info, err := os.Stat(d + "/admin"); err != nil || info.Mode().Perm() != 0o600 {
@@ -346,24 +334,24 @@ func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
 	if took > 5*time.Second {
 		t.Errorf("it took %v", took)
 	}
-	before := server.descriptors(t)
+	before := descriptors(t, server)
 
 	// It does not fight over the path, and the echo goes on.
 	check(t, os.WriteFile(d+"/admin~", []byte("precious"), 0o600))
 	check(t, os.Rename(d+"/admin~", d+"/admin"))
-	server.err.await(t, 1, "the admin socket is gone: listen again on stream:admin: ")
+	server.Err.Await(t, 1, "the admin socket is gone: listen again on stream:admin: ")
 	if text, err := os.ReadFile(d + "/admin"); err != nil || string(text) != "precious" {
 		t.Errorf("the file holds %q, %v", text, err)
 	}
 	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	if n := server.descriptors(t); n >= before {
+	if n := descriptors(t, server); n >= before {
 		t.Errorf("%d descriptors are open, and were %d", n, before)
 	}
 	check(t, os.Remove(d+"/admin"))
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F46", Done: "the admin socket's file removed or moved, its lock too, while a request is half sent; at last something else put in its place", Count: rounds,
 		Outcome: fmt.Sprintf("made again each time, in %.1f s at most, mode 0600; the request answered; what was put in its place left alone, with a warning, and the echo went on", took.Seconds()),
 	})

@@ -20,8 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
-	"github.com/udsecho/udsecho/internal/proxy"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // A victim dies at one of its system calls: at the nth of all its threads
@@ -34,11 +33,11 @@ import (
 // and leaves out the calls of [chance]: what the program does is then counted
 // alike from run to run, but for a few.
 type victim struct {
-	*process
-	left  atomic.Int64 // calls until its death; 0: it is not to die, or is being killed
-	armed bool
-	calls atomic.Int64
-	state unix.WaitStatus // once it has ended
+	process *process
+	left    atomic.Int64 // calls until its death; 0: it is not to die, or is being killed
+	armed   bool
+	calls   atomic.Int64
+	state   unix.WaitStatus // once it has ended
 }
 
 // chance are the calls by which the threads of Go's runtime start, wait for each
@@ -54,27 +53,27 @@ var chance = []uint64{
 // arm.
 func launchVictim(t *testing.T, n int64, d string, args ...string) *victim {
 	t.Helper()
-	v := &victim{process: prepare(t, d, args...)}
+	v := &victim{process: testkit.Prepare(t, d, args...)}
 	// Its own group of processes, so that waiting for it waits for no other.
-	v.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
+	v.process.Cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	v.arm(n)
 	started := make(chan error)
 	go func() {
-		defer close(v.ended)
+		defer close(v.process.Ended)
 		runtime.LockOSThread() // only the thread that started it may trace it
 		defer runtime.UnlockOSThread()
-		err := v.Start()
+		err := v.process.Cmd.Start()
 		started <- err
 		if err != nil {
 			return
 		}
 		if err := v.trace(); err != nil {
-			t.Errorf("trace %v: %v", v.Args, err)
+			t.Errorf("trace %v: %v", v.process.Cmd.Args, err)
 		}
-		_ = v.Wait() // trace has its state: this sees to its output
+		_ = v.process.Cmd.Wait() // trace has its state: this sees to its output
 	}()
 	check(t, <-started)
-	t.Cleanup(func() { <-v.ended })
+	t.Cleanup(func() { <-v.process.Ended })
 	return v
 }
 
@@ -90,7 +89,7 @@ func (v *victim) spare() bool { return v.left.Swap(0) > 0 || !v.armed }
 
 // trace runs the victim to its end.
 func (v *victim) trace() error {
-	pid := v.Process.Pid
+	pid := v.process.Pid()
 	for first := true; ; first = false {
 		var state unix.WaitStatus
 		tid, err := unix.Wait4(-pid, &state, unix.WALL, nil)
@@ -121,7 +120,7 @@ func (v *victim) trace() error {
 			if counts(tid) {
 				v.calls.Add(1)
 				if v.left.Load() > 0 && v.left.Add(-1) == 0 {
-					_ = v.Process.Kill()
+					_ = v.process.Cmd.Process.Kill()
 				}
 			}
 		case unix.SIGTRAP, unix.SIGSTOP: // exec, clone, a new thread
@@ -146,9 +145,9 @@ func counts(tid int) bool {
 }
 
 // exit waits for the end and gives the exit status, -1 after a signal.
-func (v *victim) exit(t *testing.T) int {
+func (v *victim) exit(t testing.TB) int {
 	t.Helper()
-	v.status(t)
+	v.process.Status(t)
 	return v.state.ExitStatus()
 }
 
@@ -158,21 +157,19 @@ func (v *victim) lives(t *testing.T, n int, words string) bool {
 	t.Helper()
 	late := time.After(patience)
 	for {
-		v.err.mu.Lock()
-		found, changed := strings.Count(v.err.b.String(), words), v.err.changed
-		v.err.mu.Unlock()
+		found, more := v.process.Err.Count(words)
 		if found >= n {
 			if v.spare() {
 				return true
 			}
-			changed = nil
+			more = nil
 		}
 		select {
-		case <-changed:
-		case <-v.ended:
+		case <-more:
+		case <-v.process.Ended:
 			return false
 		case <-late:
-			t.Fatalf("%q did not come %d times, in:\n%s", words, n, &v.err)
+			t.Fatalf("%q did not come %d times, in:\n%s", words, n, &v.process.Err)
 		}
 	}
 }
@@ -197,7 +194,7 @@ func deaths(t *testing.T, sample int64, try death) (kills, calls int64) {
 		t.Fatal("it fails without a death, too")
 	}
 	all := os.Getenv("CRASH") == "all"
-	offset := rand.New(rand.NewPCG(proxy.Seed(t), 0)).Int64N(max(calls/sample, 1))
+	offset := rand.New(rand.NewPCG(testkit.Seed(t), 0)).Int64N(max(calls/sample, 1))
 	var pool sync.WaitGroup
 	for range workers {
 		pool.Go(func() {
@@ -304,26 +301,26 @@ func wantServed(t *testing.T, d string) {
 			t.Errorf("%s is not served: %v", name, err)
 		}
 	}
-	if status, _, stderr := run(t, d, "", plain(t)+"/client", "send-file", "--retry", "1s", "--timeout", "1s", "--connect", "files:f", "file"); status != 0 {
+	if status, _, stderr := run(t, d, "", testkit.Plain(t, "client"), "send-file", "--retry", "1s", "--timeout", "1s", "--connect", "files:f", "file"); status != 0 {
 		t.Errorf("files:f is not served: %s", stderr)
 	}
 }
 
 // end ends a server, which must leave nothing but what is foreign.
-func (f foreign) end(t *testing.T, p *process, exit func(*testing.T) int) {
+func (f foreign) end(t *testing.T, p *process, exit func(testing.TB) int) {
 	t.Helper()
-	p.signal(t, syscall.SIGTERM)
+	p.Signal(t, syscall.SIGTERM)
 	if status := exit(t); status != 0 {
-		t.Errorf("exit status %d after:\n%s", status, &p.err)
+		t.Errorf("exit status %d after:\n%s", status, &p.Err)
 	}
 	f.alone(t)
 }
 
-// next starts a server where another has died.
+// next starts a program that is a server, and waits until it serves.
 func next(t *testing.T, d string, args ...string) *process {
 	t.Helper()
 	p := start(t, d, args...)
-	p.err.await(t, 1, "waiting for a ")
+	p.Err.Await(t, 1, "waiting for a ")
 	return p
 }
 
@@ -341,14 +338,14 @@ func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 		{"with takeover where another was killed", true, []string{"--takeover"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			args := slices.Concat([]string{plain(t) + "/server", "--log-format", "plain"}, tt.more, everywhere)
+			args := slices.Concat([]string{testkit.Plain(t, "server"), "--log-format", "plain"}, tt.more, everywhere)
 			k, c := deaths(t, 6, func(t *testing.T, n int64) (int64, bool) {
 				d := dir(t)
 				f := putForeign(t, d)
 				if tt.stale {
 					p := next(t, d, args...)
-					p.signal(t, syscall.SIGKILL)
-					<-p.ended
+					p.Signal(t, syscall.SIGKILL)
+					<-p.Ended
 				}
 				v := launchVictim(t, n, d, args...)
 				if v.lives(t, 1, "waiting for a ") {
@@ -358,17 +355,17 @@ func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 					return calls, false
 				}
 				if v.state.Signal() != unix.SIGKILL {
-					t.Fatalf("it ended by itself, %v: %s", v.state, &v.err)
+					t.Fatalf("it ended by itself, %v: %s", v.state, &v.process.Err)
 				}
 				p := next(t, d, args...)
 				wantServed(t, d)
-				f.end(t, p, p.status)
+				f.end(t, p, p.Status)
 				return n, true
 			})
 			kills, calls = kills+k, calls+c
 		})
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F38", Done: "a server on addresses of all kinds killed at system calls of its start, with and without `--takeover`, in a fresh directory and where another was killed; at every one: `make crash`", Count: 24,
 		Outcome: fmt.Sprintf("killed at %d of %d calls: each time the next start served on all addresses, nothing foreign was touched, and nothing was left after its end", kills, calls),
 	})
@@ -387,7 +384,7 @@ const unread = 15
 
 func newHandover(t *testing.T) *handover {
 	t.Helper()
-	args := append([]string{plain(t) + "/server", "--takeover", "--drain-timeout", "300ms", "--log-format", "plain"}, everywhere...)
+	args := append([]string{testkit.Plain(t, "server"), "--takeover", "--drain-timeout", "300ms", "--log-format", "plain"}, everywhere...)
 	d := dir(t)
 	return &handover{foreign: putForeign(t, d), args: args}
 }
@@ -437,15 +434,13 @@ func (h *handover) wantRight(t *testing.T, gone bool) {
 // servesOn waits until a server whose successor is gone serves on, or has ended.
 func servesOn(p *process) bool {
 	for {
-		p.err.mu.Lock()
-		on, changed := strings.Contains(p.err.b.String(), "is gone: serving on"), p.err.changed
-		p.err.mu.Unlock()
-		if on {
+		on, more := p.Err.Count("is gone: serving on")
+		if on > 0 {
 			return true
 		}
 		select {
-		case <-changed:
-		case <-p.ended:
+		case <-more:
+		case <-p.Ended:
 			return false
 		}
 	}
@@ -464,7 +459,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			v := launchVictim(t, n, h.d, h.args...)
 			v.lives(t, addresses, taken)
 			calls := v.calls.Load()
-			through := strings.Count(v.err.String(), taken) >= addresses
+			through := strings.Count(v.process.Err.String(), taken) >= addresses
 			if !through { // nothing has changed: the old one serves
 				if v.state.Signal() != unix.SIGKILL {
 					t.Errorf("it ended by itself, %v", v.state)
@@ -472,31 +467,31 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 				wantServed(t, h.d)
 				h.wantRight(t, false)
 				if t.Failed() {
-					t.Logf("killed at call %d\nold:\n%s\nsuccessor:\n%s", n, &old.err, &v.err)
+					t.Logf("killed at call %d\nold:\n%s\nsuccessor:\n%s", n, &old.Err, &v.process.Err)
 					return n, true
 				}
 				v = launchVictim(t, 0, h.d, h.args...) // and hands over to another
 				v.lives(t, addresses, taken)
 			}
 			select {
-			case <-v.ended: // once it served all, and had said so: to the log, if not to the old one yet
+			case <-v.process.Ended: // once it served all, and had said so: to the log, if not to the old one yet
 				p := old
 				if !servesOn(old) {
-					if status := old.status(t); status != 0 {
-						t.Errorf("the old server's exit status is %d:\n%s", status, &old.err)
+					if status := old.Status(t); status != 0 {
+						t.Errorf("the old server's exit status is %d:\n%s", status, &old.Err)
 					}
 					p = next(t, h.d, h.args...)
 				}
 				wantServed(t, h.d)
 				h.wantRight(t, p != old)
-				h.end(t, p, p.status)
+				h.end(t, p, p.Status)
 			default:
 				wantServed(t, h.d)
 				if through {
 					h.wantRight(t, true)
 				}
-				if status := old.status(t); status != 0 {
-					t.Errorf("the old server's exit status is %d:\n%s", status, &old.err)
+				if status := old.Status(t); status != 0 {
+					t.Errorf("the old server's exit status is %d:\n%s", status, &old.Err)
 				}
 				h.end(t, v.process, v.exit)
 			}
@@ -510,7 +505,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			h := newHandover(t)
 			v := launchVictim(t, 0, h.d, h.args...)
 			if !v.lives(t, 1, "waiting for a ") {
-				t.Fatalf("it ended by itself: %s", &v.err)
+				t.Fatalf("it ended by itself: %s", &v.process.Err)
 			}
 			h.use(t)
 			v.arm(n)
@@ -518,11 +513,11 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			status := v.exit(t)
 			calls := v.calls.Load()
 			if status != 0 && v.state.Signal() != unix.SIGKILL {
-				t.Errorf("exit status %d:\n%s", status, &v.err)
+				t.Errorf("exit status %d:\n%s", status, &v.process.Err)
 			}
 			for late := time.Now().Add(2 * time.Second); exchange(h.d, 0, message, late) != nil && time.Now().Before(late); time.Sleep(10 * time.Millisecond) {
 				select {
-				case <-successor.ended: // it ended as its server died
+				case <-successor.Ended: // it ended as its server died
 					gaveUp.Add(1)
 					successor = next(t, h.d, h.args...)
 				default:
@@ -531,15 +526,15 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			wantServed(t, h.d)
 			h.wantRight(t, true)
 			if t.Failed() {
-				t.Logf("killed at call %d\nold:\n%s\nsuccessor:\n%s", n, &v.err, &successor.err)
+				t.Logf("killed at call %d\nold:\n%s\nsuccessor:\n%s", n, &v.process.Err, &successor.Err)
 				return n, true
 			}
-			h.end(t, successor, successor.status)
+			h.end(t, successor, successor.Status)
 			return calls, status != 0
 		})
 		outcome = append(outcome, fmt.Sprintf("the old one at %d of %d: the successor served, or ended (%d) and the next one did", kills, calls, gaveUp.Load()))
 	})
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F37", Done: "a takeover with a connection in use and a datagram client that does not read its replies; successor and old server killed at system calls of it; at every one: `make crash`", Count: 24,
 		Outcome: strings.Join(outcome, "; ") + "; all addresses within 2 s",
 	})
@@ -559,27 +554,27 @@ func TestDeathAtAnySystemCallOfAClient(t *testing.T) {
 	first, rest := transfer()
 	deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 		d := dir(t)
-		p := next(t, d, plain(t)+"/server", "--chunk", "4096", "--admin", "admin")
-		v := launchVictim(t, 0, d, plain(t)+"/client", "--retry", "60s", "--chunk", "4096", "-")
-		_, err := io.WriteString(v.in, first)
+		p := next(t, d, testkit.Plain(t, "server"), "--chunk", "4096", "--admin", "admin")
+		v := launchVictim(t, 0, d, testkit.Plain(t, "client"), "--retry", "60s", "--chunk", "4096", "-")
+		_, err := io.WriteString(v.process.In, first)
 		check(t, err)
-		v.out.await(t, 1, first)
+		v.process.Out.Await(t, 1, first)
 		v.arm(n)
-		_, _ = io.WriteString(v.in, rest) // it may be dead
-		_ = v.in.Close()
+		_, _ = io.WriteString(v.process.In, rest) // it may be dead
+		_ = v.process.In.Close()
 		exit := v.exit(t)
 		calls := v.calls.Load()
-		if back := v.out.String(); !strings.HasPrefix(first+rest, back) || exit == 0 && back != first+rest {
+		if back := v.process.Out.String(); !strings.HasPrefix(first+rest, back) || exit == 0 && back != first+rest {
 			t.Errorf("exit status %d, %d bytes came back of %d", exit, len(back), len(first+rest))
 		}
 		if exit != 0 && v.state.Signal() != unix.SIGKILL {
-			t.Errorf("exit status %d: %s", exit, &v.err)
+			t.Errorf("exit status %d: %s", exit, &v.process.Err)
 		}
 		awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == 0 })
-		if status, stdout, stderr := run(t, d, "", plain(t)+"/client"); status != 0 || stdout != message {
+		if status, stdout, stderr := run(t, d, "", testkit.Plain(t, "client")); status != 0 || stdout != message {
 			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 		}
-		p.stop(t)
+		p.Stop(t)
 		return calls, exit != 0
 	})
 }
@@ -589,36 +584,36 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 	first, rest := transfer()
 	deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 		d := dir(t)
-		args := []string{plain(t) + "/server", "--chunk", "4096"}
+		args := []string{testkit.Plain(t, "server"), "--chunk", "4096"}
 		v := launchVictim(t, 0, d, args...)
 		v.lives(t, 1, "waiting for a ")
-		client := start(t, d, plain(t)+"/client", "--retry", "60s", "--chunk", "4096", "-")
-		_, err := io.WriteString(client.in, first)
+		client := start(t, d, testkit.Plain(t, "client"), "--retry", "60s", "--chunk", "4096", "-")
+		_, err := io.WriteString(client.In, first)
 		check(t, err)
-		client.out.await(t, 1, first)
+		client.Out.Await(t, 1, first)
 		v.arm(n)
 		written := make(chan error)
 		go func() {
-			_, err := io.WriteString(client.in, rest)
-			written <- errors.Join(err, client.in.Close())
+			_, err := io.WriteString(client.In, rest)
+			written <- errors.Join(err, client.In.Close())
 		}()
 		select {
-		case <-client.ended:
-		case <-v.ended:
+		case <-client.Ended:
+		case <-v.process.Ended:
 		}
 		died := !v.spare()
 		if died {
-			<-v.ended
+			<-v.process.Ended
 			p := next(t, d, args...)
-			defer p.stop(t)
+			defer p.Stop(t)
 		}
 		calls := v.calls.Load()
 		check(t, <-written)
-		if status := client.status(t); status != 0 || !bytes.Equal([]byte(client.out.String()), []byte(first+rest)) {
-			t.Errorf("exit status %d, %d bytes came back of %d, error %q", status, len(client.out.String()), len(first+rest), &client.err)
+		if status := client.Status(t); status != 0 || !bytes.Equal([]byte(client.Out.String()), []byte(first+rest)) {
+			t.Errorf("exit status %d, %d bytes came back of %d, error %q", status, len(client.Out.String()), len(first+rest), &client.Err)
 		}
 		if !died {
-			v.signal(t, syscall.SIGTERM)
+			v.process.Signal(t, syscall.SIGTERM)
 			if status := v.exit(t); status != 0 {
 				t.Errorf("exit status %d", status)
 			}

@@ -20,29 +20,24 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // awaitServer waits for a server that logs nothing, by its admin socket.
 func awaitServer(t *testing.T, admin string) {
 	t.Helper()
-	for late := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	testkit.Await(t, func() error {
 		_, err := tryGet(t, admin, "/status")
-		if err == nil {
-			return
-		}
-		if time.Now().After(late) {
-			t.Fatal(err)
-		}
-	}
+		return err
+	})
 }
 
 // pause stops a process until the test has it go on.
-func (p *process) pause(t *testing.T) (goOn func()) {
+func pause(t *testing.T, p *process) (goOn func()) {
 	t.Helper()
-	p.signal(t, syscall.SIGSTOP)
-	check(t, unix.Waitid(unix.P_PID, p.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
-	return func() { t.Helper(); p.signal(t, syscall.SIGCONT) }
+	p.Signal(t, syscall.SIGSTOP)
+	check(t, unix.Waitid(unix.P_PID, p.Pid(), nil, unix.WSTOPPED|unix.WNOWAIT, nil))
+	return func() { t.Helper(); p.Signal(t, syscall.SIGCONT) }
 }
 
 // connect is a connection of type network, "unix" or "unixpacket".
@@ -122,7 +117,7 @@ func TestF8RemovedSocketFilesAreMadeAgain(t *testing.T) {
 	for round := range rounds {
 		var goOn []func()
 		for _, s := range servers {
-			goOn = append(goOn, s.pause(t))
+			goOn = append(goOn, pause(t, s))
 		}
 		for _, path := range paths {
 			check(t, os.Remove(d+"/"+path))
@@ -137,7 +132,7 @@ func TestF8RemovedSocketFilesAreMadeAgain(t *testing.T) {
 		began := time.Now()
 		for i, s := range servers {
 			goOn[i]()
-			s.err.await(t, 3*(round+1), "was removed: listening again")
+			s.Err.Await(t, 3*(round+1), "was removed: listening again")
 		}
 		slowest = max(slowest, time.Since(began))
 		if status, _, stderr := run(t, d, "", append([]string{"server", "healthcheck", "--timeout", "20s"}, addrs...)...); status != 0 {
@@ -147,10 +142,10 @@ func TestF8RemovedSocketFilesAreMadeAgain(t *testing.T) {
 	if slowest > 5*time.Second {
 		t.Errorf("it took %v", slowest)
 	}
-	servers[0].signal(t, syscall.SIGTERM)
-	servers[0].status(t)
-	servers[1].stop(t)
-	faults.Report(t, faults.Row{
+	servers[0].Signal(t, syscall.SIGTERM)
+	servers[0].Status(t)
+	servers[1].Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F8", Done: "socket files of three types removed, with and without `--takeover`", Count: rounds * len(paths),
 		Outcome: fmt.Sprintf("the health check failed; every socket was made again, in %.1f s at most", slowest.Seconds()),
 	})
@@ -174,7 +169,7 @@ func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
 	}
 	many := slices.Repeat([]int{pipe[1]}, 253)
 
-	goOn := server.pause(t)
+	goOn := pause(t, server)
 	for range 20 { // in the queue of a server that does not read
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		check(t, err)
@@ -213,8 +208,8 @@ func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
 	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F14", Done: "descriptors left unread in the queue of a stopped server, and in cycles of 2 sockets", Count: sent,
 		Outcome: fmt.Sprintf("all closed %.2f s after the last socket", took.Seconds()),
 	})
@@ -224,7 +219,7 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	// Its memory and speed are measured.
-	server := start(t, d, plain(t)+"/server", "--admin", "admin", "--listen", "s", "--listen", "seqpacket:q", "--chunk", "4096",
+	server := start(t, d, testkit.Plain(t, "server"), "--admin", "admin", "--listen", "s", "--listen", "seqpacket:q", "--chunk", "4096",
 		"--write-timeout", "6s", "--log-level", "warn")
 	awaitServer(t, d+"/admin")
 	honest := connect(t, "unix", d+"/s")
@@ -267,8 +262,8 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 	awaitStatus(t, d+"/admin", func(s status) bool { return s.Refused["unread"] == n && s.Connections == 1 })
 	check(t, echoed(honest, message))
 	check(t, honest.Close())
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F17", Done: "clients of streams and seqpacket that send all they can and never read", Count: n,
 		Outcome: fmt.Sprintf("%.1f MiB taken, then no more; the server grew from %.1f to %.1f MiB; p99 of another client %d µs, alone %d µs; all turned away at `--write-timeout`",
 			float64(taken.Load())/(1<<20), before.memory, during.memory, beside.Microseconds(), alone.Microseconds()),
@@ -310,8 +305,8 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	check(t, errors.Join(echoed(honest, message), echoed(slow, "x"), honest.Close(), slow.Close()))
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F18", Done: "clients of streams and seqpacket that say nothing, or nothing more", Count: n,
 		Outcome: "all turned away at `--idle-timeout` and counted; one that speaks, and one that sends a byte at a time, served throughout",
 	})
@@ -359,7 +354,7 @@ func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
 	const limit, perUser, attempts = 10_000, 9_000, 20_000
 	d := dir(t)
 	// Its memory is measured.
-	server := start(t, d, plain(t)+"/server", "--admin", "admin", "--mode", "0666", "--log-level", "warn", "--max-connections", fmt.Sprint(limit))
+	server := start(t, d, testkit.Plain(t, "server"), "--admin", "admin", "--mode", "0666", "--log-level", "warn", "--max-connections", fmt.Sprint(limit))
 	awaitServer(t, d+"/admin")
 	before := footprintOf(t, d+"/admin")
 
@@ -411,13 +406,13 @@ func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
 		for _, conn := range held {
 			check(t, conn.Close())
 		}
-		server.stop(t)
+		server.Stop(t)
 		return
 	}
 
 	const others = 2000
 	other := startAs(t, 10003, d, anybodys(t), "crowd", fmt.Sprint(others))
-	other.out.await(t, 1, fmt.Sprintf("held %d\n", limit-perUser))
+	other.Out.Await(t, 1, fmt.Sprintf("held %d\n", limit-perUser))
 	during := footprintOf(t, d+"/admin")
 	refused = statusOf(t, d+"/admin").Refused
 	if n := refused["connections"]; during.connections != limit || n != others-(limit-perUser) {
@@ -428,26 +423,24 @@ func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
 	for _, conn := range held {
 		check(t, conn.Close())
 	}
-	check(t, other.in.Close())
-	other.status(t)
+	check(t, other.In.Close())
+	other.Status(t)
 	var after footprint
-	for late := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	testkit.Await(t, func() error {
 		after = footprintOf(t, d+"/admin")
-		if after.connections == 0 && after.descriptors <= before.descriptors && after.goroutines <= before.goroutines {
-			break
+		if after.connections > 0 || after.descriptors > before.descriptors || after.goroutines > before.goroutines {
+			return fmt.Errorf("before: %v, after: %v", before, after)
 		}
-		if time.Now().After(late) {
-			t.Fatalf("before: %v, after: %v", before, after)
-		}
-	}
+		return nil
+	})
 	if after.memory > before.memory+16 {
 		t.Errorf("before: %v, after: %v", before, after)
 	}
 	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F19", Done: "attempts of one user to connect, at `--max-connections 10000`", Count: attempts,
 		Outcome: fmt.Sprintf("%d held, %d refused and counted; another user got the other %d; %d held in all, never more; before: %v; during: %v; after: %v (Go gives memory back over minutes)",
 			len(held), refused["user_connections"], limit-perUser, during.connections, before, during, after),
@@ -458,7 +451,7 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--backlog", "1")
-	goOn := server.pause(t)
+	goOn := pause(t, server)
 	var waiting []net.Conn
 	for {
 		conn, err := net.Dial("unix", d+"/uds_socket")
@@ -472,7 +465,7 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 	var clients []*process
 	for range n {
 		client := start(t, d, "client", "--retry", "60s")
-		client.err.await(t, 1, "connecting to")
+		client.Err.Await(t, 1, "connecting to")
 		clients = append(clients, client)
 	}
 	status, _, stderr := run(t, d, "", "client", "--retry", "200ms")
@@ -482,15 +475,15 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 	wantWords(t, stderr, "resource temporarily unavailable (EAGAIN): the server's backlog is full", "tried for 200ms")
 	goOn()
 	for _, client := range clients {
-		if status := client.status(t); status != 0 || client.out.String() != message {
-			t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
+		if status := client.Status(t); status != 0 || client.Out.String() != message {
+			t.Errorf("exit status %d, output %q, error %q", status, &client.Out, &client.Err)
 		}
 	}
 	for _, conn := range waiting {
 		check(t, errors.Join(echoed(conn, "x"), conn.Close()))
 	}
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F20", Done: "clients with `--retry` at a full backlog of a stopped server", Count: n,
 		Outcome: "all served once it went on; one whose `--retry` was over before told so, exit 1",
 	})
@@ -499,38 +492,38 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 func TestF21ServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	server := start(t, d, plain(t)+"/server") // its processor time is measured
-	server.err.await(t, 1, "waiting for a ")
+	server := start(t, d, testkit.Plain(t, "server")) // its processor time is measured
+	server.Err.Await(t, 1, "waiting for a ")
 	var before unix.Rlimit
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &before))
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
+	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, nil, &before))
+	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
 	const n = 20
 	var clients []*process
 	for range n {
 		clients = append(clients, start(t, d, "client"))
 	}
 	for _, client := range clients {
-		client.err.await(t, 1, "sending ")
+		client.Err.Await(t, 1, "sending ")
 	}
 	// The log tells 5 times a second at most: the sixth takes that long.
-	server.err.await(t, 6, "cannot accept: too many open files: trying again in 100ms")
+	server.Err.Await(t, 6, "cannot accept: too many open files: trying again in 100ms")
 	began := time.Now()
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &before, nil))
+	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &before, nil))
 	for _, client := range clients {
-		if status := client.status(t); status != 0 || client.out.String() != message {
-			t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
+		if status := client.Status(t); status != 0 || client.Out.String() != message {
+			t.Errorf("exit status %d, output %q, error %q", status, &client.Out, &client.Err)
 		}
 	}
 	recovered := time.Since(began)
 	if recovered > 2*time.Second {
 		t.Errorf("it took %v to recover", recovered)
 	}
-	server.stop(t)
-	busy := server.ProcessState.UserTime() + server.ProcessState.SystemTime()
+	server.Stop(t)
+	busy := server.Cmd.ProcessState.UserTime() + server.Cmd.ProcessState.SystemTime()
 	if busy > 500*time.Millisecond {
 		t.Errorf("the server was busy for %v", busy)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F21", Done: "clients that connect while the server may open no file", Count: n,
 		Outcome: fmt.Sprintf("a pause of 100 ms after each failure, %d ms of processor time in all; all served %.2f s after the limit was lifted",
 			busy.Milliseconds(), recovered.Seconds()),
@@ -551,7 +544,7 @@ func TestF22StoppedServerGoesOn(t *testing.T) {
 		conns = append(conns, connected(i))
 		check(t, echoed(conns[i], "before"))
 	}
-	goOn := server.pause(t)
+	goOn := pause(t, server)
 	over := time.After(5 * time.Second)
 	for i := range n {
 		conns = append(conns, connected(i))
@@ -583,14 +576,14 @@ func TestF22StoppedServerGoesOn(t *testing.T) {
 		}
 		check(t, conn.Close())
 	}
-	if status := waiting.status(t); status != 0 || waiting.out.String() != message {
-		t.Errorf("exit status %d, output %q, error %q", status, &waiting.out, &waiting.err)
+	if status := waiting.Status(t); status != 0 || waiting.Out.String() != message {
+		t.Errorf("exit status %d, output %q, error %q", status, &waiting.Out, &waiting.Err)
 	}
 	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "s", "--timeout", "20s"); status != 0 {
 		t.Error(stderr)
 	}
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F22", Done: "clients that connect and send, half of them connected before, while the server is stopped (SIGSTOP) for 5 s; with `docker pause`: `TestPauseByTheEngineIsWaitedForOrTold`", Count: len(conns),
 		Outcome: "connecting and sending succeed; the health check and `--timeout` fail; all echoed when it goes on, none turned away for the time that it was stopped",
 	})
@@ -623,7 +616,7 @@ func TestF23SIGTERMWithDataInFlight(t *testing.T) {
 	if lost.Load() != 0 {
 		t.Errorf("%d bytes are lost", lost.Load())
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F23", Done: "SIGTERM at another hundredth of 16 MiB under way; with `docker stop`: `TestStopByTheEngineDrains`", Count: n,
 		Outcome: fmt.Sprintf("%d bytes lost, exit 0, at most %.2f s later", lost.Load(), slices.Max(longest).Seconds()),
 	})
@@ -639,7 +632,7 @@ func terminate(t *testing.T, sent, got []byte, after int) (back int, took time.D
 		return 0, 0
 	}
 	defer func() { _ = os.RemoveAll(d) }()
-	p, err := os.StartProcess(bin+"/server", []string{"server", "--chunk", "65536", "--log-level", "error"},
+	p, err := os.StartProcess(testkit.Program("server"), []string{"server", "--chunk", "65536", "--log-level", "error"},
 		&os.ProcAttr{Dir: d, Files: []*os.File{nil, nil, os.Stderr}})
 	if err != nil {
 		t.Error(err)
@@ -712,7 +705,7 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	} {
 		d := dir(t)
 		check(t, os.Mkdir(d+"/vol", 0o755))
-		status, stdout, stderr := run(t, d, "", on(tt.options, bin+"/server", "--listen", tt.path)...)
+		status, stdout, stderr := run(t, d, "", on(tt.options, testkit.Program("server"), "--listen", tt.path)...)
 		if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 			t.Errorf("%s: exit status %d, output %q, error %q", tt.name, status, stdout, stderr)
 		}
@@ -721,12 +714,12 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 
 	d := dir(t)
 	check(t, os.Mkdir(d+"/vol", 0o755))
-	server := start(t, d, on("nr_inodes=3", bin+"/server", "--listen", "vol/s")...)
-	server.err.await(t, 1, "waiting for a connection")
-	vol := fmt.Sprintf("/proc/%d/cwd/vol", server.Process.Pid)
+	server := start(t, d, on("nr_inodes=3", testkit.Program("server"), "--listen", "vol/s")...)
+	server.Err.Await(t, 1, "waiting for a connection")
+	vol := fmt.Sprintf("/proc/%d/cwd/vol", server.Pid())
 	live := connect(t, "unix", vol+"/s")
 	check(t, echoed(live, "before"))
-	enter := []string{"nsenter", fmt.Sprintf("--target=%d", server.Process.Pid), "--mount"}
+	enter := []string{"nsenter", fmt.Sprintf("--target=%d", server.Pid()), "--mount"}
 	if os.Geteuid() != 0 {
 		enter = append(enter, "--user", "--preserve-credentials")
 	}
@@ -738,10 +731,10 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	}
 	// Full: the removed socket takes its room as long as it is open.
 	check(t, os.Remove(vol+"/s"))
-	server.err.await(t, 2, "vol/s was removed, and cannot be made again now: listen again on stream:vol/s: no space left on device (ENOSPC)")
+	server.Err.Await(t, 2, "vol/s was removed, and cannot be made again now: listen again on stream:vol/s: no space left on device (ENOSPC)")
 	check(t, echoed(live, "the volume is full"))
 	remount("nr_inodes=4")
-	server.err.await(t, 1, "vol/s was removed: listening again")
+	server.Err.Await(t, 1, "vol/s was removed: listening again")
 	// Read-only: connecting needs no more.
 	remount("bind,ro")
 	check(t, errors.Join(echoed(live, "the volume is read-only"), echoed(connect(t, "unix", vol+"/s"), "new")))
@@ -750,16 +743,15 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	if status, _, stderr := run(t, d, "", append(slices.Clone(enter), "umount", "-l", d+"/vol")...); status != 0 {
 		t.Fatal(stderr)
 	}
-	server.err.await(t, 2, "vol/s was removed: listening again") // in the directory below
+	server.Err.Await(t, 2, "vol/s was removed: listening again") // in the directory below
 	check(t, echoed(live, "the volume is gone"))
 	check(t, echoed(connect(t, "unix", d+"/vol/s"), "new"))
 	check(t, live.Close())
-	server.signal(t, syscall.SIGTERM)
-	if status := server.status(t); status != 0 {
-		t.Errorf("exit status %d after:\n%s", status, &server.err)
+	if status := server.Terminate(t); status != 0 {
+		t.Errorf("exit status %d after:\n%s", status, &server.Err)
 	}
 	wantFiles(t, d+"/vol")
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F32", Done: "volumes full, read-only and gone, at start and under a live connection", Count: 7,
 		Outcome: "at start one line with ENOSPC, EROFS or ENOENT and the cure, exit 1; the live connection goes on; a removed socket is made again once there is room",
 	})
@@ -811,9 +803,9 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 		awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == 0 })
 		took += time.Since(began)
 		seconds := int(time.Since(began)/time.Second) + 1
-		server.stop(t)
+		server.Stop(t)
 
-		log := server.err.String()
+		log := server.Err.String()
 		wantPrintable(t, log)
 		got := strings.Count(log, "\n")
 		if got < 2 || got > 15*seconds { // of three causes
@@ -826,7 +818,7 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 			}
 		}
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F33", Done: "in each of three formats, bad peers with terminal codes and new lines in their names and messages: too many, nameless, with descriptors", Count: 3 * n,
 		Outcome: fmt.Sprintf("all counted; %d lines in %.1f s, 5 a second and cause at most; no raw ESC or CR, one record a line", lines, took.Seconds()),
 	})

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 func TestFilesAreSummedAsSha256sumDoes(t *testing.T) {
@@ -41,7 +41,7 @@ func TestFilesAreSummedAsSha256sumDoes(t *testing.T) {
 	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:uds_files,uds_socket"); status != 0 {
 		t.Errorf("health check: exit status %d, error %q", status, stderr)
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 func TestFilesCalledWronglyOrInVain(t *testing.T) {
@@ -76,13 +76,13 @@ func TestFilesCalledWronglyOrInVain(t *testing.T) {
 		wantWords(t, stderr, tt.words)
 	}
 	check(t, os.Remove(d+"/pipe"))
-	server.stop(t)
+	server.Stop(t)
 }
 
-// descriptorsOf is how many a process has open.
-func (p *process) descriptors(t *testing.T) int {
+// descriptors is how many a process has open.
+func descriptors(t *testing.T, p *process) int {
 	t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Process.Pid))
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Pid()))
 	check(t, err)
 	return len(entries)
 }
@@ -109,7 +109,7 @@ func TestF12MoreDescriptorsThanThereIsRoomForAreClosed(t *testing.T) {
 		}
 	}
 	wantHealthy()
-	before := server.descriptors(t)
+	before := descriptors(t, server)
 	fds := make([]int, 253)
 	for i := range fds {
 		fds[i] = int(null.Fd())
@@ -132,16 +132,16 @@ func TestF12MoreDescriptorsThanThereIsRoomForAreClosed(t *testing.T) {
 	wantHealthy()
 	// The last connections may just be closing.
 	for range 1000 {
-		if server.descriptors(t) == before {
+		if descriptors(t, server) == before {
 			break
 		}
 		wantHealthy()
 	}
-	if after := server.descriptors(t); after != before {
+	if after := descriptors(t, server); after != before {
 		t.Errorf("%d descriptors are open, %d were before", after, before)
 	}
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F12", Done: "requests at `files:` with 253 descriptors, with 2, with none, with one of a device", Count: 1000,
 		Outcome: "all closed, each sender told why; the server's count of descriptors is what it was",
 	})
@@ -153,7 +153,7 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	d := dir(t)
 	server := serve(t, d, "--listen", "files:f")
 	var limit unix.Rlimit
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, nil, &limit))
+	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, nil, &limit))
 	conn := seqpacket(t, d+"/f")
 	check(t, os.WriteFile(d+"/x", nil, 0o600))
 	file, err := os.Open(d + "/x")
@@ -171,11 +171,11 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	}
 	const rounds = 20
 	for range rounds {
-		check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}, nil))
+		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}, nil))
 		if answer := ask(); answer != "error the server has as many files open as it may: try again later" {
 			t.Errorf("at the limit: %s", answer)
 		}
-		check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &limit, nil))
+		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &limit, nil))
 		check(t, unix.Close(conn))
 		conn = seqpacket(t, d+"/f")
 		if answer := ask(); !strings.HasPrefix(answer, "sum 1 0 ") {
@@ -184,8 +184,8 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	}
 	check(t, unix.Close(conn))
 	check(t, file.Close())
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F13", Done: "a file handed over to a server that may open no more", Count: rounds,
 		Outcome: "each time an error that says so, and once the limit is lifted the next is read",
 	})
@@ -212,16 +212,16 @@ func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
 	wantWords(t, stderr, "not 4242 as --require-uid wants: nothing was sent")
 
 	next := start(t, d, append([]string{"server"}, args...)...)
-	next.err.await(t, 1, "took over uds_files")
-	if status := server.status(t); status != 0 {
-		t.Errorf("exit status %d:\n%s", status, &server.err)
+	next.Err.Await(t, 1, "took over uds_files")
+	if status := server.Status(t); status != 0 {
+		t.Errorf("exit status %d:\n%s", status, &server.Err)
 	}
 	works()
 	check(t, os.Remove(filepath.Join(d, "uds_files")))
-	next.err.await(t, 1, "uds_files was removed: listening again")
+	next.Err.Await(t, 1, "uds_files was removed: listening again")
 	works()
 	check(t, os.Remove(filepath.Join(d, "x")))
-	next.stop(t)
+	next.Stop(t)
 }
 
 func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
@@ -234,11 +234,11 @@ func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
 	check(t, os.WriteFile(filepath.Join(d, "x"), nil, 0o644))
 	for uid, want := range map[int]int{10002: 0, 10003: 1} {
 		p := startAs(t, uid, d, "client", "send-file", "x")
-		if status := p.status(t); status != want {
-			t.Errorf("user %d: exit status %d, error %q", uid, status, &p.err)
+		if status := p.Status(t); status != want {
+			t.Errorf("user %d: exit status %d, error %q", uid, status, &p.Err)
 		}
 	}
-	server.err.await(t, 1, "turned a client away: user 10003, group 10003 is not allowed")
+	server.Err.Await(t, 1, "turned a client away: user 10003, group 10003 is not allowed")
 	check(t, os.Remove(filepath.Join(d, "x")))
-	server.stop(t)
+	server.Stop(t)
 }

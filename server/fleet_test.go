@@ -88,10 +88,10 @@ func (f *fleet) await(t *testing.T, server *process) {
 			}
 			select {
 			case <-f.came:
-			case <-server.ended:
-				t.Fatalf("the server has ended: %s", &server.err)
+			case <-server.Ended:
+				t.Fatalf("the server has ended: %s", &server.Err)
 			case <-late:
-				t.Fatalf("client %d of %s got nothing back for %v; the server wrote:\n%s", i, c.addr, patience, &server.err)
+				t.Fatalf("client %d of %s got nothing back for %v; the server wrote:\n%s", i, c.addr, patience, &server.Err)
 			}
 		}
 	}

@@ -13,12 +13,12 @@ func TestIdentityIsAFieldOfEveryEvent(t *testing.T) {
 	if status, _, stderr := run(t, d, "", "client", "hello"); status != 0 {
 		t.Fatal(stderr)
 	}
-	server.err.await(t, 2, "waiting for a connection")
+	server.Err.Await(t, 2, "waiting for a connection")
 	if got := statusOf(t, d+"/admin").Identity; got != "node-7\x1b" {
 		t.Errorf("the status says %q", got)
 	}
 	messages := ""
-	for line := range strings.Lines(server.err.String()) {
+	for line := range strings.Lines(server.Err.String()) {
 		var event struct{ Identity, Message string }
 		check(t, json.Unmarshal([]byte(line), &event))
 		if event.Identity != `node-7\x1b` {
@@ -27,5 +27,5 @@ func TestIdentityIsAFieldOfEveryEvent(t *testing.T) {
 		messages += event.Message + "\n"
 	}
 	wantWords(t, messages, "starting up on ", "received 'hello'")
-	server.stop(t)
+	server.Stop(t)
 }

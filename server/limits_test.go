@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // healthy asks the server at all addresses, two at a time, so often.
@@ -28,8 +28,8 @@ func healthy(t *testing.T, d string, n int, addrs ...string) {
 	for range n / 2 {
 		checks := []*process{start(t, d, args...), start(t, d, args...)}
 		for _, c := range checks {
-			if status := c.status(t); status != 0 {
-				t.Errorf("health check: exit status %d, %q", status, &c.err)
+			if status := c.Status(t); status != 0 {
+				t.Errorf("health check: exit status %d, %q", status, &c.Err)
 			}
 		}
 	}
@@ -78,12 +78,12 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				d := open(t)
-				args := slices.Concat(tt.run, []string{bin + "/server", "--admin", "admin", "--mode", "0666"}, tt.args)
+				args := slices.Concat(tt.run, []string{testkit.Program("server"), "--admin", "admin", "--mode", "0666"}, tt.args)
 				for _, a := range addrs {
 					args = append(args, "--listen", a)
 				}
 				server := start(t, d, args...)
-				server.err.await(t, 1, "waiting for a ")
+				server.Err.Await(t, 1, "waiting for a ")
 
 				var held []net.Conn
 				for i := 0; ; i++ {
@@ -137,17 +137,17 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 				healthy(t, d, checks, addrs...)
 				check(t, echoed(held[0], message))
 				closeAll(t, held)
-				if strings.Contains(server.err.String(), "too many open files") {
-					t.Errorf("descriptors were lacking:\n%s", &server.err)
+				if strings.Contains(server.Err.String(), "too many open files") {
+					t.Errorf("descriptors were lacking:\n%s", &server.Err)
 				}
-				server.stop(t)
+				server.Stop(t)
 				mu.Lock()
 				defer mu.Unlock()
 				asked += 2 * checks
 			})
 		}
 	})
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F39", Done: "health checks of all types, two at a time, of servers that are full: of connections, of those of the server's own user, of open files", Count: asked,
 		Outcome: fmt.Sprintf("all exit 0; others turned away as before, under the name of a health check too; never more than %d connections beside the limits", beside),
 	})
@@ -175,18 +175,18 @@ func runShort(t *testing.T, files uint64, n int, args ...string) (s shortage) {
 		check(t, echoed(s.held[i], message))
 	}
 	if files == 0 {
-		files = uint64(s.server.descriptors(t))
+		files = uint64(descriptors(t, s.server))
 	}
 	var limit unix.Rlimit
-	check(t, unix.Prlimit(s.server.Process.Pid, unix.RLIMIT_NOFILE, nil, &limit))
-	check(t, unix.Prlimit(s.server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: limit.Max}, nil))
+	check(t, unix.Prlimit(s.server.Pid(), unix.RLIMIT_NOFILE, nil, &limit))
+	check(t, unix.Prlimit(s.server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: limit.Max}, nil))
 	for i := range n {
 		conn := connected(i)
 		_, err := io.WriteString(conn, waiting)
 		check(t, err)
 		s.behind = append(s.behind, conn)
 	}
-	s.server.err.await(t, 1, "cannot accept: too many open files")
+	s.server.Err.Await(t, 1, "cannot accept: too many open files")
 	return s
 }
 
@@ -198,8 +198,8 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 		t.Run("whose clients leave", func(t *testing.T) {
 			t.Parallel()
 			s := runShort(t, 0, n, "--drain-timeout", patience.String())
-			s.server.signal(t, syscall.SIGTERM)
-			awaitEmpty(t, s.server.Dir)
+			s.server.Signal(t, syscall.SIGTERM)
+			awaitEmpty(t, s.server.Cmd.Dir)
 			for _, conn := range s.held {
 				check(t, conn.Close())
 			}
@@ -211,15 +211,15 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 				}
 				check(t, conn.Close())
 			}
-			if status := s.server.status(t); status != 0 || strings.Contains(s.server.err.String(), "turned") {
-				t.Errorf("exit status %d after:\n%s", status, &s.server.err)
+			if status := s.server.Status(t); status != 0 || strings.Contains(s.server.Err.String(), "turned") {
+				t.Errorf("exit status %d after:\n%s", status, &s.server.Err)
 			}
 		})
 		for name, files := range map[string]uint64{"whose clients stay": 0, "that may open nothing": 3} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				s := runShort(t, files, n, "--drain-timeout", "1s", "--log-format", "json")
-				s.server.signal(t, syscall.SIGTERM)
+				s.server.Signal(t, syscall.SIGTERM)
 				told := 0
 				for i, conn := range s.behind {
 					got, err := io.ReadAll(conn)
@@ -235,15 +235,15 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 				if told < n/2 {
 					t.Errorf("only %d of %d are turned away", told, n)
 				}
-				if status := s.server.status(t); status != 0 {
-					t.Errorf("exit status %d after:\n%s", status, &s.server.err)
+				if status := s.server.Status(t); status != 0 {
+					t.Errorf("exit status %d after:\n%s", status, &s.server.Err)
 				}
-				wantWords(t, s.server.err.String(), fmt.Sprintf("turned %d clients away that had connected: no descriptor came free for them", told), `"cause":"system"`,
+				wantWords(t, s.server.Err.String(), fmt.Sprintf("turned %d clients away that had connected: no descriptor came free for them", told), `"cause":"system"`,
 					fmt.Sprintf(`"refused":%d`, told))
 			})
 		}
 	})
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F47", Done: "clients that have connected to a server that may open no further file, at SIGTERM: its other clients leave; stay; or nothing comes free at all", Count: 3 * n,
 		Outcome: "all served once descriptors came free; where none did by the drain timeout, their connections closed, their number counted and in the log",
 	})
@@ -255,7 +255,7 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 func underLoad(t *testing.T, run ...string) (median, p99 time.Duration) {
 	t.Helper()
 	d := dir(t)
-	server := start(t, d, append(run, bin+"/server", "--admin", "admin", "--log-level", "error")...)
+	server := start(t, d, append(run, testkit.Program("server"), "--admin", "admin", "--log-level", "error")...)
 	awaitServer(t, d+"/admin")
 	load := start(t, d, "client", "bench", "--connections", "50", "--duration", "1h")
 	idle := statusOf(t, d+"/admin").Messages
@@ -266,12 +266,12 @@ func underLoad(t *testing.T, run ...string) (median, p99 time.Duration) {
 		statusOf(t, d+"/admin")
 		took[i] = time.Since(began)
 	}
-	load.signal(t, syscall.SIGKILL)
-	load.status(t)
+	load.Signal(t, syscall.SIGKILL)
+	load.Status(t)
 	if n := metric(t, get(t, d+"/admin", "/metrics"), "go_sched_gomaxprocs_threads"); n != 2 {
 		t.Errorf("%s: Go uses %v processors, one of which the loop keeps", run, n)
 	}
-	server.stop(t)
+	server.Stop(t)
 	slices.Sort(took)
 	return took[len(took)/2], took[len(took)*99/100]
 }
@@ -290,7 +290,7 @@ func TestF42StatusIsAnsweredWithOneProcessor(t *testing.T) {
 	median2, two := underLoad(t, "env", "GOMAXPROCS=2")
 	median1, one := underLoad(t, "env", "GOMAXPROCS=1", "taskset", "-c", strconv.Itoa(cpu))
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F42", Done: "`/status` asked of a server with GOMAXPROCS=1 on one CPU, and of one with two, each under full load of 50 clients", Count: 300,
 		Outcome: fmt.Sprintf("with one CPU the median is %.1f ms and p99 %.1f ms, with two %.1f and %.1f", ms(median1), ms(one), ms(median2), ms(two)),
 	})

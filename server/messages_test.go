@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // transcripts are what server and client say of one message over the types that
@@ -55,12 +55,12 @@ func TestMessageTranscripts(t *testing.T) {
 			}
 			wantFiles(t, d, ".s.lock", "s")
 			_, echoed, _ := strings.Cut(want, "received ")
-			server.err.await(t, 1, echoed)
-			if diff := cmp.Diff(want, server.err.String()); diff != "" {
+			server.Err.Await(t, 1, echoed)
+			if diff := cmp.Diff(want, server.Err.String()); diff != "" {
 				t.Errorf("server (-want +got):\n%s", diff)
 			}
-			server.stop(t)
-			if out := server.out.String(); out != "" {
+			server.Stop(t)
+			if out := server.Out.String(); out != "" {
 				t.Errorf("the server's output is %q", out)
 			}
 		})
@@ -83,15 +83,15 @@ func TestAllTypesInOneServer(t *testing.T) {
 	}
 	server := serve(t, d, append(listen, "--log-format", "plain")...)
 	if diff := cmp.Diff("starting up on ./s\nstarting up on ./d\nstarting up on ./q\nstarting up on "+internet+
-		"\nstarting up on "+internet+"\nwaiting for a connection\n", server.err.String()); diff != "" {
+		"\nstarting up on "+internet+"\nwaiting for a connection\n", server.Err.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	// Checks of the Unix sockets are not mentioned.
 	if status, stdout, stderr := run(t, d, "", append([]string{"server", "healthcheck"}, listen[:6]...)...); status != 0 || stdout+stderr != "" {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	if n := strings.Count(server.err.String(), "\n"); n != 6 {
-		t.Errorf("health checks are mentioned:\n%s", &server.err)
+	if n := strings.Count(server.Err.String(), "\n"); n != 6 {
+		t.Errorf("health checks are mentioned:\n%s", &server.Err)
 	}
 	if status, stdout, stderr := run(t, d, "", append([]string{"server", "healthcheck"}, listen[6:]...)...); status != 0 || stdout+stderr != "" {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
@@ -111,8 +111,8 @@ func TestAllTypesInOneServer(t *testing.T) {
 			}
 		}
 	}
-	wantFiles(t, d, ".d.lock", ".q.lock", ".s.lock", "d", "q", "s")
-	server.stop(t)
+	wantFiles(t, d, "d", "d.lock", "q", "q.lock", "s", "s.lock")
+	server.Stop(t)
 }
 
 func TestServerListensOnAllOrNone(t *testing.T) {
@@ -154,9 +154,9 @@ func TestStandardInputGoesInMessages(t *testing.T) {
 					want += "received '" + m + "'\n"
 				}
 			}
-			server.stop(t)
+			server.Stop(t)
 			got := ""
-			for line := range strings.Lines(server.err.String()) {
+			for line := range strings.Lines(server.Err.String()) {
 				if strings.HasPrefix(line, "received") {
 					got += line
 				}
@@ -190,24 +190,14 @@ func TestNoEchoPrintsWhatComesOfEachType(t *testing.T) {
 					t.Errorf("%q: exit status %d, output %q, error %q", args, status, stdout, stderr)
 				}
 			}
-			server.stop(t)
+			server.Stop(t)
 		})
 	}
 }
 
-// setting is a number that the system has under net.core.
-func setting(t *testing.T, name string) int {
-	t.Helper()
-	text, err := os.ReadFile("/proc/sys/net/core/" + name)
-	check(t, err)
-	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	check(t, err)
-	return n
-}
-
 func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 	t.Parallel()
-	limit, highest := setting(t, "wmem_default")-32, 2*setting(t, "wmem_max")
+	limit, highest := testkit.Setting(t, "core/wmem_default")-32, 2*testkit.Setting(t, "core/wmem_max")
 	large := min(400_000, highest-32)
 	random := make([]byte, max(large, limit+1))
 	_, _ = rand.NewChaCha8([32]byte{}).Read(random)
@@ -233,7 +223,7 @@ func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 			if status, stdout, stderr := client(cured, large, "--sndbuf", sndbuf); status != 0 || stdout != string(random[:large]) {
 				t.Errorf("%d bytes with --sndbuf %s: exit status %d, %d bytes of output, error %q", large, sndbuf, status, len(stdout), stderr)
 			}
-			server.stop(t)
+			server.Stop(t)
 
 			tooHigh := strconv.Itoa(highest + 2)
 			words := fmt.Sprintf("send buffer of %s bytes: the system allows %d: raise net.core.wmem_max", tooHigh, highest)
@@ -276,8 +266,8 @@ func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
 			server := start(t, d, append(args, "sh", "-euc", `
 				mount --bind wmem_max /proc/sys/net/core/wmem_max
 				rm wmem_max
-				exec "$0" --listen "$1"`, bin+"/server", kind+":s")...)
-			server.err.await(t, 1, "waiting for a ")
+				exec "$0" --listen "$1"`, testkit.Program("server"), kind+":s")...)
+			server.Err.Await(t, 1, "waiting for a ")
 
 			for i := range rounds {
 				status, stdout, stderr := run(t, d, large, "client", "--connect", kind+":s", "--timeout", "200ms", "-")
@@ -286,20 +276,20 @@ func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
 				}
 				wantWords(t, stderr, words.client)
 				if i < 5 { // the log tells 5 times a second at most
-					server.err.await(t, i+1, fmt.Sprintf("%smessage is larger than the receive buffer: %d bytes, %d fit", words.server, len(large), len(fits)))
+					server.Err.Await(t, i+1, fmt.Sprintf("%smessage is larger than the receive buffer: %d bytes, %d fit", words.server, len(large), len(fits)))
 				}
 				status, stdout, stderr = run(t, d, fits, "client", "--connect", kind+":s", "-")
 				if status != 0 || stdout != fits {
 					t.Errorf("exit status %d, %d bytes of output, error %q", status, len(stdout), stderr)
 				}
 			}
-			if n := strings.Count(server.err.String(), "sending data back"); n != rounds {
-				t.Errorf("%d of %d messages that fit were sent back:\n%s", n, rounds, &server.err)
+			if n := strings.Count(server.Err.String(), "sending data back"); n != rounds {
+				t.Errorf("%d of %d messages that fit were sent back:\n%s", n, rounds, &server.Err)
 			}
-			server.stop(t)
+			server.Stop(t)
 		})
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F27",
 		Done:    "datagrams and records of one byte more than the server has room for, each followed by one that fits",
 		Count:   2 * rounds,
@@ -342,18 +332,18 @@ func TestStrangersAreServedInMessages(t *testing.T) {
 			d := dir(t)
 			server := serve(t, d, "--log-format", "plain", "--listen", tt.kind+":s")
 			stranger := start(t, d, tt.args...)
-			_, err := io.WriteString(stranger.in, message)
+			_, err := io.WriteString(stranger.In, message)
 			check(t, err)
 			if tt.pkg == "socat" {
 				// It sees no end of datagrams, and would wait for more.
-				stranger.out.await(t, 1, message)
+				stranger.Out.Await(t, 1, message)
 			}
-			check(t, stranger.in.Close())
-			if status := stranger.status(t); status != 0 {
-				t.Errorf("exit status %d, output %q, error %q", status, &stranger.out, &stranger.err)
+			check(t, stranger.In.Close())
+			if status := stranger.Status(t); status != 0 {
+				t.Errorf("exit status %d, output %q, error %q", status, &stranger.Out, &stranger.Err)
 			}
-			wantWords(t, server.err.String(), "received 'This is the message.  It will be repeated.'\nsending data back to the client\n")
-			server.stop(t)
+			wantWords(t, server.Err.String(), "received 'This is the message.  It will be repeated.'\nsending data back to the client\n")
+			server.Stop(t)
 		})
 	}
 }
@@ -366,11 +356,11 @@ func TestSenderWithoutANameIsNotAnswered(t *testing.T) {
 	if status, _, stderr := run(t, d, message, "socat", "-u", "-", "UNIX-SENDTO:s"); status != 0 {
 		t.Fatalf("exit status %d, error %q", status, stderr)
 	}
-	server.err.await(t, 1, "WRN cannot answer a client without a name: it has to bind one")
+	server.Err.Await(t, 1, "WRN cannot answer a client without a name: it has to bind one")
 	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:s"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 func TestDatagramSignalDrains(t *testing.T) {
@@ -378,19 +368,19 @@ func TestDatagramSignalDrains(t *testing.T) {
 	d := dir(t)
 	server := serve(t, d, "--listen", "datagram:s", "--listen", "seqpacket:q", "--drain-timeout", "60s")
 	client := start(t, d, "client", "--connect", "seqpacket:q", "--chunk", "5", "-")
-	_, err := io.WriteString(client.in, "hello")
+	_, err := io.WriteString(client.In, "hello")
 	check(t, err)
-	client.out.await(t, 1, "hello")
-	server.signal(t, syscall.SIGTERM)
+	client.Out.Await(t, 1, "hello")
+	server.Signal(t, syscall.SIGTERM)
 	awaitEmpty(t, d)
-	_, err = io.WriteString(client.in, "again")
+	_, err = io.WriteString(client.In, "again")
 	check(t, err)
-	check(t, client.in.Close())
-	if status := client.status(t); status != 0 || client.out.String() != "helloagain" {
-		t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
+	check(t, client.In.Close())
+	if status := client.Status(t); status != 0 || client.Out.String() != "helloagain" {
+		t.Errorf("exit status %d, output %q, error %q", status, &client.Out, &client.Err)
 	}
-	if status := server.status(t); status != 0 {
-		t.Errorf("exit status %d after:\n%s", status, &server.err)
+	if status := server.Status(t); status != 0 {
+		t.Errorf("exit status %d after:\n%s", status, &server.Err)
 	}
 }
 
@@ -406,14 +396,14 @@ func TestHostileDatagramClientIsEscapedInTheLog(t *testing.T) {
 			if status != 0 || stdout != hostile {
 				t.Errorf("exit status %d, output %q", status, stdout)
 			}
-			server.stop(t)
+			server.Stop(t)
 			wantPrintable(t, stderr)
-			wantPrintable(t, server.err.String())
+			wantPrintable(t, server.Err.String())
 			if format != "plain" {
-				wantWords(t, server.err.String(), "xaeclient")
+				wantWords(t, server.Err.String(), "xaeclient")
 			}
-			if n := strings.Count(server.err.String(), "\n"); n != 4 {
-				t.Errorf("%d lines, not 4:\n%s", n, &server.err)
+			if n := strings.Count(server.Err.String(), "\n"); n != 4 {
+				t.Errorf("%d lines, not 4:\n%s", n, &server.Err)
 			}
 		})
 	}

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // A swindler is a datagram client that sends under a name and puts another file
@@ -167,13 +167,12 @@ func TestF36SwappedName(t *testing.T) {
 	}
 	check(t, os.Remove(d+"/secret"))
 	for _, p := range []*process{server, picky} {
-		p.signal(t, unix.SIGTERM)
-		if status := p.status(t); status != 0 {
-			t.Errorf("exit status %d after:\n%s", status, &p.err)
+		if status := p.Terminate(t); status != 0 {
+			t.Errorf("exit status %d after:\n%s", status, &p.Err)
 		}
 	}
 	wantFiles(t, d)
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F36", Done: "a client replaces its name by a link to a socket that only root may write to, before a server of root answers, or refuses: after an answer, before the first, and in a race", Count: swaps + each*2,
 		Outcome: "0 messages at that socket; others served meanwhile",
 	})
@@ -208,8 +207,8 @@ func TestF45UnmappedUsers(t *testing.T) {
 			for _, a := range places {
 				args = append(args, "--listen", a)
 			}
-			server := startAttr(t, asNobody(), nil, d, args...)
-			server.err.await(t, 1, "waiting for a ")
+			server := startAttr(t, asNobody(), d, args...)
+			server.Err.Await(t, 1, "waiting for a ")
 			for _, c := range []struct {
 				address, bind string
 				want          bool
@@ -220,43 +219,43 @@ func TestF45UnmappedUsers(t *testing.T) {
 				{places[2], "auto", tt.atPath},
 			} {
 				client := startAs(t, stranger, d, "client", "--connect", c.address, "--bind", c.bind, "--timeout", "1s")
-				if status := client.status(t); (status == 0) != c.want {
-					t.Errorf("%s as %s: exit status %d, error %q; the server says:\n%s", c.address, c.bind, status, &client.err, &server.err)
+				if status := client.Status(t); (status == 0) != c.want {
+					t.Errorf("%s as %s: exit status %d, error %q; the server says:\n%s", c.address, c.bind, status, &client.Err, &server.Err)
 				}
 				asked++
 			}
 			if !tt.served {
-				server.err.await(t, 4, "user 65534, group 65534 is not allowed")
+				server.Err.Await(t, 4, "user 65534, group 65534 is not allowed")
 			} else {
-				server.err.await(t, 1, "received ") // of what calls itself a health check too
+				server.Err.Await(t, 1, "received ") // of what calls itself a health check too
 			}
 			if tt.served && !tt.atPath {
-				server.err.await(t, 1, "cannot answer at a path a client whose user the kernel does not tell here: map the user")
+				server.Err.Await(t, 1, "cannot answer at a path a client whose user the kernel does not tell here: map the user")
 				first := connect(t, "unix", d+"/s")
 				check(t, echoed(first, "first"))
 				other := startAs(t, stranger, d, "client", "--connect", places[0])
-				if status := other.status(t); status != 1 {
+				if status := other.Status(t); status != 1 {
 					t.Errorf("of two strangers, the second has exit status %d", status)
 				}
-				server.err.await(t, 1, "connections of its user are open, the most allowed")
+				server.Err.Await(t, 1, "connections of its user are open, the most allowed")
 				check(t, first.Close())
 			}
-			server.stop(t)
+			server.Stop(t)
 		})
 	}
 
 	// A health check believes no stranger.
 	d := open(t)
 	impostor := startAs(t, stranger, d, "server", "--listen", "s", "--mode", "0666")
-	impostor.err.await(t, 1, "waiting for a ")
-	client := startAttr(t, asNobody(), nil, d, "server", "healthcheck", "--listen", "s")
-	if status := client.status(t); status != 1 {
+	impostor.Err.Await(t, 1, "waiting for a ")
+	client := startAttr(t, asNobody(), d, "server", "healthcheck", "--listen", "s")
+	if status := client.Status(t); status != 1 {
 		t.Errorf("the health check of an unmapped user's server has exit status %d", status)
 	}
-	wantWords(t, client.err.String(), "user 65534 serves there, which may be any that this user namespace does not map")
+	wantWords(t, client.Err.String(), "user 65534 serves there, which may be any that this user namespace does not map")
 	asked++
-	impostor.stop(t)
-	faults.Report(t, faults.Row{
+	impostor.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F45", Done: "clients of an unmapped user at a server that runs as 65534 in a user namespace of its own, without `--allow-uid`, with that of another user, and of 65534; and the health check of a server that is an unmapped user's", Count: asked,
 		Outcome: "served, but not at a path; refused; served; refused; counted as one user, and no name makes any a health check",
 	})
@@ -270,17 +269,17 @@ func TestServerFindsItsFilesAfterItAnsweredAtPaths(t *testing.T) {
 	server := serve(t, d, "--listen", "datagram:d")
 	for i, name := range []string{"./me", "me", "you"} {
 		p := start(t, d, "socat", "-", "UNIX-SENDTO:d,bind="+name)
-		_, err := io.WriteString(p.in, message)
+		_, err := io.WriteString(p.In, message)
 		check(t, err)
-		p.out.await(t, 1, message)
-		check(t, p.in.Close())
-		p.status(t)
+		p.Out.Await(t, 1, message)
+		check(t, p.In.Close())
+		p.Status(t)
 		if i < 2 {
 			check(t, os.Remove(d+"/d"))
-			server.err.await(t, i+1, "d was removed: listening again")
+			server.Err.Await(t, i+1, "d was removed: listening again")
 		}
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 // It keeps the sockets of some, looks at them anew where it must, and does with
@@ -319,16 +318,14 @@ func TestNamesOfManyClients(t *testing.T) {
 		check(t, err)
 		ask(i, "anew")
 	}
-	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", server.Process.Pid))
-	check(t, err)
-	if n := len(open); n > 160 { // 128 names, and its own
+	if n := descriptors(t, server); n > 160 { // 128 names, and its own
 		t.Errorf("%d descriptors are open", n)
 	}
 	const few = 20
-	check(t, unix.Prlimit(server.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: few, Max: few}, nil))
+	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: few, Max: few}, nil))
 	askAll("third")
 	for i := range fds {
 		check(t, errors.Join(unix.Close(fds[i]), unix.Unlink(name(i))))
 	}
-	server.stop(t)
+	server.Stop(t)
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // The strangers run as users of their own, which only root can give them.
@@ -39,7 +39,7 @@ func open(t *testing.T) string {
 // refusals are the events of clients that were turned away.
 func refusals(t *testing.T, p *process) (all []map[string]any) {
 	t.Helper()
-	for line := range strings.Lines(p.err.String()) {
+	for line := range strings.Lines(p.Err.String()) {
 		e := map[string]any{}
 		check(t, json.Unmarshal([]byte(line), &e))
 		if e["level"] == "warn" {
@@ -79,45 +79,45 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 	var want []map[string]any
 	for _, a := range places {
 		client := startAs(t, stranger, d, "client", "--log-level", "warn", "--connect", a, "--bind", "./me")
-		status := client.status(t)
+		status := client.Status(t)
 		if !asRoot() {
 			if status != 0 {
-				t.Errorf("%s: the server's own user is not served: %s", a, &client.err)
+				t.Errorf("%s: the server's own user is not served: %s", a, &client.Err)
 			}
 			continue
 		}
-		if status != 1 || client.out.String() != "" || strings.Count(client.err.String(), "\n") != 1 {
-			t.Errorf("%s: exit status %d, output %q, error %q", a, status, &client.out, &client.err)
+		if status != 1 || client.Out.String() != "" || strings.Count(client.Err.String(), "\n") != 1 {
+			t.Errorf("%s: exit status %d, output %q, error %q", a, status, &client.Out, &client.Err)
 		}
-		wantWords(t, client.err.String(), "let this process in, which is 10003:10003")
+		wantWords(t, client.Err.String(), "let this process in, which is 10003:10003")
 		peer := "./me"
 		if a == "datagram:./d" {
 			peer = d + "/me"
 		}
 		want = append(want, map[string]any{
 			"message": "turned a client away: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
-			"peer": peer, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Process.Pid),
+			"peer": peer, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Pid()),
 		})
 		// A name that lies is a name.
 		for _, name := range []string{"@x;uid=0", d + "/x;uid=0"} {
 			client := startAs(t, stranger, d, "client", "--log-level", "warn", "--connect", a, "--bind", name)
-			if status := client.status(t); status != 1 || client.out.String() != "" {
-				t.Errorf("%s from %s: exit status %d, output %q, error %q", a, name, status, &client.out, &client.err)
+			if status := client.Status(t); status != 1 || client.Out.String() != "" {
+				t.Errorf("%s from %s: exit status %d, output %q, error %q", a, name, status, &client.Out, &client.Err)
 			}
 			want = append(want, map[string]any{
 				"message": "turned a client away: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
-				"peer": name, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Process.Pid),
+				"peer": name, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Pid()),
 			})
 		}
 	}
 	for _, a := range places {
 		client := startAs(t, friend, d, "client", "--connect", a)
-		if status := client.status(t); status != 0 || client.out.String() != message {
-			t.Errorf("the friend is not served: exit status %d, error %q", status, &client.err)
+		if status := client.Status(t); status != 0 || client.Out.String() != message {
+			t.Errorf("the friend is not served: exit status %d, error %q", status, &client.Err)
 		}
 	}
 	healthCheckAll(t, d)
-	server.stop(t)
+	server.Stop(t)
 	// The log tells of five a second; what it tells has the count.
 	byCount := map[any]map[string]any{}
 	for _, e := range want {
@@ -132,8 +132,8 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 	if len(got) < min(5, len(want)) {
 		t.Errorf("%d refusals are in the log of %d", len(got), len(want))
 	}
-	if asRoot() && strings.Count(server.err.String(), "connection from") != 2 {
-		t.Errorf("a stranger's connection was served:\n%s", &server.err)
+	if asRoot() && strings.Count(server.Err.String(), "connection from") != 2 {
+		t.Errorf("a stranger's connection was served:\n%s", &server.Err)
 	}
 }
 
@@ -183,7 +183,7 @@ func knock(t *testing.T, n int, names ...string) (s status, told []map[string]an
 	})
 	healthCheckAll(t, d) // whatever came before has been accepted
 	s = statusOf(t, d+"/admin")
-	server.stop(t)
+	server.Stop(t)
 	return s, refusals(t, server)
 }
 
@@ -229,7 +229,7 @@ func TestF9PeerThatIsNotAllowed(t *testing.T) {
 	if s.Refused["user"] != attempts || s.Bytes != 3*len("are you well?") {
 		t.Errorf("%d of %d were refused, and %d bytes received", s.Refused["user"], attempts, s.Bytes)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F9", Done: "a user who is not in `--allow-uid` connects, or sends a datagram, and says something, over each type", Count: attempts,
 		Outcome: fmt.Sprintf("all turned away and counted, no payload taken; %d lines in the log, with uid and gid", len(told)),
 	})
@@ -249,7 +249,7 @@ func TestF10NameThatLies(t *testing.T) {
 			t.Errorf("the log believes a name: %v", e)
 		}
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F10", Done: "a user who is not allowed binds `x;uid=0`, `@x;uid=0`, one with a new line, and the name of a health check, over each type", Count: attempts,
 		Outcome: "all turned away; every line of the log has the kernel's uid and gid",
 	})
@@ -275,13 +275,13 @@ func TestAllowListsAddUp(t *testing.T) {
 			for _, a := range places {
 				for uid, served := range map[int]bool{stranger: tt.stranger, friend: tt.friend} {
 					client := startAs(t, uid, d, "client", "--connect", a)
-					if status := client.status(t); (status == 0) != (served || !asRoot()) {
-						t.Errorf("%d at %s: exit status %d, error %q", uid, a, status, &client.err)
+					if status := client.Status(t); (status == 0) != (served || !asRoot()) {
+						t.Errorf("%d at %s: exit status %d, error %q", uid, a, status, &client.Err)
 					}
 				}
 			}
 			healthCheckAll(t, d)
-			server.stop(t)
+			server.Stop(t)
 		})
 	}
 }
@@ -292,7 +292,7 @@ func TestRefusedDatagramIsNoEcho(t *testing.T) {
 	t.Parallel()
 	d := open(t)
 	server := startAs(t, stranger, d, "server", "--listen", "datagram:d", "--mode", "0666", "--allow-uid", strconv.Itoa(friend))
-	server.err.await(t, 1, "waiting for a message")
+	server.Err.Await(t, 1, "waiting for a message")
 	conn, err := net.DialUnix("unixgram", &net.UnixAddr{Name: "@" + d, Net: "unixgram"}, &net.UnixAddr{Name: d + "/d", Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, conn.Close()) }()
@@ -310,7 +310,7 @@ func TestRefusedDatagramIsNoEcho(t *testing.T) {
 			t.Errorf("%q is answered by %q, not %q", sent, got, want)
 		}
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 func TestWhoIsThereIsAskedOfUnixSocketsOnly(t *testing.T) {
@@ -363,14 +363,14 @@ func TestClientSendsNothingToServerOfAnotherUser(t *testing.T) {
 		if status != 0 || stdout != message {
 			t.Errorf("%s: exit status %d, output %q, error %q", a, status, stdout, stderr)
 		}
-		server.err.await(t, 4, "waiting for a connection\n")
-		server.stop(t)
+		server.Err.Await(t, 4, "waiting for a connection\n")
+		server.Stop(t)
 		nothing := "connection from\nno data from\nwaiting for a connection\n"
 		if a == "stream:./s" {
 			nothing = "connection from\nreceived ''\nno data from\nwaiting for a connection\n"
 		}
-		if n := strings.Count(server.err.String(), nothing); n != 2 {
-			t.Errorf("%s: nothing was received %d times, not twice:\n%s", a, n, &server.err)
+		if n := strings.Count(server.Err.String(), nothing); n != 2 {
+			t.Errorf("%s: nothing was received %d times, not twice:\n%s", a, n, &server.Err)
 		}
 	}
 }
@@ -416,7 +416,7 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 						}
 					}
 					healthy()
-					before := openFiles(t, server)
+					before := descriptors(t, server)
 					for range 1000 {
 						fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
 						check(t, err)
@@ -435,36 +435,28 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 					}
 					healthy() // whatever came before has been received
 					late := time.Now().Add(patience)
-					for openFiles(t, server) != before && time.Now().Before(late) {
+					for descriptors(t, server) != before && time.Now().Before(late) {
 						healthy() // the last check's connection may still be open
 					}
-					if after := openFiles(t, server); after != before {
+					if after := descriptors(t, server); after != before {
 						t.Errorf("%d descriptors are open, %d were", after, before)
 					}
-					server.signal(t, syscall.SIGTERM)
-					if status := server.status(t); status != 0 {
-						t.Errorf("exit status %d:\n%s", status, &server.err)
+					if status := server.Terminate(t); status != 0 {
+						t.Errorf("exit status %d:\n%s", status, &server.Err)
 					}
 					if wantErr == nil {
-						wantWords(t, server.err.String(), "message carries file descriptors", "cause=descriptors", "refused=1")
-					} else if server.err.String() != "" {
-						t.Errorf("the server says:\n%s", &server.err)
+						wantWords(t, server.Err.String(), "message carries file descriptors", "cause=descriptors", "refused=1")
+					} else if server.Err.String() != "" {
+						t.Errorf("the server says:\n%s", &server.Err)
 					}
 				})
 			}
 		}
 	})
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F11", Done: "messages with 253 descriptors each, over each type, without and with SO_PASSRIGHTS=0 on the server's socket", Count: 6000,
 		Outcome: "the server's count of descriptors is what it was; without the option senders are turned away and counted, with it the kernel gives them EPERM",
 	})
-}
-
-func openFiles(t *testing.T, p *process) int {
-	t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Process.Pid))
-	check(t, err)
-	return len(entries)
 }
 
 // boundFile is a socket as a parent passes it on: bound, listening where it can.
@@ -487,7 +479,10 @@ func boundFile(t *testing.T, typ int, path string) *os.File {
 func activated(t *testing.T, d string, files []*os.File, args ...string) *process {
 	t.Helper()
 	script := fmt.Sprintf(`LISTEN_PID=$$ LISTEN_FDS=%d exec "$0" "$@"`, len(files))
-	return startWith(t, os.Geteuid(), files, d, append([]string{"sh", "-c", script, bin + "/server"}, args...)...)
+	p := testkit.Prepare(t, d, append([]string{"sh", "-c", script, testkit.Program("server")}, args...)...)
+	p.Cmd.ExtraFiles = files
+	p.Start(t)
+	return p
 }
 
 // activate waits until the server serves; it does not say so at level warn.
@@ -495,7 +490,7 @@ func activate(t *testing.T, d string, files []*os.File, args ...string) *process
 	t.Helper()
 	p := activated(t, d, files, args...)
 	if !strings.Contains(strings.Join(args, " "), "warn") {
-		p.err.await(t, 1, "waiting for a ")
+		p.Err.Await(t, 1, "waiting for a ")
 	}
 	return p
 }
@@ -527,8 +522,8 @@ func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
 			check(t, err)
 		}
 		server := activate(t, d, []*os.File{stream, record, datagram}, "--log-format", "plain", "--listen", "other", "--mode", "0600")
-		if want := fmt.Sprintf("starting up on %[1]s/s\nstarting up on %[1]s/q\nstarting up on %[1]s/d\n", d); !strings.HasPrefix(server.err.String(), want) {
-			t.Errorf("the server says:\n%s", &server.err)
+		if want := fmt.Sprintf("starting up on %[1]s/s\nstarting up on %[1]s/q\nstarting up on %[1]s/d\n", d); !strings.HasPrefix(server.Err.String(), want) {
+			t.Errorf("the server says:\n%s", &server.Err)
 		}
 		for _, conn := range early {
 			back := make([]byte, 100)
@@ -544,9 +539,8 @@ func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
 				t.Errorf("%s: exit status %d, output %q, error %q", a, status, stdout, stderr)
 			}
 		}
-		server.signal(t, syscall.SIGTERM)
-		if status := server.status(t); status != 0 {
-			t.Errorf("exit status %d:\n%s", status, &server.err)
+		if status := server.Terminate(t); status != 0 {
+			t.Errorf("exit status %d:\n%s", status, &server.Err)
 		}
 		wantFiles(t, d, "d", "q", "s")
 	}
@@ -574,10 +568,10 @@ func TestActivationByWhatIsNoListeningSocket(t *testing.T) {
 		{internet, "it is no Unix socket: pass one, ListenStream=/path"},
 	} {
 		p := activated(t, d, []*os.File{good, tt.file})
-		if status := p.status(t); status != 1 || strings.Count(p.err.String(), "\n") != 1 {
-			t.Errorf("exit status %d, error %q", status, &p.err)
+		if status := p.Status(t); status != 1 || strings.Count(p.Err.String(), "\n") != 1 {
+			t.Errorf("exit status %d, error %q", status, &p.Err)
 		}
-		wantWords(t, p.err.String(), "server: LISTEN_FD_4, passed on by the parent process: "+tt.words)
+		wantWords(t, p.Err.String(), "server: LISTEN_FD_4, passed on by the parent process: "+tt.words)
 		wantFiles(t, d, "s")
 		check(t, tt.file.Close())
 	}
@@ -596,20 +590,20 @@ func TestSystemdSocketActivate(t *testing.T) {
 			t.Parallel()
 			d := dir(t)
 			name := tt.address[strings.LastIndexByte(tt.address, '/')+1:]
-			args := []string{"systemd-socket-activate", "-l", d + "/" + name, bin + "/server", "--log-format", "plain"}
+			args := []string{"systemd-socket-activate", "-l", d + "/" + name, testkit.Program("server"), "--log-format", "plain"}
 			if tt.flag != "" {
 				args = append(args[:1:1], append([]string{tt.flag}, args[1:]...)...)
 			}
 			p := start(t, d, args...)
-			p.err.await(t, 1, "Listening on ")
+			p.Err.Await(t, 1, "Listening on ")
 			// The first message starts the server.
 			status, stdout, stderr := run(t, d, "", "client", "--connect", tt.address, "--bind", tt.bind)
 			if status != 0 || stdout != message {
-				t.Errorf("exit status %d, output %q, error %q; the server says:\n%s", status, stdout, stderr, &p.err)
+				t.Errorf("exit status %d, output %q, error %q; the server says:\n%s", status, stdout, stderr, &p.Err)
 			}
-			p.signal(t, syscall.SIGTERM) // it is the server by now
-			if status := p.status(t); status != 0 {
-				t.Errorf("exit status %d:\n%s", status, &p.err)
+			p.Signal(t, syscall.SIGTERM) // it is the server by now
+			if status := p.Status(t); status != 0 {
+				t.Errorf("exit status %d:\n%s", status, &p.Err)
 			}
 			wantFiles(t, d, name)
 		})
@@ -621,10 +615,10 @@ func TestActivationOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	script := `LISTEN_PID=1 LISTEN_FDS=1 exec "$0"`
-	p := start(t, d, "sh", "-c", script, bin+"/server")
-	p.err.await(t, 1, "starting up on ./uds_socket")
-	p.err.await(t, 1, "waiting for a connection")
-	p.stop(t)
+	p := start(t, d, "sh", "-c", script, testkit.Program("server"))
+	p.Err.Await(t, 1, "starting up on ./uds_socket")
+	p.Err.Await(t, 1, "waiting for a connection")
+	p.Stop(t)
 }
 
 func TestHealthCheckBelievesNoImpostor(t *testing.T) {
@@ -634,15 +628,15 @@ func TestHealthCheckBelievesNoImpostor(t *testing.T) {
 	}
 	d := open(t)
 	server := startAs(t, stranger, d, "server", "--listen", "s", "--listen", "seqpacket:q", "--listen", "files:f", "--mode", "0666")
-	server.err.await(t, 1, "waiting for a connection")
+	server.Err.Await(t, 1, "waiting for a connection")
 	for _, a := range []string{"s", "seqpacket:q", "files:f"} {
 		p := startAs(t, friend, d, "server", "healthcheck", "--listen", a)
-		if status := p.status(t); status != 1 {
+		if status := p.Status(t); status != 1 {
 			t.Errorf("%s: exit status %d", a, status)
 		}
-		wantWords(t, p.err.String(), "user 10003 serves there, and this process is user 10004: find out who")
+		wantWords(t, p.Err.String(), "user 10003 serves there, and this process is user 10004: find out who")
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 // Names are looked up where the server is. A client that binds one which means
@@ -660,10 +654,10 @@ func TestReplyGoesToTheSendersOwnSocketOnly(t *testing.T) {
 	defer func() { check(t, other.Close()) }()
 	for i, name := range []string{"d", "notify"} {
 		p := startAs(t, stranger, theirs, "socat", "-u", "-", "UNIX-SENDTO:../d,bind="+name)
-		_, err := io.WriteString(p.in, "stop")
-		check(t, errors.Join(err, p.in.Close()))
-		p.status(t)
-		server.err.await(t, i+1, "cannot answer at a name that is no socket of the client's own")
+		_, err := io.WriteString(p.In, "stop")
+		check(t, errors.Join(err, p.In.Close()))
+		p.Status(t)
+		server.Err.Await(t, i+1, "cannot answer at a name that is no socket of the client's own")
 	}
 	// Whoever asks now is served, and nobody was answered before.
 	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:d"); status != 0 || stdout != message {
@@ -678,5 +672,5 @@ func TestReplyGoesToTheSendersOwnSocketOnly(t *testing.T) {
 	}
 	check(t, os.RemoveAll(theirs))
 	check(t, os.Remove(d+"/notify"))
-	server.stop(t)
+	server.Stop(t)
 }

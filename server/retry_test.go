@@ -10,8 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/udsecho/udsecho/internal/faults"
-	"github.com/udsecho/udsecho/internal/proxy"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 func TestF1KilledServerStartsAgainAndNothingIsLost(t *testing.T) {
@@ -20,11 +19,11 @@ func TestF1KilledServerStartsAgainAndNothingIsLost(t *testing.T) {
 	addrs, flags := sockets(d)
 	args := append([]string{"server", "--log-level", "warn", "--chunk", "4096"}, flags...)
 	server := start(t, d, args...)
-	f := launch(t, proxy.Seed(t), clients, addrs...)
+	f := launch(t, testkit.Seed(t), clients, addrs...)
 	f.await(t, server)
 	for range kills {
-		server.signal(t, syscall.SIGKILL)
-		<-server.ended
+		server.Signal(t, syscall.SIGKILL)
+		<-server.Ended
 		server = start(t, d, args...)
 		f.await(t, server)
 	}
@@ -32,8 +31,8 @@ func TestF1KilledServerStartsAgainAndNothingIsLost(t *testing.T) {
 	if sum.resumed < kills {
 		t.Errorf("only %d connections broke", sum.resumed)
 	}
-	server.stop(t)
-	faults.Report(t, faults.Row{
+	server.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F1",
 		Done:    fmt.Sprintf("%d clients of all types transfer with retry; the server is killed, started again, and killed again once every client has got more back", clients),
 		Count:   kills,
@@ -65,26 +64,26 @@ func TestTransferThroughTenKillsIsByteIdentical(t *testing.T) {
 				}
 				written := make(chan error, 1)
 				go func() {
-					_, err := io.WriteString(io.MultiWriter(sent, client.in), part.String())
+					_, err := io.WriteString(io.MultiWriter(sent, client.In), part.String())
 					written <- err
 				}()
 				if kill < kills {
-					client.out.await(t, 1, fmt.Sprintf("\n%d.%d\n", kill, lines/10))
-					server.signal(t, syscall.SIGKILL)
-					<-server.ended
+					client.Out.Await(t, 1, fmt.Sprintf("\n%d.%d\n", kill, lines/10))
+					server.Signal(t, syscall.SIGKILL)
+					<-server.Ended
 					server = start(t, d, args...)
 				}
 				check(t, <-written)
 			}
-			check(t, client.in.Close())
-			if status := client.status(t); status != 0 {
-				t.Fatalf("exit status is %d: %s", status, &client.err)
+			check(t, client.In.Close())
+			if status := client.Status(t); status != 0 {
+				t.Fatalf("exit status is %d: %s", status, &client.Err)
 			}
-			if back := sha256.Sum256([]byte(client.out.String())); !bytes.Equal(back[:], sent.Sum(nil)) {
+			if back := sha256.Sum256([]byte(client.Out.String())); !bytes.Equal(back[:], sent.Sum(nil)) {
 				t.Error("what came back is not what was sent")
 			}
-			wantWords(t, client.err.String(), "connecting again")
-			server.stop(t)
+			wantWords(t, client.Err.String(), "connecting again")
+			server.Stop(t)
 		})
 	}
 }
@@ -97,33 +96,33 @@ func TestResumingClientSendsNothingToServerOfAnotherUser(t *testing.T) {
 			d := dir(t)
 			server := serve(t, d, "--listen", typ+":s", "--log-format", "plain")
 			client := start(t, d, "client", "--retry", "60s", "--require-uid", "0", "--connect", typ+":s", "--chunk", "4", "-")
-			_, err := io.WriteString(client.in, "one\n")
+			_, err := io.WriteString(client.In, "one\n")
 			check(t, err)
-			client.out.await(t, 1, "one\n")
-			server.signal(t, syscall.SIGKILL)
-			<-server.ended
+			client.Out.Await(t, 1, "one\n")
+			server.Signal(t, syscall.SIGKILL)
+			<-server.Ended
 
 			// Another user moves its own socket there.
 			other := d + "/other"
 			check(t, os.Mkdir(other, 0o755))
 			check(t, os.Chown(other, 12345, 12345))
 			impostor := startAs(t, 12345, other, "server", "--mode", "0666", "--listen", typ+":s", "--log-format", "plain")
-			impostor.err.await(t, 1, "waiting for a ")
+			impostor.Err.Await(t, 1, "waiting for a ")
 			check(t, os.Rename(other+"/s", d+"/s"))
 
-			_, err = io.WriteString(client.in, "two\n")
+			_, err = io.WriteString(client.In, "two\n")
 			check(t, err)
-			if status := client.status(t); status != 1 {
+			if status := client.Status(t); status != 1 {
 				t.Errorf("exit status is %d", status)
 			}
-			wantWords(t, client.err.String(), "the server runs as user 12345, not 0 as --require-uid wants")
-			if out := client.out.String(); out != "one\n" {
+			wantWords(t, client.Err.String(), "the server runs as user 12345, not 0 as --require-uid wants")
+			if out := client.Out.String(); out != "one\n" {
 				t.Errorf("output is %q", out)
 			}
-			impostor.signal(t, syscall.SIGTERM)
-			impostor.status(t)
-			if strings.Contains(impostor.err.String(), "received 't") {
-				t.Errorf("the other server was sent something:\n%s", &impostor.err)
+			impostor.Signal(t, syscall.SIGTERM)
+			impostor.Status(t)
+			if strings.Contains(impostor.Err.String(), "received 't") {
+				t.Errorf("the other server was sent something:\n%s", &impostor.Err)
 			}
 		})
 	}

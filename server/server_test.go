@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 const message = "This is the message.  It will be repeated."
@@ -26,7 +26,7 @@ func TestTranscripts(t *testing.T) {
 	d := dir(t)
 	server := serve(t, d, "--log-format", "plain")
 	status, stdout, stderr := run(t, d, "", "client", "--log-format", "plain")
-	server.err.await(t, 2, "waiting for a connection\n")
+	server.Err.Await(t, 2, "waiting for a connection\n")
 
 	if diff := cmp.Diff(`starting up on ./uds_socket
 waiting for a connection
@@ -40,7 +40,7 @@ sending data back to the client
 received ''
 no data from
 waiting for a connection
-`, server.err.String()); diff != "" {
+`, server.Err.String()); diff != "" {
 		t.Errorf("server (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(`connecting to ./uds_socket
@@ -55,8 +55,8 @@ closing socket
 	if status != 0 || stdout != message {
 		t.Errorf("the client's exit status is %d, its output %q", status, stdout)
 	}
-	server.stop(t)
-	if out := server.out.String(); out != "" {
+	server.Stop(t)
+	if out := server.Out.String(); out != "" {
 		t.Errorf("the server's output is %q", out)
 	}
 }
@@ -146,19 +146,19 @@ func TestEnvironmentSetsFlags(t *testing.T) {
 	t.Parallel()
 	need(t, "env", "coreutils")
 	d := dir(t)
-	server := start(t, d, "env", "UDS_LISTEN=stream:a,b", "UDS_MODE=0600", "UDS_LOG_FORMAT=plain", bin+"/server")
-	server.err.await(t, 1, "starting up on a\nstarting up on b\nwaiting for a connection\n")
+	server := start(t, d, "env", "UDS_LISTEN=stream:a,b", "UDS_MODE=0600", "UDS_LOG_FORMAT=plain", testkit.Program("server"))
+	server.Err.Await(t, 1, "starting up on a\nstarting up on b\nwaiting for a connection\n")
 	info, err := os.Lstat(d + "/b")
 	check(t, err)
 	if info.Mode().Perm() != 0o600 {
 		t.Errorf("mode is %v", info.Mode())
 	}
 	for _, path := range []string{"a", "b"} {
-		if status, stdout, stderr := run(t, d, "", "env", "UDS_CONNECT="+path, bin+"/client", "hello"); status != 0 || stdout != "hello" {
+		if status, stdout, stderr := run(t, d, "", "env", "UDS_CONNECT="+path, testkit.Program("client"), "hello"); status != 0 || stdout != "hello" {
 			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 		}
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 func TestServerLeavesRegularFileAlone(t *testing.T) {
@@ -183,7 +183,7 @@ var kinds = []string{"stream", "datagram", "seqpacket"}
 func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
 	t.Parallel()
 	const attempts = 10
-	second := plain(t) + "/server" // how fast it is, is measured
+	second := testkit.Plain(t, "server") // how fast it is, is measured
 	var took []time.Duration
 	for _, kind := range kinds {
 		d := dir(t)
@@ -206,7 +206,7 @@ func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
 				t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 			}
 		}
-		first.stop(t)
+		first.Stop(t)
 	}
 	// The median, as this machine may be busy.
 	slices.Sort(took)
@@ -214,7 +214,7 @@ func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
 	if median > time.Second {
 		t.Errorf("a refusal takes %v", median)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F3",
 		Done:    "a second server started on the path of one that serves, for each type",
 		Count:   len(took),
@@ -241,32 +241,31 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 	old := serve(t, d)
 	for i := range overlaps {
 		holding := start(t, d, "client", "-") // it keeps the old server from ending
-		_, err := io.WriteString(holding.in, message)
+		_, err := io.WriteString(holding.In, message)
 		check(t, err)
-		holding.out.await(t, 1, message)
+		holding.Out.Await(t, 1, message)
 		byHand := i%2 == 1
 		if byHand {
-			old.signal(t, syscall.SIGSTOP) // or it would listen again
-			check(t, unix.Waitid(unix.P_PID, old.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
+			pause(t, old) // or it would listen again
 			check(t, os.Remove(d+"/uds_socket"))
 			check(t, os.Remove(d+"/.uds_socket.lock"))
 		} else {
-			old.signal(t, syscall.SIGTERM)
+			old.Signal(t, syscall.SIGTERM)
 			awaitEmpty(t, d)
 		}
 		successor := serve(t, d)
 		before := inodes(t, d+"/uds_socket", d+"/.uds_socket.lock")
 		if byHand {
-			old.signal(t, syscall.SIGTERM)
-			old.signal(t, syscall.SIGCONT)
+			old.Signal(t, syscall.SIGTERM)
+			old.Signal(t, syscall.SIGCONT)
 		}
-		check(t, holding.in.Close())
-		if status := holding.status(t); status != 0 {
-			t.Errorf("overlap %d: the old server's client: exit status %d, error %q", i, status, &holding.err)
+		check(t, holding.In.Close())
+		if status := holding.Status(t); status != 0 {
+			t.Errorf("overlap %d: the old server's client: exit status %d, error %q", i, status, &holding.Err)
 		}
 		// What was removed by hand it may have noticed before the signal.
-		if status := old.status(t); status != 0 && !byHand {
-			t.Errorf("overlap %d: exit status %d, error %q", i, status, &old.err)
+		if status := old.Status(t); status != 0 && !byHand {
+			t.Errorf("overlap %d: exit status %d, error %q", i, status, &old.Err)
 		}
 		if after := inodes(t, d+"/uds_socket", d+"/.uds_socket.lock"); after != before {
 			t.Fatalf("overlap %d: the successor's files are %s, were %s", i, after, before)
@@ -276,8 +275,8 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 		}
 		old = successor
 	}
-	old.stop(t)
-	faults.Report(t, faults.Row{
+	old.Stop(t)
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F2",
 		Done: "a server ends after its successor has bound the path: told to stop while a client holds it, " +
 			"and every other time paused while its files are removed by hand",
@@ -298,15 +297,15 @@ func TestF31PathThatIsNoTextIsServedAndTheLogIsJSON(t *testing.T) {
 		d := dir(t)
 		address := kind + ":./" + notUTF8
 		// From the variable, which takes the same way as a flag and one more.
-		server := start(t, d, "env", "UDS_LISTEN="+address+"flag,"+address, bin+"/server", "--log-format", "json")
-		server.err.await(t, 1, "waiting for a ")
+		server := start(t, d, "env", "UDS_LISTEN="+address+"flag,"+address, testkit.Program("server"), "--log-format", "json")
+		server.Err.Await(t, 1, "waiting for a ")
 		for range rounds {
 			client := start(t, d, "client", "--log-format", "json", "--connect", address, "--bind", "./"+notUTF8+"client", message+notUTF8)
-			if status := client.status(t); status != 0 || client.out.String() != message+notUTF8 {
-				t.Errorf("%s: exit status %d, output %q, error %q", kind, status, &client.out, &client.err)
+			if status := client.Status(t); status != 0 || client.Out.String() != message+notUTF8 {
+				t.Errorf("%s: exit status %d, output %q, error %q", kind, status, &client.Out, &client.Err)
 			}
 			echoes++
-			lines += wantJSON(t, client.err.String())
+			lines += wantJSON(t, client.Err.String())
 		}
 		// A failure is a line for people, and printable.
 		status, _, stderr := run(t, d, "", "client", "--connect", address+"missing", "--log-level", "warn")
@@ -314,11 +313,11 @@ func TestF31PathThatIsNoTextIsServedAndTheLogIsJSON(t *testing.T) {
 			t.Errorf("%s: exit status %d", kind, status)
 		}
 		wantPrintable(t, stderr)
-		server.stop(t)
-		lines += wantJSON(t, server.err.String())
-		wantWords(t, server.err.String(), `\\xff\\xfe`, "client")
+		server.Stop(t)
+		lines += wantJSON(t, server.Err.String())
+		wantWords(t, server.Err.String(), `\\xff\\xfe`, "client")
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F31",
 		Done:    "servers of each type on a path that is not UTF-8, from a variable, and clients with such a name and such a message",
 		Count:   echoes,
@@ -343,14 +342,14 @@ func TestKilledServerIsReplaced(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	first := serve(t, d)
-	first.signal(t, syscall.SIGKILL)
-	first.status(t)
-	wantFiles(t, d, ".uds_socket.lock", "uds_socket")
+	first.Signal(t, syscall.SIGKILL)
+	first.Status(t)
+	wantFiles(t, d, "uds_socket", "uds_socket.lock")
 	second := serve(t, d)
 	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	second.stop(t)
+	second.Stop(t)
 }
 
 func TestSignalDrains(t *testing.T) {
@@ -361,20 +360,20 @@ func TestSignalDrains(t *testing.T) {
 			d := dir(t)
 			server := serve(t, d, "--log-format", "plain", "--log-level", "debug", "--drain-timeout", "60s")
 			client := start(t, d, "client", "-")
-			_, err := io.WriteString(client.in, "before ")
+			_, err := io.WriteString(client.In, "before ")
 			check(t, err)
-			client.out.await(t, 1, "before ")
+			client.Out.Await(t, 1, "before ")
 
-			server.signal(t, s)
-			server.err.await(t, 1, "draining")
-			_, err = io.WriteString(client.in, "after")
+			server.Signal(t, s)
+			server.Err.Await(t, 1, "draining")
+			_, err = io.WriteString(client.In, "after")
 			check(t, err)
-			check(t, client.in.Close())
-			if status := client.status(t); status != 0 || client.out.String() != "before after" {
-				t.Errorf("the client's exit status is %d, its output %q, its error %q", status, &client.out, &client.err)
+			check(t, client.In.Close())
+			if status := client.Status(t); status != 0 || client.Out.String() != "before after" {
+				t.Errorf("the client's exit status is %d, its output %q, its error %q", status, &client.Out, &client.Err)
 			}
-			if status := server.status(t); status != 0 {
-				t.Errorf("exit status is %d after:\n%s", status, &server.err)
+			if status := server.Status(t); status != 0 {
+				t.Errorf("exit status is %d after:\n%s", status, &server.Err)
 			}
 			wantFiles(t, d)
 		})
@@ -388,8 +387,8 @@ func TestSecondSignalEndsServerAtOnce(t *testing.T) {
 	hanging, err := net.Dial("unix", d+"/uds_socket")
 	check(t, err)
 	defer func() { _ = hanging.Close() }()
-	server.err.await(t, 1, "connection from")
-	server.signal(t, syscall.SIGTERM)
+	server.Err.Await(t, 1, "connection from")
+	server.Signal(t, syscall.SIGTERM)
 	awaitEmpty(t, d)
 
 	// The server takes its hand off the signals at about this moment; one that
@@ -397,12 +396,12 @@ func TestSecondSignalEndsServerAtOnce(t *testing.T) {
 	late, again := time.After(patience), time.NewTicker(10*time.Millisecond)
 	defer again.Stop()
 	for {
-		_ = server.Process.Signal(syscall.SIGTERM)
+		_ = server.Cmd.Process.Signal(syscall.SIGTERM)
 		select {
-		case <-server.ended:
-			ws := server.ProcessState.Sys().(syscall.WaitStatus)
+		case <-server.Ended:
+			ws := server.Cmd.ProcessState.Sys().(syscall.WaitStatus)
 			if !ws.Signaled() || ws.Signal() != syscall.SIGTERM {
-				t.Errorf("the server ended with %v", server.ProcessState)
+				t.Errorf("the server ended with %v", server.Cmd.ProcessState)
 			}
 			wantFiles(t, d)
 			return
@@ -417,16 +416,13 @@ func TestSecondSignalEndsServerAtOnce(t *testing.T) {
 // nothing.
 func awaitEmpty(t *testing.T, d string) {
 	t.Helper()
-	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	testkit.Await(t, func() error {
 		entries, err := os.ReadDir(d)
-		check(t, err)
-		if len(entries) == 0 {
-			return
+		if len(entries) > 0 {
+			return fmt.Errorf("%v is still there", entries)
 		}
-		if time.Now().After(late) {
-			t.Fatalf("%v is still there", entries)
-		}
-	}
+		return err
+	})
 }
 
 func TestDrainTimeoutEndsHangingClient(t *testing.T) {
@@ -436,9 +432,9 @@ func TestDrainTimeoutEndsHangingClient(t *testing.T) {
 	hanging, err := net.Dial("unix", d+"/uds_socket")
 	check(t, err)
 	defer func() { _ = hanging.Close() }()
-	server.err.await(t, 1, "connection from")
-	server.stop(t)
-	wantWords(t, server.err.String(), "drain timeout is over", "connections=1")
+	server.Err.Await(t, 1, "connection from")
+	server.Stop(t)
+	wantWords(t, server.Err.String(), "drain timeout is over", "connections=1")
 }
 
 // hostile is a name with what a terminal, or a line of the log, must not get:
@@ -458,16 +454,16 @@ func TestHostileBytesNeverReachTheLog(t *testing.T) {
 			if status != 0 || stdout != hostile {
 				t.Errorf("exit status %d, output %q", status, stdout)
 			}
-			server.err.await(t, 2, "waiting for a connection")
-			server.stop(t)
+			server.Err.Await(t, 2, "waiting for a connection")
+			server.Stop(t)
 			wantPrintable(t, stderr)
-			wantPrintable(t, server.err.String())
+			wantPrintable(t, server.Err.String())
 			// Two lines for each receive of 16 bytes, and for the shorter one.
-			if got, want := strings.Count(server.err.String(), "\n"), 8+2*(len(hostile)/16); got != want {
-				t.Errorf("%d lines, want %d:\n%s", got, want, &server.err)
+			if got, want := strings.Count(server.Err.String(), "\n"), 8+2*(len(hostile)/16); got != want {
+				t.Errorf("%d lines, want %d:\n%s", got, want, &server.Err)
 			}
-			if format != "plain" && !strings.Contains(server.err.String(), "[31m") {
-				t.Errorf("the peer is not named in:\n%s", &server.err)
+			if format != "plain" && !strings.Contains(server.Err.String(), "[31m") {
+				t.Errorf("the peer is not named in:\n%s", &server.Err)
 			}
 		})
 	}
@@ -508,16 +504,16 @@ func TestJSONLinesHaveTypedFields(t *testing.T) {
 	d := dir(t)
 	server := serve(t, d, "--log-format", "json")
 	client := start(t, d, "client", "--log-format", "json", "--bind", "./me", "hello")
-	if status := client.status(t); status != 0 {
+	if status := client.Status(t); status != 0 {
 		t.Fatal(status)
 	}
-	server.err.await(t, 2, "waiting for a connection")
-	pid, uid, gid := float64(client.Process.Pid), float64(os.Geteuid()), float64(os.Getegid())
+	server.Err.Await(t, 2, "waiting for a connection")
+	pid, uid, gid := float64(client.Pid()), float64(os.Geteuid()), float64(os.Getegid())
 	for _, tt := range []struct {
 		who, text string
 		want      []map[string]any
 	}{
-		{"server", server.err.String(), []map[string]any{
+		{"server", server.Err.String(), []map[string]any{
 			{"message": "starting up on ./uds_socket", "listen": "stream:./uds_socket"},
 			{"message": "waiting for a connection"},
 			{"message": "connection from", "conn": 1.0, "peer": "./me", "uid": uid, "gid": gid, "pid": pid},
@@ -527,7 +523,7 @@ func TestJSONLinesHaveTypedFields(t *testing.T) {
 			{"message": "no data from", "conn": 1.0, "peer": "./me"},
 			{"message": "waiting for a connection", "conn": 1.0, "peer": "./me"},
 		}},
-		{"client", client.err.String(), []map[string]any{
+		{"client", client.Err.String(), []map[string]any{
 			{"message": "connecting to ./uds_socket", "connect": "stream:./uds_socket"},
 			{"message": "sending 'hello'", "bytes": 5.0},
 			{"message": "received 'hello'", "bytes": 5.0},
@@ -557,12 +553,12 @@ func TestRetryWaitsForServer(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	client := start(t, d, "client", "--retry", "60s", "--bind", "auto")
-	client.err.await(t, 1, "connecting to")
+	client.Err.Await(t, 1, "connecting to")
 	server := serve(t, d)
-	if status := client.status(t); status != 0 || client.out.String() != message {
-		t.Errorf("exit status %d, output %q, error %q", status, &client.out, &client.err)
+	if status := client.Status(t); status != 0 || client.Out.String() != message {
+		t.Errorf("exit status %d, output %q, error %q", status, &client.Out, &client.Err)
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 func TestWithoutServer(t *testing.T) {
@@ -600,18 +596,17 @@ func TestHealthCheck(t *testing.T) {
 	}
 	healthy()
 
-	server.signal(t, syscall.SIGSTOP)
-	check(t, unix.Waitid(unix.P_PID, server.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
+	goOn := pause(t, server)
 	status, _, stderr := run(t, d, "", "server", "healthcheck", "--timeout", "100ms")
 	if status != 1 || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("exit status %d, error %q", status, stderr)
 	}
 	wantWords(t, stderr, "server: health check of stream:./uds_socket: connected, but no echo in time", "paused or overloaded")
 
-	server.signal(t, syscall.SIGCONT)
+	goOn()
 	healthy()
-	server.stop(t)
-	if diff := cmp.Diff("starting up on ./uds_socket\nwaiting for a connection\n", server.err.String()); diff != "" {
+	server.Stop(t)
+	if diff := cmp.Diff("starting up on ./uds_socket\nwaiting for a connection\n", server.Err.String()); diff != "" {
 		t.Errorf("health checks are mentioned (-want +got):\n%s", diff)
 	}
 
@@ -633,17 +628,17 @@ func TestHealthCheckNameHidesNobodyElse(t *testing.T) {
 	d := dir(t)
 	server := serve(t, d, "--log-format", "plain", "--mode", "0666")
 	client := startAs(t, uid, d, "client", "--bind", "@udsecho.healthcheck."+filepath.Base(d), "let me in")
-	if status := client.status(t); status != 0 {
-		t.Fatalf("exit status %d, error %q", status, &client.err)
+	if status := client.Status(t); status != 0 {
+		t.Fatalf("exit status %d, error %q", status, &client.Err)
 	}
 	if status, _, stderr := run(t, d, "", "client"); status != 0 {
 		t.Fatal(stderr)
 	}
-	server.err.await(t, 1, "received ' repeated.'")
-	server.stop(t)
+	server.Err.Await(t, 1, "received ' repeated.'")
+	server.Stop(t)
 	foreign := uid != os.Geteuid() // only root can be somebody else here
-	if mentioned := strings.Contains(server.err.String(), "received 'let me in'"); mentioned != foreign {
-		t.Errorf("a client of user %d is mentioned: %t, by a server of user %d:\n%s", uid, mentioned, os.Geteuid(), &server.err)
+	if mentioned := strings.Contains(server.Err.String(), "received 'let me in'"); mentioned != foreign {
+		t.Errorf("a client of user %d is mentioned: %t, by a server of user %d:\n%s", uid, mentioned, os.Geteuid(), &server.Err)
 	}
 }
 
@@ -652,24 +647,24 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	d := dir(t)
 	server := serve(t, d, "--max-connections", "1")
 	first := start(t, d, "client", "-")
-	_, err := io.WriteString(first.in, "hello")
+	_, err := io.WriteString(first.In, "hello")
 	check(t, err)
-	first.out.await(t, 1, "hello")
+	first.Out.Await(t, 1, "hello")
 
 	status, stdout, stderr := run(t, d, "", "client", "--bind", "auto")
 	if status != 1 || stdout != "" {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	server.err.await(t, 1, "turned a client away: 1 connections are open")
-	check(t, first.in.Close())
-	if status := first.status(t); status != 0 {
-		t.Errorf("exit status %d, error %q", status, &first.err)
+	server.Err.Await(t, 1, "turned a client away: 1 connections are open")
+	check(t, first.In.Close())
+	if status := first.Status(t); status != 0 {
+		t.Errorf("exit status %d, error %q", status, &first.Err)
 	}
-	server.err.await(t, 2, "waiting for a connection")
+	server.Err.Await(t, 2, "waiting for a connection")
 	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 func TestAbstractName(t *testing.T) {
@@ -677,12 +672,12 @@ func TestAbstractName(t *testing.T) {
 	d := dir(t)
 	name := "stream:@" + filepath.Base(d)
 	server := serve(t, d, "--listen", name)
-	wantWords(t, server.err.String(), "clients in other containers do not find it")
+	wantWords(t, server.Err.String(), "clients in other containers do not find it")
 	if status, stdout, stderr := run(t, d, "", "client", "--connect", name, "--bind", "auto"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
 	wantFiles(t, d)
-	server.stop(t)
+	server.Stop(t)
 }
 
 // The source's client, in Python, but for its messages.
@@ -718,5 +713,5 @@ func TestStrangersAreServed(t *testing.T) {
 			t.Errorf("%s: exit status %d, output %q, error %q", tt.args[0], status, stdout, stderr)
 		}
 	}
-	server.stop(t)
+	server.Stop(t)
 }

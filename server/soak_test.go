@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/udsecho/udsecho/internal/proxy"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
@@ -22,7 +22,7 @@ func TestSoak(t *testing.T) {
 	const clients = 50
 	duration, err := time.ParseDuration(cmp.Or(os.Getenv("SOAK"), "30s"))
 	check(t, err)
-	seed := proxy.Seed(t)
+	seed := testkit.Seed(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	s := &soak{T: t, dir: dir(t)}
 	addrs, flags := sockets(s.dir)
@@ -31,10 +31,10 @@ func TestSoak(t *testing.T) {
 
 	// Some of those that connect have a bad line.
 	lines := dir(t)
-	var proxies []*proxy.Proxy
+	var proxies []*testkit.Proxy
 	for _, a := range addrs[:2] {
 		line := transport.Addr{Type: a.Type, Path: lines + "/" + string(a.Type)}
-		proxies = append(proxies, proxy.Start(t, seed, line, a, 1<<20))
+		proxies = append(proxies, testkit.StartProxy(t, seed, a.Network(), line.Path, a.Path, 1<<20))
 		addrs = append(addrs, line)
 	}
 	f := launch(t, seed, clients, addrs...)
@@ -42,17 +42,17 @@ func TestSoak(t *testing.T) {
 	faults := map[string]func(){
 		"SIGKILL":              func() { s.kill(); s.start() },
 		"SIGKILL at the start": func() { s.kill(); s.start(); s.kill(); s.start() },
-		"SIGTERM":              func() { s.server.signal(t, syscall.SIGTERM); s.wantEnd(s.server); s.start() },
+		"SIGTERM":              func() { s.server.Signal(t, syscall.SIGTERM); s.wantEnd(s.server); s.start() },
 		"takeover":             s.takeOver,
 		"SIGSTOP": func() {
-			s.server.signal(t, syscall.SIGSTOP)
+			s.server.Signal(t, syscall.SIGSTOP)
 			time.Sleep(time.Duration(rng.Int64N(int64(500 * time.Millisecond))))
-			s.server.signal(t, syscall.SIGCONT)
+			s.server.Signal(t, syscall.SIGCONT)
 		},
 		"socket file removed": func() { s.removeFile(addrs[rng.IntN(3)].Path) },
 	}
 	names := slices.Sorted(maps.Keys(faults))
-	seen := proxy.Faults{}
+	seen := map[string]int{}
 	defer func() {
 		sum := f.finish(t)
 		for _, p := range proxies {
@@ -74,7 +74,7 @@ func TestSoak(t *testing.T) {
 		seen[name]++
 	}
 	f.finish(t)
-	s.server.stop(t)
+	s.server.Stop(t)
 }
 
 // A soak is the server of one, whichever process it is.
@@ -88,14 +88,14 @@ type soak struct {
 func (s *soak) start() { s.server = start(s.T, s.dir, s.args...) }
 
 func (s *soak) kill() {
-	s.server.signal(s.T, syscall.SIGKILL)
-	<-s.server.ended
+	s.server.Signal(s.T, syscall.SIGKILL)
+	<-s.server.Ended
 }
 
 func (s *soak) wantEnd(server *process) {
 	s.Helper()
-	if status := server.status(s.T); status != 0 {
-		s.Fatalf("exit status is %d after:\n%s", status, &server.err)
+	if status := server.Status(s.T); status != 0 {
+		s.Fatalf("exit status is %d after:\n%s", status, &server.Err)
 	}
 }
 
@@ -108,7 +108,7 @@ func (s *soak) takeOver() {
 // removeFile removes a socket file, which the server notices.
 func (s *soak) removeFile(path string) {
 	renewed := "listening again"
-	n := strings.Count(s.server.err.String(), renewed)
+	n := strings.Count(s.server.Err.String(), renewed)
 	check(s.T, os.Remove(path))
-	s.server.err.await(s.T, n+1, renewed)
+	s.server.Err.Await(s.T, n+1, renewed)
 }

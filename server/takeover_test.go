@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 func serveTakeover(t *testing.T, d string, args ...string) *process {
@@ -27,10 +29,10 @@ func serveTakeover(t *testing.T, d string, args ...string) *process {
 // overtake starts a successor and waits until it serves and old has ended.
 func overtake(t *testing.T, old *process, args ...string) *process {
 	t.Helper()
-	next := serveTakeover(t, old.Dir, args...)
-	next.err.await(t, 3, "took over ")
-	if status := old.status(t); status != 0 {
-		t.Errorf("the old server's exit status is %d:\n%s", status, &old.err)
+	next := serveTakeover(t, old.Cmd.Dir, args...)
+	next.Err.Await(t, 3, "took over ")
+	if status := old.Status(t); status != 0 {
+		t.Errorf("the old server's exit status is %d:\n%s", status, &old.Err)
 	}
 	return next
 }
@@ -61,7 +63,7 @@ func TestTakeover(t *testing.T) {
 	if after.Ino != before.Ino {
 		t.Errorf("inode is %d, was %d", after.Ino, before.Ino)
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 // 50 clients of all types connect, are echoed and close, or have long transfers
@@ -115,7 +117,7 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 			block := make([]byte, 100_000)
 			_, _ = rand.NewChaCha8([32]byte{byte(i), byte(sent[i].Len() / len(block))}).Read(block)
 			sent[i].Write(block)
-			_, err := p.in.Write(block)
+			_, err := p.In.Write(block)
 			check(t, err)
 		}
 	}
@@ -123,16 +125,17 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 	for range 3 {
 		seen := echoes.Load()
 		next := serveTakeover(t, d, args...)
-		next.err.await(t, 3, "took over ")
+		next.Err.Await(t, 3, "took over ")
 		feed()
-		for late := time.Now().Add(patience); echoes.Load() < seen+100; time.Sleep(time.Millisecond) {
-			if time.Now().After(late) {
-				t.Fatal("nothing is echoed any more")
+		testkit.Await(t, func() error {
+			if echoes.Load() < seen+100 {
+				return errors.New("nothing is echoed any more")
 			}
-		}
+			return nil
+		})
 		defer func(old *process) {
-			if status := old.status(t); status != 0 {
-				t.Errorf("an old server's exit status is %d:\n%s", status, &old.err)
+			if status := old.Status(t); status != 0 {
+				t.Errorf("an old server's exit status is %d:\n%s", status, &old.Err)
 			}
 		}(server)
 		server = next
@@ -140,13 +143,12 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 	close(over)
 	clients.Wait()
 	for i, p := range processes {
-		check(t, p.in.Close())
-		if status := p.status(t); status != 0 || p.out.String() != sent[i].String() {
-			t.Errorf("%v: exit status %d, %d bytes came back of %d, error %q", p.Args, status, len(p.out.String()), sent[i].Len(), &p.err)
+		check(t, p.In.Close())
+		if status := p.Status(t); status != 0 || p.Out.String() != sent[i].String() {
+			t.Errorf("%v: exit status %d, %d bytes came back of %d, error %q", p.Cmd.Args, status, len(p.Out.String()), sent[i].Len(), &p.Err)
 		}
 	}
-	server.signal(t, syscall.SIGTERM)
-	if status := server.status(t); status != 0 {
+	if status := server.Terminate(t); status != 0 {
 		t.Errorf("exit status %d", status)
 	}
 	wantFiles(t, d)
@@ -216,16 +218,15 @@ func TestTakeoverFromPausedServer(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serveTakeover(t, d)
-	server.signal(t, syscall.SIGSTOP)
-	check(t, unix.Waitid(unix.P_PID, server.Process.Pid, nil, unix.WSTOPPED|unix.WNOWAIT, nil))
+	goOn := pause(t, server)
 	status, _, stderr := run(t, d, "", "server", "--takeover", "--listen", strings.Join(places, ","))
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: take over: ./.d.takeover: the running server does not answer within 5s: is it paused, or does it hand over to another?\n")
-	server.signal(t, syscall.SIGCONT)
+	wantWords(t, stderr, "server: take over: ./d.takeover: the running server does not answer within 5s: is it paused, or does it hand over to another?\n")
+	goOn()
 	wantAllEcho(t, d)
-	overtake(t, server).stop(t)
+	overtake(t, server).Stop(t)
 }
 
 func TestTakeoverFromServerWithoutIt(t *testing.T) {
@@ -240,7 +241,7 @@ func TestTakeoverFromServerWithoutIt(t *testing.T) {
 	if status, stdout, _ := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q", status, stdout)
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 // SIGTERM comes at some moment of a handover: whichever server is left serves,
@@ -251,35 +252,34 @@ func TestSignalsDuringTakeover(t *testing.T) {
 	server := serveTakeover(t, d)
 	for range 10 {
 		next := start(t, d, "server", "--takeover", "--log-format", "plain", "--listen", places[0], "--listen", places[1], "--listen", places[2])
-		next.err.await(t, 1, "starting up on ")
-		if err := server.Process.Signal(syscall.SIGTERM); !errors.Is(err, os.ErrProcessDone) { // it may have handed over already
+		next.Err.Await(t, 1, "starting up on ")
+		if err := server.Cmd.Process.Signal(syscall.SIGTERM); !errors.Is(err, os.ErrProcessDone) { // it may have handed over already
 			check(t, err)
 		}
-		if status := server.status(t); status != 0 {
-			t.Errorf("the old server's exit status is %d:\n%s", status, &server.err)
+		if status := server.Status(t); status != 0 {
+			t.Errorf("the old server's exit status is %d:\n%s", status, &server.Err)
 		}
-		next.err.await(t, 3, "took over ")
+		next.Err.Await(t, 3, "took over ")
 		wantAllEcho(t, d)
 		server = next
 	}
 	for range 10 {
 		next := start(t, d, "server", "--takeover", "--log-format", "plain", "--listen", places[0], "--listen", places[1], "--listen", places[2])
-		next.err.await(t, 1, "starting up on ")
-		next.signal(t, syscall.SIGTERM)
-		if status := next.status(t); status != 0 {
-			t.Errorf("the new server's exit status is %d:\n%s", status, &next.err)
+		next.Err.Await(t, 1, "starting up on ")
+		if status := next.Terminate(t); status != 0 {
+			t.Errorf("the new server's exit status is %d:\n%s", status, &next.Err)
 		}
-		if !strings.Contains(next.err.String(), "took over ") {
+		if !strings.Contains(next.Err.String(), "took over ") {
 			wantAllEcho(t, d) // it came too early to change anything
 			continue
 		}
-		if status := server.status(t); status != 0 {
-			t.Errorf("the old server's exit status is %d:\n%s", status, &server.err)
+		if status := server.Status(t); status != 0 {
+			t.Errorf("the old server's exit status is %d:\n%s", status, &server.Err)
 		}
 		wantFiles(t, d)
 		server = serveTakeover(t, d)
 	}
-	server.stop(t)
+	server.Stop(t)
 }
 
 // Each successor is killed at some moment of its first 100 ms, while a datagram
@@ -301,14 +301,14 @@ func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 	for range 30 {
 		send()
 	}
-	server.err.await(t, 30, "sending data back to the client")
+	server.Err.Await(t, 30, "sending data back to the client")
 	claimed := 0
 	for range 60 {
 		next := start(t, d, "server", "--takeover", "--log-format", "plain", "--listen", strings.Join(places, ","))
-		timer := time.AfterFunc(rand.N(100*time.Millisecond), func() { _ = next.Process.Kill() })
-		<-next.ended
+		timer := time.AfterFunc(rand.N(100*time.Millisecond), func() { _ = next.Cmd.Process.Kill() })
+		<-next.Ended
 		timer.Stop()
-		if strings.Contains(next.err.String(), "waiting for a ") {
+		if strings.Contains(next.Err.String(), "waiting for a ") {
 			claimed++
 		}
 		wantAllEcho(t, d)
@@ -322,5 +322,5 @@ func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 		_, err := slow.Read(make([]byte, 100))
 		check(t, err)
 	}
-	overtake(t, server).signal(t, syscall.SIGTERM)
+	overtake(t, server).Signal(t, syscall.SIGTERM)
 }

@@ -17,7 +17,6 @@ import (
 	"golang.org/x/net/nettest"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
 
@@ -132,7 +131,7 @@ func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 func TestDialInMissingDirectory(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	_, err := uds.Dial(t.Context(), stream(d+"/none/s".String(), uds.DialConfig{}))
+	_, err := uds.Dial(t.Context(), stream(d+"/none/s").String(), uds.DialConfig{})
 	wantError(t, err, unix.ENOENT, "directory "+d+"/none does not exist", "mount the volume")
 }
 
@@ -210,13 +209,14 @@ func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 	check(t, err)
 	defer func() { _ = conn.Close() }()
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
-	check(t, conn.Send([]byte("hello")))
+	_, err = conn.Write([]byte("hello"))
+	check(t, err)
 	if o := server.outcome(t); o.Err != "" {
 		t.Fatalf("the server cannot answer: %s", o.Err)
 	}
-	message, err := conn.Receive(transport.NewReceiver(100))
-	if err != nil || string(message) != "hello" {
-		t.Errorf("received %q, %v", message, err)
+	message := make([]byte, 100)
+	if n, err := conn.Read(message); err != nil || string(message[:n]) != "hello" {
+		t.Errorf("received %q, %v", message[:n], err)
 	}
 	check(t, conn.Close())
 	server.end(t)
@@ -323,17 +323,16 @@ func TestCloseWriteEndsOneDirection(t *testing.T) {
 func TestPeerCredIsWhoConnected(t *testing.T) {
 	t.Parallel()
 	s := listen(t, uds.ListenConfig{}, stream(dir(t)+"/s"))
-	dial(t, s.Addr())
-	fd, _, err := unix.Accept(s.FD())
-	check(t, err)
-	defer func() { check(t, unix.Close(fd)) }()
-	cred, err := uds.PeerCred(fd)
+	conn := dial(t, s.Addr())
+	cred, err := uds.PeerCred(conn)
 	check(t, err)
 	if want := (unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}); *cred != want {
 		t.Errorf("peer is %+v, not %+v", *cred, want)
 	}
-	_, err = uds.PeerCred(-1)
-	wantError(t, err, unix.EBADF, "SO_PEERCRED")
+	check(t, conn.Close())
+	if _, err := uds.PeerCred(conn); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("a closed connection gives %v", err)
+	}
 }
 
 // A socket that is closed while its file is still there leaves the inode to
@@ -381,5 +380,22 @@ func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 	<-looking
 	if met == 0 {
 		t.Error("no client was met")
+	}
+}
+
+func TestUserNamespacesThatMapAllUsers(t *testing.T) {
+	t.Parallel()
+	for uidMap, want := range map[string]bool{
+		"         0          0 4294967295\n":     true,
+		"0 0 1000\n1000 1001 4294966295\n":       true,
+		"         0     100000      65536\n":     false,
+		"0 1000 1\n1 100000 65536\n":             false,
+		"     65534      10004          1\n":     false,
+		"":                                       false,
+		"what no kernel says\n\n1 2\n0 0 many\n": false,
+	} {
+		if got := uds.MapsAll(uidMap); got != want {
+			t.Errorf("%q maps all users: %t", uidMap, got)
+		}
 	}
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds"
 )
 
@@ -175,7 +175,7 @@ func TestF4WhatIsNoSocketIsLeftAlone(t *testing.T) {
 		{"directory", "directory", func(t *testing.T, path, _ string) { check(t, os.Mkdir(path, 0o750)) }},
 		{"named pipe", "named pipe", func(t *testing.T, path, _ string) { check(t, unix.Mkfifo(path, 0o640)) }},
 	})
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F4",
 		Done:    "servers of each type started on a regular file, an empty one, a directory, a named pipe",
 		Count:   n,
@@ -202,7 +202,7 @@ func TestF5SymbolicLinkAtThePathIsRefused(t *testing.T) {
 	})
 	const starts = 1000
 	swaps := swapsForLink(t, starts)
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F5",
 		Done: "servers of each type started on links to a live and a stale socket, to a file, to nothing; " +
 			"and while somebody swaps the new socket for a link to a file",
@@ -396,7 +396,7 @@ func TestF29LongestPathWorksAndOneByteMoreIsAnErrorWithTheNumber(t *testing.T) {
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F29",
 		Done:    "paths and abstract names of 107 and of 108 bytes, of each type, parsed, listened on, dialled, and as a client's own name",
 		Count:   count,
@@ -470,7 +470,7 @@ func TestF6SocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 			server.end(t)
 		})
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F6",
 		Done:    "a stranger dials without a pause, for each type, while a server starts 100 times under umask 0 with a mode that keeps him out",
 		Count:   300,
@@ -528,7 +528,7 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F30",
 		Done:    "paths that are empty, `@` or hold a NUL byte, of each type, parsed, listened on, dialled, and as a client's own name; `@NAME` beside a file of such a name",
 		Count:   count,
@@ -564,7 +564,7 @@ func TestListenerClosesAllOfTheSocket(t *testing.T) {
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
-	_, err = uds.Dial(t.Context(), stream(d+"/s".String(), uds.DialConfig{}))
+	_, err = uds.Dial(t.Context(), stream(d+"/s").String(), uds.DialConfig{})
 	wantError(t, err, unix.ENOENT)
 }
 

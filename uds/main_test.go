@@ -10,16 +10,14 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds"
 )
 
@@ -53,8 +51,15 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// patience bounds every wait for an event; it is no measure of anything.
-const patience = 20 * time.Second
+const patience = testkit.Patience
+
+var (
+	beside    = testkit.Beside
+	check     = testkit.Check
+	dir       = testkit.Dir
+	gone      = testkit.WantGone
+	wantWords = testkit.WantWords
+)
 
 // stranger is a user whom nobody has granted anything.
 const stranger = 10003
@@ -162,7 +167,7 @@ func listenRole(args []string) error {
 }
 
 func dialRole(args []string) error {
-	conn, err := uds.Dial(context.Background(), mustParse(args[0].String(), uds.DialConfig{}))
+	conn, err := uds.Dial(context.Background(), mustParse(args[0]).String(), uds.DialConfig{})
 	report(err)
 	if err != nil {
 		return nil
@@ -235,9 +240,10 @@ func knockRole(args []string) error {
 
 // sendRole sends a message.
 func sendRole(args []string) error {
-	conn, err := uds.Dial(context.Background(), mustParse(args[0].String(), uds.DialConfig{}))
+	conn, err := uds.Dial(context.Background(), mustParse(args[0]).String(), uds.DialConfig{})
 	if err == nil {
-		err = errors.Join(conn.Send([]byte(args[1])), conn.Close())
+		_, err = conn.Write([]byte(args[1]))
+		err = errors.Join(err, conn.Close())
 	}
 	report(err)
 	return nil
@@ -337,24 +343,6 @@ func octal(s string) fs.FileMode {
 	return fs.FileMode(m)
 }
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// dir is a directory with a short path, which t.TempDir's, with the test's
-// name in it, is not: sun_path is short.
-func dir(t testing.TB) string {
-	t.Helper()
-	d, err := os.MkdirTemp("", "uds")
-	check(t, err)
-	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	check(t, os.Chmod(d, 0o755))
-	return d
-}
-
 func stream(path string) uds.Addr   { return uds.Addr{Type: uds.Stream, Path: path} }
 func datagram(path string) uds.Addr { return uds.Addr{Type: uds.Datagram, Path: path} }
 
@@ -392,19 +380,6 @@ func inode(t testing.TB, path string) uint64 {
 	return st.Ino
 }
 
-// beside is the path of a hidden file that belongs to the socket at path.
-func beside(path, suffix string) string {
-	dir, name := filepath.Split(path)
-	return dir + "." + name + suffix
-}
-
-func gone(t testing.TB, path string) {
-	t.Helper()
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s is left behind (%v)", path, err)
-	}
-}
-
 func wantError(t testing.TB, err, want error, words ...string) {
 	t.Helper()
 	if !errors.Is(err, want) {
@@ -413,11 +388,7 @@ func wantError(t testing.TB, err, want error, words ...string) {
 	wantWords(t, err.Error(), words...)
 }
 
-func wantWords(t testing.TB, text string, words ...string) {
-	t.Helper()
-	for _, w := range words {
-		if !strings.Contains(text, w) {
-			t.Errorf("%q does not say %q", text, w)
-		}
-	}
+func say(conn *uds.Conn, words string) error {
+	_, err := conn.Write([]byte(words))
+	return err
 }

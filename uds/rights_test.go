@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
@@ -70,7 +70,7 @@ func TestFilesArriveAsNewDescriptorsOfTheSameFiles(t *testing.T) {
 
 func TestConnSendsFiles(t *testing.T) {
 	t.Parallel()
-	s := listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Files, Path: dir(t) + "/f"})
+	s := listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Seqpacket, Path: dir(t) + "/f"})
 	conn := dial(t, s.Addr())
 	check(t, unix.SetNonblock(s.FD(), false))
 	fd, _, err := unix.Accept(s.FD())
@@ -206,7 +206,7 @@ func TestF15MalformedAncillaryData(t *testing.T) {
 	if malformed == 0 {
 		t.Error("nothing was malformed")
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F15", Done: "ancillary data cut short and altered at random; fuzzed besides (FuzzControl)", Count: count,
 		Outcome: fmt.Sprintf("0 panics, %d found malformed", malformed),
 	})
@@ -252,4 +252,55 @@ func FuzzControl(f *testing.F) {
 			t.Errorf("%v, but the library says %v", fds, want)
 		}
 	})
+}
+
+func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+		t.Run(string(typ), func(t *testing.T) {
+			t.Parallel()
+			s := listen(t, uds.ListenConfig{Mode: 0o666}, uds.Addr{Type: typ, Path: dir(t) + "/s"})
+			check(t, transport.PassCred(s.FD()))
+			child := start(t, stranger, nil, "send", s.Addr().String(), "hello")
+			if o := child.outcome(t); o.Err != "" {
+				t.Fatal(o.Err)
+			}
+			fd := s.FD()
+			if typ == uds.Seqpacket {
+				var err error
+				fd, _, err = unix.Accept(s.FD())
+				check(t, err)
+				defer func() { check(t, unix.Close(fd)) }()
+				check(t, transport.PassCred(fd))
+			}
+			r := transport.NewReceiver(100)
+			if _, ok := r.Cred(); ok {
+				t.Error("there are credentials before there is a message")
+			}
+			message, err := r.ReceiveCred(fd)
+			if err != nil || string(message) != "hello" {
+				t.Fatalf("received %q, %v", message, err)
+			}
+			want := unix.Ucred{Pid: int32(child.cmd.Process.Pid), Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
+			if os.Geteuid() == 0 {
+				want.Uid, want.Gid = stranger, stranger
+			}
+			if cred, ok := r.Cred(); !ok || cred != want {
+				t.Errorf("the sender is %+v (%t), not %+v", cred, ok, want)
+			}
+			child.end(t)
+		})
+	}
+}
+
+// pair is two sockets of a type, connected to each other.
+func pair(t *testing.T, typ uds.Type) (a, b int) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, sotypes[typ]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	check(t, err)
+	t.Cleanup(func() {
+		check(t, unix.Close(fds[0]))
+		check(t, unix.Close(fds[1]))
+	})
+	return fds[0], fds[1]
 }

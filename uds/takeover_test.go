@@ -161,7 +161,7 @@ func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
 			old := handover(t, a)
 			before := inodes(t, a)
 			early := dial(t, a) // nobody has accepted it, or received from it
-			check(t, early.Send([]byte("early")))
+			check(t, say(early, "early"))
 
 			next, o := askedFor(t, old)
 			pass(t, old, next, o)
@@ -201,7 +201,7 @@ func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
 func TestTakeoverOfManySocketsKeepsTheirOrder(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	addrs := []uds.Addr{stream(d + "/c"), datagram(d + "/a"), {Type: uds.Seqpacket, Path: d + "/b"}, {Type: uds.Files, Path: d + "/d"}}
+	addrs := []uds.Addr{stream(d + "/c"), datagram(d + "/a"), {Type: uds.Seqpacket, Path: d + "/b"}, {Type: uds.Seqpacket, Path: d + "/d"}}
 	old := handover(t, addrs...)
 	if diff := cmp.Diff([]string{".a.lock", ".a.takeover", ".b.lock", ".c.lock", ".d.lock", "a", "b", "c", "d"}, ls(t, d)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -593,7 +593,7 @@ func TestInheritedSocketIsNotRemoved(t *testing.T) {
 		parents := bound(t, a)
 		before := take(t, a.Path)
 		early := dial(t, a)
-		check(t, early.Send([]byte("early")))
+		check(t, say(early, "early"))
 		for range 2 {
 			fd, err := unix.FcntlInt(uintptr(parents), unix.F_DUPFD_CLOEXEC, 0)
 			check(t, err)

@@ -20,6 +20,7 @@ import (
 	"github.com/udsecho/udsecho/internal/bench"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
@@ -29,10 +30,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // serve runs a server for all types until the test has ended.
 func serve(t testing.TB) (addrs []transport.Addr) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "uds")
-	if err != nil {
-		t.Fatal(err)
-	}
+	dir := testkit.Dir(t)
 	for _, kind := range []transport.Type{transport.Stream, transport.Seqpacket, transport.Datagram} {
 		addrs = append(addrs, transport.Addr{Type: kind, Path: filepath.Join(dir, string(kind))})
 	}
@@ -40,9 +38,7 @@ func serve(t testing.TB) (addrs []transport.Addr) {
 	var sockets []*transport.Socket
 	for _, a := range addrs {
 		s, err := transport.ListenConfig{}.Listen(a)
-		if err != nil {
-			t.Fatal(err)
-		}
+		testkit.Check(t, err)
 		sockets = append(sockets, s)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -56,9 +52,6 @@ func serve(t testing.TB) (addrs []transport.Addr) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
 	})
 	return addrs
 }
@@ -66,9 +59,7 @@ func serve(t testing.TB) (addrs []transport.Addr) {
 func freePort(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, err)
 	defer func() { _ = l.Close() }()
 	return l.Addr().String()
 }
@@ -92,9 +83,7 @@ func TestMeasuresEveryCombinationAndLosesNothing(t *testing.T) {
 	c := config(serve(t)...)
 	c.Sizes, c.Connections, c.Window = []int{1, 64, 100_000}, []int{1, 20}, 3
 	result, err := c.Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, err)
 	if want := len(c.Addrs) * len(c.Sizes) * len(c.Connections); len(result.Rows) != want {
 		t.Fatalf("%d rows, want %d", len(result.Rows), want)
 	}
@@ -112,9 +101,7 @@ func TestOpenLoopKeepsItsRate(t *testing.T) {
 	c := config(serve(t)[0])
 	c.Rate, c.Connections, c.Duration, c.Window = 2000, []int{4}, 500*time.Millisecond, 100
 	result, err := c.Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, err)
 	// Never faster, however fast the server; how much slower is up to the machine.
 	if row := result.Rows[0]; row.Rate > 2100 || row.Errors != 0 {
 		t.Errorf("%+v", row)
@@ -142,9 +129,7 @@ func TestOpenLoopCountsTheWaitBeforeSending(t *testing.T) {
 	c := config(a)
 	c.Rate, c.Duration, c.Warmup, c.Rounds = 200, time.Second, 0, 1
 	result, err := c.Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, err)
 	// 200 messages in all; some 60 of them fell into the stall.
 	if row := result.Rows[0]; row.P99 < int64(stall/2) {
 		t.Errorf("p99 %v with a stall of %v for a third of the messages", time.Duration(row.P99), stall)
@@ -167,9 +152,7 @@ func TestServerThatAltersAByteIsAnError(t *testing.T) {
 		}
 	})
 	result, err := config(a).Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, err)
 	if result.Rows[0].Errors == 0 {
 		t.Errorf("no error: %+v", result.Rows[0])
 	}
@@ -184,24 +167,14 @@ func TestUnreachableServerIsNamed(t *testing.T) {
 
 func TestTableAndJSONHoldTheSameNumbers(t *testing.T) {
 	result, err := config(serve(t)...).Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, err)
 	var table, text bytes.Buffer
-	if err := result.WriteTable(&table); err != nil {
-		t.Fatal(err)
-	}
-	if err := result.WriteJSON(&text); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, result.WriteTable(&table))
+	testkit.Check(t, result.WriteJSON(&text))
 	var back bench.Result
-	if err := json.Unmarshal(text.Bytes(), &back); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, json.Unmarshal(text.Bytes(), &back))
 	var again bytes.Buffer
-	if err := back.WriteTable(&again); err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, back.WriteTable(&again))
 	if d := cmp.Diff(table.String(), again.String()); d != "" {
 		t.Errorf("table (-measured +from JSON):\n%s", d)
 	}
@@ -211,14 +184,10 @@ func TestPlotsBothFormats(t *testing.T) {
 	c := config(serve(t)[:2]...)
 	c.Connections = []int{1, 2}
 	result, err := c.Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, err)
 	for ext, start := range map[string]string{".svg": "<?xml", ".png": "\x89PNG"} {
 		path := filepath.Join(t.TempDir(), "plot"+ext)
-		if err := result.WritePlot(path); err != nil {
-			t.Fatal(err)
-		}
+		testkit.Check(t, result.WritePlot(path))
 		content, err := os.ReadFile(path)
 		if err != nil || !strings.HasPrefix(string(content), start) {
 			t.Errorf("%s: %v, %.20q", ext, err, content)
@@ -229,15 +198,9 @@ func TestPlotsBothFormats(t *testing.T) {
 // serveWith runs a server of the test's own for one connection.
 func serveWith(t *testing.T, echo func(net.Conn)) transport.Addr {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "uds")
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := transport.Addr{Type: transport.Stream, Path: filepath.Join(dir, "s")}
+	a := transport.Addr{Type: transport.Stream, Path: filepath.Join(testkit.Dir(t), "s")}
 	l, err := net.Listen("unix", a.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	testkit.Check(t, err)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -253,7 +216,6 @@ func serveWith(t *testing.T, echo func(net.Conn)) transport.Addr {
 	t.Cleanup(func() {
 		_ = l.Close()
 		<-done
-		_ = os.RemoveAll(dir)
 	})
 	return a
 }
@@ -268,9 +230,7 @@ func TestNeitherEndAllocatesForAnEcho(t *testing.T) {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		result, err := c.Run(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testkit.Check(t, err)
 		runtime.ReadMemStats(&after)
 		messages := result.Rows[0].Rate * c.Duration.Seconds()
 		const begin = 2000

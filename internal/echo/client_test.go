@@ -26,7 +26,7 @@ import (
 func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listen(t)
-	l, err := socket.Listener()
+	l, err := socket.Unix().Listener()
 	check(t, err)
 	done := make(chan struct{})
 	go func() {

@@ -19,8 +19,8 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/stats"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
@@ -182,7 +182,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	if least := sent - queueLength(t) - kept; dropped < least || dropped > sent {
 		t.Errorf("%d replies are dropped of %d, not %d", dropped, sent, least)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F28", Done: fmt.Sprintf("a client that sends on and never reads, beside %d others of %d messages", others, each), Count: others * each,
 		Outcome: fmt.Sprintf("every message of the others echoed; of %d replies to the flood %d dropped, each counted", sent, dropped),
 	})
@@ -403,7 +403,7 @@ func TestF44UDPFloodWhileDraining(t *testing.T) {
 	if most := drainTimeout + time.Second; took > most {
 		t.Errorf("it ended after %v, more than %v", took, most)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F44", Done: "a server that is to stop, `--drain-timeout 1s`, gets another message over UDP for each that it receives, without an end", Count: 1,
 		Outcome: fmt.Sprintf("it ended after %.1f s", took.Seconds()),
 	})

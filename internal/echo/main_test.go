@@ -3,10 +3,8 @@ package echo_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -21,33 +19,21 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait for an event; it is no measure of anything.
-const patience = 20 * time.Second
+const patience = testkit.Patience
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func wantWords(t testing.TB, err error, words ...string) {
-	t.Helper()
-	if err == nil {
-		t.Fatalf("no error, want one that says %q", words)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Errorf("%q does not say %q", err, w)
-		}
-	}
-}
+var (
+	beside    = testkit.Beside
+	check     = testkit.Check
+	gone      = testkit.WantGone
+	wantWords = testkit.WantError
+)
 
 // An event is one of the log, by what the tests look at.
 type event struct {
@@ -221,19 +207,6 @@ func wantEcho(t testing.TB, conn net.Conn, message string) {
 // random is n bytes that are the same for the same seed.
 func random(seed byte, n int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
-}
-
-// beside is the path of a hidden file that belongs to the socket at path.
-func beside(path, suffix string) string {
-	dir, name := filepath.Split(path)
-	return dir + "." + name + suffix
-}
-
-func gone(t testing.TB, path string) {
-	t.Helper()
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("%s is left behind (%v)", path, err)
-	}
 }
 
 // boundTo is where an internet socket listens, whose port the kernel chose.

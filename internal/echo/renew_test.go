@@ -36,9 +36,9 @@ func serveIn(t *testing.T, typ transport.Type, config transport.ListenConfig, ta
 	s := echoserver.Config{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
 	var sockets []*transport.Socket
 	if takeover {
-		h, err := config.Handover(r.addr)
+		var err error
+		sockets, s.Handover, err = config.Handover(r.addr)
 		check(t, err)
-		s.Handover, sockets = h, h.Sockets
 	} else {
 		socket, err := config.Listen(r.addr)
 		check(t, err)
@@ -290,7 +290,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			server := serveIn(t, typ, transport.ListenConfig{}, true)
-			offered := ask(t, server.addr)
+			_, offered := ask(t, server.addr)
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 			offered.Claim()

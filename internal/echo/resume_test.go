@@ -17,7 +17,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/proxy"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
@@ -42,7 +42,7 @@ func resumes(t *testing.T, a transport.Addr, patience time.Duration) *resuming {
 func stubs(t *testing.T, typ transport.Type, ways ...func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listenOn(t, typ)
-	l, err := socket.Listener()
+	l, err := socket.Unix().Listener()
 	check(t, err)
 	done := make(chan struct{})
 	go func() {
@@ -363,14 +363,14 @@ func bad(t *testing.T, typ transport.Type, seed uint64, most int) (a transport.A
 	t.Helper()
 	server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096}, zerolog.Disabled)
 	a = transport.Addr{Type: typ, Path: server.addr.Path + ".bad"}
-	proxy.Start(t, seed, a, server.addr, most)
+	testkit.StartProxy(t, seed, a.Network(), a.Path, server.addr.Path, most)
 	return a
 }
 
 // What came back, with an error or without, is what was sent, in order.
 func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 	t.Parallel()
-	first := proxy.Seed(t)
+	first := testkit.Seed(t)
 	for _, typ := range connecting {
 		for seed := first; seed < first+10; seed++ {
 			t.Run(fmt.Sprintf("%s %d", typ, seed), func(t *testing.T) {
@@ -404,7 +404,7 @@ func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 
 func TestShortMessagesComeBackOverABadLine(t *testing.T) {
 	t.Parallel()
-	first := proxy.Seed(t)
+	first := testkit.Seed(t)
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()

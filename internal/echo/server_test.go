@@ -18,7 +18,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
@@ -193,7 +193,7 @@ func TestF24HalfCloseLosesNothing(t *testing.T) {
 			t.Fatalf("%d bytes came back of %d sent", len(got), len(sent))
 		}
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F24", Done: "16 MiB sent, then the writing side closed", Count: n,
 		Outcome: fmt.Sprintf("each time %d MiB back, byte for byte, then end of file", size>>20),
 	})

@@ -37,13 +37,13 @@ func generate(t testing.TB, s echoserver.Config, addrs ...transport.Addr) *gener
 		s.DrainTimeout = patience
 	}
 	go func() {
-		h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
+		sockets, h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
 		if err != nil {
 			g.done <- err
 			return
 		}
 		s.Handover = h
-		g.done <- s.Serve(ctx, h.Sockets...)
+		g.done <- s.Serve(ctx, sockets...)
 	}()
 	t.Cleanup(func() { stop(); _ = g.end(t) })
 	return g
@@ -207,12 +207,12 @@ func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 }
 
 // ask is a successor that has asked for sockets and not claimed them yet.
-func ask(t testing.TB, addrs ...transport.Addr) *uds.Handover {
+func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *uds.Handover) {
 	t.Helper()
-	h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
+	sockets, h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
 	check(t, err)
 	t.Cleanup(h.Close)
-	return h
+	return sockets, h
 }
 
 // answered waits until the running server has answered a claim.
@@ -235,7 +235,7 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				addr := transport.Addr{Type: typ, Path: d}
 				old := generate(t, echoserver.Config{}, addr)
 				old.log.await(t, 1, "waiting for a ")
-				next := ask(t, addr)
+				sockets, next := ask(t, addr)
 				old.stop()
 				old.log.await(t, 1, "draining")
 				wantEchoOf(t, addr) // it may be claimed at any moment, until then it is served
@@ -250,7 +250,7 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				ctx, stop := context.WithCancel(t.Context())
 				served := make(chan error, 1)
 				server := echoserver.Config{Chunk: 16, DrainTimeout: patience, Handover: next, Log: zerolog.Nop()}
-				go func() { served <- server.Serve(ctx, next.Sockets...) }()
+				go func() { served <- server.Serve(ctx, sockets...) }()
 				check(t, old.end(t))
 				wantEchoOf(t, addr)
 				stop()
@@ -272,7 +272,7 @@ func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
 			old.log.await(t, 1, "waiting for a connection")
 			conn := dial(t, addrs[0])
 			wantEcho(t, conn, message)
-			h, err := transport.ListenConfig{Mode: 0o600, Backlog: 1}.Handover(addrs...)
+			_, h, err := transport.ListenConfig{Mode: 0o600, Backlog: 1}.Handover(addrs...)
 			check(t, err)
 			if step > 0 {
 				fd := h.Claim()
@@ -343,9 +343,9 @@ func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
 	old.log.await(t, 1, "waiting for a connection")
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	h := ask(t, addr)
+	sockets, h := ask(t, addr)
 	server := echoserver.Config{Chunk: 16, DrainTimeout: patience, Handover: h, Log: zerolog.Nop()}
-	check(t, server.Serve(ctx, h.Sockets...))
+	check(t, server.Serve(ctx, sockets...))
 	wantEchoOf(t, addr)
 }
 

@@ -11,7 +11,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
@@ -81,7 +81,7 @@ func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 			}
 		}
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F41", Done: "messages with urgent bytes (`MSG_OOB`) at the start, inside, at the end and one after the other, over stream, tcp and a socketpair", Count: count,
 		Outcome: "all bytes come back in order; the urgent ones are bytes like the others",
 	})
@@ -98,7 +98,7 @@ func TestClientTakesUrgentBytesInTheirPlace(t *testing.T) {
 				if typ == transport.TCP {
 					socket = listenTCP(t)
 				}
-				l, err := socket.Listener()
+				l, err := socket.Unix().Listener()
 				check(t, err)
 				defer func() { check(t, l.Close()) }()
 				conn := dial(t, socket.Addr)

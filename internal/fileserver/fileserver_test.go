@@ -11,7 +11,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -20,82 +19,28 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/faults"
 	"github.com/udsecho/udsecho/internal/fileclient"
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/fileserver"
 	"github.com/udsecho/udsecho/internal/healthcheck"
 	"github.com/udsecho/udsecho/internal/stats"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait for an event; it is no measure of anything.
-const patience = 20 * time.Second
+const patience = testkit.Patience
 
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func wantWords(t testing.TB, err error, words ...string) {
-	t.Helper()
-	if err == nil {
-		t.Fatalf("no error, want one that says %q", words)
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Errorf("%q does not say %q", err, w)
-		}
-	}
-}
-
-// A journal is a log that can be waited for.
-type journal struct {
-	mu      sync.Mutex
-	b       strings.Builder
-	changed chan struct{}
-}
-
-func (j *journal) Write(line []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	close(j.changed)
-	j.changed = make(chan struct{})
-	return j.b.Write(line)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.String()
-}
-
-func (j *journal) await(t testing.TB, words string) {
-	t.Helper()
-	late := time.After(patience)
-	for {
-		j.mu.Lock()
-		found, changed := strings.Contains(j.b.String(), words), j.changed
-		j.mu.Unlock()
-		if found {
-			return
-		}
-		select {
-		case <-changed:
-		case <-late:
-			t.Fatalf("%q is not in:\n%s", words, j)
-		}
-	}
-}
+var (
+	check     = testkit.Check
+	wantWords = testkit.WantError
+)
 
 // A running server.
 type running struct {
 	addr  transport.Addr
-	log   *journal
+	log   *testkit.Text
 	stats *stats.Server
 	files *fileserver.Server
 	stop  func() // and wait until it has ended
@@ -108,10 +53,7 @@ func serve(t *testing.T, drainTimeout time.Duration) *running {
 
 func serveAs(t *testing.T, acceptor echoserver.Config, c fileserver.Config) *running {
 	t.Helper()
-	d, err := os.MkdirTemp("", "uds")
-	check(t, err)
-	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	r := &running{addr: transport.Addr{Type: transport.Files, Path: d + "/f"}, log: &journal{changed: make(chan struct{})}, stats: new(stats.Server)}
+	r := &running{addr: transport.Addr{Type: transport.Files, Path: testkit.Dir(t) + "/f"}, log: new(testkit.Text), stats: new(stats.Server)}
 	socket, err := transport.ListenConfig{}.Listen(r.addr)
 	check(t, err)
 	c.Log, c.Stats = zerolog.New(r.log), r.stats
@@ -201,7 +143,7 @@ func TestSumIsOfTheWholeFile(t *testing.T) {
 	if n := strings.Count(r.log.String(), `"mapped":0,`); n != 18-2 {
 		t.Errorf("%d of 18 were not mapped at all, want all but the large sealed ones:\n%s", n, r.log)
 	}
-	r.log.await(t, fmt.Sprintf(`"mapped":%d,`, 16<<20+256<<10+1))
+	r.log.Await(t, 1, fmt.Sprintf(`"mapped":%d,`, 16<<20+256<<10+1))
 }
 
 // Each page of a hole that the server touched would be charged to it.
@@ -229,7 +171,7 @@ func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
 	if before.Blocks != after.Blocks {
 		t.Errorf("the memory had %d blocks, and has %d after it was read", before.Blocks, after.Blocks)
 	}
-	r.log.await(t, `"mapped":1`) // and some more digits: most of the data
+	r.log.Await(t, 1, `"mapped":1`) // and some more digits: most of the data
 }
 
 // The descriptors of both are of one open file, with one offset.
@@ -249,7 +191,7 @@ func TestOffsetOfTheSenderStaysWhereItIs(t *testing.T) {
 		}
 		check(t, f.Close())
 	}
-	r.log.await(t, `"mapped":1048576,`)
+	r.log.Await(t, 1, `"mapped":1048576,`)
 }
 
 // The server opens sealed memory once more, which its owner can refuse, or delay
@@ -271,7 +213,7 @@ func TestSealedMemoryThatMustNotBeOpenedIsRead(t *testing.T) {
 	if got.SHA256 != sha256.Sum256(b) {
 		t.Errorf("the sum is %x", got.SHA256)
 	}
-	r.log.await(t, `"mapped":0,`)
+	r.log.Await(t, 1, `"mapped":0,`)
 }
 
 func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
@@ -354,7 +296,7 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 		check(t, mine.Close())
 		turnedAway++
 	}
-	r.log.await(t, "turned a client away: ")
+	r.log.Await(t, 1, "turned a client away: ")
 	for _, n := range r.stats.Refused() {
 		turnedAway -= int(n)
 	}
@@ -390,7 +332,7 @@ func TestF16MemoryThatIsTruncatedWhileItIsRead(t *testing.T) {
 		check(t, errors.Join(conn.Close(), f.Close()))
 	}
 	r.works(t)
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F16", Done: "memory without F_SEAL_SHRINK handed over, and truncated while it is read", Count: 100,
 		Outcome: fmt.Sprintf("the server lives and reads on: such memory is not mapped; %d senders were told that it became shorter", shorter),
 	})
@@ -403,11 +345,11 @@ func TestReadingEndsWhenTheSenderLeaves(t *testing.T) {
 		f := memory(t, 1<<50)
 		conn := r.dial(t)
 		check(t, conn.SendFiles([]byte("sum 1"), int(f.Fd())))
-		r.log.await(t, "received 'sum 1'")
+		r.log.Await(t, 1, "received 'sum 1'")
 		r.works(t) // beside it
 		check(t, conn.Close())
 	}
-	r.log.await(t, "lost the connection: the client left before the answer")
+	r.log.Await(t, 1, "lost the connection: the client left before the answer")
 }
 
 func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing.T) {
@@ -415,9 +357,9 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	r := serve(t, 50*time.Millisecond)
 	conn := r.dial(t)
 	check(t, conn.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
-	r.log.await(t, "received 'sum 1'")
+	r.log.Await(t, 1, "received 'sum 1'")
 	r.stop()
-	r.log.await(t, "drain timeout is over: closing what is left")
+	r.log.Await(t, 1, "drain timeout is over: closing what is left")
 	if _, err := os.Lstat(r.addr.Path); !os.IsNotExist(err) {
 		t.Errorf("the socket file is left (%v)", err)
 	}
@@ -430,12 +372,12 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	conn = r.dial(t)
 	ended := make(chan struct{})
 	go func() { r.stop(); close(ended) }()
-	for {
-		if _, err := os.Lstat(r.addr.Path); os.IsNotExist(err) {
-			break
+	testkit.Await(t, func() error {
+		if _, err := os.Lstat(r.addr.Path); !os.IsNotExist(err) {
+			return fmt.Errorf("%s is still there (%v)", r.addr.Path, err)
 		}
-		time.Sleep(time.Millisecond) // no event tells
-	}
+		return nil
+	})
 	f := memory(t, 100)
 	_, err := client.Sum(t.Context(), conn, f)
 	check(t, err)
@@ -453,7 +395,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 		r := serve(t, drainTimeout)
 		endless := r.dial(t)
 		check(t, endless.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
-		r.log.await(t, "received 'sum 1'")
+		r.log.Await(t, 1, "received 'sum 1'")
 		var conns []*transport.Conn
 		f := memory(t, 1)
 		for range 8 {
@@ -486,7 +428,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 	if median > drainTimeout+time.Second {
 		t.Errorf("it ended after %v", took)
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F43", Done: "a server of files told to stop while as many closes as may hang do, and clients wait behind them", Count: len(took),
 		Outcome: fmt.Sprintf("it ends within the drain timeout of %v and a second: after %.1f s", drainTimeout, median.Seconds()),
 	})
@@ -495,7 +437,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 // refused waits until so many were turned away for this cause.
 func (r *running) refused(t *testing.T, cause string, want uint64) {
 	t.Helper()
-	r.log.await(t, `"cause":"`+cause+`"`)
+	r.log.Await(t, 1, `"cause":"`+cause+`"`)
 	for c, n := range r.stats.Refused() {
 		if c == cause && n != want {
 			t.Errorf("%d were refused for %s, not %d", n, cause, want)
@@ -517,9 +459,12 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 	wantWords(t, err, "the server closed the connection without an answer")
 	one.refused(t, "connections", 1)
 	check(t, first.Close())
-	for late := time.Now().Add(patience); one.stats.Connections.Load() > 0 && time.Now().Before(late); {
-		time.Sleep(time.Millisecond) // no event tells
-	}
+	testkit.Await(t, func() error {
+		if n := one.stats.Connections.Load(); n > 0 {
+			return fmt.Errorf("%d connections are counted", n)
+		}
+		return nil
+	})
 	one.works(t) // there is room again
 
 	own := serveAs(t, echoserver.Config{MaxConnectionsPerUser: 1, DrainTimeout: patience}, fileserver.Config{})

@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/faults"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
@@ -336,45 +336,6 @@ func FuzzSender(f *testing.F) {
 	})
 }
 
-func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {
-	t.Parallel()
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
-		t.Run(string(typ), func(t *testing.T) {
-			t.Parallel()
-			s := listen(t, transport.ListenConfig{Mode: 0o666}, transport.Addr{Type: typ, Path: dir(t) + "/s"})
-			check(t, transport.PassCred(s.FD()))
-			child := start(t, stranger, nil, "send", s.Addr.String(), "hello")
-			if o := child.outcome(t); o.Err != "" {
-				t.Fatal(o.Err)
-			}
-			fd := s.FD()
-			if typ == transport.Seqpacket {
-				var err error
-				fd, _, err = unix.Accept(s.FD())
-				check(t, err)
-				defer func() { check(t, unix.Close(fd)) }()
-				check(t, transport.PassCred(fd))
-			}
-			r := transport.NewReceiver(100)
-			if _, ok := r.Cred(); ok {
-				t.Error("there are credentials before there is a message")
-			}
-			message, err := r.ReceiveCred(fd)
-			if err != nil || string(message) != "hello" {
-				t.Fatalf("received %q, %v", message, err)
-			}
-			want := unix.Ucred{Pid: int32(child.cmd.Process.Pid), Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
-			if os.Geteuid() == 0 {
-				want.Uid, want.Gid = stranger, stranger
-			}
-			if cred, ok := r.Cred(); !ok || cred != want {
-				t.Errorf("the sender is %+v (%t), not %+v", cred, ok, want)
-			}
-			child.end(t)
-		})
-	}
-}
-
 func TestReceiveAloneHasNoCredentials(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t, transport.Datagram)
@@ -450,20 +411,10 @@ func TestReplyErrorsAreErrnos(t *testing.T) {
 	}
 }
 
-// setting is a number that the system has under net.
-func setting(t *testing.T, name string) int {
-	t.Helper()
-	text, err := os.ReadFile("/proc/sys/net/" + name)
-	check(t, err)
-	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	check(t, err)
-	return n
-}
-
 func TestMaxMessageIsWhatTheSystemLetsAnybodySend(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, transport.Datagram)
-	wmem := setting(t, "core/wmem_max")
+	wmem := testkit.Setting(t, "core/wmem_max")
 	check(t, transport.SetSendBuffer(a, 2*wmem))
 	limit, err := transport.SendLimit(a)
 	check(t, err)
@@ -475,12 +426,12 @@ func TestMaxMessageIsWhatTheSystemLetsAnybodySend(t *testing.T) {
 func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, transport.Seqpacket)
-	wmem := setting(t, "core/wmem_max")
+	wmem := testkit.Setting(t, "core/wmem_max")
 	err := transport.SetSendBuffer(a, 2*wmem+1)
 	if err == nil {
 		t.Fatal("no error")
 	}
-	wantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d: raise net.core.wmem_max", 2*wmem+1, 2*wmem))
+	testkit.WantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d: raise net.core.wmem_max", 2*wmem+1, 2*wmem))
 	wantError(t, transport.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
 
 	d := dir(t)
@@ -488,17 +439,15 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	wantWords(t, err.Error(), "listen datagram:"+d+"/s: send buffer of ", strconv.Itoa(2*wmem))
-	if names := ls(t, d); names != nil {
-		t.Errorf("left behind: %v", names)
-	}
+	testkit.WantWords(t, err.Error(), "listen datagram:"+d+"/s: send buffer of ", strconv.Itoa(2*wmem))
+	testkit.WantFiles(t, d)
 	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
 	_, err = transport.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1}.Dial(t.Context(), s.Addr)
 	if err == nil {
 		t.Fatal("no error")
 	}
-	wantWords(t, err.Error(), "connect datagram:"+d+"/s: ", "send buffer of ", strconv.Itoa(2*wmem))
-	gone(t, d+"/client")
+	testkit.WantWords(t, err.Error(), "connect datagram:"+d+"/s: ", "send buffer of ", strconv.Itoa(2*wmem))
+	testkit.WantGone(t, d+"/client")
 }
 
 func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
@@ -570,7 +519,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 			}
 		})
 	}
-	faults.Report(t, faults.Row{
+	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F25",
 		Done:    "datagrams and records of one byte more than the socket sends, and of one byte more than the receiver holds",
 		Count:   4 * rounds,
@@ -655,23 +604,6 @@ func TestListenAndDialInternetAddresses(t *testing.T) {
 		} else {
 			check(t, err)
 			check(t, conn.Close())
-		}
-	}
-}
-
-func TestUserNamespacesThatMapAllUsers(t *testing.T) {
-	t.Parallel()
-	for uidMap, want := range map[string]bool{
-		"         0          0 4294967295\n":     true,
-		"0 0 1000\n1000 1001 4294966295\n":       true,
-		"         0     100000      65536\n":     false,
-		"0 1000 1\n1 100000 65536\n":             false,
-		"     65534      10004          1\n":     false,
-		"":                                       false,
-		"what no kernel says\n\n1 2\n0 0 many\n": false,
-	} {
-		if got := uds.MapsAll(uidMap); got != want {
-			t.Errorf("%q maps all users: %t", uidMap, got)
 		}
 	}
 }

@@ -1,8 +1,4 @@
-// Package faults keeps docs/faults.md, the matrix of faults, as the tests leave
-// it. A test that shows a row reports it; the row in the document must say the
-// same, or the test fails. With FAULTS=write in the environment, as `make
-// faults` has it, the test writes the row instead.
-package faults
+package testkit
 
 import (
 	"fmt"
@@ -17,16 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A Row is what a test has shown.
-type Row struct {
+// A FaultRow is a row of docs/faults.md, the matrix of faults: what a test has
+// shown.
+type FaultRow struct {
 	ID      string // F1 to F50; the test's name holds it
 	Done    string // what was done
 	Count   int    // how often; 0: it cannot be shown here, and the outcome says why
 	Outcome string // what came of it; its numbers may differ from run to run
 }
 
-// Report reports a row at the end of a test that has not failed.
-func Report(t *testing.T, r Row) {
+// ReportFault reports a row at the end of a test that has not failed. The row in
+// the document must say the same, or the test fails. With FAULTS=write in the
+// environment, as `make faults` has it, the test writes the row instead.
+func ReportFault(t *testing.T, r FaultRow) {
 	t.Helper()
 	if t.Failed() {
 		return
@@ -45,7 +44,7 @@ func document() string {
 	return filepath.Join(filepath.Dir(here), "../../docs/faults.md")
 }
 
-func report(r Row, test string, write bool) error {
+func report(r FaultRow, test string, write bool) error {
 	f, err := os.OpenFile(document(), os.O_RDWR, 0)
 	if err != nil {
 		return err

@@ -1,7 +1,4 @@
-// Package proxy is a bad line for the tests: between a client and a server on a
-// Unix socket it delays, splits, merges, cuts and half-closes. Where it does is
-// a matter of a seed, so that a failure replays.
-package proxy
+package testkit
 
 import (
 	"errors"
@@ -14,12 +11,10 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// Seed is FAULT_SEED, or a new one where the environment has none. The log of
-// the test says which.
+// Seed returns FAULT_SEED, or a new one if the environment has none. The log of
+// the test has it.
 func Seed(t testing.TB) uint64 {
 	t.Helper()
 	seed := rand.Uint64()
@@ -33,34 +28,31 @@ func Seed(t testing.TB) uint64 {
 	return seed
 }
 
-// Faults are counted by name.
-type Faults map[string]int
-
-// A Proxy is one that runs.
+// A Proxy is a bad line between a client and a server on a Unix socket: it delays,
+// splits, merges, cuts and half-closes. Where it does is a matter of a seed, so
+// that a failure replays.
 type Proxy struct {
-	listener net.Listener
-	to       transport.Addr
-	seed     uint64
-	most     int
-	running  sync.WaitGroup
+	listener    net.Listener
+	network, to string
+	seed        uint64
+	most        int
+	running     sync.WaitGroup
 
 	mu     sync.Mutex
 	closed bool
 	open   map[io.Closer]bool
-	faults Faults
+	faults map[string]int
 }
 
-// Start listens at an address, stream or seqpacket, and connects every client
-// to the server at another of the same type. Each direction of a connection
+// StartProxy listens at a path on network "unix" or "unixpacket", and connects
+// every client to the server at another path. Each direction of a connection
 // breaks before it has carried most bytes; the bytes it carries are those that
 // were sent. The test stops the proxy at its end.
-func Start(t testing.TB, seed uint64, at, to transport.Addr, most int) *Proxy {
+func StartProxy(t testing.TB, seed uint64, network, at, to string, most int) *Proxy {
 	t.Helper()
-	l, err := net.Listen(at.Network(), at.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &Proxy{listener: l, to: to, seed: seed, most: most, open: map[io.Closer]bool{}, faults: Faults{}}
+	l, err := net.Listen(network, at)
+	Check(t, err)
+	p := &Proxy{listener: l, network: network, to: to, seed: seed, most: most, open: map[io.Closer]bool{}, faults: map[string]int{}}
 	p.running.Go(p.accept)
 	t.Cleanup(p.stop)
 	return p
@@ -77,8 +69,8 @@ func (p *Proxy) stop() {
 	p.running.Wait()
 }
 
-// Faults are those until now.
-func (p *Proxy) Faults() Faults {
+// Faults counts the faults until now, by name.
+func (p *Proxy) Faults() map[string]int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return maps.Clone(p.faults)
@@ -103,7 +95,7 @@ func (p *Proxy) accept() {
 // connect serves the n-th client.
 func (p *Proxy) connect(n uint64, client *net.UnixConn) {
 	defer p.opened(client)()
-	conn, err := net.Dial(p.to.Network(), p.to.Path)
+	conn, err := net.Dial(p.network, p.to)
 	if err != nil {
 		return
 	}
@@ -153,7 +145,7 @@ func (p *Proxy) carry(rng *rand.Rand, from, to *net.UnixConn) error {
 			return err
 		}
 		fits := buf[:min(n, left)]
-		if n > left && p.to.Type == transport.Seqpacket {
+		if n > left && p.network == "unixpacket" {
 			fits = nil // or it were another record
 		}
 		left -= len(fits)
@@ -177,7 +169,7 @@ func (p *Proxy) carry(rng *rand.Rand, from, to *net.UnixConn) error {
 func (p *Proxy) send(rng *rand.Rand, to *net.UnixConn, rest []byte) error {
 	for len(rest) > 0 {
 		piece := rest
-		if p.to.Type == transport.Stream && rng.IntN(2) == 0 {
+		if p.network == "unix" && rng.IntN(2) == 0 {
 			piece = rest[:min(1<<rng.IntN(17), len(rest))]
 		}
 		if len(piece) < len(rest) {

@@ -1,0 +1,249 @@
+package testkit
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+// What Main has built: programs from sources, into directory bin.
+var (
+	bin     string
+	sources []string
+)
+
+// Main builds programs from their source directories, with the race detector if
+// the tests have it, runs the tests, and exits. It exits with a failure if a
+// goroutine of the tests is left, or a program had a data race.
+func Main(m *testing.M, from ...string) {
+	sources = from
+	if err := build(); err != nil {
+		_ = os.RemoveAll(bin)
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(status int) {
+		if races() {
+			status = 1
+		}
+		_ = os.RemoveAll(bin)
+		os.Exit(status)
+	}))
+}
+
+func build() (err error) {
+	if bin, err = os.MkdirTemp("", "bin"); err != nil {
+		return err
+	}
+	race := "-race=false"
+	if raced() {
+		race = "-race"
+		// The reports go to files, which a killed program leaves too. At its end
+		// no program waits a second for more reports.
+		err = os.Setenv("GORACE", "log_path="+bin+"/race/report atexit_sleep_ms=0")
+	}
+	// Other users run the programs and report, too.
+	err = errors.Join(err, os.Chmod(bin, 0o755), os.Mkdir(bin+"/race", 0o700), os.Chmod(bin+"/race", 0o777|os.ModeSticky))
+	return errors.Join(err, goBuild(bin, race))
+}
+
+func goBuild(d, race string) error {
+	args := append([]string{"build", race, "-o", d + "/"}, sources...)
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// raced reports whether the tests were built with -race.
+func raced() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+// races reports whether a program had a data race, and prints it.
+func races() bool {
+	reports, _ := filepath.Glob(bin + "/race/*")
+	for _, name := range reports {
+		text, _ := os.ReadFile(name)
+		fmt.Fprintf(os.Stderr, "a program under test has a data race:\n%s", text)
+	}
+	return len(reports) > 0
+}
+
+// Program returns the path of a program that Main has built.
+func Program(name string) string { return bin + "/" + name }
+
+var buildPlain = sync.OnceValue(func() error { return goBuild(bin+"/plain", "-race=false") })
+
+// Plain returns the path of a program as users have it, for tests of what the race
+// detector changes: memory, speed, and which system calls a program makes.
+func Plain(t testing.TB, name string) string {
+	t.Helper()
+	if !raced() {
+		return Program(name)
+	}
+	Check(t, buildPlain())
+	return bin + "/plain/" + name
+}
+
+// A Text is what a process or a log writes, and can be waited for. The zero value
+// is empty.
+type Text struct {
+	mu   sync.Mutex
+	b    strings.Builder
+	more chan struct{}
+}
+
+func (x *Text) Write(p []byte) (int, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.more != nil {
+		close(x.more)
+		x.more = nil
+	}
+	return x.b.Write(p)
+}
+
+func (x *Text) String() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.b.String()
+}
+
+// Count returns how often the text contains words, and a channel that is closed
+// when more text comes.
+func (x *Text) Count(words string) (n int, more <-chan struct{}) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.more == nil {
+		x.more = make(chan struct{})
+	}
+	return strings.Count(x.b.String(), words), x.more
+}
+
+// Await waits until the text contains words n times.
+func (x *Text) Await(t testing.TB, n int, words string) {
+	t.Helper()
+	late := time.After(Patience)
+	for {
+		found, more := x.Count(words)
+		if found >= n {
+			return
+		}
+		select {
+		case <-more:
+		case <-late:
+			t.Fatalf("%q came %d times, not %d, in:\n%s", words, found, n, x)
+		}
+	}
+}
+
+// A Process is a program under test, or another that it talks to.
+type Process struct {
+	Cmd      *exec.Cmd
+	In       io.WriteCloser // its standard input, if Cmd.Stdin is not set to another
+	Out, Err Text           // its output, if Cmd.Stdout and Cmd.Stderr are not
+	Ended    chan struct{}  // closed at its end
+}
+
+// Prepare returns a process of one of the programs that Main has built, or of
+// another program, in directory d. It is not yet started: Cmd can be changed.
+func Prepare(t testing.TB, d string, args ...string) *Process {
+	t.Helper()
+	program := args[0]
+	if _, err := os.Stat(Program(program)); bin != "" && err == nil {
+		program = Program(program)
+	}
+	p := &Process{Cmd: exec.CommandContext(t.Context(), program, args[1:]...), Ended: make(chan struct{})}
+	p.Cmd.Dir = d
+	for _, v := range os.Environ() {
+		if !strings.HasPrefix(v, "UDS_") {
+			p.Cmd.Env = append(p.Cmd.Env, v)
+		}
+	}
+	p.Cmd.Stdout, p.Cmd.Stderr = &p.Out, &p.Err
+	p.Cmd.WaitDelay = Patience
+	var err error
+	p.In, err = p.Cmd.StdinPipe()
+	Check(t, err)
+	return p
+}
+
+// Start prepares a process and starts it.
+func Start(t testing.TB, d string, args ...string) *Process {
+	t.Helper()
+	p := Prepare(t, d, args...)
+	p.Start(t)
+	return p
+}
+
+// Run runs a program to its end.
+func Run(t testing.TB, d, stdin string, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	p := Start(t, d, args...)
+	_, _ = io.WriteString(p.In, stdin) // a program need not read all of it
+	_ = p.In.Close()
+	return p.Status(t), p.Out.String(), p.Err.String()
+}
+
+// Start starts a process. If it is still there at the end of the test, it is
+// killed.
+func (p *Process) Start(t testing.TB) {
+	t.Helper()
+	Check(t, p.Cmd.Start())
+	go func() {
+		defer close(p.Ended)
+		_ = p.Cmd.Wait()
+	}()
+	t.Cleanup(func() { <-p.Ended })
+}
+
+// Pid returns the process id.
+func (p *Process) Pid() int { return p.Cmd.Process.Pid }
+
+// Signal sends a signal.
+func (p *Process) Signal(t testing.TB, s os.Signal) {
+	t.Helper()
+	Check(t, p.Cmd.Process.Signal(s))
+}
+
+// Status waits for the end and returns the exit status, -1 after a signal.
+func (p *Process) Status(t testing.TB) int {
+	t.Helper()
+	select {
+	case <-p.Ended:
+		return p.Cmd.ProcessState.ExitCode()
+	case <-time.After(Patience):
+		t.Fatalf("%v does not end; it wrote:\n%s%s", p.Cmd.Args, &p.Out, &p.Err)
+		return 0
+	}
+}
+
+// Terminate sends SIGTERM, waits for the end, and returns the exit status.
+func (p *Process) Terminate(t testing.TB) int {
+	t.Helper()
+	p.Signal(t, syscall.SIGTERM)
+	return p.Status(t)
+}
+
+// Stop terminates a server of ours, which must succeed and leave no file behind.
+func (p *Process) Stop(t testing.TB) {
+	t.Helper()
+	if status := p.Terminate(t); status != 0 {
+		t.Errorf("exit status is %d after:\n%s", status, &p.Err)
+	}
+	WantFiles(t, p.Cmd.Dir)
+}

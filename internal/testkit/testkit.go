@@ -1,0 +1,124 @@
+// Package testkit is what the tests of several packages share: what they check,
+// how they wait, our programs as processes, a bad line between client and server
+// (see [Proxy]), and the matrix of faults (see [FaultRow]).
+//
+// Only tests import it, so no program that ships contains package testing. It
+// imports no other package of this project, so the tests of each can use it.
+package testkit
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Patience is the longest wait for an event; it measures nothing.
+const Patience = 20 * time.Second
+
+// Check ends the test if there is an error.
+func Check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Need ends the test if a program of the system is missing, and names the package
+// that has it.
+func Need(t testing.TB, program, pkg string) {
+	t.Helper()
+	if _, err := exec.LookPath(program); err != nil {
+		t.Fatalf("%v: install the package %s", err, pkg)
+	}
+}
+
+// Dir makes a directory that other users can enter, and removes it at the end of
+// the test. Its path is short, because sun_path is: t.TempDir's contains the name
+// of the test.
+func Dir(t testing.TB) string {
+	t.Helper()
+	d, err := os.MkdirTemp("", "uds")
+	Check(t, err)
+	t.Cleanup(func() { Check(t, os.RemoveAll(d)) })
+	Check(t, os.Chmod(d, 0o755))
+	return d
+}
+
+// Setting reads a number of the kernel's from /proc/sys/net.
+func Setting(t testing.TB, name string) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/net/" + name)
+	Check(t, err)
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	Check(t, err)
+	return n
+}
+
+// Await polls what no event reports until it returns no error.
+func Await(t testing.TB, poll func() error) {
+	t.Helper()
+	for late := time.Now().Add(Patience); ; time.Sleep(5 * time.Millisecond) {
+		err := poll()
+		if err == nil {
+			return
+		}
+		if time.Now().After(late) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// WantFiles checks that a directory contains these files, sorted, and no others.
+func WantFiles(t testing.TB, d string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(d)
+	Check(t, err)
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the directory holds %q, not %q", got, want)
+	}
+}
+
+// WantGone checks that there is no file at a path.
+func WantGone(t testing.TB, path string) {
+	t.Helper()
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left behind (%v)", path, err)
+	}
+}
+
+// WantWords checks that a text contains all these words.
+func WantWords(t testing.TB, text string, words ...string) {
+	t.Helper()
+	for _, w := range words {
+		if !strings.Contains(text, w) {
+			t.Errorf("%q does not say %q", text, w)
+		}
+	}
+}
+
+// WantError checks that there is an error, and that it contains all these words.
+func WantError(t testing.TB, err error, words ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want one that says %q", words)
+	}
+	WantWords(t, err.Error(), words...)
+}
+
+// Beside is the path of a hidden file that belongs to the socket at path: its
+// lock, ".lock", or its control socket, ".takeover".
+func Beside(path, suffix string) string {
+	dir, name := filepath.Split(path)
+	return dir + "." + name + suffix
+}

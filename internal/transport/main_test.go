@@ -1,0 +1,59 @@
+package transport_test
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/testkit"
+	"github.com/udsecho/udsecho/internal/transport"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const patience = testkit.Patience
+
+var (
+	check   = testkit.Check
+	dir     = testkit.Dir
+	sotypes = map[transport.Type]int{transport.Stream: unix.SOCK_STREAM, transport.Datagram: unix.SOCK_DGRAM, transport.Seqpacket: unix.SOCK_SEQPACKET}
+)
+
+func datagram(path string) transport.Addr {
+	return transport.Addr{Type: transport.Datagram, Path: path}
+}
+
+func listen(t testing.TB, c transport.ListenConfig, a transport.Addr) *transport.Socket {
+	t.Helper()
+	s, err := c.Listen(a)
+	check(t, err)
+	t.Cleanup(func() { check(t, s.Close()) })
+	return s
+}
+
+func dial(t testing.TB, a transport.Addr) *transport.Conn {
+	t.Helper()
+	conn, err := transport.DialConfig{}.Dial(t.Context(), a)
+	check(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	check(t, err)
+	return len(entries)
+}
+
+// wantError wants an error that is want and has all words.
+func wantError(t testing.TB, err, want error, words ...string) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Fatalf("error is %v, not %v", err, want)
+	}
+	testkit.WantWords(t, err.Error(), words...)
+}
