@@ -237,7 +237,7 @@ func trusted(cred *unix.Ucred) bool { return IsOwnUser(cred.Uid) || cred.Uid == 
 
 // receiveHello receives n types, and descriptors: n sockets, n locks, the
 // control socket. The error is io.EOF where the server has ended instead.
-func receiveHello(conn int) (types []Type, fds []int, err error) {
+func receiveHello(conn int) (handed []Type, fds []int, err error) {
 	poll := []unix.PollFd{{Fd: int32(conn), Events: unix.POLLIN}}
 	n, err := retry(func() (int, error) { return unix.Poll(poll, int(takeoverPatience.Milliseconds())) })
 	if err != nil {
@@ -256,17 +256,17 @@ func receiveHello(conn int) (types []Type, fds []int, err error) {
 	}
 	words, ok := strings.CutPrefix(string(message[:n]), takeoverHello)
 	for word := range strings.FieldsSeq(words) {
-		types = append(types, Type(word))
+		handed = append(handed, Type(word))
 		ok = ok && slices.Contains(types, Type(word))
 	}
 	switch {
 	case string(message[:n]) == takeoverNo && len(fds) == 0:
 		return nil, nil, errGivenAway
-	case !ok || len(types) == 0 || len(fds) != 2*len(types)+1:
+	case !ok || len(handed) == 0 || len(fds) != 2*len(handed)+1:
 		CloseFiles(fds...)
 		return nil, nil, fmt.Errorf("the running server says %q: is it of another version?", message[:n])
 	}
-	return types, fds, nil
+	return handed, fds, nil
 }
 
 // errGivenAway is a "no".
