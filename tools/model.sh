@@ -1,8 +1,8 @@
 #!/bin/sh
-# Checks the model of the takeover, internal/uds/takeover.pml: the protocol has to
+# Checks the model of the takeover, uds/takeover.pml: the protocol has to
 # pass, and the one before it has to fail, with its counter-example.
 set -eu
-cd "$(dirname "$0")/../internal/uds"
+cd "$(dirname "$0")/../uds"
 command -v spin >/dev/null || { echo "model: spin is missing: install the package spin" >&2; exit 1; }
 
 work=$(mktemp -d)

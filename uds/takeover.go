@@ -27,7 +27,9 @@ import (
 // ends: so a successor may die at any moment. From "yours" on the successor owns
 // the sockets as long as it lives. A server that dies leaves them to the
 // successor that has said nothing yet, too: the connection ends without a "no".
-// Only one successor has descriptors at a time; the others wait to be accepted.
+// Only one successor has descriptors at a time: of two, one could take the end of
+// the old server for its own turn. The others wait to be accepted, by the first
+// once it serves.
 // The sockets are never closed, so that no client is refused meanwhile: its
 // connection waits to be accepted.
 //
@@ -322,20 +324,13 @@ func (h *Handover) Orphaned() bool {
 }
 
 // Commit tells the other server to let the sockets go, which this one serves by
-// now, and those who wait to take them over from that one that they are late.
+// now. A server that waits to take them over from that one finds this one.
 func (h *Handover) Commit() {
 	for _, s := range h.Sockets {
 		s.shared = false
 	}
 	say(h.from, takeoverServing)
 	closeFD(&h.from)
-	for {
-		fd, _, err := unix.Accept4(h.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		if err != nil {
-			return
-		}
-		(&Offer{fd: fd}).Refuse()
-	}
 }
 
 // Control is the descriptor that is readable when another server asks for the

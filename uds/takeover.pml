@@ -11,7 +11,7 @@
  * And in the end, when nothing can move any more: no process that lives has
  * descriptors of a socket that nobody serves; none waits for another for ever.
  *
- * Each step names the Go function that it stands for, in internal/uds or
+ * Each step names the Go function that it stands for, in uds or
  * internal/echo. Who changes one changes the other.
  */
 
@@ -110,10 +110,6 @@ proctype Server(byte me) {
 		charge = me;
 		if :: !serverClosed[me] -> toServer[me]!serving :: else fi;
 		succClosed[me] = true
-	};
-	/* The successors that wait are late. */
-	atomic {
-		if :: waits[3 - me] -> waits[3 - me] = false; toSucc[3 - me]!no; serverClosed[3 - me] = true :: else fi
 	};
 
 serve:

@@ -448,30 +448,31 @@ func TestSuccessorThatIsGoneLeavesTheServerAsItWas(t *testing.T) {
 	}
 }
 
-// The second waits to be accepted, and is refused by the first, which has the
-// control socket by then. Had it descriptors, too, it could take the end of the
+// The second waits to be accepted, and takes over from the first, which has the
+// control socket by then. Had it descriptors before, it could take the end of the
 // old server for its own turn.
-func TestOfTwoSuccessorsOneGetsTheSockets(t *testing.T) {
+func TestTwoSuccessorsTakeOverOneAfterTheOther(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	a := stream(d + "/s")
 	old := handover(t, a)
+	before := inodes(t, a)
 	first, o := askedFor(t, old)
-	second := succeed(a)
+	asking := succeed(a)
 	readable(t, old.Control())
-	fd := first.Claim()
-	wantNext(t, o, uds.Claims)
-	o.Yield()
-	readable(t, fd)
-	check(t, first.Claimed())
-	first.Commit()
-	got := <-second
-	wantError(t, got.err, uds.ErrInUse, "take over: ", "has given its sockets to another, or ends")
-	old.Release()
+	pass(t, old, first, o)
+	o = offer(t, first)
+	got := <-asking
+	check(t, got.err)
+	second := got.handover
+	pass(t, first, second, o)
+	if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
+		t.Errorf("inodes (-before +after):\n%s", diff)
+	}
 	dial(t, a)
 	_, err := uds.ListenConfig{}.Listen(a)
 	wantError(t, err, uds.ErrInUse)
-	end(first)
+	end(second)
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}

@@ -381,8 +381,8 @@ func TestTakeoverUnderLoad(t *testing.T) {
 	}
 	for range 10 {
 		next := generate(t, echoserver.Config{}, addrs...)
-		next.log.await(t, 3, "took over ")
 		check(t, last.end(t))
+		next.log.await(t, 3, "took over ")
 		last = next
 	}
 	close(over)

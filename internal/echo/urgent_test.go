@@ -2,6 +2,9 @@ package echo_test
 
 import (
 	"bytes"
+	"errors"
+	"net"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -98,8 +101,11 @@ func TestClientTakesUrgentBytesInTheirPlace(t *testing.T) {
 				if typ == transport.TCP {
 					socket = listenTCP(t)
 				}
-				l, err := socket.Unix().Listener()
+				fd, err := unix.FcntlInt(uintptr(socket.FD()), unix.F_DUPFD_CLOEXEC, 0)
 				check(t, err)
+				f := os.NewFile(uintptr(fd), "")
+				l, err := net.FileListener(f)
+				check(t, errors.Join(err, f.Close()))
 				defer func() { check(t, l.Close()) }()
 				conn := dial(t, socket.Addr)
 				served, err := l.Accept()

@@ -201,20 +201,13 @@ type DialConfig struct {
 // A Conn is a connection over any transport.
 type Conn struct {
 	net.Conn
+	unix  *uds.Conn // which has Conn; nil: it is one of the internet
 	addr  Addr
 	creds bool // PassCred is on
 }
 
 // Dial connects to a, see [uds.Dial] and its errors.
 func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
-	conn, err := c.dial(ctx, a)
-	if err != nil {
-		return nil, err
-	}
-	return &Conn{Conn: conn, addr: a}, nil
-}
-
-func (c DialConfig) dial(ctx context.Context, a Addr) (net.Conn, error) {
 	if a.Type.Unix() {
 		conn, err := uds.Dial(ctx, a.unix().String(), uds.DialConfig{Bind: c.Bind, Control: func(fd int) error {
 			if a.Type == Stream {
@@ -228,7 +221,7 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return conn, nil
+		return &Conn{Conn: conn.Conn, unix: conn, addr: a}, nil
 	}
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 		if a.Type == UDP {
@@ -240,7 +233,7 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (net.Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect %s: %w", a, err)
 	}
-	return conn, nil
+	return &Conn{Conn: conn, addr: a}, nil
 }
 
 // Pair is [uds.Pair].
@@ -249,7 +242,7 @@ func Pair() (own *Conn, other *os.File, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return &Conn{Conn: conn, addr: Addr{Type: Stream}}, other, nil
+	return &Conn{Conn: conn.Conn, unix: conn, addr: Addr{Type: Stream}}, other, nil
 }
 
 // Type is the type of the socket.
@@ -257,10 +250,18 @@ func (c *Conn) Type() Type { return c.addr.Type }
 
 // SendFiles is [uds.Conn.SendFiles].
 func (c *Conn) SendFiles(message []byte, fds ...int) error {
-	if conn, ok := c.Conn.(*uds.Conn); ok {
-		return conn.SendFiles(message, fds...)
+	if c.unix == nil {
+		return errors.ErrUnsupported
 	}
-	return errors.ErrUnsupported
+	return c.unix.SendFiles(message, fds...)
+}
+
+// Close closes the connection and removes the client's own socket file.
+func (c *Conn) Close() error {
+	if c.unix == nil {
+		return c.Conn.Close()
+	}
+	return c.unix.Close()
 }
 
 // CloseWrite ends the direction to the server, shutdown(2) with SHUT_WR: the
@@ -307,10 +308,7 @@ func (c *Conn) Detach() (fd int, err error) {
 	if err := errors.Join(ctrlErr, os.NewSyscallError("fcntl", err)); err != nil {
 		return -1, err
 	}
-	if conn, ok := c.Conn.(*uds.Conn); ok {
-		return fd, conn.Conn.Close() // its name is for Close to remove
-	}
-	return fd, c.Conn.Close()
+	return fd, c.Conn.Close() // the client's name is for Close to remove
 }
 
 // Send sends a message over a connection, whole or not at all. A message larger
