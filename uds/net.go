@@ -152,6 +152,7 @@ type listener struct {
 	handover *Handover         // nil: it is not handed over
 	control  *net.UnixListener // where successors ask
 	serving  sync.WaitGroup
+	close    sync.Once
 
 	mu      sync.Mutex
 	closed  bool
@@ -180,18 +181,18 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends Accept and removes the socket file.
-func (l *listener) Close() error {
-	l.set(func() { l.closed = true })
-	err := l.inner.Close()
-	if errors.Is(err, net.ErrClosed) {
-		err = nil
-	}
-	if l.control != nil {
-		_ = l.control.Close()
-	}
-	l.serving.Wait()
-	return errors.Join(err, l.release())
+// Close ends Accept and removes the socket file. Closing again does nothing.
+func (l *listener) Close() (err error) {
+	l.close.Do(func() {
+		l.set(func() { l.closed = true })
+		err = l.inner.Close()
+		if l.control != nil {
+			_ = l.control.Close()
+		}
+		l.serving.Wait()
+		err = errors.Join(err, l.release())
+	})
+	return err
 }
 
 // release gives up what package net does not have.
