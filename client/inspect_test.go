@@ -148,7 +148,7 @@ func TestInspectAnXServer(t *testing.T) {
 	defer x.Terminate(t) // which removes its socket and its lock
 	x.Out.Await(t, 1, "\n")
 	path := "/tmp/.X11-unix/X" + strings.TrimSpace(x.Out.String())
-	want := regexp.MustCompile(`^(s\S+ \d+ .* ` + path + `|@` + path + `)
+	want := regexp.MustCompile(`^(s\S+ .* ` + path + `|@` + path + `)
   type      (stream socket|stream abstract socket)
   state     live
   listener  ` + regexp.QuoteMeta(who(x.Pid(), "Xvfb")) + `

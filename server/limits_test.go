@@ -135,6 +135,7 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 				closeAll(t, more)
 				awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == len(held) })
 				healthy(t, d, checks, addrs...)
+				check(t, held[0].SetDeadline(time.Now().Add(patience)))
 				check(t, echoed(held[0], message))
 				closeAll(t, held)
 				if strings.Contains(server.Err.String(), "too many open files") {

@@ -300,8 +300,9 @@ func TestNamesOfManyClients(t *testing.T) {
 	ask := func(i int, words string) {
 		t.Helper()
 		check(t, unix.Sendto(fds[i], []byte(words), 0, &unix.SockaddrUnix{Name: d + "/d"}))
-		if n, _, err := unix.Recvfrom(fds[i], back, 0); err != nil || string(back[:n]) != words {
-			t.Fatalf("%s: came back %q, %v", words, back[:n], err)
+		n, _, err := unix.Recvfrom(fds[i], back, 0)
+		if err != nil || string(back[:n]) != words {
+			t.Fatalf("%s: client %d: %d bytes came back, %v; the server:\n%s", words, i, n, err, &server.Err)
 		}
 	}
 	askAll := func(words string) {
@@ -313,7 +314,9 @@ func TestNamesOfManyClients(t *testing.T) {
 	askAll("first")
 	askAll("second")
 	for i := range fds { // another socket has the name
+		syscall.ForkLock.RLock() // or a child that is being started keeps the old one open
 		check(t, errors.Join(unix.Close(fds[i]), unix.Unlink(name(i))))
+		syscall.ForkLock.RUnlock()
 		fds[i], err = datagramSocket(name(i))
 		check(t, err)
 		ask(i, "anew")

@@ -344,7 +344,7 @@ func TestKilledServerIsReplaced(t *testing.T) {
 	first := serve(t, d)
 	first.Signal(t, syscall.SIGKILL)
 	first.Status(t)
-	wantFiles(t, d, "uds_socket", "uds_socket.lock")
+	wantFiles(t, d, ".uds_socket.lock", "uds_socket")
 	second := serve(t, d)
 	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)

@@ -223,7 +223,7 @@ func TestTakeoverFromPausedServer(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: take over: ./d.takeover: the running server does not answer within 5s: is it paused, or does it hand over to another?\n")
+	wantWords(t, stderr, "server: take over: ./.d.takeover: the running server does not answer within 5s: is it paused, or does it hand over to another?\n")
 	goOn()
 	wantAllEcho(t, d)
 	overtake(t, server).Stop(t)
