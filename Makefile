@@ -17,7 +17,7 @@ crash: # a start, both sides of a takeover and of a transfer, killed at every sy
 	@cd server && CRASH=all go test -count=1 -timeout 0 -run 'DeathAtAnySystemCall'
 
 faults: # docs/faults.md, as the tests that show its rows see it now
-	FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./integration
+	FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./uds ./integration
 	go test -count=1 -run EveryRow ./internal/testkit
 
 model: # the takeover's protocol, in every order of steps, deaths and signals
@@ -56,7 +56,7 @@ sbom: # what the programs are made of, built as in the images: every module, its
 	@cd .bin && go version -m server client
 
 fmt:
-	gofmt -w client deploy integration internal server
+	gofmt -w client deploy integration internal server uds
 
 clean: # the images that demo and test keep for the next time
 	@docker image ls -q --filter 'reference=udsecho-*' | sort -u | xargs -r docker image rm -f

@@ -111,7 +111,7 @@ func TestAllTypesInOneServer(t *testing.T) {
 			}
 		}
 	}
-	wantFiles(t, d, "d", "d.lock", "q", "q.lock", "s", "s.lock")
+	wantFiles(t, d, ".d.lock", ".q.lock", ".s.lock", "d", "q", "s")
 	server.Stop(t)
 }
 
