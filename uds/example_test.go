@@ -172,11 +172,12 @@ func ExampleListen_takeover() {
 	fmt.Println(errors.Is(<-oldEnded, net.ErrClosed))
 	ask()
 	_ = l.Close()
-	<-ended
+	fmt.Println(<-ended != nil)
 	// Output:
 	// the old server
 	// true
 	// the new server
+	// true
 }
 
 // Dial a server that may start later.

@@ -1,3 +1,5 @@
+// Package echoclient is the client's side of the echo: it sends, takes back what it
+// sent, and goes on where a connection broke.
 package echoclient
 
 import (
