@@ -16,7 +16,7 @@ import (
 // id in a file would mean nothing in another container, where every server is
 // process 1.
 type lock struct {
-	*os.File
+	file *os.File
 	name string // its path
 }
 
@@ -38,11 +38,11 @@ func lockPath(path string) (*lock, error) {
 		}
 		l := &lock{f, name}
 		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-			_ = l.Close()
+			_ = l.file.Close()
 			return nil, fmt.Errorf("%w: %s is no regular file, and is left alone: remove it yourself or choose another path", ErrInUse, name)
 		}
 		if err := l.try(); err != nil {
-			_ = l.Close()
+			_ = l.file.Close()
 			return nil, err
 		}
 		// unlock removes the file, so that the one just locked may be one that
@@ -51,13 +51,13 @@ func lockPath(path string) (*lock, error) {
 		if l.isAt(name) {
 			return l, nil
 		}
-		_ = l.Close()
+		_ = l.file.Close()
 	}
 }
 
 // try takes the lock, or finds that it is held by this open file already.
 func (l *lock) try() error {
-	err := retryErr(func() error { return unix.Flock(int(l.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	err := retryErr(func() error { return unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	switch err {
 	case nil:
 		return nil
@@ -69,7 +69,7 @@ func (l *lock) try() error {
 }
 
 func (l *lock) isAt(name string) bool {
-	held, err := l.Stat()
+	held, err := l.file.Stat()
 	if err != nil {
 		return false
 	}
@@ -87,8 +87,8 @@ func (l *lock) unlock() {
 			_ = os.Remove(l.name)
 		}
 		// Closing would do, were there no copy in a child that is being started.
-		_ = unix.Flock(int(l.Fd()), unix.LOCK_UN)
-		_ = l.Close()
+		_ = unix.Flock(int(l.file.Fd()), unix.LOCK_UN)
+		_ = l.file.Close()
 	}
 }
 
@@ -96,6 +96,6 @@ func (l *lock) unlock() {
 // and with it the lock, belongs to another process too.
 func (l *lock) release() {
 	if l != nil {
-		_ = l.Close()
+		_ = l.file.Close()
 	}
 }

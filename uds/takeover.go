@@ -172,7 +172,7 @@ func (h *Handover) ask(addrs []Addr) (err error) {
 	for i, t := range types {
 		s := newSocket(Addr{Type: t})
 		s.fd, s.config, s.shared = fds[i], h.config, true
-		s.lock = &lock{File: os.NewFile(uintptr(fds[n+i]), "lock")}
+		s.lock = &lock{file: os.NewFile(uintptr(fds[n+i]), "lock")}
 		h.Sockets = append(h.Sockets, s)
 	}
 	return h.verify(addrs)
@@ -397,7 +397,7 @@ func (h *Handover) hello(fd int) error {
 	var sockets, locks []int
 	for _, s := range h.Sockets {
 		words += " " + string(s.addr.Type)
-		sockets, locks = append(sockets, s.fd), append(locks, int(s.lock.Fd()))
+		sockets, locks = append(sockets, s.fd), append(locks, int(s.lock.file.Fd()))
 	}
 	rights := unix.UnixRights(slices.Concat(sockets, locks, []int{h.fd})...)
 	return os.NewSyscallError("sendmsg", unix.Sendmsg(fd, []byte(words), rights, nil, unix.MSG_NOSIGNAL))
