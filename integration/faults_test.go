@@ -343,7 +343,7 @@ func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
 		server := startServer(t, volume, on(connecting))
 		server.signal(t, "KILL")
 		server.awaitExit(t)
-		impostor := startServer(t, volume, on(connecting), withUser("10003:10000"), shell("rm -f *; exec server"))
+		impostor := startServer(t, volume, on(connecting), withUser("10003:10000"), shell("rm -f * .[!.]*; exec server"))
 		each := "for a in " + strings.ReplaceAll(connecting, ",", " ") + "; do "
 		careful := runClient(t, volume, nil, scratch, shell(mustFail+`
 			for i in `+count(tries/2)+`; do

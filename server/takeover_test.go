@@ -292,8 +292,8 @@ func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 	// It is not connected: then a queue holds ten.
 	slow, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/slow", Net: "unixgram"})
 	check(t, err)
-	check(t, slow.SetDeadline(time.Now().Add(3*patience)))
 	defer func() { check(t, slow.Close()); check(t, os.Remove(d+"/slow")) }()
+	check(t, slow.SetDeadline(time.Now().Add(patience)))
 	send := func() {
 		_, err := slow.WriteTo([]byte(message), &net.UnixAddr{Name: d + "/d", Net: "unixgram"})
 		check(t, err)
@@ -313,6 +313,7 @@ func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 		}
 		wantAllEcho(t, d)
 		// Its replies would be given up if it took none for ten seconds.
+		check(t, slow.SetDeadline(time.Now().Add(patience)))
 		_, err := slow.Read(make([]byte, 100))
 		check(t, err)
 		send()
