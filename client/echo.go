@@ -167,7 +167,7 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
 	conn, err := backoff.Retry(ctx, func() (*transport.Conn, error) {
 		conn, err := config.Dial(ctx, a)
-		if err != nil && !notThereYet(err) {
+		if err != nil && !uds.NotThereYet(err) {
 			err = backoff.Permanent(err)
 		}
 		return conn, err
@@ -175,15 +175,10 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case err != nil && notThereYet(err):
+	case err != nil && uds.NotThereYet(err):
 		return nil, fmt.Errorf("%w (tried for %v)", err, patience)
 	}
 	return conn, err
-}
-
-// notThereYet tells whether a server may be about to start, or be free soon.
-func notThereYet(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN)
 }
 
 // requireFlags are whom a client expects to serve.
