@@ -42,6 +42,17 @@ func datagramSocket(name string) (fd int, err error) {
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &late))
 }
 
+// receiveFrom is recvfrom(2), which a signal of Go's runtime interrupts where it
+// has a timeout, signal(7).
+func receiveFrom(fd int, buf []byte) (n int, from unix.Sockaddr, err error) {
+	for {
+		n, from, err = unix.Recvfrom(fd, buf, 0)
+		if err != unix.EINTR {
+			return n, from, err
+		}
+	}
+}
+
 func (s *swindler) send(fd int, words string) error {
 	return unix.Sendto(fd, []byte(words), 0, &unix.SockaddrUnix{Name: s.server})
 }
@@ -52,7 +63,7 @@ func (s *swindler) settle() error {
 	if err := s.send(s.flush, "settled?"); err != nil {
 		return err
 	}
-	_, _, err := unix.Recvfrom(s.flush, make([]byte, 100), 0)
+	_, _, err := receiveFrom(s.flush, make([]byte, 100))
 	return err
 }
 
@@ -300,7 +311,7 @@ func TestNamesOfManyClients(t *testing.T) {
 	ask := func(i int, words string) {
 		t.Helper()
 		check(t, unix.Sendto(fds[i], []byte(words), 0, &unix.SockaddrUnix{Name: d + "/d"}))
-		n, _, err := unix.Recvfrom(fds[i], back, 0)
+		n, _, err := receiveFrom(fds[i], back)
 		if err != nil || string(back[:n]) != words {
 			t.Fatalf("%s: client %d: %d bytes came back, %v; the server:\n%s", words, i, n, err, &server.Err)
 		}
