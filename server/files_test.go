@@ -87,6 +87,19 @@ func descriptors(t *testing.T, p *process) int {
 	return len(entries)
 }
 
+// openSockets counts the descriptors of a process that are sockets, proc(5).
+func openSockets(t *testing.T, p *process) (n int) {
+	t.Helper()
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.Pid()))
+	check(t, err)
+	for _, link := range links {
+		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, "socket:") { // or it was closed meanwhile
+			n++
+		}
+	}
+	return n
+}
+
 // A raw client, which says what it likes.
 func seqpacket(t *testing.T, path string) int {
 	t.Helper()
