@@ -1,4 +1,4 @@
-.PHONY: demo test soak crash faults model fuzz bench bench-peers images cluster-demo cluster-scale lint vuln sbom fmt clean
+.PHONY: demo test soak crash faults model fuzz bench bench-peers images cluster-demo lint vuln sbom fmt clean
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -39,10 +39,6 @@ images: # udsecho-server and udsecho-client, which deploy/ runs
 cluster-demo: # three nodes on this machine, as root: who echoes whom, an update, a killed engine
 	@go build -o .bin/cluster ./deploy/cluster
 	@.bin/cluster demo
-
-cluster-scale: # what nodes cost, as root: docs/scale.json, docs/scale.png
-	@go build -o .bin/cluster ./deploy/cluster
-	@.bin/cluster scale --json docs/scale.json --plot docs/scale.png
 
 lint:
 	go tool -modfile=tools/go.mod golangci-lint run ./...

@@ -3,7 +3,6 @@
 // swarm.
 //
 //	cluster [demo] [--nodes N]
-//	cluster scale [--nodes N] [--json FILE] [--plot FILE]
 //
 // It needs root, and runs from the top of the repository. Everything that it
 // starts is in a PID namespace, everything that it mounts in a mount namespace,
@@ -19,9 +18,8 @@ import (
 )
 
 type commands struct {
-	Demo  demoCmd  `cmd:"" default:"withargs" help:"Deploy, update and kill an engine under load, and print who echoed whom. This is the default."`
-	Scale scaleCmd `cmd:"" help:"Measure what nodes cost: clusters of 1 to --nodes nodes, one after the other."`
-	Node  nodeCmd  `cmd:"" hidden:"" help:"Process 1 of a node."`
+	Demo demoCmd `cmd:"" default:"withargs" help:"Deploy, update and kill an engine under load, and print who echoed whom. This is the default."`
+	Node nodeCmd `cmd:"" hidden:"" help:"Process 1 of a node."`
 }
 
 func main() {

@@ -134,40 +134,6 @@ func (n *node) stop() {
 	_ = os.RemoveAll(n.dir)
 }
 
-// docker runs the command line on the node's engine.
-func (n *node) docker(ctx context.Context, args ...string) (string, error) {
-	return run(ctx, append([]string{"docker", "--host", n.host()}, args...)...)
-}
-
-// memory is what the node's processes of these names hold (RSS), in bytes.
-func (n *node) memory(names ...string) (total int64, err error) {
-	own := fmt.Sprintf("/proc/%d/ns/pid", n.cmd.Process.Pid)
-	space, err := os.Readlink(own)
-	if err != nil {
-		return 0, err
-	}
-	stats, err := filepath.Glob("/proc/[0-9]*/statm")
-	if err != nil {
-		return 0, err
-	}
-	for _, stat := range stats {
-		dir := filepath.Dir(stat)
-		comm, _ := os.ReadFile(dir + "/comm")
-		for _, name := range names {
-			// The kernel keeps 15 letters of a name.
-			if s, _ := os.Readlink(dir + "/ns/pid"); s != space || strings.TrimSpace(string(comm)) != name[:min(len(name), 15)] {
-				continue
-			}
-			var size, pages int64
-			text, _ := os.ReadFile(stat)
-			if _, err := fmt.Sscan(string(text), &size, &pages); err == nil {
-				total += pages * int64(os.Getpagesize())
-			}
-		}
-	}
-	return total, nil
-}
-
 // nodeCmd is process 1 of a node. On its standard input it is told to start the
 // engine and to kill it; at the end of the input it ends, and with it the node.
 type nodeCmd struct {
