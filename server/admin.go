@@ -8,11 +8,10 @@ import (
 	"errors"
 	"fmt"
 	stdlog "log"
-	"net"
 	"net/http"
 	"runtime/debug"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -49,55 +48,105 @@ const (
 // start serves until stop is called. An address that is in use by a server that
 // is being taken over from is waited for, while the new one serves already.
 func (a *admin) start(ctx context.Context) (stop func(), _ error) {
+	socket, err := a.listen()
+	if err != nil && (!a.wait || !errors.Is(err, uds.ErrInUse)) {
+		return nil, err
+	}
 	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if socket == nil {
+			a.log.Info().Err(err).Msg(transcript.Escape(err.Error()) + ": waiting for it")
+			socket, err = a.await(ctx)
+		}
+		if err == nil {
+			err = a.serve(ctx, socket)
+		}
+		if err != nil && ctx.Err() == nil {
+			a.log.Warn().Err(err).Msg(transcript.Escape(fmt.Sprintf("the admin socket is gone: %v", err)))
+		}
+	}()
+	return func() { cancel(); <-ended }, nil
+}
+
+func (a *admin) listen() (*transport.Socket, error) {
+	socket, err := a.config.Listen(a.addr)
+	if err != nil {
+		return nil, fmt.Errorf("admin: %w", err)
+	}
+	return socket, nil
+}
+
+// await listens once the server that is taken over from has let the address go.
+func (a *admin) await(ctx context.Context) (*transport.Socket, error) {
+	again := backoff.NewExponentialBackOff()
+	again.MaxInterval = time.Second
+	return backoff.Retry(ctx, func() (*transport.Socket, error) {
+		socket, err := a.listen()
+		if err != nil && !errors.Is(err, uds.ErrInUse) {
+			err = backoff.Permanent(err)
+		}
+		return socket, err
+	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(0))
+}
+
+// serve serves at the socket, and at a new one whenever the file was removed, as
+// package echoserver does; until ctx ends, or something else has the path.
+func (a *admin) serve(ctx context.Context, socket *transport.Socket) error {
 	server := &http.Server{
 		Handler: a.handler(), MaxHeaderBytes: adminHeader,
 		ReadTimeout: adminPatience, WriteTimeout: adminPatience, IdleTimeout: adminPatience,
 		ErrorLog: stdlog.New(warner{a.log}, "", 0),
 	}
-	l, err := a.listen()
-	if err != nil && (!a.wait || !errors.Is(err, uds.ErrInUse)) {
-		cancel()
-		return nil, err
+	defer func() { _ = server.Close() }()
+	for {
+		l, err := socket.Unix().Listener()
+		if err != nil {
+			return errors.Join(err, socket.Close())
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- server.Serve(netutil.LimitListener(l, adminConnections)) }()
+		renewed, err := a.renewed(ctx, socket, ended)
+		_ = l.Close()
+		if err != nil {
+			return err
+		}
+		socket = renewed
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		if l == nil {
-			a.log.Info().Err(err).Msg(transcript.Escape(err.Error()) + ": waiting for it")
-			if l, err = a.await(ctx); err != nil {
-				if ctx.Err() == nil {
-					a.log.Warn().Err(err).Msg(transcript.Escape(err.Error()))
-				}
-				return
-			}
-		}
-		renewed := make(chan struct{})
-		go func() { defer close(renewed); l.renewUntil(ctx) }()
-		if err := server.Serve(netutil.LimitListener(l, adminConnections)); !errors.Is(err, http.ErrServerClosed) {
-			a.log.Warn().Err(err).Msg(transcript.Escape(fmt.Sprintf("the admin socket is gone: %v", err)))
-		}
-		cancel()
-		<-renewed
-	}()
-	return func() {
-		cancel()
-		_ = server.Close()
-		<-ended
-	}, nil
 }
 
-// await listens once the server that is taken over from has let the address go.
-func (a *admin) await(ctx context.Context) (*adminListener, error) {
-	again := backoff.NewExponentialBackOff()
-	again.MaxInterval = time.Second
-	return backoff.Retry(ctx, func() (*adminListener, error) {
-		l, err := a.listen()
-		if err != nil && !errors.Is(err, uds.ErrInUse) {
-			err = backoff.Permanent(err)
+// renewPeriod is how often the file is looked for.
+const renewPeriod = time.Second
+
+// renewed waits until the socket's file was removed, and makes a socket in its
+// place.
+func (a *admin) renewed(ctx context.Context, socket *transport.Socket, ended <-chan error) (*transport.Socket, error) {
+	tick := time.NewTicker(renewPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case err := <-ended:
+			return nil, err
+		case <-tick.C:
 		}
-		return l, err
-	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(0))
+		if !socket.Lost() {
+			continue
+		}
+		renewed, err := socket.Renew()
+		path := transcript.Escape(socket.Addr.Path)
+		switch {
+		case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
+			return nil, err
+		case err != nil:
+			a.log.Warn().Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
+		default:
+			a.log.Warn().Str("listen", transcript.Escape(renewed.Addr.String())).Msgf("%s was removed: listening again", path)
+			return renewed, nil
+		}
+	}
 }
 
 // A warner writes what package http has to say as events.
@@ -108,122 +157,9 @@ func (w warner) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-func (a *admin) listen() (*adminListener, error) {
-	socket, err := a.config.Listen(a.addr)
-	if err != nil {
-		return nil, fmt.Errorf("admin: %w", err)
-	}
-	l, err := socket.Unix().Listener()
-	if err != nil {
-		_ = socket.Close()
-		return nil, fmt.Errorf("admin: %w", err)
-	}
-	return &adminListener{log: a.log, socket: socket, listener: l}, nil
-}
-
-// An adminListener makes its socket again where somebody has removed the file,
-// as package echo does its own. Where something else has the path by now it is
-// closed, and the echo goes on.
-type adminListener struct {
-	log zerolog.Logger
-
-	mu       sync.Mutex // guards what follows, and the socket
-	socket   *transport.Socket
-	listener net.Listener // of the socket
-	closed   error        // why it is
-}
-
-// renewPeriod is how often it looks for its file.
-const renewPeriod = time.Second
-
-func (l *adminListener) renewUntil(ctx context.Context) {
-	tick := time.NewTicker(renewPeriod)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			l.renew()
-		}
-	}
-}
-
-func (l *adminListener) renew() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed != nil || !l.socket.Lost() {
-		return
-	}
-	path := transcript.Escape(l.socket.Addr.Path)
-	socket, err := l.socket.Renew()
-	switch {
-	case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
-		l.closed = err
-		_ = l.listener.Close()
-		return
-	case err != nil:
-		l.log.Warn().Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
-		return
-	}
-	old := l.listener
-	l.socket = socket
-	if l.listener, err = socket.Unix().Listener(); err != nil {
-		l.closed, l.listener = err, old
-		_ = socket.Close()
-	}
-	_ = old.Close()
-	if err == nil {
-		l.log.Warn().Str("listen", transcript.Escape(socket.Addr.String())).Msgf("%s was removed: listening again", path)
-	}
-}
-
-// Accept waits at the old socket until that is closed, and then at the new one.
-func (l *adminListener) Accept() (net.Conn, error) {
-	for {
-		l.mu.Lock()
-		at := l.listener
-		l.mu.Unlock()
-		conn, err := at.Accept()
-		if err == nil {
-			return conn, nil
-		}
-		l.mu.Lock()
-		closed, renewed := l.closed, l.listener != at
-		l.mu.Unlock()
-		switch {
-		case closed != nil:
-			return nil, closed
-		case !renewed:
-			return nil, err
-		}
-	}
-}
-
-// Close removes the socket's files, too.
-func (l *adminListener) Close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed != nil {
-		return nil
-	}
-	l.closed = net.ErrClosed
-	return l.listener.Close()
-}
-
-// Addr makes it a net.Listener.
-func (l *adminListener) Addr() net.Addr {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.listener.Addr()
-}
-
 func (a *admin) handler() http.Handler {
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(a, collectors.NewGoCollector(), collectors.NewBuildInfoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics(), promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /status", a.status)
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprintln(w, "/status   JSON\n/metrics  for Prometheus")
@@ -231,10 +167,35 @@ func (a *admin) handler() http.Handler {
 	return mux
 }
 
+func (a *admin) metrics() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewBuildInfoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	gauge := func(name, help string, n *atomic.Int64) {
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "udsecho_" + name, Help: help},
+			func() float64 { return float64(n.Load()) }))
+	}
+	counter := func(name, help string, labels prometheus.Labels, count func() uint64) {
+		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "udsecho_" + name, Help: help, ConstLabels: labels},
+			func() float64 { return float64(count()) }))
+	}
+	gauge("connections", "Connections that are open.", &a.stats.Connections)
+	gauge("replies_waiting", "Replies that datagram clients have not taken.", &a.stats.Waiting)
+	counter("connections_accepted_total", "Connections that were served.", nil, a.stats.Accepted.Load)
+	counter("messages_received_total", "Messages received; of streams, chunks.", nil, a.stats.Messages.Load)
+	counter("bytes_received_total", "Bytes received.", nil, a.stats.Bytes.Load)
+	counter("replies_dropped_total", "Replies that datagram clients did not take in time.", nil, a.stats.Dropped.Load)
+	for cause := range stats.Causes {
+		counter("refused_total", "Clients and messages turned away.", prometheus.Labels{"cause": cause.String()},
+			func() uint64 { return a.stats.Refused(cause) })
+	}
+	return registry
+}
+
 func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 	refused := map[string]uint64{}
-	for cause, n := range a.stats.Refused() {
-		refused[cause] = n
+	for cause := range stats.Causes {
+		refused[cause.String()] = a.stats.Refused(cause)
 	}
 	build, _ := debug.ReadBuildInfo()
 	w.Header().Set("Content-Type", "application/json")
@@ -252,37 +213,4 @@ func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 		"uptime_seconds":  int(time.Since(a.started).Seconds()),
 		"build":           map[string]string{"version": build.Main.Version, "go": build.GoVersion},
 	})
-}
-
-var (
-	descConnections = prometheus.NewDesc("udsecho_connections", "Connections that are open.", nil, nil)
-	descAccepted    = prometheus.NewDesc("udsecho_connections_accepted_total", "Connections that were served.", nil, nil)
-	descMessages    = prometheus.NewDesc("udsecho_messages_received_total", "Messages received; of streams, chunks.", nil, nil)
-	descBytes       = prometheus.NewDesc("udsecho_bytes_received_total", "Bytes received.", nil, nil)
-	descWaiting     = prometheus.NewDesc("udsecho_replies_waiting", "Replies that datagram clients have not taken.", nil, nil)
-	descDropped     = prometheus.NewDesc("udsecho_replies_dropped_total", "Replies that datagram clients did not take in time.", nil, nil)
-	descRefused     = prometheus.NewDesc("udsecho_refused_total", "Clients and messages turned away.", []string{"cause"}, nil)
-)
-
-// Describe and Collect make an admin a prometheus.Collector.
-func (a *admin) Describe(to chan<- *prometheus.Desc) { prometheus.DescribeByCollect(a, to) }
-
-func (a *admin) Collect(to chan<- prometheus.Metric) {
-	for desc, n := range map[*prometheus.Desc]float64{
-		descConnections: float64(a.stats.Connections.Load()),
-		descWaiting:     float64(a.stats.Waiting.Load()),
-	} {
-		to <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, n)
-	}
-	for desc, n := range map[*prometheus.Desc]uint64{
-		descAccepted: a.stats.Accepted.Load(),
-		descMessages: a.stats.Messages.Load(),
-		descBytes:    a.stats.Bytes.Load(),
-		descDropped:  a.stats.Dropped.Load(),
-	} {
-		to <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n))
-	}
-	for cause, n := range a.stats.Refused() {
-		to <- prometheus.MustNewConstMetric(descRefused, prometheus.CounterValue, float64(n), cause)
-	}
 }

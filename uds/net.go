@@ -46,18 +46,11 @@ func Listen(ctx context.Context, address string, c ListenConfig) (net.Listener, 
 // Listener gives the socket, of a type that connects, to package net. It takes
 // the socket over: closing the listener closes the socket.
 func (s *Socket) Listener() (net.Listener, error) {
-	l := &listener{socket: s, changed: make(chan struct{})}
-	err := withFile(s, func(f *os.File) error {
-		inner, err := net.FileListener(f)
-		if err == nil {
-			l.inner = inner.(*net.UnixListener)
-		}
-		return err
-	})
+	inner, err := netListener(s.fd)
 	if err != nil {
 		return nil, err
 	}
-	return l, nil
+	return &listener{socket: s, inner: inner, changed: make(chan struct{})}, nil
 }
 
 // ListenPacket listens for datagrams at an address, datagram:PATH. It is Listen
@@ -68,16 +61,16 @@ func ListenPacket(ctx context.Context, address string, c ListenConfig) (net.Pack
 	if err != nil {
 		return nil, err
 	}
-	p := &packetConn{socket: s}
-	err = withFile(s, func(f *os.File) error {
-		inner, err := net.FilePacketConn(f)
-		p.PacketConn = inner
-		return err
-	})
+	f, err := duplicate(s.fd)
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return p, nil
+	defer func() { _ = f.Close() }()
+	inner, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return &packetConn{inner, s}, nil
 }
 
 func (c ListenConfig) open(ctx context.Context, address string, datagrams bool) (*Socket, *Handover, error) {
@@ -125,15 +118,27 @@ func (h *Handover) takeOver(ctx context.Context) error {
 	}
 }
 
-// withFile has f make something of a copy of the descriptor for package net.
-func withFile(s *Socket, f func(*os.File) error) error {
-	fd, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 0)
+func netListener(fd int) (*net.UnixListener, error) {
+	f, err := duplicate(fd)
 	if err != nil {
-		return os.NewSyscallError("fcntl", err)
+		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), s.addr.String())
-	defer func() { _ = file.Close() }()
-	return f(file)
+	defer func() { _ = f.Close() }()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
+}
+
+// duplicate makes a descriptor of its own for package net, which duplicates that
+// once more, and sees to the flags of neither.
+func duplicate(fd int) (*os.File, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(own), "socket"), nil
 }
 
 // A packetConn removes the file that package net does not know about.
@@ -217,17 +222,11 @@ func (l *listener) set(change func()) {
 
 // offer answers successors in the background, one at a time.
 func (l *listener) offer() error {
-	fd, err := unix.FcntlInt(uintptr(l.handover.Control()), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("fcntl", err)
-	}
-	f := os.NewFile(uintptr(fd), "control")
-	defer func() { _ = f.Close() }()
-	inner, err := net.FileListener(f)
+	control, err := netListener(l.handover.Control())
 	if err != nil {
 		return err
 	}
-	l.control = inner.(*net.UnixListener)
+	l.control = control
 	l.serving.Go(func() {
 		for {
 			conn, err := l.control.AcceptUnix()

@@ -22,11 +22,11 @@ import (
 var connecting = []transport.Type{transport.Stream, transport.Seqpacket}
 
 // refusals are those that stats count.
-func refusals(stats *stats.Server) map[string]uint64 {
+func refusals(counted *stats.Server) map[string]uint64 {
 	got := map[string]uint64{}
-	for cause, n := range stats.Refused() {
-		if n > 0 {
-			got[cause] = n
+	for cause := range stats.Causes {
+		if n := counted.Refused(cause); n > 0 {
+			got[cause.String()] = n
 		}
 	}
 	return got

@@ -297,8 +297,8 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 		turnedAway++
 	}
 	r.log.Await(t, 1, "turned a client away: ")
-	for _, n := range r.stats.Refused() {
-		turnedAway -= int(n)
+	for cause := range stats.Causes {
+		turnedAway -= int(r.stats.Refused(cause))
 	}
 	if turnedAway != 0 {
 		t.Errorf("%d more or less were turned away than were counted", turnedAway)
@@ -438,8 +438,8 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 func (r *running) refused(t *testing.T, cause string, want uint64) {
 	t.Helper()
 	r.log.Await(t, 1, `"cause":"`+cause+`"`)
-	for c, n := range r.stats.Refused() {
-		if c == cause && n != want {
+	for c := range stats.Causes {
+		if n := r.stats.Refused(c); c.String() == cause && n != want {
 			t.Errorf("%d were refused for %s, not %d", n, cause, want)
 		}
 	}

@@ -43,52 +43,53 @@ func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
 	return conn, nil
 }
 
-// Echo does one echo round trip with the server at a and tells why it
-// failed.
+// Echo does one echo round trip with the server at a, and returns why it failed.
 func Echo(ctx context.Context, a transport.Addr) error {
-	conn, err := dial(ctx, a)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = conn.Close() }()
-	sent := []byte("are you well?")
-	var back bytes.Buffer
-	client := echoclient.Client{Log: zerolog.Nop()}
-	if err := client.Message(ctx, conn, sent, &back); err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil {
-			return fmt.Errorf("health check of %s: connected, but no echo in time: the server is paused or overloaded", a)
+	return ask(ctx, a, "echo", func(conn *transport.Conn) error {
+		var back bytes.Buffer
+		client := echoclient.Client{Log: zerolog.Nop()}
+		if err := client.Message(ctx, conn, question, &back); err != nil {
+			return err
 		}
-		return fmt.Errorf("health check of %s: %w", a, err)
-	}
-	if !bytes.Equal(back.Bytes(), sent) {
-		return fmt.Errorf("health check of %s: sent %s, got back %s: that is no echo server", a, transcript.Quote(sent), transcript.Quote(back.Bytes()))
-	}
-	return nil
+		if !bytes.Equal(back.Bytes(), question) {
+			return fmt.Errorf("sent %s, got back %s: that is no echo server", transcript.Quote(question), transcript.Quote(back.Bytes()))
+		}
+		return nil
+	})
 }
 
-// Files hands some bytes of memory to the server at a and tells why it
-// did not read them.
+// Files hands some bytes of memory to the server at a, and returns why it did not
+// read them.
 func Files(ctx context.Context, a transport.Addr) error {
-	content := []byte("are you well?")
-	f, err := fileclient.Seal("the health check", bytes.NewReader(content))
+	f, err := fileclient.Seal("the health check", bytes.NewReader(question))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = f.Close() }()
+	return ask(ctx, a, "answer", func(conn *transport.Conn) error {
+		client := fileclient.Client{Log: zerolog.Nop()}
+		got, err := client.Sum(ctx, conn, f)
+		if err == nil && got != (files.Sum{Size: int64(len(question)), SHA256: sha256.Sum256(question)}) {
+			err = fmt.Errorf("the answer %s is wrong", got)
+		}
+		return err
+	})
+}
+
+var question = []byte("are you well?")
+
+func ask(ctx context.Context, a transport.Addr, answer string, do func(*transport.Conn) error) error {
 	conn, err := dial(ctx, a)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	client := fileclient.Client{Log: zerolog.Nop()}
-	got, err := client.Sum(ctx, conn, f)
+	err = do(conn)
 	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("health check of %s: connected, but no answer in time: the server is paused or overloaded", a)
-	case err != nil:
-		return fmt.Errorf("health check of %s: %w", a, err)
-	case got != files.Sum{Size: int64(len(content)), SHA256: sha256.Sum256(content)}:
-		return fmt.Errorf("health check of %s: the answer %s is wrong", a, got)
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded) || ctx.Err() != nil:
+		return fmt.Errorf("health check of %s: connected, but no %s in time: the server is paused or overloaded", a, answer)
 	}
-	return nil
+	return fmt.Errorf("health check of %s: %w", a, err)
 }

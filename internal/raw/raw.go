@@ -39,6 +39,13 @@ func Accept(fd int) (int, error) {
 	return result(unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0))
 }
 
+// PeerName is getpeername(2), which returns the size of the address.
+func PeerName(fd int, sa *unix.RawSockaddrAny) (size uint32, err error) {
+	size = unix.SizeofSockaddrAny
+	_, err = result(unix.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(sa)), uintptr(unsafe.Pointer(&size))))
+	return size, err
+}
+
 // Wait is epoll_wait(2) with a timeout that is short: so long the processor is
 // kept from other goroutines.
 func Wait(epoll int, events []unix.EpollEvent, timeout time.Duration) (int, error) {

@@ -1,10 +1,7 @@
 // Package stats is what a server counts.
 package stats
 
-import (
-	"iter"
-	"sync/atomic"
-)
+import "sync/atomic"
 
 // A Server is what one counts. Any goroutine may read it while the server runs.
 type Server struct {
@@ -20,16 +17,8 @@ type Server struct {
 // Refuse counts n more that were refused, and returns how many were by now.
 func (s *Server) Refuse(c Cause, n int) uint64 { return s.refused[c].Add(uint64(n)) }
 
-// Refused yields how many clients and messages were turned away, by cause.
-func (s *Server) Refused() iter.Seq2[string, uint64] {
-	return func(yield func(string, uint64) bool) {
-		for c := range s.refused {
-			if !yield(Cause(c).String(), s.refused[c].Load()) {
-				return
-			}
-		}
-	}
-}
+// Refused returns how many clients and messages were turned away for a cause.
+func (s *Server) Refused(c Cause) uint64 { return s.refused[c].Load() }
 
 // A Cause is why something was not served.
 type Cause int

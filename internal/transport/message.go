@@ -294,28 +294,14 @@ func PeerCred(fd int) (*unix.Ucred, error) {
 	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
 }
 
-// PeerName is the address of the other end of a connection to read: a path, an
-// @name, HOST:PORT, or "" where it has none.
+// PeerName is the address of the other end of a connection, see [Sender.String].
 func PeerName(fd int) string {
-	sa, err := unix.Getpeername(fd)
+	var sa unix.RawSockaddrAny
+	size, err := raw.PeerName(fd, &sa)
 	if err != nil {
 		return ""
 	}
-	return nameOf(sa)
-}
-
-func nameOf(sa unix.Sockaddr) string {
-	switch sa := sa.(type) {
-	case *unix.SockaddrUnix:
-		if sa.Name != "@" { // how package unix shows a socket without a name
-			return sa.Name
-		}
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)).String()
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)).String()
-	}
-	return ""
+	return Sender(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), size)).String()
 }
 
 // DropAncillary turns off what the parent may have asked for to come with each

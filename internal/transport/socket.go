@@ -40,24 +40,35 @@ func (c ListenConfig) options() uds.ListenConfig {
 // files, no other process to share it with, and no half-way to its end.
 type Socket struct {
 	Addr Addr
+	bound
+}
 
-	unix     *uds.Socket // nil: it is one of the internet
-	internet int         // -1 once closed
+// bound is what the two have in common, see [uds.Socket].
+type bound interface {
+	FD() int
+	Unlink()
+	Is(*unix.Stat_t) bool
+	Lost() bool
+	Shared() bool
+	Refuse() error
+	Close() error
 }
 
 // Listen makes a socket at a, see [uds.ListenConfig.Listen].
 func (c ListenConfig) Listen(a Addr) (*Socket, error) {
-	s := &Socket{Addr: a, internet: -1}
-	var err error
 	if a.Type.Unix() {
-		s.unix, err = c.options().Listen(a.unix())
-	} else if s.internet, err = listenInternet(a, c.Backlog); err != nil {
-		err = fmt.Errorf("listen %s: %w", a, err)
+		s, err := c.options().Listen(a.unix())
+		if err != nil {
+			return nil, err
+		}
+		return &Socket{a, s}, nil
 	}
+	fd, err := listenInternet(a, c.Backlog)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("listen %s: %w", a, err)
 	}
-	return s, nil
+	s := internet(fd)
+	return &Socket{a, &s}, nil
 }
 
 // Handover makes sockets that change hands together, see
@@ -73,7 +84,7 @@ func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) 
 	}
 	var sockets []*Socket
 	for i, s := range h.Sockets {
-		sockets = append(sockets, &Socket{Addr: addrs[i], unix: s, internet: -1})
+		sockets = append(sockets, &Socket{addrs[i], s})
 	}
 	return sockets, h, nil
 }
@@ -96,63 +107,40 @@ func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
 	if files && a.Type == Seqpacket {
 		a.Type = Files
 	}
-	return &Socket{Addr: a, unix: s, internet: -1}, nil
-}
-
-// FD is the descriptor, non-blocking, the socket's own; -1 once it is closed.
-func (s *Socket) FD() int {
-	if s.unix != nil {
-		return s.unix.FD()
-	}
-	return s.internet
+	return &Socket{a, s}, nil
 }
 
 // Unix is the socket of package uds; nil: it is one of the internet.
-func (s *Socket) Unix() *uds.Socket { return s.unix }
-
-// Unlink is [uds.Socket.Unlink].
-func (s *Socket) Unlink() {
-	if s.unix != nil {
-		s.unix.Unlink()
-	}
+func (s *Socket) Unix() *uds.Socket {
+	own, _ := s.bound.(*uds.Socket)
+	return own
 }
-
-// Is is [uds.Socket.Is].
-func (s *Socket) Is(st *unix.Stat_t) bool { return s.unix != nil && s.unix.Is(st) }
-
-// Lost is [uds.Socket.Lost].
-func (s *Socket) Lost() bool { return s.unix != nil && s.unix.Lost() }
 
 // Renew is [uds.Socket.Renew], of one that is Lost.
 func (s *Socket) Renew() (*Socket, error) {
-	renewed, err := s.unix.Renew()
+	renewed, err := s.Unix().Renew()
 	if err != nil {
 		return nil, err
 	}
-	return &Socket{Addr: s.Addr, unix: renewed, internet: -1}, nil
+	return &Socket{s.Addr, renewed}, nil
 }
 
-// Shared is [uds.Socket.Shared].
-func (s *Socket) Shared() bool { return s.unix != nil && s.unix.Shared() }
+// An internet is the descriptor of a TCP or UDP socket, -1 once closed.
+type internet int
 
-// Refuse is [uds.Socket.Refuse].
-func (s *Socket) Refuse() error {
-	if s.unix == nil {
+func (s *internet) FD() int              { return int(*s) }
+func (s *internet) Unlink()              {}
+func (s *internet) Is(*unix.Stat_t) bool { return false }
+func (s *internet) Lost() bool           { return false }
+func (s *internet) Shared() bool         { return false }
+func (s *internet) Refuse() error        { return nil }
+
+func (s *internet) Close() error {
+	if *s < 0 {
 		return nil
 	}
-	return s.unix.Refuse()
-}
-
-// Close closes the socket and removes its own files.
-func (s *Socket) Close() error {
-	if s.unix != nil {
-		return s.unix.Close()
-	}
-	if s.internet < 0 {
-		return nil
-	}
-	err := unix.Close(s.internet)
-	s.internet = -1
+	err := unix.Close(int(*s))
+	*s = -1
 	return os.NewSyscallError("close", err)
 }
 
@@ -198,10 +186,9 @@ type DialConfig struct {
 	SendBuffer int    // as in [ListenConfig]
 }
 
-// A Conn is a connection over any transport.
+// A Conn is a connection over any transport; of a Unix socket it has a [uds.Conn].
 type Conn struct {
 	net.Conn
-	unix  *uds.Conn // which has Conn; nil: it is one of the internet
 	addr  Addr
 	creds bool // PassCred is on
 }
@@ -221,7 +208,7 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		return &Conn{Conn: conn.Conn, unix: conn, addr: a}, nil
+		return &Conn{Conn: conn, addr: a}, nil
 	}
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 		if a.Type == UDP {
@@ -242,7 +229,7 @@ func Pair() (own *Conn, other *os.File, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return &Conn{Conn: conn.Conn, unix: conn, addr: Addr{Type: Stream}}, other, nil
+	return &Conn{Conn: conn, addr: Addr{Type: Stream}}, other, nil
 }
 
 // Type is the type of the socket.
@@ -250,18 +237,11 @@ func (c *Conn) Type() Type { return c.addr.Type }
 
 // SendFiles is [uds.Conn.SendFiles].
 func (c *Conn) SendFiles(message []byte, fds ...int) error {
-	if c.unix == nil {
+	own, ok := c.Conn.(*uds.Conn)
+	if !ok {
 		return errors.ErrUnsupported
 	}
-	return c.unix.SendFiles(message, fds...)
-}
-
-// Close closes the connection and removes the client's own socket file.
-func (c *Conn) Close() error {
-	if c.unix == nil {
-		return c.Conn.Close()
-	}
-	return c.unix.Close()
+	return own.SendFiles(message, fds...)
 }
 
 // CloseWrite ends the direction to the server, shutdown(2) with SHUT_WR: the
@@ -308,7 +288,10 @@ func (c *Conn) Detach() (fd int, err error) {
 	if err := errors.Join(ctrlErr, os.NewSyscallError("fcntl", err)); err != nil {
 		return -1, err
 	}
-	return fd, c.Conn.Close() // the client's name is for Close to remove
+	if own, ok := c.Conn.(*uds.Conn); ok {
+		return fd, own.Conn.Close() // the client's name is for Close to remove
+	}
+	return fd, c.Conn.Close()
 }
 
 // Send sends a message over a connection, whole or not at all. A message larger
