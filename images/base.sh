@@ -101,7 +101,9 @@ make_go() {
 	# that takes five times as long.
 	GOFLAGS=-modcacherw GOMODCACHE="$work/go/go/pkg/mod" GOCACHE="$work/go/go/cache" CGO_ENABLED=0 \
 		go build -trimpath -ldflags='-s -w' -tags noplot -o "$work/bin/" ./server ./client >&2
-	rm -rf "$work"/go/go/pkg/mod/cache/download/*/*/@v/*.zip
+	# A builder without BuildKit looks at each file of the image after each step.
+	rm -rf "$work/go/usr/local/go/src/cmd" "$work/go/go/pkg/mod/cache/download"/*/*/@v/*.zip
+	find "$work/go/usr/local/go/src" "$work/go/go/pkg/mod" -depth \( -name testdata -o -name '*_test.go' \) -exec rm -rf {} +
 	import "$work/go" "$local_go" "$from" 'PATH=/usr/local/go/bin:/usr/local/bin:/bin GOTOOLCHAIN=local GOPATH=/go GOCACHE=/go/cache'
 }
 
