@@ -1,15 +1,34 @@
-.PHONY: demo test soak crash faults model fuzz bench bench-peers images cluster-demo lint vuln sbom fmt clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers images cluster-demo lint vuln sbom fmt clean
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
 
+# One package at a time: what their tests start would slow down each other's. Most
+# tests wait for processes, so more run at once than there are processors. The race
+# detector needs a C compiler.
+GOTEST = go tool -modfile=tools/go.mod gotestsum --format $$([ -t 1 ] && echo testname || echo pkgname) -- -p 1 -parallel 6 -count=1 -timeout 40m \
+	$$([ "$$(go env CGO_ENABLED)" = 0 ] || echo -race)
+
+help: # this list
+	@awk -F ':.*# ' '/^[a-z-]+:.*# / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
 demo: # the stack, both transcripts, the socket file; takes everything down again
 	@integration/demo.sh
 
-test: # every test: unit, race, process, containers
+test: engine # every test; what single tests need is installed (as root on Debian or Ubuntu), or they are skipped and named
+	@tools/need.sh --tests
 	go vet ./...
-	@# One package at a time: what their tests start would slow down each other's.
-	go test -p 1 -race -count=1 -timeout 30m ./...
+	@$(GOTEST) ./...
+
+stress: engine # the same tests with the counts of docs/faults.md, and what takes minutes
+	@tools/need.sh --tests
+	@tools/need.sh docker-compose 'docker compose'
+	@STRESS=1 $(GOTEST) ./...
+
+.PHONY: engine
+engine:
+	@images/base.sh -q || { echo 'make: these tests run containers; without an engine: go test -short ./...' >&2; exit 1; }
 
 soak: # 50 clients and one fault after another, for SOAK; a ledger of every byte
 	SOAK=$(SOAK) go test -race -count=1 -v -timeout 0 -run '^TestSoak$$' ./server
@@ -18,11 +37,14 @@ crash: # a start, both sides of a takeover and of a transfer, killed at every sy
 	@cd server && CRASH=all go test -count=1 -timeout 0 -run 'DeathAtAnySystemCall'
 
 faults: # docs/faults.md, as the tests that show its rows see it now
-	FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./uds ./integration
+	STRESS=1 FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./uds ./integration
 	go test -count=1 -run EveryRow ./internal/testkit
 
 model: # the takeover's protocol, in every order of steps, deaths and signals
 	@tools/model.sh
+
+platforms: # other machines: 32-bit and arm64 Linux, macOS, Windows
+	@tools/platforms.sh
 
 fuzz: # whatever reads what a peer sent or a user typed, FUZZTIME each
 	@tools/fuzz.sh $(FUZZTIME)
@@ -40,7 +62,9 @@ cluster-demo: # three nodes on this machine, as root: who echoes whom, an update
 	@go build -o .bin/cluster ./deploy/cluster
 	@.bin/cluster demo
 
-lint:
+lint: # golangci-lint and shellcheck
+	@tools/need.sh shellcheck
+	shellcheck bench/*.sh images/*.sh integration/*.sh tools/*.sh .ci/run
 	go tool -modfile=tools/go.mod golangci-lint run ./...
 
 vuln: # known vulnerabilities in what the programs call
@@ -52,11 +76,11 @@ sbom: # what the programs are made of, built as in the images: every module, its
 	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags noplot -ldflags='-s -w' -o .bin/ ./client
 	@cd .bin && go version -m server client
 
-fmt:
+fmt: # gofmt
 	gofmt -w client deploy integration internal server uds
 
 clean: # the images that demo and test keep for the next time
 	@docker image ls -q --filter 'reference=udsecho-*' | sort -u | xargs -r docker image rm -f
-	@docker image prune -f --filter label=udsecho.stage=build
+	@docker image prune -f --filter label=udsecho.made-from
 	@if [ -f .env ]; then grep -v '^\(GO\|BASE\)_IMAGE=udsecho-.*:local$$' .env >.env.new; mv .env.new .env; [ -s .env ] || rm .env; fi
 	@rm -rf .bin

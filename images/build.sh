@@ -12,10 +12,12 @@ for program in server client; do
 	for arg in GO_IMAGE BASE_IMAGE; do
 		[ -z "$(from $arg)" ] || set -- "$@" --build-arg "$arg=$(from $arg)"
 	done
-	log=$(docker build -q "$@" -f "$program/Dockerfile" -t "udsecho-$program:latest" . 2>&1) || {
-		echo "$log" >&2
-		echo "images: the $program image does not build: the lines above say why" >&2
+	set -- docker build "$@" -f "$program/Dockerfile" -t "udsecho-$program:latest" .
+	if [ -t 2 ]; then
+		"$@" >&2
+	elif ! log=$("$@" 2>&1); then
+		echo "$log" | tail -n 30 >&2
 		exit 1
-	}
+	fi
 	echo "images: built udsecho-$program:latest" >&2
 done

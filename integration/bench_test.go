@@ -9,9 +9,12 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 func TestBenchEndsInTableAndPlotOfTheSameNumbers(t *testing.T) {
+	testkit.StressOnly(t) // the plot's modules take a minute to compile
 	// A copy, as the results are written beside the Makefile.
 	dir := t.TempDir()
 	tree := exec.CommandContext(t.Context(), "sh", "-c", `cd .. && git ls-files -z | xargs -0 cp --parents -t "$0" && cp .env "$0" 2>/dev/null; true`, dir)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 const clusterDir = "/run/udsecho-cluster"
@@ -56,9 +58,8 @@ func TestClusterWithoutRootNamesTheFormThatWorks(t *testing.T) {
 // A cluster that is killed in the middle, and then one that runs to its end and
 // has to cope with what the first could not remove.
 func TestCluster(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("a cluster makes namespaces: run the test as root")
-	}
+	testkit.StressOnly(t)
+	testkit.NeedRoot(t, "to make namespaces")
 	before := inventory(t)
 
 	program := buildCluster(t)

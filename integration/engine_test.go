@@ -60,9 +60,7 @@ const ownEngineScript = `
 
 func startOwnEngine(t *testing.T) *ownEngine {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("an engine that may be killed has to be started, which needs root: sudo make test")
-	}
+	testkit.NeedRoot(t, "to start an engine that may be killed")
 	for _, program := range [][2]string{{"dockerd", "docker.io"}, {"containerd", "containerd"}, {"runc", "runc"}, {"bash", "bash"}} {
 		testkit.Need(t, program[0], program[1])
 	}

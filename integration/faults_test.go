@@ -91,7 +91,7 @@ func (tr transfer) end(t *testing.T) (events string) {
 
 func TestTransferGoesOnThroughKillsByTheEngine(t *testing.T) {
 	t.Parallel()
-	const kills = 5
+	kills := testkit.Count(2, 5)
 	volume := newVolume(t)
 	server := startQuietServer(t, volume)
 	tr := startTransfer(t, volume, []string{"--retry", "1m"})

@@ -43,6 +43,12 @@ func TestMain(m *testing.M) {
 		fmt.Println("integration: left out by -short")
 		return
 	}
+	// Most tests wait for containers, not for a processor.
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("6"); err != nil {
+			panic(err) // it is a number
+		}
+	}
 	if err := setUp(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "integration:", err)
 		os.Exit(1)

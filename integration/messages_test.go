@@ -14,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/wait"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // messageTypes are the types that keep boundaries, with what the client and the
@@ -110,14 +112,17 @@ func TestLargestMessageAndEmptyOne(t *testing.T) {
 	}
 }
 
-// A million numbered datagrams, from so many clients, with so many on their way
-// at once for each, while the server is paused so often.
+// A million numbered datagrams in make stress, from so many clients, with so many
+// in flight at once for each, while the server is paused so often.
 const (
 	senders       = 4
-	perSender     = 250_000
 	underWay      = 256
-	pauses        = 5
 	pauseDuration = 200 * time.Millisecond
+)
+
+var (
+	perSender = testkit.Count(10_000, 250_000)
+	pauses    = testkit.Count(2, 5)
 )
 
 // flood has the senders send their numbers to server and pauses it meanwhile.
@@ -126,7 +131,7 @@ const (
 func flood(t *testing.T, server box, volume string, opts ...testcontainers.ContainerCustomizer) (back int, same bool) {
 	t.Helper()
 	script := fmt.Sprintf(`
-		seq -w 1 %d >/tmp/in
+		seq -w 1 250000 | head -n %d >/tmp/in
 		client --chunk 7 --window %d --timeout 2s - </tmp/in >/tmp/out || true
 		cmp /tmp/in /tmp/out && echo same
 		wc -l </tmp/out`, perSender, underWay)
@@ -195,7 +200,7 @@ func TestMillionDatagramsThroughAPausedServer(t *testing.T) {
 	}
 	back, _ = flood(t, server, volume, on("udp:"+ip+":7000"), quiet, onNetwork)
 	t.Logf("UDP: %d sent, %d lost (%.2f %%)", senders*perSender, senders*perSender-back,
-		100-100*float64(back)/(senders*perSender))
+		100-100*float64(back)/float64(senders*perSender))
 }
 
 func TestOneClientThatNeverReadsHarmsNobody(t *testing.T) {

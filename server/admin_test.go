@@ -296,7 +296,7 @@ func TestAdminWithoutDescriptorsWarnsInTheLogsFormat(t *testing.T) {
 
 func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
 	t.Parallel()
-	const rounds = 10
+	rounds := testkit.Count(2, 10)
 	d := dir(t)
 	server := serve(t, d, "--admin", "admin", "--mode", "0666")
 	took := time.Duration(0)

@@ -112,7 +112,7 @@ func TestF8RemovedSocketFilesAreMadeAgain(t *testing.T) {
 		addrs = append(addrs, own...)
 		servers = append(servers, serve(t, d, append(more, own...)...))
 	}
-	const rounds = 5
+	rounds := testkit.Count(2, 5)
 	slowest := time.Duration(0)
 	for round := range rounds {
 		var goOn []func()
@@ -276,7 +276,7 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 	server := start(t, d, "server", "--admin", "admin", "--listen", "s", "--listen", "seqpacket:q",
 		"--idle-timeout", "2s", "--log-level", "warn")
 	awaitServer(t, d+"/admin")
-	const n = 200
+	n := testkit.Count(50, 200)
 	var idle []*net.UnixConn
 	for i := range n {
 		conn := connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
@@ -594,7 +594,7 @@ func TestF23SIGTERMWithDataInFlight(t *testing.T) {
 	sent := make([]byte, 16<<20)
 	_, err := rand.Read(sent)
 	check(t, err)
-	const n = 100
+	n := testkit.Count(20, 100)
 	var next, lost atomic.Int64
 	var workers sync.WaitGroup
 	longest := make([]time.Duration, 2)

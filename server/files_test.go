@@ -239,9 +239,7 @@ func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
 
 func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
 	t.Parallel()
-	if os.Geteuid() != 0 {
-		t.Fatal("needs root, to be another user: run the tests as root")
-	}
+	testkit.NeedRoot(t, "to be another user")
 	d := dir(t)
 	server := serve(t, d, "--allow-uid", "10002", "--mode", "0666", "--listen", "files:uds_files")
 	check(t, os.WriteFile(filepath.Join(d, "x"), nil, 0o644))

@@ -141,9 +141,7 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 // this one ends with it.
 func asStranger(t *testing.T, work func() error) {
 	t.Helper()
-	if !asRoot() {
-		t.Fatal("only root can be the stranger: run the tests as root")
-	}
+	testkit.NeedRoot(t, "to be the stranger")
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread()
@@ -630,9 +628,7 @@ func TestActivationOfAnotherProcess(t *testing.T) {
 
 func TestHealthCheckBelievesNoImpostor(t *testing.T) {
 	t.Parallel()
-	if !asRoot() {
-		t.Fatal("only root can be two others: run the tests as root")
-	}
+	testkit.NeedRoot(t, "to be two others")
 	d := open(t)
 	server := startAs(t, stranger, d, "server", "--listen", "s", "--listen", "seqpacket:q", "--listen", "files:f", "--mode", "0666")
 	server.Err.Await(t, 1, "waiting for a connection")

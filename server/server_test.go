@@ -236,7 +236,7 @@ func inodes(t *testing.T, paths ...string) string {
 
 func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 	t.Parallel()
-	const overlaps = 100
+	overlaps := testkit.Count(10, 100)
 	d := dir(t)
 	old := serve(t, d)
 	for i := range overlaps {

@@ -17,10 +17,11 @@ import (
 )
 
 // TestSoak has 50 clients of all types transfer with retry while one fault
-// follows another: for 30 s, or for SOAK, as `make soak` has it.
+// follows another: for 4 s, for 30 s in `make stress`, or for SOAK, as `make soak`
+// has it.
 func TestSoak(t *testing.T) {
 	const clients = 50
-	duration, err := time.ParseDuration(cmp.Or(os.Getenv("SOAK"), "30s"))
+	duration, err := time.ParseDuration(cmp.Or(os.Getenv("SOAK"), testkit.Count("4s", "30s")))
 	check(t, err)
 	seed := testkit.Seed(t)
 	rng := rand.New(rand.NewPCG(seed, 0))

@@ -303,7 +303,7 @@ func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 	}
 	server.Err.Await(t, 30, "sending data back to the client")
 	claimed := 0
-	for range 60 {
+	for range testkit.Count(10, 60) {
 		// Built without the race detector, which takes most of 100 ms to start.
 		next := start(t, d, testkit.Plain(t, "server"), "--takeover", "--log-format", "plain", "--listen", strings.Join(places, ","))
 		timer := time.AfterFunc(rand.N(100*time.Millisecond), func() { _ = next.Cmd.Process.Kill() })

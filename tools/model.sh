@@ -3,7 +3,7 @@
 # pass, and the one before it has to fail, with its counter-example.
 set -eu
 cd "$(dirname "$0")/../uds"
-command -v spin >/dev/null || { echo "model: spin is missing: install the package spin" >&2; exit 1; }
+../tools/need.sh spin gcc
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -6,6 +6,7 @@
 #     tools/platforms.sh
 set -eu
 cd "$(dirname "$0")/.."
+tools/need.sh qemu-aarch64-static
 
 d=$(mktemp -d)
 server=

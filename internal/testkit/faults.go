@@ -23,8 +23,9 @@ type FaultRow struct {
 }
 
 // ReportFault reports a row at the end of a test that has not failed. The row in
-// the document must say the same, or the test fails. With FAULTS=write in the
-// environment, as `make faults` has it, the test writes the row instead.
+// the document must say the same, or the test fails; its counts are those of
+// [Stress]. With FAULTS=write in the environment, as `make faults` has it, the test
+// writes the row instead.
 func ReportFault(t *testing.T, r FaultRow) {
 	t.Helper()
 	if t.Failed() {
@@ -85,9 +86,11 @@ func report(r FaultRow, test string, write bool) error {
 var number = regexp.MustCompile(`[0-9][0-9,.]*`)
 
 // masked is a row without the numbers of its outcome, which are those of one
-// run on one machine.
+// run on one machine, and without its counts unless they are compared.
 func masked(row string) string {
 	cells := strings.Split(row, " | ")
-	cells[4] = number.ReplaceAllString(cells[4], "#")
+	for i := Count(2, 4); i < 5; i++ {
+		cells[i] = number.ReplaceAllString(cells[i], "#")
+	}
 	return strings.Join(cells, " | ")
 }

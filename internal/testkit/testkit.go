@@ -30,13 +30,52 @@ func Check(t testing.TB, err error) {
 	}
 }
 
-// Need ends the test if a program of the system is missing, and names the package
-// that has it.
+// Stress reports whether the tests run with the counts of docs/faults.md, as
+// `make stress` has it with STRESS=1 in the environment. Otherwise they run the
+// same code with smaller ones.
+func Stress() bool { return os.Getenv("STRESS") != "" }
+
+// Count returns few, or with [Stress] many.
+func Count[T any](few, many T) T {
+	if Stress() {
+		return many
+	}
+	return few
+}
+
+// StressOnly skips a test that takes long whatever its counts, unless [Stress].
+func StressOnly(t testing.TB) {
+	t.Helper()
+	if !Stress() {
+		t.Skip("it takes long: make stress runs it")
+	}
+}
+
+// Need skips the test if a program of the system is missing, and names the package
+// that contains it.
 func Need(t testing.TB, program, pkg string) {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
-		t.Fatalf("%v: install the package %s", err, pkg)
+		Missing(t, program, "install the package "+pkg)
 	}
+}
+
+// NeedRoot skips the test if it does not run as root; reason says what for.
+func NeedRoot(t testing.TB, reason string) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		Missing(t, "root, "+reason, "run the tests as root")
+	}
+}
+
+// Missing skips a test that lacks something. With CI=true in the environment the
+// test fails: there everything is tested.
+func Missing(t testing.TB, what, cure string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("missing %s: %s", what, cure)
+	}
+	t.Skipf("missing %s: %s", what, cure)
 }
 
 // Dir makes a directory that other users can enter, and removes it at the end of
