@@ -18,7 +18,7 @@ log=$(mktemp)
 finish() {
 	status=$?
 	trap - EXIT INT TERM
-	[ "$status" -eq 0 ] || cat "$log" >&2
+	[ "$status" -eq 0 ] || tail -n 30 "$log" >&2
 	compose down -v >"$log" 2>&1 || { cat "$log" >&2; status=1; }
 	rm -f "$log"
 	[ "$status" -ne 0 ] || echo '--- taken down: no container, volume or network is left'
