@@ -102,6 +102,7 @@ func TestEmptySettingsMeanTheDefault(t *testing.T) {
 func TestTranscriptWithSourcesServer(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
+	need(t, "python3", "python3")
 	server := start(t, d, "python3", "-c", pythonServer)
 	server.Out.Await(t, 1, "listening on")
 	status, stdout, stderr := run(t, d, "", "--log-format", "plain")

@@ -237,6 +237,7 @@ func TestStrangersServeInMessages(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			d := dir(t)
+			need(t, "python3", "python3")
 			server := start(t, d, "python3", "-c", pythonMessages, kind)
 			server.Out.Await(t, 1, "listening")
 			much := strings.Repeat(message+"\n", 4000)

@@ -401,15 +401,6 @@ func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
 	if n := refused["user_connections"]; n != attempts-perUser {
 		t.Errorf("refused are %v", refused)
 	}
-	if os.Geteuid() != 0 {
-		t.Log("only root can be another user too")
-		for _, conn := range held {
-			check(t, conn.Close())
-		}
-		server.Stop(t)
-		return
-	}
-
 	const others = 2000
 	other := startAs(t, 10003, d, anybodys(t), "crowd", fmt.Sprint(others))
 	other.Out.Await(t, 1, fmt.Sprintf("held %d\n", limit-perUser))
@@ -686,10 +677,8 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	t.Parallel()
 	need(t, "unshare", "util-linux")
 	need(t, "nsenter", "util-linux")
+	testkit.NeedRoot(t, "to mount")
 	unshare := []string{"unshare", "--mount"}
-	if os.Geteuid() != 0 {
-		unshare = append(unshare, "--map-root-user")
-	}
 	// A volume of three files: its own directory, a lock, a socket.
 	const mount = `mount -t tmpfs -o "$1" none vol && shift && exec "$@"`
 	on := func(options string, args ...string) []string {
@@ -720,9 +709,6 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	live := connect(t, "unix", vol+"/s")
 	check(t, echoed(live, "before"))
 	enter := []string{"nsenter", fmt.Sprintf("--target=%d", server.Pid()), "--mount"}
-	if os.Geteuid() != 0 {
-		enter = append(enter, "--user", "--preserve-credentials")
-	}
 	remount := func(how string) {
 		t.Helper()
 		if status, _, stderr := run(t, d, "", append(slices.Clone(enter), "mount", "-o", "remount,"+how, d+"/vol")...); status != 0 {

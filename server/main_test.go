@@ -37,11 +37,8 @@ var (
 // startAs starts a process of another user.
 func startAs(t *testing.T, uid int, d string, args ...string) *process {
 	t.Helper()
-	var attr *syscall.SysProcAttr
-	if uid != os.Geteuid() {
-		attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
-	}
-	return startAttr(t, attr, d, args...)
+	testkit.NeedRoot(t, "to be another user")
+	return startAttr(t, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}, d, args...)
 }
 
 func startAttr(t *testing.T, attr *syscall.SysProcAttr, d string, args ...string) *process {

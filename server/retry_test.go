@@ -90,6 +90,7 @@ func TestTransferThroughTenKillsIsByteIdentical(t *testing.T) {
 }
 
 func TestResumingClientSendsNothingToServerOfAnotherUser(t *testing.T) {
+	testkit.NeedRoot(t, "to be another user")
 	t.Parallel()
 	for _, typ := range []string{"stream", "seqpacket"} {
 		t.Run(typ, func(t *testing.T) {

@@ -19,6 +19,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/healthcheck"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 // stub is the address of a server that does what it is told for one client,
@@ -172,7 +173,7 @@ func TestIdleInputIsNoTimeout(t *testing.T) {
 				close(echoed)
 				silent(conn)
 			})
-			w := &watched{conn.Conn.(*net.UnixConn), make(chan struct{})}
+			w := &watched{conn.Conn.(*uds.Conn).Conn.(*net.UnixConn), make(chan struct{})}
 			result, out := make(chan error), &bytes.Buffer{}
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
@@ -281,7 +282,7 @@ func TestWriteThatReturnsLateIsNoTimeout(t *testing.T) {
 	written, back := make(chan struct{}), make(chan struct{})
 	asked, over := make(chan struct{}), make(chan struct{})
 	waits := make(chan struct{})
-	conn := &late{&watched{dial(t, server.addr).Conn.(*net.UnixConn), waits}, written, back}
+	conn := &late{&watched{dial(t, server.addr).Conn.(*uds.Conn).Conn.(*net.UnixConn), waits}, written, back}
 	result, out := make(chan error), &bytes.Buffer{}
 	go func() {
 		// Long enough for the echo, on a machine that may be busy.
