@@ -4,10 +4,9 @@
 FUZZTIME ?= 60s
 SOAK ?= 5m
 
-# One package at a time: what their tests start would slow down each other's. Most
-# tests wait for processes, so more run at once than there are processors. The race
-# detector needs a C compiler.
-GOTEST = go tool -modfile=tools/go.mod gotestsum --format $$([ -t 1 ] && echo testname || echo pkgname) -- -p 1 -parallel 6 -count=1 -timeout 40m \
+# One package at a time: what their tests start would slow down each other's. The
+# race detector needs a C compiler.
+GOTEST = go tool -modfile=tools/go.mod gotestsum --format $$([ -t 1 ] && echo testname || echo pkgname) -- -p 1 -count=1 -timeout 40m \
 	$$([ "$$(go env CGO_ENABLED)" = 0 ] || echo -race)
 
 help: # this list

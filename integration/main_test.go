@@ -22,6 +22,8 @@ import (
 	"github.com/docker/docker/api/types/volume"
 	"github.com/docker/docker/client"
 	"github.com/testcontainers/testcontainers-go"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // The images under test. They are kept between runs, so that the next one
@@ -43,12 +45,7 @@ func TestMain(m *testing.M) {
 		fmt.Println("integration: left out by -short")
 		return
 	}
-	// Most tests wait for containers, not for a processor.
-	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
-		if err := f.Value.Set("6"); err != nil {
-			panic(err) // it is a number
-		}
-	}
+	testkit.WaitInParallel()
 	if err := setUp(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "integration:", err)
 		os.Exit(1)

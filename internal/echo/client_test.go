@@ -18,6 +18,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/healthcheck"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
@@ -68,7 +69,7 @@ func quiet(timeout time.Duration) *echoclient.Client {
 
 func TestCopyOfMuchIsByteExact(t *testing.T) {
 	t.Parallel()
-	const size = 64 << 20
+	size := testkit.Count[int64](8<<20, 64<<20)
 	server := serve(t, echoserver.Config{Chunk: 64 << 10}, zerolog.Disabled)
 	journal := newJournal()
 	client := echoclient.Client{Chunk: 64 << 10, Log: journal.logger(zerolog.InfoLevel)}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/stats"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
@@ -212,7 +213,7 @@ func TestRefusalsAreCountedAllAndToldOfSeldom(t *testing.T) {
 	first := dial(t, server.addr)
 	wantEcho(t, first, message)
 	began := time.Now()
-	const n = 2000
+	n := testkit.Count[uint64](200, 2000)
 	for range n {
 		conn := dial(t, server.addr)
 		wantEnd(t, conn)

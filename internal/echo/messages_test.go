@@ -52,7 +52,7 @@ func TestMessagesComeBackWhole(t *testing.T) {
 
 func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	t.Parallel()
-	const rounds = 100
+	rounds := testkit.Count(10, 100)
 	messages := []string{"one", "", "two", "", "", "three", "12345678901234567", ""}
 	empty := 0
 	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {

@@ -29,6 +29,7 @@ var (
 // goroutine of the tests is left, or a program had a data race.
 func Main(m *testing.M, from ...string) {
 	sources = from
+	WaitInParallel()
 	if err := build(); err != nil {
 		_ = os.RemoveAll(bin)
 		fmt.Fprintln(os.Stderr, err)

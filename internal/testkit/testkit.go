@@ -8,6 +8,7 @@ package testkit
 
 import (
 	"errors"
+	"flag"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -41,6 +42,18 @@ func Count[T any](few, many T) T {
 		return many
 	}
 	return few
+}
+
+// WaitInParallel has more parallel tests run at once than there are processors,
+// unless the flag -parallel says otherwise: in a package whose tests wait for
+// processes and containers most of the time.
+func WaitInParallel() {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("6"); err != nil {
+			panic(err) // it is a number
+		}
+	}
 }
 
 // StressOnly skips a test that takes long whatever its counts, unless [Stress].
