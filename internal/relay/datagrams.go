@@ -1,0 +1,200 @@
+package relay
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/raw"
+	"github.com/udsecho/udsecho/internal/transcript"
+	"github.com/udsecho/udsecho/internal/transport"
+)
+
+// A Sender is a client of a datagram socket.
+type Sender struct {
+	Key     string // that no other client has
+	Address string // "": it cannot be answered
+	Cred    *unix.Ucred
+	// Reply sends a message to the client, or keeps it until the client takes it.
+	Reply func(message []byte)
+	Ready func() bool // whether nothing is kept
+	// Pause stops the socket from receiving, and Resume lets it go on.
+	Pause, Resume func()
+}
+
+// A peer is what a datagram client is to the target: a socket of its own, so that
+// the target's answers find their way back.
+type peer struct {
+	relay  *Relay
+	client Sender
+	id     uint64
+	conn   *transport.Conn // which has the socket's name; nil: it is being dialled
+	fd     int             // -1: likewise
+	rest   []byte          // a message that the target does not take now; nil: there is none
+	again  bool            // rest was sent before, to a target that is gone
+	owed   int             // messages that the target may still answer
+	slow   bool            // the client does not take its replies now
+	still  time.Duration
+}
+
+// Message carries a message on, which is valid until Message returns. It reports
+// whether the relay can take another; if not, it has called Pause.
+func (r *Relay) Message(s Sender, message []byte) bool {
+	p := r.peers[s.Key]
+	if p == nil {
+		if r.config.MaxPeers > 0 && len(r.peers) >= r.config.MaxPeers {
+			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("turned a client away: %d datagram clients are there, the most allowed", len(r.peers))
+			return true
+		}
+		r.lastID++
+		p = &peer{relay: r, client: s, id: r.lastID, fd: -1}
+		r.peers[s.Key] = p
+		r.config.Record.Open(p.id, s.Address, s.Cred, r.config.Target)
+	}
+	r.config.Record.Data(p.id, true, message, nil)
+	return p.send(message)
+}
+
+// send sends a message to the target; what does not go now is kept, and nothing
+// more is received until it is gone.
+func (p *peer) send(message []byte) bool {
+	p.still = 0
+	err := error(unix.EBADF)
+	if p.fd >= 0 {
+		_, err = raw.Send(p.fd, message)
+	}
+	switch {
+	case err == nil:
+		p.owed++
+		if p.rest != nil {
+			p.rest, p.again = nil, false
+			p.watch()
+			p.client.Resume()
+		}
+		return true
+	case err == unix.EAGAIN || err == unix.EINTR:
+		p.keep(message)
+		p.watch()
+	case !p.again && (p.fd < 0 || err == unix.ECONNREFUSED || err == unix.ECONNRESET || err == unix.ENOTCONN || err == unix.EPIPE):
+		p.again = p.fd >= 0
+		p.keep(message)
+		p.hangUp()
+		p.relay.dial(p.connected)
+	default:
+		p.lose(transport.ExplainSize(p.fd, len(message), err))
+		return true
+	}
+	return false
+}
+
+func (p *peer) keep(message []byte) {
+	if p.rest == nil {
+		p.rest = append([]byte{}, message...)
+		p.client.Pause()
+	}
+}
+
+// lose gives up a message.
+func (p *peer) lose(err error) {
+	p.relay.warn.Warn().Err(err).Str("peer", transcript.Escape(p.client.Address)).Msgf("dropped a message to the target: %s", escape(err))
+	p.again = false
+	if p.rest != nil {
+		p.rest = nil
+		p.client.Resume()
+	}
+}
+
+func (p *peer) connected(conn *transport.Conn, err error) {
+	r := p.relay
+	if r.ctx.Err() != nil || r.peers[p.client.Key] != p {
+		if conn != nil {
+			_ = conn.Close()
+		}
+		return
+	}
+	if err == nil {
+		p.conn = conn
+		p.fd, err = conn.Detach()
+	}
+	if err == nil {
+		_ = transport.SetSendBuffer(p.fd, transport.MaxMessage()+32) // or else a message that is too large has an error of its own
+		err = r.loop.Add(p.fd, p, unix.EPOLLIN)
+	}
+	if err != nil {
+		p.lose(err)
+		p.close()
+		return
+	}
+	p.send(p.rest)
+}
+
+// Ready sends what waits, and carries replies back.
+func (p *peer) Ready(events uint32) {
+	if p.rest != nil && events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		p.send(p.rest)
+	}
+	for range 2 * maxTurn {
+		if p.fd < 0 || p.slow || events&unix.EPOLLIN == 0 {
+			return
+		}
+		message, err := p.relay.replies.Receive(p.fd)
+		switch {
+		case err == unix.EAGAIN || err == unix.EINTR:
+			return
+		case unwanted(err):
+			p.relay.warn.Warn().Err(err).Msgf("refused a message of the target: %s", escape(err))
+			continue
+		case err != nil: // the target is gone; the next message finds another
+			p.hangUp()
+			return
+		}
+		p.still, p.owed = 0, max(p.owed-1, 0)
+		p.relay.config.Record.Data(p.id, false, message, nil)
+		if p.client.Address == "" {
+			continue
+		}
+		p.client.Reply(message)
+		if !p.client.Ready() {
+			p.slow = true
+			p.watch()
+			p.relay.slow = append(p.relay.slow, p)
+		}
+	}
+}
+
+// watch has the loop wait for what the peer can take.
+func (p *peer) watch() {
+	want := uint32(0)
+	if !p.slow {
+		want |= unix.EPOLLIN
+	}
+	if p.rest != nil {
+		want |= unix.EPOLLOUT
+	}
+	p.relay.loop.Watch(p.fd, want)
+}
+
+// hangUp closes the socket towards the target.
+func (p *peer) hangUp() {
+	p.owed, p.slow = 0, false
+	if p.fd >= 0 {
+		p.relay.loop.Remove(p.fd)
+		_ = unix.Close(p.fd)
+		p.fd = -1
+	}
+	if p.conn != nil {
+		_ = p.conn.Close() // removes its name
+		p.conn = nil
+	}
+}
+
+func (p *peer) close() {
+	p.hangUp()
+	if p.rest != nil {
+		p.lose(fmt.Errorf("the relay ends"))
+	}
+	p.relay.config.Record.End(p.id, true)
+	p.relay.config.Record.End(p.id, false)
+	delete(p.relay.peers, p.client.Key)
+}
