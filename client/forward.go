@@ -3,8 +3,8 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/udsecho/udsecho/internal/cli"
+	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/relay"
 	"github.com/udsecho/udsecho/internal/serving"
 	"github.com/udsecho/udsecho/internal/transcript"
@@ -21,11 +22,11 @@ import (
 
 type forwardCmd struct {
 	serving.ListenFlag
-	Connect transport.Addr `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, also from the other of them; seqpacket:PATH; datagram:PATH."`
-	Bind    string         `placeholder:"NAME" help:"Where the relay's sockets towards a datagram target have their names, for the target to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
-	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for so long, for each client (default: ${default})."`
-	// A relay that takes what it was not asked for would hold it open.
-	PassFiles bool `help:"Pass on descriptors that come with a message, from stream to stream or seqpacket to seqpacket. Otherwise they end their connection."`
+	Connect   transport.Addr `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, also from the other of them; seqpacket:PATH; datagram:PATH."`
+	Bind      string         `placeholder:"NAME" help:"Where the relay's sockets towards a datagram target have their names, for the target to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
+	Retry     time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for so long, for each client (default: ${default})."`
+	PassFiles bool           `help:"Pass on descriptors that come with a message, from stream to stream or seqpacket to seqpacket. Otherwise they end their connection."`
+	Show      string         `placeholder:"FORM" help:"Show what passes: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for whoever reads it; what is lost is counted."`
 	serving.LimitFlags
 	requireFlags
 	cli.LogFlags
@@ -54,7 +55,12 @@ func (c *forwardCmd) Validate() error {
 	case c.Bind != "" && c.Bind != "auto" && c.Bind != "none" && !strings.HasSuffix(c.Bind, "/"):
 		return fmt.Errorf("--bind %s: each client has a socket of its own towards the target: write auto, DIR/ or none", c.Bind)
 	}
-	return errors.Join(c.requireFlags.validate(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
+	if c.Show != "" {
+		if err := record.Check(c.Show); err != nil {
+			return err
+		}
+	}
+	return cmp.Or(c.requireFlags.validate(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
 }
 
 // joins refuses a listening address that the target cannot serve.
@@ -89,13 +95,21 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		serving.Close(sockets, nil)
 		return err
 	}
+	var recorder *record.Recorder
+	if c.Show != "" {
+		if recorder, err = record.New(c.Show, std.Out, isTerminal(std.Out), log); err != nil {
+			serving.Close(sockets, nil)
+			return err
+		}
+	}
 	each := 2
 	if c.PassFiles {
 		each = 4
 	}
 	server := c.Config(sockets, each, 0, log)
 	server.Relay = relay.New(relay.Config{
-		Target: c.Connect, Dial: c.dial, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, Log: log,
+		Target: c.Connect, Dial: c.dial, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections,
+		Record: recorder, Log: log,
 	})
 	return server.Serve(ctx, sockets...)
 }

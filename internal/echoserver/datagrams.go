@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/relay"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
@@ -172,26 +171,6 @@ func (d *datagrams) reply(to client, message []byte) {
 		d.waitFirst(to, message)
 	case err != nil:
 		d.drop(1, to, transport.ExplainSize(d.socket.FD(), len(message), err))
-	}
-}
-
-// relayed is the sender of the last message as a relay answers it.
-func (d *datagrams) relayed(to client) relay.Sender {
-	return relay.Sender{
-		Key: d.socket.Addr.Path + "\x00" + string(to.address), Address: to.address.String(), Cred: d.cred(),
-		Reply: func(message []byte) { d.reply(to, message) },
-		Ready: func() bool { return d.queues[to] == nil },
-		Pause: func() {
-			d.paused = true
-			d.server.loop.Watch(d.socket.FD(), 0)
-		},
-		Resume: func() {
-			d.paused = false
-			d.server.loop.Watch(d.socket.FD(), unix.EPOLLIN)
-			if !d.server.drainUntil.IsZero() {
-				d.drain()
-			}
-		},
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/relay"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
@@ -45,7 +44,7 @@ type Config struct {
 	Files func(fd int, quiet bool, done func())
 	// Relay takes connections and messages in place of the echo, but for health
 	// checks, which are echoed; nil: everything is.
-	Relay *relay.Relay
+	Relay Relay
 	// OwnDirectory lets the server change the working directory of the process:
 	// none of its paths is relative. It answers datagrams faster then.
 	OwnDirectory bool

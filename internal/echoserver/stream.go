@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/raw"
-	"github.com/udsecho/udsecho/internal/relay"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
@@ -151,7 +150,7 @@ func (ln *listener) welcome(fd int) {
 		if ev := c.event(); ev != nil {
 			transcript.WithCred(ev, cred).Msg("connection from")
 		}
-		ln.server.config.Relay.Connection(relay.Client{
+		ln.server.config.Relay.Connection(Client{
 			FD: fd, ID: c.id, Type: t, Peer: c.peer, Cred: cred, Done: func() { ln.server.forgetUser(c.uid) },
 		})
 		return

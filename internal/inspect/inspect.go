@@ -92,7 +92,7 @@ func inspect(path string) (*Result, error) {
 	if err := unix.Lstat(path, &st); err != nil {
 		return nil, explain(path, err)
 	}
-	in.Kind = kinds[st.Mode&unix.S_IFMT].words
+	in.Kind = Kind(st.Mode)
 	in.Row = fmt.Sprintf("%s%s %s %s %s", kinds[st.Mode&unix.S_IFMT].letter, fs.FileMode(st.Mode).Perm().String()[1:],
 		UserName(st.Uid), GroupName(st.Gid), path)
 	file, err := os.OpenFile(path, unix.O_PATH, 0)
@@ -106,7 +106,7 @@ func inspect(path string) (*Result, error) {
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
-	in.Kind = kinds[st.Mode&unix.S_IFMT].words
+	in.Kind = Kind(st.Mode)
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return in, nil
 	}
@@ -269,6 +269,9 @@ var kinds = map[uint32]struct{ letter, words string }{
 	unix.S_IFBLK:  {"b", "block device"},
 	unix.S_IFSOCK: {"s", "socket"},
 }
+
+// Kind is the file type in words, by a file's mode.
+func Kind(mode uint32) string { return kinds[mode&unix.S_IFMT].words }
 
 // UserName is the name of a user, or the number where it has none.
 func UserName(id uint32) string {

@@ -6,29 +6,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/raw"
+	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
 )
-
-// A Sender is a client of a datagram socket.
-type Sender struct {
-	Key     string // that no other client has
-	Address string // "": it cannot be answered
-	Cred    *unix.Ucred
-	// Reply sends a message to the client, or keeps it until the client takes it.
-	Reply func(message []byte)
-	Ready func() bool // whether nothing is kept
-	// Pause stops the socket from receiving, and Resume lets it go on.
-	Pause, Resume func()
-}
 
 // A peer is what a datagram client is to the target: a socket of its own, so that
 // the target's answers find their way back.
 type peer struct {
 	relay  *Relay
-	client Sender
-	id     uint64
+	client echoserver.Sender
+	record *record.Conn
 	conn   *transport.Conn // which has the socket's name; nil: it is being dialled
 	fd     int             // -1: likewise
 	rest   []byte          // a message that the target does not take now; nil: there is none
@@ -40,7 +30,7 @@ type peer struct {
 
 // Message carries a message on, which is valid until Message returns. It reports
 // whether the relay can take another; if not, it has called Pause.
-func (r *Relay) Message(s Sender, message []byte) bool {
+func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
 	p := r.peers[s.Key]
 	if p == nil {
 		if r.config.MaxPeers > 0 && len(r.peers) >= r.config.MaxPeers {
@@ -48,11 +38,10 @@ func (r *Relay) Message(s Sender, message []byte) bool {
 			return true
 		}
 		r.lastID++
-		p = &peer{relay: r, client: s, id: r.lastID, fd: -1}
+		p = &peer{relay: r, client: s, record: r.record(r.lastID, s.Address, s.Cred), fd: -1}
 		r.peers[s.Key] = p
-		r.config.Record.Open(p.id, s.Address, s.Cred, r.config.Target)
 	}
-	r.config.Record.Data(p.id, true, message, nil)
+	p.record.Data(true, message, nil)
 	return p.send(message)
 }
 
@@ -150,7 +139,7 @@ func (p *peer) Ready(events uint32) {
 			return
 		}
 		p.still, p.owed = 0, max(p.owed-1, 0)
-		p.relay.config.Record.Data(p.id, false, message, nil)
+		p.record.Data(false, message, nil)
 		if p.client.Address == "" {
 			continue
 		}
@@ -194,7 +183,7 @@ func (p *peer) close() {
 	if p.rest != nil {
 		p.lose(fmt.Errorf("the relay ends"))
 	}
-	p.relay.config.Record.End(p.id, true)
-	p.relay.config.Record.End(p.id, false)
+	p.record.End(true)
+	p.record.End(false)
 	delete(p.relay.peers, p.client.Key)
 }

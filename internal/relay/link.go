@@ -8,29 +8,22 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/raw"
+	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
 
-// A Client is a connection that was accepted, which the relay takes over.
-type Client struct {
-	FD   int
-	ID   uint64
-	Type transport.Type
-	Peer string      // its address; "": it has none
-	Cred *unix.Ucred // nil: the kernel does not know it
-	Done func()      // is called once the connection is closed
-}
-
 // A link is a client's connection and the one to the target that belongs to it.
 type link struct {
 	relay          *Relay
-	about          Client
+	about          echoserver.Client
 	client, target end
 	still          time.Duration // the first sweep after something passed; 0: not yet
 	closed         bool
+	record         *record.Conn
 }
 
 // An end is one socket of a link, and the direction that begins there.
@@ -54,7 +47,7 @@ type end struct {
 }
 
 // Connection serves a client.
-func (r *Relay) Connection(c Client) {
+func (r *Relay) Connection(c echoserver.Client) {
 	l := &link{relay: r, about: c}
 	l.client = end{link: l, fd: c.FD, name: "client", unix: c.Type.Unix(), records: c.Type == transport.Seqpacket}
 	l.target = end{link: l, fd: -1, name: "target", unix: r.config.Target.Type.Unix(), records: c.Type == transport.Seqpacket}
@@ -102,7 +95,7 @@ func (l *link) connected(conn *transport.Conn, err error) {
 		l.refuse(escape(err))
 		return
 	}
-	l.relay.config.Record.Open(l.about.ID, l.about.Peer, l.about.Cred, l.relay.config.Target)
+	l.record = l.relay.record(l.about.ID, l.about.Peer, l.about.Cred)
 	l.settle()
 }
 
@@ -165,7 +158,7 @@ func (e *end) receive() {
 		}
 		e.bytes += uint64(len(payload))
 		e.link.still = 0
-		e.link.relay.config.Record.Data(e.link.about.ID, e == &e.link.client, payload, files)
+		e.link.record.Data(e == &e.link.client, payload, files)
 		e.rest, e.files = payload, files
 		if !e.flush() || !e.records && len(payload) < len(e.link.relay.buf) {
 			return
@@ -257,7 +250,7 @@ func (l *link) settle() {
 	for _, e := range ends {
 		if e.eof && !e.waits && !e.passed {
 			_ = unix.Shutdown(e.other().fd, unix.SHUT_WR)
-			l.relay.config.Record.End(l.about.ID, e == &l.client)
+			l.record.End(e == &l.client)
 			e.passed = true
 		}
 	}
@@ -337,7 +330,7 @@ func (l *link) close() {
 	l.closed = true
 	for _, e := range []*end{&l.client, &l.target} {
 		if !e.passed {
-			l.relay.config.Record.End(l.about.ID, e == &l.client)
+			l.record.End(e == &l.client)
 		}
 		e.forget()
 		e.remove()

@@ -14,6 +14,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -175,6 +177,17 @@ func (r *Relay) End() {
 	if n := r.config.Record.Close(); n > 0 {
 		r.config.Log.Warn().Uint64("lost", n).Msgf("the record lacks %d pieces that passed", n)
 	}
+}
+
+// record has a connection recorded, if anything is.
+func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
+	c := record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path}
+	if r.config.Target.Type == transport.TCP {
+		_, port, _ := net.SplitHostPort(c.Target)
+		n, _ := strconv.ParseUint(port, 10, 16)
+		c.Port = uint16(n)
+	}
+	return r.config.Record.Open(c)
 }
 
 // spare keeps an end's rest, which is a part of buf, until the other end takes
