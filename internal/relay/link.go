@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -147,8 +148,8 @@ func (e *end) receive() {
 			return
 		case unwanted(err):
 			text := err.Error()
-			if !e.link.relay.config.PassFiles {
-				text += "; --pass-files passes descriptors on"
+			if errors.Is(err, uds.ErrDescriptors) && !e.link.relay.config.PassFiles {
+				text = uds.ErrDescriptors.Error() + "; --pass-files passes descriptors on"
 			}
 			e.link.refuse("the " + e.name + "'s " + text)
 			return

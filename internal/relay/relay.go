@@ -70,7 +70,7 @@ type Relay struct {
 
 // How much is received at once, and what one end gets before the others' turn.
 const (
-	bufSize = 128 << 10
+	bufSize = 64 << 10
 	maxTurn = 4
 	maxFree = 16 // buffers kept for the next end that has to wait
 )

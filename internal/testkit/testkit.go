@@ -122,3 +122,6 @@ func Beside(path, suffix string) string {
 	dir, name := filepath.Split(path)
 	return dir + "." + name + suffix
 }
+
+// Stress reports whether tests may take minutes: STRESS=1 in the environment.
+func Stress() bool { return os.Getenv("STRESS") == "1" }
