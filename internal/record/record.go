@@ -196,6 +196,9 @@ func (r *Recorder) run() {
 			continue
 		}
 		text, err := r.encode(p)
+		if err == nil && len(text) == 0 {
+			continue // the next piece brings it
+		}
 		if err == nil {
 			err = r.write(text)
 		}
