@@ -1,4 +1,4 @@
-.PHONY: demo test soak crash faults model fuzz bench bench-peers images cluster-demo lint vuln sbom fmt clean
+.PHONY: demo test soak crash faults model fuzz bench bench-peers bench-forward images cluster-demo lint vuln sbom fmt clean
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -32,6 +32,9 @@ bench: # Unix socket or TCP? in containers: tables, bench.json, bench.png
 
 bench-peers: # our server beside C and others that one could pick
 	@bench/peers.sh
+
+bench-forward: # client forward beside socat and systemd-socket-proxyd
+	@bench/forward.sh
 
 images: # udsecho-server and udsecho-client, which deploy/ runs
 	@images/build.sh

@@ -108,7 +108,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	server := c.Config(sockets, each, 0, log)
 	server.Relay = relay.New(relay.Config{
-		Target: c.Connect, Dial: c.dial, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections,
+		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections,
 		Record: recorder, Log: log,
 	})
 	return server.Serve(ctx, sockets...)

@@ -90,7 +90,7 @@ func TestContainerWithoutNetworkUsesOneService(t *testing.T) {
 	if got := user.exec(t, "busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/page"); got != "the page\n" {
 		t.Errorf("the service gave %q", got)
 	}
-	for _, other := range []string{"http://127.0.0.1:8081/", "http://172.17.0.1/", "http://192.0.2.1/", "http://[2001:db8::1]/", "http://example.com/"} {
+	for _, other := range []string{"http://127.0.0.1:8081/", "http://172.17.0.1/", "http://192.0.2.1/"} {
 		status, r, err := user.Exec(t.Context(), []string{"busybox", "wget", "-q", "-T", "5", "-O", "-", other})
 		if err != nil {
 			t.Fatal(err)

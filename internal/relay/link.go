@@ -57,8 +57,40 @@ func (r *Relay) Connection(c echoserver.Client) {
 		l.refuse(escape(err))
 		return
 	}
+	if fd, ok := r.connect(); ok {
+		l.connected(fd, nil)
+		return
+	}
 	l.client.watch(0) // which reports a client that is gone
-	r.dial(l.connected)
+	r.dial(func(conn *transport.Conn, err error) {
+		fd := -1
+		if err == nil {
+			if fd, err = conn.Detach(); err == nil && l.closed {
+				_ = unix.Close(fd)
+			}
+		}
+		if !l.closed {
+			l.connected(fd, err)
+		}
+	})
+}
+
+// connect connects to the target if that takes no time: of Unix sockets, to one
+// that is there and has room. Whatever is wrong, [Relay.dial] finds out.
+func (r *Relay) connect() (fd int, ok bool) {
+	if !r.config.Target.Type.Unix() {
+		return -1, false
+	}
+	fd, err := transport.Connect(r.config.Target)
+	if err != nil {
+		return -1, false
+	}
+	cred, err := transport.PeerCred(fd)
+	if err != nil || r.config.Check(*cred) != nil {
+		_ = unix.Close(fd)
+		return -1, false
+	}
+	return fd, true
 }
 
 // prepare sets what a message type needs: an empty record is told from the end by
@@ -75,17 +107,8 @@ func (e *end) prepare() error {
 }
 
 // connected goes on when the target is there, or is not.
-func (l *link) connected(conn *transport.Conn, err error) {
-	if l.closed {
-		if conn != nil {
-			_ = conn.Close()
-		}
-		return
-	}
-	if err == nil {
-		l.target.fd, err = conn.Detach()
-	}
-	if err == nil {
+func (l *link) connected(fd int, err error) {
+	if l.target.fd = fd; err == nil {
 		err = l.target.prepare()
 	}
 	if err != nil {

@@ -33,9 +33,11 @@ import (
 // A Config says where to carry what is received.
 type Config struct {
 	Target transport.Addr
-	// Dial connects to the target, for as long as it may take. It is called from
-	// many goroutines.
+	// Dial connects to the target, for as long as it may take, and checks who serves
+	// there. It is called from many goroutines.
 	Dial func(context.Context) (*transport.Conn, error)
+	// Check is the check alone: of a Unix target that can be connected to at once.
+	Check func(unix.Ucred) error
 	// PassFiles passes descriptors on; otherwise they end their connection.
 	PassFiles   bool
 	IdleTimeout time.Duration // connections on which nothing passes for this long are closed; 0: none
