@@ -42,9 +42,19 @@ func must[T any](v T, err error) T {
 
 const size = 1 << 30 // of what throughput sends
 
+// blocking takes a connection away from Go's poller, whose wake-ups would be
+// measured otherwise: as a C program has it.
+func blocking(conn net.Conn) *os.File {
+	f := must(conn.(interface{ File() (*os.File, error) }).File())
+	_ = conn.Close()
+	_ = f.Fd() // makes it block
+	return f
+}
+
 // serve echoes after an e; after an s it answers when all has come. It does not
 // wait for a half-close, as socket-proxyd gives up the other direction then.
-func serve(conn net.Conn) {
+func serve(accepted net.Conn) {
+	conn := blocking(accepted)
 	defer func() { _ = conn.Close() }()
 	buf := make([]byte, 256<<10)
 	if _, err := io.ReadFull(conn, buf[:1]); err != nil {
@@ -65,8 +75,8 @@ func serve(conn net.Conn) {
 	_, _ = conn.Write([]byte("k"))
 }
 
-func (r relay) dial(kind string) net.Conn {
-	conn := must(net.Dial(network(r.address), r.address))
+func (r relay) dial(kind string) *os.File {
+	conn := blocking(must(net.Dial(network(r.address), r.address)))
 	must(conn.Write([]byte(kind)))
 	return conn
 }
@@ -116,7 +126,7 @@ func (r relay) connections() float64 {
 	return 4 * each / time.Since(from).Seconds()
 }
 
-func (r relay) echo(conn net.Conn) net.Conn {
+func (r relay) echo(conn *os.File) *os.File {
 	message := make([]byte, 64)
 	must(conn.Write(message))
 	must(io.ReadFull(conn, message))
@@ -130,7 +140,7 @@ func (r relay) memory() float64 {
 		return 0
 	}
 	before := r.pss()
-	var held []net.Conn
+	var held []*os.File
 	for range 1000 {
 		held = append(held, r.echo(r.dial("e")))
 	}
