@@ -146,12 +146,13 @@ func (ln *listener) welcome(fd int) {
 	}
 	if relayed && !c.quiet {
 		ln.server.lastID++
-		c.id, c.uid = ln.server.lastID, ln.server.count(cred)
+		uid, server := ln.server.count(cred), ln.server
+		c.id = server.lastID
 		if ev := c.event(); ev != nil {
 			transcript.WithCred(ev, cred).Msg("connection from")
 		}
 		ln.server.config.Relay.Connection(Client{
-			FD: fd, ID: c.id, Type: t, Peer: c.peer, Cred: cred, Done: func() { ln.server.forgetUser(c.uid) },
+			FD: fd, ID: c.id, Type: t, Peer: c.peer, Cred: cred, Done: func() { server.forgetUser(uid) },
 		})
 		return
 	}
