@@ -106,7 +106,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.PassFiles {
 		each = 4
 	}
-	server := c.Config(sockets, each, 0, log)
+	server := c.Config(sockets, each, 2*relay.MaxPipes, log)
 	server.Relay = relay.New(relay.Config{
 		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections,
 		Record: recorder, Log: log,

@@ -42,6 +42,7 @@ type end struct {
 	files  []int  // that go with it
 	waits  bool   // the other end does not take rest now
 	buf    []byte // that rest is a part of, nil: rest is a copy
+	pipe   *pipe  // in place of rest; nil: there is none
 	eof    bool   // nothing more comes from here, or nobody takes it
 	passed bool   // and the other end knows
 	bytes  uint64 // that came from here
@@ -187,6 +188,9 @@ func (e *end) receive() {
 		if !e.flush() || !e.records && len(payload) < len(e.link.relay.buf) {
 			return
 		}
+		if !e.unix && e.link.record == nil && !e.spliced() { // there is much
+			return
+		}
 	}
 }
 
@@ -224,44 +228,60 @@ func (e *end) read() (payload []byte, files []int, err error) {
 func (e *end) flush() bool {
 	r, o := e.link.relay, e.other()
 	for {
-		n, err := send(o.fd, e.rest, e.files)
+		n, err := e.send()
 		switch {
 		case err == unix.EINTR:
 			continue
 		case err == unix.EAGAIN:
-			if !e.waits {
-				e.waits = true
+			if !e.waits && e.pipe == nil {
 				e.rest, e.buf = r.spare(e.rest)
 			}
+			e.waits = true
 			return false
 		case err == unix.EPIPE || err == unix.ECONNRESET:
 			e.drop(err)
 			return false
 		case err != nil:
-			e.link.refuse(escape(fmt.Errorf("send to the %s: %w", o.name, transport.ExplainSize(o.fd, len(e.rest), err))))
+			e.link.refuse(escape(fmt.Errorf("send to the %s: %w", o.name, transport.ExplainSize(o.fd, e.unsent(), err))))
 			return false
 		}
 		e.link.still = 0
 		closeFiles(e.files)
 		e.files = nil
-		if e.rest = e.rest[n:]; len(e.rest) == 0 {
+		if e.pipe != nil {
+			e.pipe.held -= n
+		} else {
+			e.rest = e.rest[n:]
+		}
+		if e.unsent() == 0 {
 			e.forget()
 			return true
 		}
 	}
 }
 
+// unsent is how many bytes the other end has not taken.
+func (e *end) unsent() int {
+	if e.pipe != nil {
+		return e.pipe.held
+	}
+	return len(e.rest)
+}
+
 // forget gives up the rest.
 func (e *end) forget() {
 	closeFiles(e.files)
 	e.link.relay.giveBack(e.buf)
-	e.rest, e.files, e.buf, e.waits = nil, nil, nil, false
+	if e.pipe != nil {
+		e.link.relay.givePipe(e.pipe)
+	}
+	e.rest, e.files, e.buf, e.pipe, e.waits = nil, nil, nil, nil, false
 }
 
 // drop ends a direction whose other end takes nothing more: who writes there
 // learns it from shutdown(2), SHUT_RD. The opposite direction goes on.
 func (e *end) drop(err error) {
-	e.link.event(e.link.relay.config.Log.Info()).Err(err).Int("bytes", len(e.rest)).
+	e.link.event(e.link.relay.config.Log.Info()).Err(err).Int("bytes", e.unsent()).
 		Msgf("the %s takes nothing more: %s", e.other().name, escape(err))
 	e.forget()
 	e.eof, e.passed = true, true
@@ -373,20 +393,25 @@ func (l *link) event(ev *zerolog.Event) *zerolog.Event {
 	return transcript.WithCred(ev.Uint64("conn", l.about.ID).Str("peer", transcript.Escape(l.about.Peer)), l.about.Cred)
 }
 
-// send sends to a connection, with descriptors if there are some: a stream may
-// take a part of p, and has all of files then.
-func send(fd int, p []byte, files []int) (int, error) {
-	if len(files) == 0 {
-		return raw.Send(fd, p)
+// send sends the rest, with descriptors if there are some: a stream may take a part
+// of it, and has all of them then.
+func (e *end) send() (int, error) {
+	fd := e.other().fd
+	switch {
+	case e.pipe != nil:
+		n, err := unix.Splice(e.pipe.fds[0], nil, fd, nil, e.pipe.held, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+		return int(n), err //nolint:unconvert // it has 32 bits on other machines
+	case len(e.files) == 0:
+		return raw.Send(fd, e.rest)
 	}
-	rights := unix.UnixRights(files...)
+	rights := unix.UnixRights(e.files...)
 	iov := unix.Iovec{}
 	header := unix.Msghdr{Iov: &iov, Control: &rights[0]}
 	header.SetIovlen(1)
 	header.SetControllen(len(rights))
-	if len(p) > 0 {
-		iov.Base = &p[0]
-		iov.SetLen(len(p))
+	if len(e.rest) > 0 {
+		iov.Base = &e.rest[0]
+		iov.SetLen(len(e.rest))
 	}
 	return raw.SendMessage(fd, &header)
 }

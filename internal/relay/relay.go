@@ -54,15 +54,17 @@ type Relay struct {
 	cancel context.CancelFunc
 	warn   zerolog.Logger // bounded, as a client can cause warnings as often as it likes
 
-	links   map[*link]struct{}
-	peers   map[string]*peer // by the client's address
-	lastID  uint64           // of a peer
-	slow    []*peer          // whose replies wait for their clients
-	buf     []byte           // of the next receive
-	free    [][]byte         // for when an end keeps buf
-	header  unix.Msghdr
-	iov     unix.Iovec
-	replies *transport.Receiver
+	links     map[*link]struct{}
+	peers     map[string]*peer // by the client's address
+	lastID    uint64           // of a peer
+	slow      []*peer          // whose replies wait for their clients
+	buf       []byte           // of the next receive
+	free      [][]byte         // for when an end keeps buf
+	pipes     []*pipe          // empty
+	madePipes int
+	header    unix.Msghdr
+	iov       unix.Iovec
+	replies   *transport.Receiver
 
 	dials  sync.WaitGroup
 	mu     sync.Mutex
@@ -174,6 +176,9 @@ func (r *Relay) End() {
 		l.close()
 	}
 	for _, p := range r.peers {
+		p.close()
+	}
+	for _, p := range r.pipes {
 		p.close()
 	}
 	if n := r.config.Record.Close(); n > 0 {
