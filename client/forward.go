@@ -60,7 +60,7 @@ func (c *forwardCmd) Validate() error {
 			return err
 		}
 	}
-	return cmp.Or(c.requireFlags.validate(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
+	return cmp.Or(c.validate(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
 }
 
 // joins refuses a listening address that the target cannot serve.
@@ -102,13 +102,14 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 			return err
 		}
 	}
-	each := 2
+	beside := 2 * relay.MaxPipes
 	if c.PassFiles {
-		each = 4
+		beside += relay.MaxHeld
 	}
-	server := c.Config(sockets, each, 2*relay.MaxPipes, log)
+	server := c.Config(sockets, 2, beside, log)
+	server.Chunk = 1024 // of health checks
 	server.Relay = relay.New(relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections,
+		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
 		Record: recorder, Log: log,
 	})
 	return server.Serve(ctx, sockets...)

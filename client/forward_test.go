@@ -10,6 +10,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -60,7 +61,7 @@ func dialAt(t testing.TB, d, address string) halfCloser {
 }
 
 // serveAt serves every connection at an address with serve, and closes it then.
-func serveAt(t testing.TB, d, address string, serve func(halfCloser)) net.Listener {
+func serveAt(t testing.TB, d, address string, serve func(halfCloser)) {
 	t.Helper()
 	network, at := split(d, address)
 	l, err := net.Listen(network, at)
@@ -81,7 +82,6 @@ func serveAt(t testing.TB, d, address string, serve func(halfCloser)) net.Listen
 		}
 	})
 	t.Cleanup(func() { _ = l.Close(); _ = running.Wait() })
-	return l
 }
 
 // exchange sends what at one side while it hashes what comes, to the end.
@@ -333,6 +333,58 @@ func TestForwardDatagramsAnswerTheirSender(t *testing.T) {
 		t.Errorf("exit status %d\n%s", status, &relay.Err)
 	}
 	wantFiles(t, d, "c0", "c1", "c2", "s")
+}
+
+// A relay at its limit of datagram clients, which do not say that they end, forgets
+// the oldest; health checks are none of them.
+func TestForwardMakesRoomForDatagramClients(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	target, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
+	check(t, err)
+	defer func() { check(t, target.Close()) }()
+	check(t, target.SetDeadline(time.Now().Add(testkit.Patience)))
+	relay := forward(t, d, "datagram:r", "datagram:s", "--max-connections", "2")
+	for i := range 5 {
+		c, err := net.DialUnix("unixgram", &net.UnixAddr{Name: fmt.Sprintf("%s/c%d", d, i), Net: "unixgram"}, &net.UnixAddr{Name: d + "/r", Net: "unixgram"})
+		check(t, err)
+		defer func() { _ = c.Close() }()
+		check(t, c.SetDeadline(time.Now().Add(testkit.Patience)))
+		_, err = io.WriteString(c, "hello")
+		check(t, err)
+		_, from := next(t, target)
+		_, err = target.WriteTo([]byte("re"), from)
+		check(t, err)
+		next(t, c)
+		if status, _, stderr := run(t, d, "", "healthcheck", "--listen", "datagram:r"); status != 0 {
+			t.Errorf("the health check says %s", stderr)
+		}
+	}
+	names, err := filepath.Glob(d + "/client.*")
+	if check(t, err); len(names) > 2 {
+		t.Errorf("the relay has the names %q", names)
+	}
+	relay.Terminate(t)
+}
+
+// Who says something and goes is heard, also by a target that comes later.
+func TestForwardDeliversWhatAClientLeftBehind(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	relay := forward(t, d, "stream:r", "stream:s", "--retry", "20s")
+	conn := dialAt(t, d, "stream:r")
+	_, err := io.WriteString(conn, "so long")
+	check(t, err)
+	check(t, conn.Close())
+	relay.Err.Await(t, 1, "connection from")
+	heard := make(chan string, 1)
+	serveAt(t, d, "stream:s", func(conn halfCloser) {
+		text, _ := io.ReadAll(conn)
+		heard <- string(text)
+	})
+	if got := <-heard; got != "so long" {
+		t.Errorf("the target heard %q", got)
+	}
 }
 
 // sendFile sends words and a descriptor over a connection.

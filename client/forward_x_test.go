@@ -28,7 +28,7 @@ func grab(t *testing.T, path string) ([]byte, error) {
 	}
 	head := make([]byte, 8)
 	if _, err := io.ReadFull(conn, head); err != nil || head[0] != 1 {
-		return nil, fmt.Errorf("setup: %v, %x", err, head)
+		return nil, fmt.Errorf("setup: %w, %x", err, head)
 	}
 	setup := make([]byte, 4*int(le.Uint16(head[6:])))
 	if _, err := io.ReadFull(conn, setup); err != nil {

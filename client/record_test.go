@@ -39,14 +39,14 @@ func talk(t *testing.T, d string, relay *testkit.Process, words ...string) {
 	relay.Err.Await(t, before+1, "connection ended")
 }
 
-func echoAt(t *testing.T, d, address string) {
-	serveAt(t, d, address, func(conn halfCloser) { _, _ = io.Copy(conn, conn) })
+func echoAt(t *testing.T, d string) {
+	serveAt(t, d, "stream:s", func(conn halfCloser) { _, _ = io.Copy(conn, conn) })
 }
 
 func TestShowHex(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	echoAt(t, d, "stream:s")
+	echoAt(t, d)
 	relay := forward(t, d, "stream:r", "stream:s", "--show", "hex")
 	talk(t, d, relay, "hello\x1b[2J")
 	relay.Terminate(t)
@@ -67,7 +67,7 @@ TIME conn 1 client <- target: end
 func TestShowHexHasColoursAtATerminal(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	echoAt(t, d, "stream:s")
+	echoAt(t, d)
 	typist, tty := terminal(t)
 	relay := testkit.Prepare(t, d, "client", "forward", "--listen", "r", "--connect", "s", "--show", "hex")
 	relay.Cmd.Stdout = tty
@@ -84,7 +84,7 @@ func TestShowHexHasColoursAtATerminal(t *testing.T) {
 func TestShowJSON(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	echoAt(t, d, "stream:s")
+	echoAt(t, d)
 	relay := forward(t, d, "stream:r", "stream:s", "--show", "json")
 	talk(t, d, relay, "hello", "you")
 	relay.Terminate(t)
@@ -221,7 +221,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 	t.Run("disk full", func(t *testing.T) {
 		need(t, "unshare", "util-linux")
 		d := dir(t)
-		echoAt(t, d, "stream:s")
+		echoAt(t, d)
 		check(t, os.Mkdir(d+"/m", 0o755))
 		// A mount namespace of its own: the mount ends with the relay. There is room for
 		// 192 KiB, and later for all that the queue may hold.
@@ -253,7 +253,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 	})
 	t.Run("reader gone", func(t *testing.T) {
 		d := dir(t)
-		echoAt(t, d, "stream:s")
+		echoAt(t, d)
 		relay := testkit.Prepare(t, d, "client", "forward", "--listen", "r", "--connect", "s", "--show", "hex")
 		reader, writer, err := os.Pipe()
 		check(t, err)
@@ -273,7 +273,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 	})
 	t.Run("reader does not read", func(t *testing.T) {
 		d := dir(t)
-		echoAt(t, d, "stream:s")
+		echoAt(t, d)
 		relay := testkit.Prepare(t, d, "client", "forward", "--listen", "r", "--connect", "s", "--show", "json")
 		reader, writer, err := os.Pipe()
 		check(t, err)

@@ -127,7 +127,7 @@ func (d *datagrams) receive() bool {
 	d.server.config.Stats.Messages.Add(1)
 	d.server.config.Stats.Bytes.Add(uint64(len(message)))
 	quiet := false
-	if d.server.config.Log.GetLevel() <= zerolog.InfoLevel {
+	if d.server.config.Relay != nil || d.server.config.Log.GetLevel() <= zerolog.InfoLevel {
 		quiet = d.log(message)
 	}
 	relay := d.server.config.Relay

@@ -33,8 +33,8 @@ type peer struct {
 func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
 	p := r.peers[s.Key]
 	if p == nil {
-		if r.config.MaxPeers > 0 && len(r.peers) >= r.config.MaxPeers {
-			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("turned a client away: %d datagram clients are there, the most allowed", len(r.peers))
+		if !r.makeRoom(s) {
+			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("turned a client away: %d datagram clients wait for the target, and there are no more allowed", r.Busy())
 			return true
 		}
 		r.lastID++
@@ -43,6 +43,42 @@ func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
 	}
 	p.record.Data(true, message, nil)
 	return p.send(message)
+}
+
+// makeRoom closes the peer that has been silent for longest if there are too many,
+// as datagram clients do not say that they end. It reports whether there is room:
+// a peer whose message the target may still answer stays.
+func (r *Relay) makeRoom(s echoserver.Sender) bool {
+	same := func(p *peer) bool { return s.Cred != nil && p.client.Cred != nil && s.Cred.Uid == p.client.Cred.Uid }
+	all, own := 0, 0
+	var oldest, oldestOwn *peer
+	older := func(p, than *peer) bool {
+		return than == nil || p.still != 0 && (than.still == 0 || p.still < than.still)
+	}
+	for _, p := range r.peers {
+		idle := p.owed == 0 && p.rest == nil
+		if all++; idle && older(p, oldest) {
+			oldest = p
+		}
+		if !same(p) {
+			continue
+		}
+		if own++; idle && older(p, oldestOwn) {
+			oldestOwn = p
+		}
+	}
+	victim := oldest
+	switch {
+	case r.config.MaxPeersPerUser > 0 && own >= r.config.MaxPeersPerUser:
+		victim = oldestOwn
+	case r.config.MaxPeers == 0 || all < r.config.MaxPeers:
+		return true
+	}
+	if victim == nil {
+		return false
+	}
+	victim.close()
+	return true
 }
 
 // send sends a message to the target; what does not go now is kept, and nothing

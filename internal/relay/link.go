@@ -136,6 +136,11 @@ func (e *end) Ready(events uint32) {
 	const gone = unix.EPOLLHUP | unix.EPOLLERR
 	l, o := e.link, e.other()
 	if l.target.fd < 0 { // the client did not wait for it
+		if n, err := unix.IoctlGetInt(e.fd, unix.SIOCINQ); err == nil && n > 0 { // but has said something
+			e.hung = true
+			e.watch(0)
+			return
+		}
 		l.event(l.relay.config.Log.Info()).Msg("the client left before the target was reached")
 		l.close()
 		return
@@ -197,7 +202,7 @@ func (e *end) receive() {
 // read receives into the relay's buffer. The error is io.EOF at the end.
 func (e *end) read() (payload []byte, files []int, err error) {
 	r := e.link.relay
-	n := 0
+	var n int
 	switch {
 	case e.records || r.config.PassFiles && e.unix:
 		limit := 0
@@ -235,8 +240,12 @@ func (e *end) flush() bool {
 		case err == unix.EAGAIN:
 			if !e.waits && e.pipe == nil {
 				e.rest, e.buf = r.spare(e.rest)
+				r.held += len(e.files)
 			}
 			e.waits = true
+			if r.held > MaxHeld {
+				e.link.refuse(fmt.Sprintf("%d descriptors wait for ends that do not read", r.held))
+			}
 			return false
 		case err == unix.EPIPE || err == unix.ECONNRESET:
 			e.drop(err)
@@ -246,8 +255,7 @@ func (e *end) flush() bool {
 			return false
 		}
 		e.link.still = 0
-		closeFiles(e.files)
-		e.files = nil
+		e.closeFiles()
 		if e.pipe != nil {
 			e.pipe.held -= n
 		} else {
@@ -270,12 +278,24 @@ func (e *end) unsent() int {
 
 // forget gives up the rest.
 func (e *end) forget() {
-	closeFiles(e.files)
+	e.closeFiles()
 	e.link.relay.giveBack(e.buf)
 	if e.pipe != nil {
 		e.link.relay.givePipe(e.pipe)
 	}
-	e.rest, e.files, e.buf, e.pipe, e.waits = nil, nil, nil, nil, false
+	e.rest, e.buf, e.pipe, e.waits = nil, nil, nil, false
+}
+
+func (e *end) closeFiles() {
+	// Not as uds.CloseFiles does: the receiver has the same open files, and their
+	// options are its affair.
+	for _, fd := range e.files {
+		_ = unix.Close(fd)
+	}
+	if e.waits {
+		e.link.relay.held -= len(e.files)
+	}
+	e.files = nil
 }
 
 // drop ends a direction whose other end takes nothing more: who writes there
@@ -400,7 +420,7 @@ func (e *end) send() (int, error) {
 	switch {
 	case e.pipe != nil:
 		n, err := unix.Splice(e.pipe.fds[0], nil, fd, nil, e.pipe.held, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-		return int(n), err //nolint:unconvert // it has 32 bits on other machines
+		return int(n), err
 	case len(e.files) == 0:
 		return raw.Send(fd, e.rest)
 	}

@@ -41,9 +41,11 @@ type Config struct {
 	// PassFiles passes descriptors on; otherwise they end their connection.
 	PassFiles   bool
 	IdleTimeout time.Duration // connections on which nothing passes for this long are closed; 0: none
-	MaxPeers    int           // datagram clients at once
-	Record      *record.Recorder
-	Log         zerolog.Logger
+	// Datagram clients at once, in all and of one user: further ones take the place
+	// of those that have been silent for longest. 0: no limit.
+	MaxPeers, MaxPeersPerUser int
+	Record                    *record.Recorder
+	Log                       zerolog.Logger
 }
 
 // A Relay is one that runs.
@@ -62,6 +64,7 @@ type Relay struct {
 	free      [][]byte         // for when an end keeps buf
 	pipes     []*pipe          // empty
 	madePipes int
+	held      int // descriptors that wait
 	header    unix.Msghdr
 	iov       unix.Iovec
 	replies   *transport.Receiver
@@ -218,18 +221,13 @@ func (r *Relay) giveBack(buf []byte) {
 	}
 }
 
-func closeFiles(files []int) {
-	// Not as uds.CloseFiles does: the receiver has the same open files, and their
-	// options are its affair.
-	for _, fd := range files {
-		_ = unix.Close(fd)
-	}
-}
-
 func escape(err error) string { return transcript.Escape(err.Error()) }
 
 // maxFiles is how many descriptors a message carries at most, unix(7), SCM_MAX_FD.
 const maxFiles = 253
+
+// MaxHeld is how many descriptors may wait in a relay, of all connections together.
+const MaxHeld = 1024
 
 // unwanted is an error about what a peer sent, not about the connection.
 func unwanted(err error) bool {
