@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers images cluster-demo lint vuln sbom fmt clean
+.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo lint vuln sbom fmt clean
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -21,7 +21,7 @@ test: engine # every test; what single tests need is installed (as root on Debia
 	@$(GOTEST) ./...
 
 stress: engine # the same tests with the counts of docs/faults.md, and what takes minutes
-	@tools/need.sh --tests
+	@tools/need.sh --stress
 	@tools/need.sh docker-compose 'docker compose'
 	@STRESS=1 $(GOTEST) ./...
 
@@ -53,6 +53,9 @@ bench: # Unix socket or TCP? in containers: tables, bench.json, bench.png
 
 bench-peers: # our server beside C and others that one could pick
 	@bench/peers.sh
+
+bench-forward: # client forward beside socat and systemd-socket-proxyd
+	@bench/forward.sh
 
 images: # udsecho-server and udsecho-client, which deploy/ runs
 	@images/build.sh

@@ -215,9 +215,14 @@ func (f requireFlags) check(conn *transport.Conn) error {
 		return nil
 	}
 	cred, err := uds.PeerCred(conn)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
+	}
+	return f.checkCred(*cred)
+}
+
+func (f requireFlags) checkCred(cred unix.Ucred) error {
+	switch {
 	case f.RequireUID != nil && cred.Uid != *f.RequireUID:
 		return fmt.Errorf("the server runs as user %d, not %d as --require-uid wants: nothing was sent; find out who serves there", cred.Uid, *f.RequireUID)
 	case f.RequireGID != nil && cred.Gid != *f.RequireGID:

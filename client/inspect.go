@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 
 	"github.com/udsecho/udsecho/internal/cli"
@@ -86,7 +85,9 @@ func writeTable(w io.Writer, in *inspect.Result) error {
 	case strings.HasPrefix(in.Row, "l"):
 		what += ", through a symbolic link"
 	}
-	line("type", what)
+	if what != "" {
+		line("type", what)
+	}
 	if in.State != "" {
 		line("state", states[in.State])
 	}
@@ -97,6 +98,12 @@ func writeTable(w io.Writer, in *inspect.Result) error {
 		} else {
 			line("backlog", backlog(in))
 		}
+	}
+	if in.ReadOnly {
+		line("mount", "read-only: it keeps others from replacing the socket, not from talking to it")
+	}
+	for _, why := range in.Why {
+		line("why", transcript.Escape(why))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -114,15 +121,15 @@ func listener(in *inspect.Result) string {
 	if in.UID == nil {
 		return "not told: " + in.NotTold
 	}
-	who := "uid " + named(*in.UID, inspect.UserName)
+	who := "uid " + inspect.Named(*in.UID, inspect.UserName)
 	switch {
 	case in.PID != nil && *in.PID != 0:
-		who += fmt.Sprintf(", gid %s, pid %d", named(*in.GID, inspect.GroupName), *in.PID)
+		who += fmt.Sprintf(", gid %s, pid %d", inspect.Named(*in.GID, inspect.GroupName), *in.PID)
 		if in.Process != "" {
 			who += " (" + in.Process + ")"
 		}
 	case in.PID != nil:
-		who += fmt.Sprintf(", gid %s, pid unknown, of another pid namespace", named(*in.GID, inspect.GroupName))
+		who += fmt.Sprintf(", gid %s, pid unknown, of another pid namespace", inspect.Named(*in.GID, inspect.GroupName))
 	case in.Type == uds.Datagram:
 		who += "; of a datagram socket the kernel does not tell more"
 	default:
@@ -162,13 +169,4 @@ func full(in *inspect.Result) string {
 	default:
 		return "not full; "
 	}
-}
-
-// named is a number with its name, where it has one.
-func named(id uint32, name func(uint32) string) string {
-	n := strconv.FormatUint(uint64(id), 10)
-	if s := name(id); s != n {
-		n += " (" + s + ")"
-	}
-	return n
 }

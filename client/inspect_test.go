@@ -260,10 +260,10 @@ func TestInspectInJSONHasAllKeysAlways(t *testing.T) {
 	if diff := cmp.Diff([]map[string]any{{
 		"path": "uds_socket", "kind": "socket", "type": "stream", "state": "live",
 		"uid": float64(os.Geteuid()), "gid": float64(os.Getegid()), "pid": float64(os.Getpid()), "process": strings.TrimSpace(string(comm)),
-		"waiting": 0.0, "next_bytes": nil, "full": false, "not_told": "",
+		"waiting": 0.0, "next_bytes": nil, "full": false, "not_told": "", "why": []any{}, "read_only": false,
 	}, {
 		"path": `a\xff\n`, "kind": "regular file", "type": "", "state": "", "uid": nil, "gid": nil, "pid": nil, "process": "",
-		"waiting": nil, "backlog": nil, "next_bytes": nil, "full": nil, "not_told": "",
+		"waiting": nil, "backlog": nil, "next_bytes": nil, "full": nil, "not_told": "", "why": []any{}, "read_only": false,
 	}}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

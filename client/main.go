@@ -8,6 +8,8 @@
 //	client pair [MESSAGE]
 //	client bench [--connect ADDR]... [--size BYTES,...] [--connections N,...]
 //	client inspect [--format table|json] PATH...
+//	client forward [--listen ADDR] --connect ADDR [--show hex|json|FILE.pcapng] ...
+//	client healthcheck [--listen ADDR]...
 //	client send-file [--connect files:PATH] FILE...
 //	client share [--connect files:PATH] FILE...
 //
@@ -25,15 +27,18 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/udsecho/udsecho/internal/cli"
+	"github.com/udsecho/udsecho/internal/serving"
 )
 
 type commands struct {
-	Bench    benchCmd    `cmd:"" help:"Measure one server, or several side by side."`
-	Echo     echoCmd     `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
-	Inspect  inspectCmd  `cmd:"" help:"Say what a path is: its file type, and of a socket its type, whether it is live, who listens, how full the backlog is."`
-	Pair     pairCmd     `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair: without an address."`
-	SendFile sendFileCmd `cmd:"" help:"Hand over open files for the server to read, and print their SHA-256."`
-	Share    shareCmd    `cmd:"" help:"Fill sealed memory, hand it over for the server to map, and print its SHA-256."`
+	Bench       benchCmd            `cmd:"" help:"Measure one server, or several side by side."`
+	Echo        echoCmd             `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
+	Forward     forwardCmd          `cmd:"" help:"Relay every client to another socket, until SIGTERM or SIGINT."`
+	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running relay for an answer on every --listen address; exit status 0 or 1."`
+	Inspect     inspectCmd          `cmd:"" help:"Say what a path is: its file type, and of a socket its type, whether it is live, who listens, how full the backlog is, and why it does not work."`
+	Pair        pairCmd             `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair: without an address."`
+	SendFile    sendFileCmd         `cmd:"" help:"Hand over open files for the server to read, and print their SHA-256."`
+	Share       shareCmd            `cmd:"" help:"Fill sealed memory, hand it over for the server to map, and print its SHA-256."`
 
 	PairChild pairChildCmd `cmd:"" hidden:"" help:"The child of pair."`
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -219,7 +220,7 @@ func TestNoEchoEndsWithItsServerWhateverTheInput(t *testing.T) {
 }
 
 // awaitReadable waits for input and reads none of it.
-func awaitReadable(conn *net.UnixConn) error {
+func awaitReadable(conn syscall.Conn) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err

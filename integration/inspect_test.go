@@ -35,7 +35,7 @@ func TestInspectTellsLiveFromStaleInAnotherContainer(t *testing.T) {
 	server := startServer(t, volume)
 	inspect := func(name string) {
 		t.Helper()
-		client := runClient(t, volume, []string{"inspect", socketPath})
+		client := runClient(t, volume, []string{"inspect", socketPath}, readOnly)
 		out, errs := client.output(t)
 		if code := client.exitCode(t); code != 0 || errs != "" {
 			t.Errorf("exit %d, error %q", code, errs)

@@ -4,6 +4,7 @@
 #
 #     tools/need.sh shellcheck spin    exits with 1 if one is still missing
 #     tools/need.sh --tests            what single tests need, which are skipped without: exits with 0
+#     tools/need.sh --stress           and those of make stress
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -13,6 +14,7 @@ package() { # package PROGRAM: which one contains it
 	ip) echo iproute2 ;;
 	nc) echo netcat-openbsd ;;
 	nsenter | prlimit | taskset | unshare) echo util-linux ;;
+	postgres) echo postgresql ;;
 	qemu-aarch64-static) echo qemu-user-static ;;
 	systemd-socket-activate) echo systemd ;;
 	Xvfb) echo xvfb ;;
@@ -22,14 +24,18 @@ package() { # package PROGRAM: which one contains it
 here() { # here PROGRAM
 	case $1 in
 	'docker compose') docker compose version ;;
+	postgres) ls /usr/lib/postgresql/*/bin/postgres ;; # Debian has it outside PATH
 	*) command -v "$1" ;;
 	esac >/dev/null 2>&1
 }
 
 why='this needs them'
-if [ "$1" = --tests ]; then
+if [ "$1" = --tests ] || [ "$1" = --stress ]; then
+	more=
+	[ "$1" = --tests ] || more='fuse-overlayfs postgres tshark'
 	# gcc is for the race detector.
-	set -- bash curl gcc ip iptables nc nsenter prlimit python3 socat systemd-socket-activate taskset unshare Xvfb
+	# shellcheck disable=SC2086 # several words
+	set -- bash curl gcc ip iptables nc nsenter prlimit python3 socat systemd-socket-activate taskset unshare Xvfb $more
 	why='tests run them with the stack; a test whose program is missing is skipped, and says so'
 	optional=true
 fi

@@ -41,6 +41,7 @@ type datagrams struct {
 	buffer   sendBuffer
 	unmapped bool // clients of users whom the kernel does not tell here may be answered at paths
 	replaced bool // only who is connected to it finds it any more
+	paused   bool // the relay's target takes nothing now
 }
 
 // A queue is what one client has not taken yet, oldest first.
@@ -93,6 +94,9 @@ func (d *datagrams) receiveAll() {
 
 // receive echoes one message and tells whether there may be more.
 func (d *datagrams) receive() bool {
+	if d.paused {
+		return false
+	}
 	unixSocket := d.socket.Addr.Type.Unix()
 	receive := d.server.receiver.Receive
 	if unixSocket {
@@ -123,10 +127,16 @@ func (d *datagrams) receive() bool {
 	d.server.config.Stats.Messages.Add(1)
 	d.server.config.Stats.Bytes.Add(uint64(len(message)))
 	quiet := false
-	if d.server.config.Log.GetLevel() <= zerolog.InfoLevel {
+	if d.server.config.Relay != nil || d.server.config.Log.GetLevel() <= zerolog.InfoLevel {
 		quiet = d.log(message)
 	}
-	if !d.server.receiver.Named() {
+	relay := d.server.config.Relay
+	if quiet {
+		relay = nil
+	}
+	if named := d.server.receiver.Named(); !named && relay != nil {
+		return relay.Message(d.relayed(client{}), message)
+	} else if !named {
 		d.server.refuse(stats.Nameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
 		return true
 	}
@@ -134,18 +144,27 @@ func (d *datagrams) receive() bool {
 		transcript.WithCred(d.refuseMessage(stats.Nameless), d.cred()).Msg(err.Error())
 		return true
 	} // after any other error, nor can the reply be sent
+	if relay != nil {
+		return relay.Message(d.relayed(to.clone()), message)
+	}
 	if ev := d.server.about(quiet); ev != nil {
 		ev.Int("bytes", len(message)).Msg("sending data back to the client")
 	}
+	d.reply(to, message)
+	return true
+}
+
+// reply sends a message to a client, or keeps it until the client takes it.
+func (d *datagrams) reply(to client, message []byte) {
 	if len(d.queues) > 0 {
 		if q := d.queues[to]; q != nil {
 			d.wait(to, q, message)
-			return true
+			return
 		}
 	}
-	if unixSocket && !d.buffer.admit(to.address, len(message)) {
+	if d.socket.Addr.Type.Unix() && !d.buffer.admit(to.address, len(message)) {
 		d.waitFirst(to, message)
-		return true
+		return
 	}
 	switch err := d.send(to, message); {
 	case err == unix.EAGAIN:
@@ -153,7 +172,14 @@ func (d *datagrams) receive() bool {
 	case err != nil:
 		d.drop(1, to, transport.ExplainSize(d.socket.FD(), len(message), err))
 	}
-	return true
+}
+
+// drain receives what is there, and then stops; if the relay's target takes
+// nothing now, it goes on when that does.
+func (d *datagrams) drain() {
+	if d.receiveAll(); !d.paused {
+		d.stop()
+	}
 }
 
 // sender is who sent the last message, until the next.

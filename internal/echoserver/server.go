@@ -42,6 +42,9 @@ type Config struct {
 	// done, from any goroutine, when it has closed it. A quiet one is not
 	// mentioned at info level.
 	Files func(fd int, quiet bool, done func())
+	// Relay takes connections and messages in place of the echo, but for health
+	// checks, which are echoed; nil: everything is.
+	Relay Relay
 	// OwnDirectory lets the server change the working directory of the process:
 	// none of its paths is relative. It answers datagrams faster then.
 	OwnDirectory bool
@@ -62,6 +65,9 @@ func (c Config) Serve(ctx context.Context, sockets ...*transport.Socket) error {
 			_ = socket.Close()
 		}
 		return err
+	}
+	if c.Relay != nil {
+		c.Relay.Begin(l)
 	}
 	s := newServer(c, l)
 	s.sockets = slices.Clone(sockets)
@@ -182,6 +188,11 @@ func (s *server) run(ctx context.Context) error {
 			return s.failed
 		}
 		s.ended.each(s.forgetUser)
+		busy := 0
+		if s.config.Relay != nil {
+			s.config.Relay.Turn()
+			busy = s.config.Relay.Busy()
+		}
 		now := time.Now()
 		s.sweep(now.Sub(s.started))
 		if (ctx.Err() != nil || s.displaced != nil) && s.drainUntil.IsZero() {
@@ -209,7 +220,7 @@ func (s *server) run(ctx context.Context) error {
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open+waiting+len(s.listeners) == 0 && s.successor == nil {
+		if s.open+waiting+busy+len(s.listeners) == 0 && s.successor == nil {
 			return s.displaced
 		}
 		if now.After(s.drainUntil) {
@@ -264,6 +275,9 @@ func (s *server) sweep(now time.Duration) {
 	stopped := now-s.swept > 3*sweepPeriod
 	s.swept = now
 	s.names.forgetAll() // to be looked at again
+	if s.config.Relay != nil {
+		s.config.Relay.Sweep(now, stopped)
+	}
 	for h := range s.loop.Handlers {
 		c, ok := h.(*conn)
 		if !ok {
@@ -342,8 +356,7 @@ func (s *server) drain() error {
 		if err := d.socket.Refuse(); err != nil {
 			return err
 		}
-		d.receiveAll()
-		d.stop()
+		d.drain()
 	}
 	if s.handover != nil {
 		s.handover.Close()
@@ -352,6 +365,9 @@ func (s *server) drain() error {
 }
 
 func (s *server) close() {
+	if s.config.Relay != nil {
+		s.config.Relay.End()
+	}
 	if s.successor != nil && s.successor.owns {
 		s.handover.Release()
 		s.dismiss()

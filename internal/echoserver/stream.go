@@ -106,7 +106,8 @@ func (ln *listener) welcome(fd int) {
 	c := &conn{server: ln.server, fd: fd}
 	var cred *unix.Ucred
 	t := ln.socket.Addr.Type
-	logged := ln.server.config.Log.GetLevel() <= zerolog.InfoLevel
+	relayed := ln.server.config.Relay != nil
+	logged := relayed || ln.server.config.Log.GetLevel() <= zerolog.InfoLevel
 	if t.Unix() && (logged || ln.server.config.Allow != nil || ln.server.config.MaxConnectionsPerUser > 0) {
 		cred, _ = transport.PeerCred(fd)
 	}
@@ -142,6 +143,18 @@ func (ln *listener) welcome(fd int) {
 		if err := transport.SetSendBuffer(fd, ln.server.config.SendBuffer); err != nil {
 			ln.server.refuse(stats.System, 0).Err(err).Msg(err.Error())
 		}
+	}
+	if relayed && !c.quiet {
+		ln.server.lastID++
+		uid, server := ln.server.count(cred), ln.server
+		c.id = server.lastID
+		if ev := c.event(); ev != nil {
+			transcript.WithCred(ev, cred).Msg("connection from")
+		}
+		ln.server.config.Relay.Connection(Client{
+			FD: fd, ID: c.id, Type: t, Peer: c.peer, Cred: cred, Done: func() { server.forgetUser(uid) },
+		})
+		return
 	}
 	if err := ln.server.loop.Add(fd, c, c.events); err != nil {
 		ln.server.refuse(stats.System, 1).Err(err).Msgf("turned a client away: %v", err)

@@ -58,6 +58,9 @@ type Result struct {
 	Full      *bool   `json:"full"` // whether the next to connect, or to send, has to wait
 
 	NotTold string `json:"not_told"` // why sock_diag(7) has said nothing of this socket
+
+	Why      []string `json:"why"`       // what keeps the socket from working, or will, each with its cure
+	ReadOnly bool     `json:"read_only"` // it is on a read-only mount
 }
 
 // Path says what is at a path, or behind an abstract name, @NAME. It connects
@@ -66,6 +69,9 @@ type Result struct {
 // whether a socket is served.
 func Path(path string) (*Result, error) {
 	in, err := inspect(path)
+	if in != nil && path[0] != '@' && (err == nil || in.State == Unknown) {
+		in.explain()
+	}
 	if err == nil {
 		return in, nil
 	}
@@ -76,7 +82,7 @@ func Path(path string) (*Result, error) {
 }
 
 func inspect(path string) (*Result, error) {
-	in := &Result{Path: path}
+	in := &Result{Path: path, Why: []string{}}
 	switch {
 	case path == "" || path == "@":
 		return nil, fmt.Errorf("%w: the path is empty", uds.ErrAddress)
@@ -90,9 +96,9 @@ func inspect(path string) (*Result, error) {
 	// be gone after it with its file.
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
-		return nil, explain(path, err)
+		return in.unseen(err)
 	}
-	in.Kind = kinds[st.Mode&unix.S_IFMT].words
+	in.Kind = Kind(st.Mode)
 	in.Row = fmt.Sprintf("%s%s %s %s %s", kinds[st.Mode&unix.S_IFMT].letter, fs.FileMode(st.Mode).Perm().String()[1:],
 		UserName(st.Uid), GroupName(st.Gid), path)
 	file, err := os.OpenFile(path, unix.O_PATH, 0)
@@ -100,19 +106,27 @@ func inspect(path string) (*Result, error) {
 	case errors.Is(err, unix.ENOENT) && in.Row[0] == 'l': // it leads to nothing
 		return in, nil
 	case err != nil:
-		return nil, explain(path, err)
+		return in.unseen(err)
 	}
 	defer func() { _ = file.Close() }()
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
-	in.Kind = kinds[st.Mode&unix.S_IFMT].words
+	in.Kind = Kind(st.Mode)
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return in, nil
 	}
 	// The descriptor's path leads to this very file, whatever becomes of its
 	// name, and fits sun_path however long the name is.
 	return in, in.socket(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), func(s diagSocket) bool { return s.isFile(&st) })
+}
+
+// unseen is the result for a path that cannot be looked at.
+func (in *Result) unseen(err error) (*Result, error) {
+	if errors.Is(err, unix.EACCES) {
+		in.State = Unknown
+	}
+	return in, explain(in.Path, err)
 }
 
 func explain(path string, err error) error {
@@ -269,6 +283,9 @@ var kinds = map[uint32]struct{ letter, words string }{
 	unix.S_IFBLK:  {"b", "block device"},
 	unix.S_IFSOCK: {"s", "socket"},
 }
+
+// Kind is the file type in words, by a file's mode.
+func Kind(mode uint32) string { return kinds[mode&unix.S_IFMT].words }
 
 // UserName is the name of a user, or the number where it has none.
 func UserName(id uint32) string {

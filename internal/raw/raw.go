@@ -28,6 +28,11 @@ func SendTo(fd int, p []byte, to string) (int, error) {
 		uintptr(unsafe.Pointer(unsafe.StringData(to))), uintptr(len(to))))
 }
 
+// SendMessage is sendmsg(2). It raises no SIGPIPE.
+func SendMessage(fd int, message *unix.Msghdr) (int, error) {
+	return result(unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(message)), noBlock))
+}
+
 // Receive is recvmsg(2).
 func Receive(fd int, message *unix.Msghdr, flags int) (int, error) {
 	return result(unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(message)), uintptr(flags|unix.MSG_DONTWAIT)))

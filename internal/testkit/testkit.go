@@ -56,11 +56,12 @@ func WaitInParallel() {
 	}
 }
 
-// StressOnly skips a test that takes long whatever its counts, unless [Stress].
+// StressOnly skips a test, unless [Stress], that takes long whatever its counts, or
+// needs large programs.
 func StressOnly(t testing.TB) {
 	t.Helper()
 	if !Stress() {
-		t.Skip("it takes long: make stress runs it")
+		t.Skip("make stress runs it")
 	}
 }
 

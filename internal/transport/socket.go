@@ -223,6 +223,25 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 	return &Conn{Conn: conn, addr: a}, nil
 }
 
+// Connect is a dial to a Unix socket of a type that connects, by system calls
+// alone, for callers that have a descriptor's use and many to make. It does not
+// wait, and its error is a bare errno: [DialConfig.Dial] explains.
+func Connect(a Addr) (fd int, err error) {
+	sotype := unix.SOCK_STREAM
+	if a.Type != Stream {
+		sotype = unix.SOCK_SEQPACKET
+	}
+	if fd, err = unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		return -1, err
+	}
+	InlineUrgent(fd)
+	if err = unix.Connect(fd, &unix.SockaddrUnix{Name: a.Path}); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
 // Pair is [uds.Pair].
 func Pair() (own *Conn, other *os.File, err error) {
 	conn, other, err := uds.Pair()

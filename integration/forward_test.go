@@ -1,0 +1,139 @@
+package integration
+
+import (
+	"bytes"
+	"crypto/rand"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/testcontainers/testcontainers-go"
+	"github.com/testcontainers/testcontainers-go/wait"
+)
+
+// socketDir is a directory of the machine's for sockets, with a short path, open
+// to all users.
+func socketDir(t *testing.T) string {
+	t.Helper()
+	d, err := os.MkdirTemp("", "uds")
+	if err == nil {
+		err = os.Chmod(d, 0o777)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(d); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+// `docker run -i` ends its input, and then waits for the output: over one
+// connection that it has taken over from HTTP.
+func TestDockerAttachesThroughARelay(t *testing.T) {
+	t.Parallel()
+	d := socketDir(t)
+	program := filepath.Join(t.TempDir(), "client")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../client").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	// Its log is silent once it listens: the socket file is the sign.
+	relay := exec.CommandContext(t.Context(), program, "forward", "--listen", d+"/docker.sock", "--connect", "/var/run/docker.sock", "--mode", "0600")
+	relay.Cancel = func() error { return relay.Process.Signal(os.Interrupt) }
+	if err := relay.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = relay.Process.Signal(os.Interrupt)
+		_ = relay.Wait()
+	}()
+	await(t, "the relay", func() bool { _, err := os.Lstat(d + "/docker.sock"); return err == nil })
+	in := make([]byte, 8<<20)
+	_, _ = rand.Read(in)
+	docker := exec.CommandContext(t.Context(), "docker", "-H", "unix://"+d+"/docker.sock", "run", "--rm", "-i", "--network", "none",
+		"--label", sessionLabel+"="+session, "--entrypoint", "cat", clientImage)
+	docker.Stdin = bytes.NewReader(in)
+	var errs strings.Builder
+	docker.Stderr = &errs
+	out, err := docker.Output()
+	if err != nil || !bytes.Equal(out, in) {
+		t.Errorf("%d bytes of %d came back, %v\n%s", len(out), len(in), err, errs.String())
+	}
+}
+
+// A container without a network uses one service of another, through the socket,
+// and reaches nothing else.
+func TestContainerWithoutNetworkUsesOneService(t *testing.T) {
+	t.Parallel()
+	volume := newVolume(t)
+	join := func(other box) testcontainers.CustomizeRequestOption {
+		return withHost(func(h *container.HostConfig) {
+			h.NetworkMode = container.NetworkMode("container:" + other.GetContainerID())
+		})
+	}
+	ready := testcontainers.WithWaitStrategy(wait.ForLog("waiting for a connection"))
+	web := start(t, clientImage, volume, testcontainers.WithEntrypoint("sh", "-c"),
+		testcontainers.WithCmd("echo the page >/dev/shm/page; exec busybox httpd -f -p 127.0.0.1:8080 -h /dev/shm"))
+	door := start(t, clientImage, volume, ready, join(web), withUser("10001:10000"),
+		testcontainers.WithCmd("forward", "--listen", "/run/uds/web", "--connect", "tcp:127.0.0.1:8080", "--retry", "30s"))
+	user := start(t, clientImage, volume, testcontainers.WithEntrypoint("sleep"), testcontainers.WithCmd("600"))
+	start(t, clientImage, volume, ready, join(user), readOnly,
+		testcontainers.WithCmd("forward", "--listen", "tcp::8080", "--connect", "/run/uds/web", "--require-uid", "10001"))
+
+	if got := user.exec(t, "busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/page"); got != "the page\n" {
+		t.Errorf("the service gave %q", got)
+	}
+	for _, other := range []string{"http://127.0.0.1:8081/", "http://172.17.0.1/", "http://192.0.2.1/"} {
+		status, r, err := user.Exec(t.Context(), []string{"busybox", "wget", "-q", "-T", "5", "-O", "-", other})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(r)
+		t.Logf("%s: exit status %d, %q", other, status, text)
+		if status == 0 {
+			t.Errorf("%s was reached", other)
+		}
+	}
+	if links := user.exec(t, "ls", "/sys/class/net"); strings.TrimSpace(links) != "lo" {
+		t.Errorf("the network has %q", links)
+	}
+	_, log := door.output(t)
+	if !strings.Contains(log, "connection ended") {
+		t.Errorf("the relay says:\n%s", log)
+	}
+}
+
+func TestInspectSaysWhyAMountedSocketFileIsDead(t *testing.T) {
+	t.Parallel()
+	d := socketDir(t)
+	volume := newVolume(t)
+	server := startServer(t, volume, withHost(func(h *container.HostConfig) { h.Binds = []string{d + ":/run/uds"} }))
+	client := start(t, clientImage, volume, testcontainers.WithEntrypoint("sleep"), testcontainers.WithCmd("600"),
+		withHost(func(h *container.HostConfig) { h.Binds = []string{d + "/uds_socket:/run/s"} }))
+	inspect := func(words ...string) {
+		t.Helper()
+		got := client.exec(t, "client", "inspect", "/run/s")
+		t.Logf("%s", got)
+		for _, w := range words {
+			if !strings.Contains(got, w) {
+				t.Errorf("%q is missing in:\n%s", w, got)
+			}
+		}
+	}
+	inspect("state     live\n", "why       it is itself a mount: when its server starts again and makes a new file, this one stays the old. Mount the directory, not the file\n")
+	patience := 10 * time.Second
+	if err := server.Stop(t.Context(), &patience); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	inspect("state     stale: nobody serves it\n", "why       it is itself a mount, and the file that was mounted is deleted: its server has started again and made a new one. Mount the directory, not the file, and create this container again\n")
+}

@@ -1,0 +1,164 @@
+package record
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"github.com/gopacket/gopacket/pcapgo"
+)
+
+// A stream is a connection as TCP would have carried it. Its addresses are made
+// up: the client of connection N is 10.x.y.z with N for x.y.z, the target is
+// 127.0.0.1. The port is what Wireshark chooses the protocol by.
+type stream struct {
+	port uint16
+	next [2]uint32 // sequence numbers: of the client, and of the target
+	note []string  // for the next packet
+}
+
+const (
+	clientPort = 40000
+	maxSegment = 65535 - 20 - 20 // what fits IPv4 beside its header and TCP's
+)
+
+// capture makes pieces blocks of a pcapng file, and gives how such a file begins.
+// Of lost pieces the size is not known, so that their stream goes on as if they had
+// not been there; the block says how many there were.
+func capture() (encode func(*piece) ([]byte, error), header []byte, err error) {
+	var out bytes.Buffer
+	w, err := pcapgo.NewNgWriterInterface(&out, pcapgo.NgInterface{
+		Name: "relay", Description: "client forward: each connection as a TCP stream with made-up addresses",
+		LinkType: layers.LinkTypeRaw, TimestampResolution: 9,
+	}, pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{Application: "udsecho client forward"}})
+	if err == nil {
+		err = w.Flush()
+	}
+	header = bytes.Clone(out.Bytes())
+	return func(p *piece) ([]byte, error) {
+		out.Reset()
+		if err := p.packets(w); err != nil {
+			return nil, err
+		}
+		if err := w.Flush(); err != nil {
+			return nil, err
+		}
+		return out.Bytes(), nil
+	}, header, err
+}
+
+// packets writes a piece. A stream begins with its first bytes, which may tell the
+// protocol.
+func (p *piece) packets(w *pcapgo.NgWriter) error {
+	s := p.conn.stream
+	if s == nil {
+		if p.what == opened {
+			return nil
+		}
+		s = &stream{port: p.conn.port(p.payload), note: []string{"opened" + p.who()}}
+		p.conn.stream = s
+		if err := s.packet(w, p, true, layers.TCP{SYN: true, Options: wide}, nil); err != nil {
+			return err
+		}
+		if err := s.packet(w, p, false, layers.TCP{SYN: true, ACK: true, Options: wide}, nil); err != nil {
+			return err
+		}
+		if err := s.packet(w, p, true, layers.TCP{ACK: true}, nil); err != nil {
+			return err
+		}
+	}
+	if len(p.files) > 0 {
+		s.note = append(s.note, "with descriptors: "+strings.Join(p.files, ", "))
+	}
+	if p.what == ended {
+		return s.packet(w, p, p.toTarget, layers.TCP{FIN: true, ACK: true}, nil)
+	}
+	for rest := p.payload; ; {
+		n := min(len(rest), maxSegment)
+		if err := s.packet(w, p, p.toTarget, layers.TCP{PSH: true, ACK: true}, rest[:n]); err != nil {
+			return err
+		}
+		if rest = rest[n:]; len(rest) == 0 {
+			return nil
+		}
+	}
+}
+
+// wide lets the other side send more than 64 KiB at once: RFC 7323, shift count 14.
+var wide = []layers.TCPOption{{OptionType: layers.TCPOptionKindWindowScale, OptionLength: 3, OptionData: []byte{14}}}
+
+func (s *stream) packet(w *pcapgo.NgWriter, p *piece, toTarget bool, tcp layers.TCP, payload []byte) error {
+	client, target := net.IPv4(10, byte(p.conn.ID>>16), byte(p.conn.ID>>8), byte(p.conn.ID)), net.IPv4(127, 0, 0, 1)
+	ip := layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolTCP, SrcIP: client, DstIP: target}
+	tcp.SrcPort, tcp.DstPort, tcp.Window = clientPort, layers.TCPPort(s.port), 65535
+	from, to := 0, 1
+	if !toTarget {
+		from, to = 1, 0
+		ip.SrcIP, ip.DstIP = target, client
+		tcp.SrcPort, tcp.DstPort = tcp.DstPort, tcp.SrcPort
+	}
+	tcp.Seq = s.next[from]
+	if tcp.ACK {
+		tcp.Ack = s.next[to]
+	}
+	s.next[from] += uint32(len(payload))
+	if tcp.SYN || tcp.FIN {
+		s.next[from]++
+	}
+	if err := tcp.SetNetworkLayerForChecksum(&ip); err != nil {
+		return err
+	}
+	packet := gopacket.NewSerializeBuffer()
+	err := gopacket.SerializeLayers(packet, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, &ip, &tcp, gopacket.Payload(payload))
+	if err != nil {
+		return err
+	}
+	options := pcapgo.NgPacketOptions{Comments: s.note}
+	if p.lost > 0 {
+		options.DropCount = new(p.lost)
+		options.Comments = append(options.Comments, fmt.Sprintf("%d pieces are lost before this one", p.lost))
+		p.lost = 0
+	}
+	s.note = nil
+	n := len(packet.Bytes())
+	return w.WritePacketWithOptions(gopacket.CaptureInfo{Timestamp: p.when, CaptureLength: n, Length: n}, packet.Bytes(), options)
+}
+
+// port is the target's, or that of the protocol which the name of its socket or
+// the first bytes suggest, as servers of these protocols have them; HTTP's if
+// nothing does. Wireshark finds HTTP/2 and gRPC there too.
+func (c *Conn) port(first []byte) uint16 {
+	name := filepath.Base(c.Target)
+	digits := func(prefix string) (n uint64, ok bool) {
+		text, ok := strings.CutPrefix(name, prefix)
+		n, err := strconv.ParseUint(text, 10, 16)
+		return n, ok && err == nil
+	}
+	if c.Port != 0 {
+		return c.Port
+	}
+	if n, ok := digits(".s.PGSQL."); ok {
+		return uint16(n)
+	}
+	if n, ok := digits("X"); ok && n < 1000 {
+		return uint16(6000 + n)
+	}
+	is := func(code uint32) bool { return len(first) >= 8 && binary.BigEndian.Uint32(first[4:]) == code }
+	switch {
+	case is(3 << 16), is(80877103): // StartupMessage, SSLRequest
+		return 5432
+	case bytes.HasPrefix(first, []byte("l\x00\x0b\x00")), bytes.HasPrefix(first, []byte("B\x00\x00\x0b")):
+		return 6000
+	case bytes.HasPrefix(first, []byte("*")) && bytes.Contains(first, []byte("\r\n$")):
+		return 6379 // Redis
+	case strings.Contains(name, "mysql"):
+		return 3306
+	}
+	return 80
+}

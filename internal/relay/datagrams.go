@@ -1,0 +1,225 @@
+package relay
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/raw"
+	"github.com/udsecho/udsecho/internal/record"
+	"github.com/udsecho/udsecho/internal/transcript"
+	"github.com/udsecho/udsecho/internal/transport"
+)
+
+// A peer is what a datagram client is to the target: a socket of its own, so that
+// the target's answers find their way back.
+type peer struct {
+	relay  *Relay
+	client echoserver.Sender
+	record *record.Conn
+	conn   *transport.Conn // which has the socket's name; nil: it is being dialled
+	fd     int             // -1: likewise
+	rest   []byte          // a message that the target does not take now; nil: there is none
+	again  bool            // rest was sent before, to a target that is gone
+	owed   int             // messages that the target may still answer
+	slow   bool            // the client does not take its replies now
+	still  time.Duration
+}
+
+// Message carries a message on, which is valid until Message returns. It reports
+// whether the relay can take another; if not, it has called Pause.
+func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
+	p := r.peers[s.Key]
+	if p == nil {
+		if !r.makeRoom(s) {
+			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("turned a client away: %d datagram clients wait for the target, and there are no more allowed", r.Busy())
+			return true
+		}
+		r.lastID++
+		p = &peer{relay: r, client: s, record: r.record(r.lastID, s.Address, s.Cred), fd: -1}
+		r.peers[s.Key] = p
+	}
+	p.record.Data(true, message, nil)
+	return p.send(message)
+}
+
+// makeRoom closes the peer that has been silent for longest if there are too many,
+// as datagram clients do not say that they end. It reports whether there is room:
+// a peer whose message the target may still answer stays.
+func (r *Relay) makeRoom(s echoserver.Sender) bool {
+	same := func(p *peer) bool { return s.Cred != nil && p.client.Cred != nil && s.Cred.Uid == p.client.Cred.Uid }
+	all, own := 0, 0
+	var oldest, oldestOwn *peer
+	older := func(p, than *peer) bool {
+		return than == nil || p.still != 0 && (than.still == 0 || p.still < than.still)
+	}
+	for _, p := range r.peers {
+		idle := p.owed == 0 && p.rest == nil
+		if all++; idle && older(p, oldest) {
+			oldest = p
+		}
+		if !same(p) {
+			continue
+		}
+		if own++; idle && older(p, oldestOwn) {
+			oldestOwn = p
+		}
+	}
+	victim := oldest
+	switch {
+	case r.config.MaxPeersPerUser > 0 && own >= r.config.MaxPeersPerUser:
+		victim = oldestOwn
+	case r.config.MaxPeers == 0 || all < r.config.MaxPeers:
+		return true
+	}
+	if victim == nil {
+		return false
+	}
+	victim.close()
+	return true
+}
+
+// send sends a message to the target; what does not go now is kept, and nothing
+// more is received until it is gone.
+func (p *peer) send(message []byte) bool {
+	p.still = 0
+	err := error(unix.EBADF)
+	if p.fd >= 0 {
+		_, err = raw.Send(p.fd, message)
+	}
+	switch {
+	case err == nil:
+		p.owed++
+		if p.rest != nil {
+			p.rest, p.again = nil, false
+			p.watch()
+			p.client.Resume()
+		}
+		return true
+	case err == unix.EAGAIN || err == unix.EINTR:
+		p.keep(message)
+		p.watch()
+	case !p.again && (p.fd < 0 || err == unix.ECONNREFUSED || err == unix.ECONNRESET || err == unix.ENOTCONN || err == unix.EPIPE):
+		p.again = p.fd >= 0
+		p.keep(message)
+		p.hangUp()
+		p.relay.dial(p.connected)
+	default:
+		p.lose(transport.ExplainSize(p.fd, len(message), err))
+		return true
+	}
+	return false
+}
+
+func (p *peer) keep(message []byte) {
+	if p.rest == nil {
+		p.rest = append([]byte{}, message...)
+		p.client.Pause()
+	}
+}
+
+// lose gives up a message.
+func (p *peer) lose(err error) {
+	p.relay.warn.Warn().Err(err).Str("peer", transcript.Escape(p.client.Address)).Msgf("dropped a message to the target: %s", escape(err))
+	p.again = false
+	if p.rest != nil {
+		p.rest = nil
+		p.client.Resume()
+	}
+}
+
+func (p *peer) connected(conn *transport.Conn, err error) {
+	r := p.relay
+	if r.ctx.Err() != nil || r.peers[p.client.Key] != p {
+		if conn != nil {
+			_ = conn.Close()
+		}
+		return
+	}
+	if err == nil {
+		p.conn = conn
+		p.fd, err = conn.Detach()
+	}
+	if err == nil {
+		_ = transport.SetSendBuffer(p.fd, transport.MaxMessage()+32) // or else a message that is too large has an error of its own
+		err = r.loop.Add(p.fd, p, unix.EPOLLIN)
+	}
+	if err != nil {
+		p.lose(err)
+		p.close()
+		return
+	}
+	p.send(p.rest)
+}
+
+// Ready sends what waits, and carries replies back.
+func (p *peer) Ready(events uint32) {
+	if p.rest != nil && events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		p.send(p.rest)
+	}
+	for range 2 * maxTurn {
+		if p.fd < 0 || p.slow || events&unix.EPOLLIN == 0 {
+			return
+		}
+		message, err := p.relay.replies.Receive(p.fd)
+		switch {
+		case err == unix.EAGAIN || err == unix.EINTR:
+			return
+		case unwanted(err):
+			p.relay.warn.Warn().Err(err).Msgf("refused a message of the target: %s", escape(err))
+			continue
+		case err != nil: // the target is gone; the next message finds another
+			p.hangUp()
+			return
+		}
+		p.still, p.owed = 0, max(p.owed-1, 0)
+		p.record.Data(false, message, nil)
+		if p.client.Address == "" {
+			continue
+		}
+		p.client.Reply(message)
+		if !p.client.Ready() {
+			p.slow = true
+			p.watch()
+			p.relay.slow = append(p.relay.slow, p)
+		}
+	}
+}
+
+// watch has the loop wait for what the peer can take.
+func (p *peer) watch() {
+	want := uint32(0)
+	if !p.slow {
+		want |= unix.EPOLLIN
+	}
+	if p.rest != nil {
+		want |= unix.EPOLLOUT
+	}
+	p.relay.loop.Watch(p.fd, want)
+}
+
+// hangUp closes the socket towards the target.
+func (p *peer) hangUp() {
+	p.owed, p.slow = 0, false
+	if p.fd >= 0 {
+		p.relay.loop.Remove(p.fd)
+		_ = unix.Close(p.fd)
+		p.fd = -1
+	}
+	if p.conn != nil {
+		_ = p.conn.Close() // removes its name
+		p.conn = nil
+	}
+}
+
+func (p *peer) close() {
+	p.hangUp()
+	if p.rest != nil {
+		p.lose(fmt.Errorf("the relay ends"))
+	}
+	p.record.End(true)
+	p.record.End(false)
+	delete(p.relay.peers, p.client.Key)
+}

@@ -1,0 +1,235 @@
+// Package relay carries what the clients of a server send to one target, and back
+// what the target sends: bytes, whole messages, and descriptors. The server, which
+// is package echoserver's, listens, accepts, limits and drains; the relay has its
+// loop, and everything but the dialling runs on the loop's goroutine.
+//
+// The contract: no byte is lost, altered or reordered on the way; the end of one
+// direction is passed on and leaves the other open (shutdown(2), SHUT_WR); an end
+// that does not read stops the relay from reading the other end, so that a
+// connection costs at most one buffer for each direction; and no connection stops
+// another.
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/record"
+	"github.com/udsecho/udsecho/internal/transcript"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
+)
+
+// A Config says where to carry what is received.
+type Config struct {
+	Target transport.Addr
+	// Dial connects to the target, for as long as it may take, and checks who serves
+	// there. It is called from many goroutines.
+	Dial func(context.Context) (*transport.Conn, error)
+	// Check is the check alone: of a Unix target that can be connected to at once.
+	Check func(unix.Ucred) error
+	// PassFiles passes descriptors on; otherwise they end their connection.
+	PassFiles   bool
+	IdleTimeout time.Duration // connections on which nothing passes for this long are closed; 0: none
+	// Datagram clients at once, in all and of one user: further ones take the place
+	// of those that have been silent for longest. 0: no limit.
+	MaxPeers, MaxPeersPerUser int
+	Record                    *record.Recorder
+	Log                       zerolog.Logger
+}
+
+// A Relay is one that runs.
+type Relay struct {
+	config Config
+	loop   *loop.Loop
+	ctx    context.Context
+	cancel context.CancelFunc
+	warn   zerolog.Logger // bounded, as a client can cause warnings as often as it likes
+
+	links     map[*link]struct{}
+	peers     map[string]*peer // by the client's address
+	lastID    uint64           // of a peer
+	slow      []*peer          // whose replies wait for their clients
+	buf       []byte           // of the next receive
+	free      [][]byte         // for when an end keeps buf
+	pipes     []*pipe          // empty
+	madePipes int
+	held      int // descriptors that wait
+	header    unix.Msghdr
+	iov       unix.Iovec
+	replies   *transport.Receiver
+
+	dials  sync.WaitGroup
+	mu     sync.Mutex
+	dialed []func() // what to do with connections that are there; guarded by mu
+	some   atomic.Bool
+}
+
+// How much is received at once, and what one end gets before the others' turn.
+const (
+	bufSize = 64 << 10
+	maxTurn = 4
+	maxFree = 16 // buffers kept for the next end that has to wait
+)
+
+// New makes a relay.
+func New(c Config) *Relay {
+	r := &Relay{config: c, links: map[*link]struct{}{}, peers: map[string]*peer{}}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+	size := bufSize
+	if c.Target.Type.Messages() {
+		size = transport.MaxMessage()
+		r.replies = transport.NewReceiver(size)
+	}
+	r.buf = make([]byte, size)
+	return r
+}
+
+// Begin gives the relay the loop that serves its sockets.
+func (r *Relay) Begin(l *loop.Loop) { r.loop = l }
+
+// dial connects to the target, and has the loop's goroutine call then.
+func (r *Relay) dial(then func(*transport.Conn, error)) {
+	r.dials.Go(func() {
+		conn, err := r.config.Dial(r.ctx)
+		r.mu.Lock()
+		r.dialed = append(r.dialed, func() { then(conn, err) })
+		r.some.Store(true)
+		r.mu.Unlock()
+		r.loop.Interrupt()
+	})
+}
+
+// Turn does what is due at each turn of the loop.
+func (r *Relay) Turn() {
+	if r.some.Load() {
+		r.mu.Lock()
+		dialed := r.dialed
+		r.dialed = nil
+		r.some.Store(false)
+		r.mu.Unlock()
+		for _, then := range dialed {
+			then()
+		}
+	}
+	waiting := r.slow[:0]
+	for _, p := range r.slow {
+		if p.fd >= 0 && !p.client.Ready() {
+			waiting = append(waiting, p)
+		} else if p.fd >= 0 {
+			p.slow = false
+			p.watch()
+		}
+	}
+	r.slow = waiting
+}
+
+// Sweep closes what has been idle for too long. now is the time since the server
+// started; it is called about once a second. The time of a connection begins with
+// the first sweep after something passed, or after the process was stopped.
+func (r *Relay) Sweep(now time.Duration, stopped bool) {
+	if r.config.IdleTimeout == 0 {
+		return
+	}
+	idle := func(still *time.Duration) bool {
+		if *still == 0 || stopped {
+			*still = now
+		}
+		return now-*still >= r.config.IdleTimeout
+	}
+	for l := range r.links {
+		if l.target.fd >= 0 && idle(&l.still) {
+			l.refuse(fmt.Sprintf("nothing has passed for %v", r.config.IdleTimeout))
+		}
+	}
+	for _, p := range r.peers {
+		if p.rest == nil && idle(&p.still) {
+			p.close()
+		}
+	}
+}
+
+// Busy returns how many datagram clients wait for the target.
+func (r *Relay) Busy() (n int) {
+	for _, p := range r.peers {
+		if p.owed > 0 || p.rest != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// End closes everything. The loop must still be open.
+func (r *Relay) End() {
+	r.cancel()
+	r.dials.Wait()
+	r.Turn()
+	for l := range r.links {
+		l.close()
+	}
+	for _, p := range r.peers {
+		p.close()
+	}
+	for _, p := range r.pipes {
+		p.close()
+	}
+	if n := r.config.Record.Close(); n > 0 {
+		r.config.Log.Warn().Uint64("lost", n).Msgf("the record lacks %d pieces that passed", n)
+	}
+}
+
+// record has a connection recorded, if anything is.
+func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
+	c := record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path}
+	if r.config.Target.Type == transport.TCP {
+		_, port, _ := net.SplitHostPort(c.Target)
+		n, _ := strconv.ParseUint(port, 10, 16)
+		c.Port = uint16(n)
+	}
+	return r.config.Record.Open(c)
+}
+
+// spare keeps an end's rest, which is a part of buf, until the other end takes
+// it: a small one as a copy, a large one with its buffer.
+func (r *Relay) spare(rest []byte) (kept, buf []byte) {
+	if len(rest) <= bufSize/8 || len(r.buf) != bufSize {
+		return append([]byte{}, rest...), nil
+	}
+	buf = r.buf
+	if n := len(r.free); n > 0 {
+		r.buf, r.free = r.free[n-1], r.free[:n-1]
+	} else {
+		r.buf = make([]byte, bufSize)
+	}
+	return rest, buf
+}
+
+func (r *Relay) giveBack(buf []byte) {
+	if buf != nil && len(r.free) < maxFree {
+		r.free = append(r.free, buf)
+	}
+}
+
+func escape(err error) string { return transcript.Escape(err.Error()) }
+
+// maxFiles is how many descriptors a message carries at most, unix(7), SCM_MAX_FD.
+const maxFiles = 253
+
+// MaxHeld is how many descriptors may wait in a relay, of all connections together.
+const MaxHeld = 1024
+
+// unwanted is an error about what a peer sent, not about the connection.
+func unwanted(err error) bool {
+	return errors.Is(err, uds.ErrDescriptors) || errors.Is(err, uds.ErrTruncated) || errors.Is(err, uds.ErrOpenFiles)
+}

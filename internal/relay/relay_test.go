@@ -1,0 +1,93 @@
+package relay_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/relay"
+	"github.com/udsecho/udsecho/internal/testkit"
+	"github.com/udsecho/udsecho/internal/transport"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var check = testkit.Check
+
+// start relays from one path to another in this process; stop ends it.
+func start(t testing.TB, kind transport.Type, from, to string) (stop func()) {
+	t.Helper()
+	l, err := transport.ListenConfig{}.Listen(transport.Addr{Type: kind, Path: from})
+	check(t, err)
+	target := transport.Addr{Type: kind, Path: to}
+	config := echoserver.Config{Chunk: 16, Log: zerolog.Nop(), DrainTimeout: testkit.Patience}
+	config.Relay = relay.New(relay.Config{
+		Target: target, Log: zerolog.Nop(),
+		Dial:  func(ctx context.Context) (*transport.Conn, error) { return transport.DialConfig{}.Dial(ctx, target) },
+		Check: func(unix.Ucred) error { return nil },
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving errgroup.Group
+	serving.Go(func() error { return config.Serve(ctx, l) })
+	return func() {
+		cancel()
+		check(t, serving.Wait())
+	}
+}
+
+// Whatever two ends say, in whatever pieces and order, each hears what the other
+// said, and its end.
+func FuzzRelay(f *testing.F) {
+	f.Add([]byte{0x01, 0x82, 0x7f, 0xff, 0x00, 0x80})
+	f.Add([]byte{0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 0xff, 0xff})
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, script []byte) {
+		if len(script) > 64 {
+			return
+		}
+		d := testkit.Dir(t)
+		l, err := net.Listen("unix", d+"/s")
+		check(t, err)
+		defer func() { _ = l.Close() }()
+		defer start(t, transport.Stream, d+"/r", d+"/s")()
+		client, err := net.Dial("unix", d+"/r")
+		check(t, err)
+		target, err := l.Accept()
+		check(t, err)
+		ends := [2]*net.UnixConn{client.(*net.UnixConn), target.(*net.UnixConn)}
+		var said, heard [2]bytes.Buffer
+		var all errgroup.Group
+		for i, end := range ends {
+			check(t, end.SetDeadline(time.Now().Add(testkit.Patience)))
+			all.Go(func() error {
+				_, err := io.Copy(&heard[i], end)
+				return err
+			})
+		}
+		for i, step := range script { // who speaks, and how much
+			piece := bytes.Repeat([]byte{byte(i)}, int(step&0x7f)*int(step&0x7f)*8+1)
+			said[step>>7].Write(piece)
+			_, err := ends[step>>7].Write(piece)
+			check(t, err)
+		}
+		for _, end := range ends {
+			check(t, end.CloseWrite())
+		}
+		check(t, all.Wait())
+		for i, end := range ends {
+			_ = end.Close()
+			if !bytes.Equal(heard[i].Bytes(), said[1-i].Bytes()) {
+				t.Errorf("end %d heard %d bytes, the other said %d", i, heard[i].Len(), said[1-i].Len())
+			}
+		}
+	})
+}

@@ -1,0 +1,265 @@
+// Package serving is what the server and the relay have alike: the flags that say
+// where to listen, for whom and for how many; how their sockets are made, or come
+// from systemd; and the command that checks their health.
+package serving
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/cli"
+	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/healthcheck"
+	"github.com/udsecho/udsecho/internal/transcript"
+	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
+)
+
+// ListenFlag is where to listen, and what a health check needs to know.
+type ListenFlag struct {
+	Listen []transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to take files and not bytes (server), or @NAME for an abstract PATH, which does not cross containers; also tcp:HOST:PORT, and udp:HOST:PORT (server). Repeatable; the variable takes a list with commas (default: ${default})."`
+}
+
+// Validate refuses addresses that cannot be listened on together.
+func (f *ListenFlag) Validate() error {
+	seen := map[string]bool{}
+	for _, a := range f.Listen {
+		// TCP and UDP may have the same port, two sockets not the same path.
+		key := a.Path
+		if !a.Type.Unix() {
+			key = a.String()
+		}
+		if seen[key] {
+			return fmt.Errorf("--listen %s: the path is given twice", a)
+		}
+		seen[key] = true
+	}
+	if len(f.Listen) == 0 {
+		return errors.New("--listen: no address: write stream:PATH")
+	}
+	return nil
+}
+
+// Warn warns of addresses that are names in the network namespace.
+func (f *ListenFlag) Warn(log zerolog.Logger) {
+	var names []string
+	for _, a := range f.Listen {
+		if a.Abstract() {
+			names = append(names, a.String())
+		}
+	}
+	if names != nil {
+		log.Warn().Msg(transcript.Escape(strings.Join(names, ", ")) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
+	}
+}
+
+// Mode is --mode, in octal.
+type Mode fs.FileMode
+
+// UnmarshalText is [cli.ParseMode].
+func (m *Mode) UnmarshalText(text []byte) error {
+	parsed, err := cli.ParseMode(string(text))
+	*m = Mode(parsed)
+	return err
+}
+
+// LimitFlags are for whom to listen, for how many, and for how long.
+type LimitFlags struct {
+	Mode           Mode          `placeholder:"OCTAL" help:"Permission bits of the socket file; who may write may connect (default: what the umask leaves of 0777)."`
+	Backlog        int           `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
+	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; others are turned away before a byte is read. Repeatable; so is --allow-gid, and one of them is enough. The server's own user is always served (default: everybody who may connect)."`
+	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: everybody who may connect)."`
+	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away, but a few health checks. 0: no limit. Never more than the limit of open files allows (default: ${default})."`
+	MaxPerUser     *int          `placeholder:"N" help:"Open connections of one user, so that none can take them all. 0: no limit (default: nine tenths of --max-connections)."`
+	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Clients that say nothing for so long are turned away. 0s: none (default: ${default})."`
+	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long clients may take to end after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
+}
+
+// Validate refuses numbers that make no sense, and addresses whose clients have
+// no user where users are asked for.
+func (f *LimitFlags) Validate(listen []transport.Addr) error {
+	switch {
+	case f.Backlog < 0 || f.Backlog > 1<<16:
+		return fmt.Errorf("--backlog %d: choose from 0 to %d connections", f.Backlog, 1<<16)
+	case f.MaxPerUser != nil && *f.MaxPerUser < 0:
+		return fmt.Errorf("--max-per-user %d: choose 0 for no limit, or more", *f.MaxPerUser)
+	case f.MaxConnections < 0:
+		return fmt.Errorf("--max-connections %d: choose 0 for no limit, or more", f.MaxConnections)
+	case f.IdleTimeout < 0:
+		return fmt.Errorf("--idle-timeout %v: choose 0s for no limit, or more", f.IdleTimeout)
+	case f.DrainTimeout < 0:
+		return fmt.Errorf("--drain-timeout %v: choose 0s or more", f.DrainTimeout)
+	}
+	for _, a := range listen {
+		if !a.Type.Unix() && f.allow() != nil {
+			return fmt.Errorf("--listen %s: --allow-uid and --allow-gid need a Unix socket: the kernel does not know who is at the other end of %s", a, a.Type)
+		}
+	}
+	return nil
+}
+
+// allow is who is served by --allow-uid and --allow-gid, nil for everybody. The
+// server's own user is, because the health check is.
+func (f *LimitFlags) allow() func(unix.Ucred) bool {
+	if len(f.AllowUID)+len(f.AllowGID) == 0 {
+		return nil
+	}
+	return func(cred unix.Ucred) bool {
+		return uds.IsOwnUser(cred.Uid) || slices.Contains(f.AllowUID, cred.Uid) || slices.Contains(f.AllowGID, cred.Gid)
+	}
+}
+
+// Config is the server's by these flags. A connection takes each descriptors, and
+// beside them the process opens up to beside more.
+func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside int, log zerolog.Logger) echoserver.Config {
+	most := f.maxConnections(sockets, each, beside, log)
+	return echoserver.Config{
+		MaxConnections: most, MaxConnectionsPerUser: f.maxPerUser(most),
+		IdleTimeout: f.IdleTimeout, DrainTimeout: f.DrainTimeout, Allow: f.allow(), Log: log,
+	}
+}
+
+// Descriptors that are not those of connections, and not open yet when a server
+// starts.
+const ownDescriptors = 16 // of the loop and of Go; while a socket is made again; of a server that takes over
+
+// maxConnections is --max-connections, or less where the limit of open files
+// does not allow as many. A server that could not accept would leave clients
+// waiting without a word, its own health check behind them: so what lacks a
+// descriptor is turned away as at any other limit, and the health check, the
+// admin socket and the server's own work find one. If the limit is lowered
+// later, clients wait until there are descriptors again.
+func (f *LimitFlags) maxConnections(sockets []*transport.Socket, each, beside int, log zerolog.Logger) int {
+	var limit unix.Rlimit
+	open, err := os.ReadDir("/proc/self/fd")
+	if err == nil {
+		err = os.NewSyscallError("getrlimit", unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	}
+	if err != nil {
+		log.Warn().Err(err).Msgf("cannot tell how many connections the limit of open files allows: %s", transcript.Escape(err.Error()))
+		return f.MaxConnections
+	}
+	beside += len(open) + ownDescriptors
+	if Has(sockets, transport.Datagram) {
+		beside += echoserver.MaxNames
+	}
+	most := max((int(min(limit.Cur, math.MaxInt32))-beside)/each-echoserver.HealthChecks, 1)
+	if f.MaxConnections > most {
+		log.Warn().Int("max_connections", most).Uint64("open_files", limit.Cur).
+			Msgf("the limit of open files is %d: --max-connections is %d, not %d", limit.Cur, most, f.MaxConnections)
+	}
+	if f.MaxConnections == 0 {
+		return most
+	}
+	return min(f.MaxConnections, most)
+}
+
+// maxPerUser is --max-per-user, or nine tenths of the connections that there
+// may be in all, if those are limited.
+func (f *LimitFlags) maxPerUser(most int) int {
+	switch {
+	case f.MaxPerUser != nil:
+		return *f.MaxPerUser
+	case f.MaxConnections == 0:
+		return 0
+	}
+	return most * 9 / 10
+}
+
+// Has reports whether one of the sockets is of a type.
+func Has(sockets []*transport.Socket, t transport.Type) bool {
+	return slices.ContainsFunc(sockets, func(s *transport.Socket) bool { return s.Addr.Type == t })
+}
+
+// Sockets are those that the parent process has passed on or else those of addrs,
+// with takeover in a handover: all, or an error and those made so far.
+func Sockets(config transport.ListenConfig, addrs []transport.Addr, takeover bool) (sockets []*transport.Socket, _ *uds.Handover, _ error) {
+	// systemd's protocol, sd_listen_fds(3). The variables must not reach children.
+	if passed := activation.Files(true); len(passed) > 0 {
+		for _, f := range passed {
+			s, err := inherit(config, f)
+			if err != nil {
+				return sockets, nil, fmt.Errorf("%s, passed on by the parent process: %w", f.Name(), err)
+			}
+			sockets = append(sockets, s)
+		}
+		return sockets, nil, nil
+	}
+	if takeover {
+		return config.Handover(addrs...)
+	}
+	for _, a := range addrs {
+		s, err := config.Listen(a)
+		if err != nil {
+			return sockets, nil, err
+		}
+		sockets = append(sockets, s)
+	}
+	return sockets, nil, nil
+}
+
+// Close closes what [Sockets] has made.
+func Close(sockets []*transport.Socket, h *uds.Handover) {
+	if h != nil {
+		h.Remove()
+	}
+	for _, s := range sockets {
+		_ = s.Close()
+	}
+	if h != nil {
+		h.Close()
+	}
+}
+
+// inherit has a descriptor of its own: f closes the one that it has.
+func inherit(config transport.ListenConfig, f *os.File) (*transport.Socket, error) {
+	defer func() { _ = f.Close() }()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return config.Inherit(fd, f.Name() == string(transport.Files)) // FileDescriptorName=files in a systemd unit
+}
+
+// Healthcheck is the command that checks the health of a server or a relay.
+type Healthcheck struct {
+	ListenFlag
+	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"How long all the answers together may take (default: ${default})."`
+}
+
+// Validate refuses what makes no sense.
+func (c *Healthcheck) Validate() error {
+	if c.Timeout <= 0 {
+		return fmt.Errorf("--timeout %v: choose more than 0s", c.Timeout)
+	}
+	return c.ListenFlag.Validate()
+}
+
+// Run asks for an echo on every address, and where files are taken hands one
+// over. It needs no shell in the image, and a server that is stopped, or hangs,
+// fails it: connecting alone would succeed.
+func (c *Healthcheck) Run() error {
+	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
+	defer cancel()
+	for _, a := range c.Listen {
+		check := healthcheck.Echo
+		if a.Type == transport.Files {
+			check = healthcheck.Files
+		}
+		if err := check(ctx, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
