@@ -121,7 +121,7 @@ func (s *server) serve(socket *transport.Socket) error {
 		s.receiver = transport.NewReceiver(transport.MaxMessage())
 	}
 	if t.Connects() {
-		ln := &listener{server: s, socket: socket}
+		ln := &listener{server: s, socket: socket, noRights: transport.RefusesRights(socket.FD())}
 		s.listeners = append(s.listeners, ln)
 		return s.loop.Add(socket.FD(), ln, unix.EPOLLIN)
 	}
@@ -139,6 +139,7 @@ type server struct {
 	loop        *loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
+	spare       [][]byte // buffers for what connections that are blocked have to send
 	sockets     []*transport.Socket
 	handover    *uds.Handover // nil: the sockets do not change hands, or have
 	claimed     int           // the connection over which they come, while they are pending

@@ -21,8 +21,9 @@ const acceptPause = 100 * time.Millisecond
 
 // A listener accepts connections.
 type listener struct {
-	server *server
-	socket *transport.Socket
+	server   *server
+	socket   *transport.Socket
+	noRights bool // of its connections, see [transport.RefusesRights]
 }
 
 func (ln *listener) Ready(uint32) { ln.accept(64) }
@@ -130,7 +131,7 @@ func (ln *listener) welcome(fd int) {
 		ln.server.config.Files(fd, c.quiet, func() { ln.server.ended.add(ln.server.loop, uid) })
 		return
 	}
-	c.events = unix.EPOLLIN
+	c.events, c.noRights = unix.EPOLLIN, ln.noRights
 	switch t {
 	case transport.Stream:
 		transport.InlineUrgent(fd)
@@ -212,18 +213,20 @@ func notAllowed(cred *unix.Ucred) string {
 // A conn is one client. It costs the server what is here: the bytes that are
 // under way are in the kernel's buffers.
 type conn struct {
-	server  *server
-	fd      int
-	events  uint32 // what the loop waits for while nothing is blocked
-	quiet   bool
-	records bool          // it is one of a seqpacket socket: records are received whole, and go back as such
-	blocked bool          // rest waits for the client to read; meanwhile nothing is received
-	still   time.Duration // the first sweep after it said or took something; 0: not yet
-	unread  int           // at the last sweep, while blocked
-	uid     int64         // -1: not known
-	id      uint64
-	peer    string
-	rest    []byte // received and not yet sent back
+	server   *server
+	fd       int
+	events   uint32 // what the loop waits for while nothing is blocked
+	quiet    bool
+	noRights bool          // no descriptor can come along
+	records  bool          // it is one of a seqpacket socket: records are received whole, and go back as such
+	blocked  bool          // rest waits for the client to read; meanwhile nothing is received
+	still    time.Duration // the first sweep after it said or took something; 0: not yet
+	unread   int           // at the last sweep, while blocked
+	uid      int64         // -1: not known
+	id       uint64
+	peer     string
+	rest     []byte // received and not yet sent back
+	kept     []byte // which rest is a part of while blocked
 }
 
 // What one client gets before the others' turn: so many receives, and of large
@@ -244,7 +247,7 @@ func (c *conn) Ready(events uint32) {
 		return
 	}
 	for turn, bytes := 0, 0; turn < maxTurn && bytes < maxTurnBytes; turn++ {
-		payload, err := c.server.streams.ReceiveStream(c.fd)
+		payload, err := c.receive()
 		switch {
 		case err == unix.EAGAIN:
 			return
@@ -263,6 +266,13 @@ func (c *conn) Ready(events uint32) {
 		}
 		bytes += len(payload)
 	}
+}
+
+func (c *conn) receive() ([]byte, error) {
+	if c.noRights {
+		return c.server.streams.Read(c.fd)
+	}
+	return c.server.streams.ReceiveStream(c.fd)
 }
 
 // receiveRecord receives one record. Only then is an empty record told from the
@@ -321,7 +331,8 @@ func (c *conn) send() bool {
 		case err == unix.EAGAIN:
 			if !c.blocked {
 				c.blocked = true
-				c.rest = append([]byte(nil), c.rest...) // the buffer is everybody's
+				c.kept = c.server.keep(c.rest) // the buffer is everybody's
+				c.rest = c.kept
 				c.server.loop.Watch(c.fd, unix.EPOLLOUT)
 			}
 			return false
@@ -335,12 +346,28 @@ func (c *conn) send() bool {
 			if c.blocked {
 				c.still = 0
 				c.blocked = false
+				c.server.spare = append(c.server.spare[:min(len(c.server.spare), maxSpare)], c.kept)
+				c.kept = nil
 				c.server.loop.Watch(c.fd, c.events)
 			}
 			c.rest = nil
 			return true
 		}
 	}
+}
+
+// maxSpare is how many buffers of connections that were blocked wait for others.
+const maxSpare = 64
+
+// keep copies what could not be sent.
+func (s *server) keep(rest []byte) []byte {
+	n := len(s.spare) - 1
+	if n < 0 {
+		return append([]byte(nil), rest...)
+	}
+	b := s.spare[n]
+	s.spare = s.spare[:n]
+	return append(b[:0], rest...)
 }
 
 // hasRead tells whether a client that does not take all has read something

@@ -122,6 +122,39 @@ func (r *Receiver) ReceiveStream(fd int) ([]byte, error) {
 	return r.buf[:n], nil
 }
 
+// soPassRights is SO_PASSRIGHTS, of Linux 6.16: whether a socket takes descriptors
+// at all. If not, sendmsg(2) fails with EPERM at the other end. A connection has
+// the option from the listening socket.
+const soPassRights = 83
+
+// refuseRights has the kernel refuse descriptors at a stream socket that is to
+// listen. One that listens already may have connections that wait.
+func refuseRights(fd int) {
+	sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	listens, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err == nil && sotype == unix.SOCK_STREAM && listens == 0 {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, soPassRights, 0) // an older kernel does not know it
+	}
+}
+
+// RefusesRights reports whether no descriptor can come through a socket: the
+// kernel refuses them, or it is one of the internet. Then [Receiver.Read] will do.
+func RefusesRights(fd int) bool {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	passes, passErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, soPassRights)
+	return err == nil && domain != unix.AF_UNIX || passErr == nil && passes == 0
+}
+
+// Read is [Receiver.ReceiveStream] for a socket that [RefusesRights]; read(2)
+// costs less than recvmsg(2).
+func (r *Receiver) Read(fd int) ([]byte, error) {
+	n, err := raw.Read(fd, r.buf)
+	if err != nil {
+		return nil, err
+	}
+	return r.buf[:n], nil
+}
+
 // ReceiveRecord is Receive for a seqpacket connection whose other end may be
 // closed: recvmsg(2) returns 0 for an empty record and for the end alike, but
 // with SO_PASSCRED on, only a record comes with credentials.

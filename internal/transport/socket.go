@@ -29,11 +29,16 @@ type ListenConfig struct {
 
 func (c ListenConfig) options() uds.ListenConfig {
 	return uds.ListenConfig{Mode: c.Mode, Backlog: c.Backlog, Control: func(fd int) error {
-		if c.SendBuffer > 0 {
-			return SetSendBuffer(fd, c.SendBuffer)
-		}
-		return nil
+		refuseRights(fd)
+		return c.setSendBuffer(fd)
 	}}
+}
+
+func (c ListenConfig) setSendBuffer(fd int) error {
+	if c.SendBuffer > 0 {
+		return SetSendBuffer(fd, c.SendBuffer)
+	}
+	return nil
 }
 
 // A Socket is a server's: one of package uds, or one of the internet, which has no
@@ -94,10 +99,9 @@ func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) 
 // says so.
 func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
 	config := c.options()
-	set := config.Control
 	config.Control = func(fd int) error {
 		DropAncillary(fd)
-		return set(fd)
+		return c.setSendBuffer(fd)
 	}
 	s, err := config.Inherit(fd)
 	if err != nil {
