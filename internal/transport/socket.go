@@ -25,11 +25,16 @@ type ListenConfig struct {
 	// connections that a seqpacket socket accepts do not inherit it, see
 	// [SetSendBuffer].
 	SendBuffer int
+	// RefuseRights has the kernel refuse descriptors at stream sockets, if it can:
+	// Linux 6.16.
+	RefuseRights bool
 }
 
 func (c ListenConfig) options() uds.ListenConfig {
 	return uds.ListenConfig{Mode: c.Mode, Backlog: c.Backlog, Control: func(fd int) error {
-		refuseRights(fd)
+		if c.RefuseRights {
+			refuseRights(fd)
+		}
 		return c.setSendBuffer(fd)
 	}}
 }
