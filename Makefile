@@ -68,6 +68,7 @@ lint: # golangci-lint and shellcheck
 	@tools/need.sh shellcheck
 	shellcheck bench/*.sh images/*.sh integration/*.sh tools/*.sh .ci/run
 	go tool -modfile=tools/go.mod golangci-lint run ./...
+	cd bench/peers && go vet ./...
 
 vuln: # known vulnerabilities in what the programs call
 	@go tool -modfile=tools/go.mod govulncheck $(if $(VULNDB),-db $(VULNDB)) ./server ./client || { status=$$?; \

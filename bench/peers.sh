@@ -31,7 +31,7 @@ trap finish EXIT
 trap 'exit 1' INT TERM
 
 mkdir "$work/s"
-for program in echo_thread echo_epoll client; do
+for program in echo_thread echo_epoll client connect; do
 	gcc -O2 -Wall -Wextra -pthread -o "$work/c_$program" bench/c/$program.c
 done
 (cd bench/peers && go build -o "$work/" ./...)
@@ -61,6 +61,9 @@ c_servers() {
 	serve c-epoll "$work/c_echo_epoll" c-epoll
 }
 peers() {
+	serve c-sleeper "$work/c_echo_epoll" c-sleeper stream sleeper
+	serve gnet "$work/gnet" gnet
+	serve gonet "$work/gonet" gonet
 	serve netpoll "$work/netpoll" netpoll
 	serve socat socat UNIX-LISTEN:socat,fork,backlog=128 PIPE
 	serve ncat ncat -l -k -U ncat -e "$(command -v cat)"
@@ -68,9 +71,9 @@ peers() {
 # bench TITLE SERVERS OPTION...
 bench() {
 	echo "--- $1"
-	servers=$2
+	to=$2
 	shift 2
-	"$work/client" bench --connect "$servers" --baseline "${baseline:-2}" --rounds "$rounds" --duration "$duration" --retry 10s "$@"
+	"$work/client" bench --connect "$to" --baseline "${baseline:-2}" --rounds "$rounds" --duration "$duration" --retry 10s "$@"
 }
 
 c_servers
@@ -78,12 +81,26 @@ peers
 ours ours --spin 0s
 ours ours-spin
 serve source python3 "$work/source.py" source
-bench '64 bytes, 1 connection; the client spins' c-thread,c-epoll,ours,ours-spin,netpoll,socat,ncat,source
-bench '64 bytes, 1 connection; the client does not spin' c-thread,c-epoll,ours,ours-spin,netpoll --spin 0s
-bench '64 bytes, 50 connections' c-thread,c-epoll,ours,ours-spin,netpoll,socat,ncat --connections 50
-bench '64 bytes, 1000 connections' c-thread,c-epoll,ours,ours-spin,netpoll --connections 1000
-bench '64 KiB, 4 connections, 2 on their way' c-thread,c-epoll,ours,ours-spin,netpoll,socat,ncat --size 65536 --connections 4 --window 2
-bench '64 bytes, 10 connections, 32 on their way' c-thread,c-epoll,ours,ours-spin,netpoll,socat,ncat --connections 10 --window 32
+servers=c-thread,c-epoll,c-sleeper,ours,ours-spin,gnet,gonet,netpoll
+bench '64 bytes, 1 connection; the client spins' "$servers,socat,ncat,source"
+bench '64 bytes, 1 connection; the client does not spin' "$servers" --spin 0s
+bench '64 bytes, 50 connections' "$servers,socat,ncat" --connections 50
+bench '64 bytes, 1000 connections' "$servers" --connections 1000
+bench '64 KiB, 4 connections, 2 on their way' "$servers,socat,ncat" --size 65536 --connections 4 --window 2
+bench '64 bytes, 10 connections, 32 on their way' "$servers,socat,ncat" --connections 10 --window 32
+stop
+
+c_servers
+peers
+ours ours --spin 0s
+ours ours-spin
+echo '--- connect, echo 64 bytes, close: a second, with 1, 4 and 20 clients at once'
+i=0
+while [ $((i += 1)) -le "$rounds" ]; do
+	for s in c-thread c-epoll ours ours-spin gnet; do
+		echo "$s: $("$work/c_connect" $s 1 1) $("$work/c_connect" $s 4 1) $("$work/c_connect" $s 20 1)"
+	done
+done
 stop
 
 echo '--- 64 bytes, 50 connections, servers and client on one CPU'

@@ -2,8 +2,12 @@
 // What a client does not take at once is kept for it, and meanwhile it is not
 // read from.
 //
-//     echo_epoll PATH [stream|seqpacket]
+//     echo_epoll PATH [stream|seqpacket] [sleeper]
+//
+// With a sleeper there is a second thread, which sleeps: then the kernel counts the
+// references to each descriptor, as it does for every program of several threads.
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -67,8 +71,19 @@ static int flush(int fd, char *p, ssize_t len)
 	return 1;
 }
 
+static void *sleeper(void *unused)
+{
+	(void)unused;
+	for (;;)
+		pause();
+	return NULL;
+}
+
 int main(int argc, char **argv)
 {
+	pthread_t thread;
+	if (argc > 3 && strcmp(argv[3], "sleeper") == 0 && pthread_create(&thread, NULL, sleeper, NULL) != 0)
+		return 1;
 	int fd = listen_at(argv[1], type_of(argc, argv));
 	struct epoll_event events[256];
 	ep = epoll_create1(0);

@@ -7,8 +7,6 @@ import (
 	"os"
 
 	"github.com/cloudwego/netpoll"
-
-	"github.com/udsecho/udsecho/internal/loop"
 )
 
 func echo(_ context.Context, c netpoll.Connection) error {
