@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo lint vuln sbom fmt clean examples
+.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo lint vuln sbom fmt clean examples bench-examples
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -56,6 +56,9 @@ bench-peers: # our server beside C and others that one could pick
 
 bench-forward: # client forward beside socat and systemd-socket-proxyd
 	@bench/forward.sh
+
+bench-examples: # a PHP page and a SELECT 1: through a socket or through TCP?
+	@examples/bench/run.sh
 
 examples: # nginx and PHP, PostgreSQL, X11, a sandbox with one door: runs and tests examples/
 	@examples/run.sh

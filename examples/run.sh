@@ -6,6 +6,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
+images/base.sh -q
 images/base.sh -q --debian
 [ $# -gt 0 ] || set -- nginx-php postgres x11 one-door
 table='' failed=0

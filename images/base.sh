@@ -8,8 +8,8 @@
 #
 #     images/base.sh             says what it does on standard error
 #     images/base.sh -q          says only what it makes
-#     images/base.sh --debian    sees to DEBIAN_IMAGE too, which examples/ starts from:
-#                                made by debootstrap, as root, in some minutes
+#     images/base.sh --debian    sees to DEBIAN_IMAGE instead, which examples/ starts from:
+#                                debootstrap makes it, as root, in some minutes
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -152,10 +152,12 @@ problem=$(docker version 2>&1 >/dev/null) ||
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
-ensure BASE_IMAGE "$base_image" "$local_base" make_base
-ensure GO_IMAGE "$go_image" "$local_go" make_go
-[ -n "$debian" ] || exit 0
-ensure DEBIAN_IMAGE "$debian_image" "$local_debian" make_debian
+if [ -n "$debian" ]; then
+	ensure DEBIAN_IMAGE "$debian_image" "$local_debian" make_debian
+else
+	ensure BASE_IMAGE "$base_image" "$local_base" make_base
+	ensure GO_IMAGE "$go_image" "$local_go" make_go
+fi
 # compose reads the .env of the folder that it runs in.
 for example in examples/*/compose.yaml; do
 	[ -e "${example%/*}/.env" ] || ln -sf ../../.env "${example%/*}/.env"

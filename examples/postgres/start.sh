@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes the cluster the first time, then becomes PostgreSQL, as process 1.
+# Makes the cluster the first time, then becomes PostgreSQL, as process 1; options
+# are PostgreSQL's.
 set -eu
 data=/var/lib/postgresql/data
 
@@ -21,4 +22,4 @@ if [ ! -d "$data" ]; then
 		postgres --single -c exit_on_error=true -D "$data.new" postgres >/dev/null
 	mv "$data.new" "$data"
 fi
-exec postgres -D "$data" -c config_file=/etc/postgresql/postgresql.conf
+exec postgres -D "$data" -c config_file=/etc/postgresql/postgresql.conf "$@"
