@@ -91,4 +91,5 @@ clean: # the images that demo and test keep for the next time
 	@docker image ls -q --filter 'reference=udsecho-*' | sort -u | xargs -r docker image rm -f
 	@docker image prune -f --filter label=udsecho.made-from
 	@if [ -f .env ]; then grep -v '^\(GO\|BASE\|DEBIAN\)_IMAGE=udsecho-.*:local$$' .env >.env.new; mv .env.new .env; [ -s .env ] || rm .env; fi
+	@find examples -name .env -type l -delete
 	@rm -rf .bin

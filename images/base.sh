@@ -117,8 +117,8 @@ make_go() {
 make_debian() {
 	from="debootstrap, ${debian_image#*:}"
 	[ "$(made_from "$local_debian")" != "$from" ] || return 0
-	tools/need.sh debootstrap
 	[ "$(id -u)" = 0 ] || die "$debian_image cannot be pulled, and debootstrap makes it as root only: run 'sudo images/base.sh --debian' once, or name an image of Debian in DEBIAN_IMAGE"
+	tools/need.sh debootstrap
 	say "$debian_image cannot be pulled: making $local_debian with debootstrap"
 	mkdir "$work/debian"
 	debootstrap --variant=minbase bookworm "$work/debian" >"$work/log" 2>&1 || { tail -n 5 "$work/log" >&2; die "debootstrap fails, see above"; }
