@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo lint vuln sbom fmt clean
+.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo lint vuln sbom fmt clean examples bench-examples
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -57,6 +57,12 @@ bench-peers: # our server beside C and others that one could pick
 bench-forward: # client forward beside socat and systemd-socket-proxyd
 	@bench/forward.sh
 
+bench-examples: # a PHP page and a SELECT 1: through a socket or through TCP?
+	@examples/bench/run.sh
+
+examples: # nginx and PHP, PostgreSQL, X11, a sandbox with one door: runs and tests examples/
+	@examples/run.sh
+
 images: # udsecho-server and udsecho-client, which deploy/ runs
 	@images/build.sh
 
@@ -66,7 +72,7 @@ cluster-demo: # three nodes on this machine, as root: who echoes whom, an update
 
 lint: # golangci-lint and shellcheck
 	@tools/need.sh shellcheck
-	shellcheck bench/*.sh images/*.sh integration/*.sh tools/*.sh .ci/run
+	shellcheck bench/*.sh examples/*.sh examples/*/*.sh images/*.sh integration/*.sh tools/*.sh .ci/run
 	go tool -modfile=tools/go.mod golangci-lint run ./...
 	cd bench/peers && go vet ./...
 
@@ -85,5 +91,6 @@ fmt: # gofmt
 clean: # the images that demo and test keep for the next time
 	@docker image ls -q --filter 'reference=udsecho-*' | sort -u | xargs -r docker image rm -f
 	@docker image prune -f --filter label=udsecho.made-from
-	@if [ -f .env ]; then grep -v '^\(GO\|BASE\)_IMAGE=udsecho-.*:local$$' .env >.env.new; mv .env.new .env; [ -s .env ] || rm .env; fi
+	@if [ -f .env ]; then grep -v '^\(GO\|BASE\|DEBIAN\)_IMAGE=udsecho-.*:local$$' .env >.env.new; mv .env.new .env; [ -s .env ] || rm .env; fi
+	@find examples -name .env -type l -delete
 	@rm -rf .bin

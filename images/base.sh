@@ -6,15 +6,19 @@
 # static busybox, and handed to the builds through GO_IMAGE and BASE_IMAGE in
 # .env, which compose reads by itself. Calling it again takes a second.
 #
-#     images/base.sh        says what it does on standard error
-#     images/base.sh -q     says only what it makes
+#     images/base.sh             says what it does on standard error
+#     images/base.sh -q          says only what it makes
+#     images/base.sh --debian    sees to DEBIAN_IMAGE instead, which examples/ starts from:
+#                                debootstrap makes it, as root, in some minutes
 set -eu
 cd "$(dirname "$0")/.."
 
 go_image=golang:1.26-alpine
 base_image=busybox:1.37-musl
+debian_image=debian:bookworm-slim
 local_go=udsecho-golang:local
 local_base=udsecho-busybox:local
+local_debian=udsecho-debian:local
 label=udsecho.made-from
 
 say() { echo "images: $*" >&2; }
@@ -40,7 +44,6 @@ ensure() {
 		hand "$1"
 	else
 		named=$3
-		find_busybox
 		"$4"
 		hand "$1" "$3"
 	fi
@@ -71,21 +74,25 @@ plant_busybox() {
 	done
 }
 
-# import DIR IMAGE FROM ENV: the image that holds DIR.
+# import DIR IMAGE FROM ENV [OPTION...]: the image that holds DIR; options are tar's.
 import() {
-	tar -C "$1" --owner=0 --group=0 -c . |
-		docker import -c "LABEL $label=\"$3\"" -c "ENV $4" -c 'CMD ["sh"]' - "$2" >/dev/null
+	dir=$1 image=$2 from=$3 env=$4
+	shift 4
+	tar -C "$dir" --numeric-owner "$@" -c . |
+		docker import -c "LABEL $label=\"$from\"" -c "ENV $env" -c 'CMD ["sh"]' - "$image" >/dev/null
 }
 
 make_base() {
+	find_busybox
 	from="busybox $(cksum <"$busybox" | cut -d ' ' -f 1)"
 	[ "$(made_from "$local_base")" != "$from" ] || return 0
 	say "$base_image cannot be pulled: making $local_base from $busybox"
 	plant_busybox "$work/base"
-	import "$work/base" "$local_base" "$from" PATH=/usr/local/bin:/bin
+	import "$work/base" "$local_base" "$from" PATH=/usr/local/bin:/bin --owner=0 --group=0
 }
 
 make_go() {
+	find_busybox
 	command -v go >/dev/null || die "$go_image cannot be pulled, and no Go is installed here to make it from: install Go 1.26"
 	root=$(go env GOROOT)
 	from="$(go env GOVERSION), go.sum $(cksum <go.sum | cut -d ' ' -f 1)"
@@ -104,10 +111,39 @@ make_go() {
 	# A builder without BuildKit looks at each file of the image after each step.
 	rm -rf "$work/go/usr/local/go/src/cmd" "$work/go/go/pkg/mod/cache/download"/*/*/@v/*.zip
 	find "$work/go/usr/local/go/src" "$work/go/go/pkg/mod" -depth \( -name testdata -o -name '*_test.go' \) -exec rm -rf {} +
-	import "$work/go" "$local_go" "$from" 'PATH=/usr/local/go/bin:/usr/local/bin:/bin GOTOOLCHAIN=local GOPATH=/go GOCACHE=/go/cache'
+	import "$work/go" "$local_go" "$from" 'PATH=/usr/local/go/bin:/usr/local/bin:/bin GOTOOLCHAIN=local GOPATH=/go GOCACHE=/go/cache' --owner=0 --group=0
 }
 
-quiet=${1:-}
+make_debian() {
+	from="debootstrap, ${debian_image#*:}"
+	[ "$(made_from "$local_debian")" != "$from" ] || return 0
+	[ "$(id -u)" = 0 ] || die "$debian_image cannot be pulled, and debootstrap makes it as root only: run 'sudo images/base.sh --debian' once, or name an image of Debian in DEBIAN_IMAGE"
+	tools/need.sh debootstrap
+	say "$debian_image cannot be pulled: making $local_debian with debootstrap"
+	mkdir "$work/debian"
+	debootstrap --variant=minbase bookworm "$work/debian" >"$work/log" 2>&1 || { tail -n 5 "$work/log" >&2; die "debootstrap fails, see above"; }
+	(
+		cd "$work/debian"
+		# What the image of that name has too: security updates, no documentation, and
+		# no daemon that a package's installation starts.
+		sed -n 's,^deb \([^ ]*\) bookworm .*,deb \1 bookworm-updates main\ndeb \1-security bookworm-security main,p' \
+			etc/apt/sources.list >etc/apt/sources.list.d/updates.list
+		printf 'path-exclude %s\n' '/usr/share/doc/*' '/usr/share/info/*' '/usr/share/locale/*' '/usr/share/man/*' >etc/dpkg/dpkg.cfg.d/no-documentation
+		printf '#!/bin/sh\nexit 101\n' >usr/sbin/policy-rc.d
+		chmod 755 usr/sbin/policy-rc.d
+		rm -rf usr/share/doc/* usr/share/info/* usr/share/locale/* usr/share/man/* var/cache/apt/* var/lib/apt/lists/* var/log/*.log
+	)
+	import "$work/debian" "$local_debian" "$from" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+}
+
+quiet='' debian=''
+for option; do
+	case $option in
+	-q) quiet=-q ;;
+	--debian) debian=yes ;;
+	*) die "unknown option $option: the options are -q and --debian" ;;
+	esac
+done
 
 command -v docker >/dev/null || die "no docker command: install Docker Engine and its command line"
 problem=$(docker version 2>&1 >/dev/null) ||
@@ -116,5 +152,13 @@ problem=$(docker version 2>&1 >/dev/null) ||
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
-ensure BASE_IMAGE "$base_image" "$local_base" make_base
-ensure GO_IMAGE "$go_image" "$local_go" make_go
+if [ -n "$debian" ]; then
+	ensure DEBIAN_IMAGE "$debian_image" "$local_debian" make_debian
+else
+	ensure BASE_IMAGE "$base_image" "$local_base" make_base
+	ensure GO_IMAGE "$go_image" "$local_go" make_go
+fi
+# compose reads the .env of the folder that it runs in.
+for example in examples/*/compose.yaml; do
+	[ -e "${example%/*}/.env" ] || ln -sf ../../.env "${example%/*}/.env"
+done

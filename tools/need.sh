@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 
 package() { # package PROGRAM: which one contains it
 	case $1 in
+	debootstrap) echo debootstrap debian-archive-keyring ;;
 	gcc) echo gcc libc6-dev ;;
 	ip) echo iproute2 ;;
 	nc) echo netcat-openbsd ;;
