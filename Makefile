@@ -1,7 +1,9 @@
-.PHONY: demo test soak crash faults model fuzz bench bench-peers images cluster-demo lint vuln sbom fmt clean
+.PHONY: demo test soak crash faults model fuzz bench bench-peers images cluster-demo kubernetes-demo kubernetes-existing kubernetes-scale lint vuln sbom fmt clean
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
+SCALE ?= 10 100 1000 5000
+KUBERNETES = $(shell sed -n 's|^.*k8s.io/kubernetes \(v[0-9.]*\).*|\1|p' tools/kubernetes/go.mod)
 
 demo: # the stack, both transcripts, the socket file; takes everything down again
 	@integration/demo.sh
@@ -37,8 +39,31 @@ images: # udsecho-server and udsecho-client, which deploy/ runs
 	@images/build.sh
 
 cluster-demo: # three nodes on this machine, as root: who echoes whom, an update, a killed engine
-	@go build -o .bin/cluster ./deploy/cluster
-	@.bin/cluster demo
+	@deploy/swarm.sh
+
+kubernetes-demo: .bin/kubernetes/kubelet # the same with three nodes of Kubernetes, and more faults
+	@deploy/kubernetes.sh demo
+
+kubernetes-existing: # the same, without the faults, on the cluster that kubectl reaches (KUBECONFIG)
+	@deploy/kubernetes.sh existing
+
+kubernetes-scale: .bin/kubernetes/kubelet .bin/kubernetes/kwok # docs/scale.csv and .png: 10 to 5,000 nodes, played by KWOK
+	@echo 'nodes,all Pods ready (s),update 100 % (s),update 10 % (s),update 1 (s),API server (MiB),etcd (MiB),requests a second' >.bin/scale.csv
+	@for nodes in $(SCALE); do deploy/kubernetes.sh scale $$nodes >>.bin/scale.csv || exit 1; done
+	@mv .bin/scale.csv docs/scale.csv
+	@go run ./deploy/plot docs/scale.csv docs/scale.png
+
+.bin/kubernetes/kubelet: tools/kubernetes/go.mod
+	@echo 'building Kubernetes $(KUBERNETES) (5 to 10 minutes the first time)' >&2
+	@cd tools/kubernetes && CGO_ENABLED=0 go build -trimpath -o ../../.bin/kubernetes/ -ldflags '-s -w \
+		-X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X k8s.io/component-base/version.gitMajor=1 \
+		-X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))' tool
+	@touch $@
+
+.bin/kubernetes/kwok: tools/kwok/go.mod
+	@echo 'building KWOK (a minute or two the first time)' >&2
+	@cd tools/kwok && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../.bin/kubernetes/ tool
+	@touch $@
 
 lint:
 	go tool -modfile=tools/go.mod golangci-lint run ./...
