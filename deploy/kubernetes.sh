@@ -51,6 +51,7 @@ cni() { # the folder of the CNI plugins
 control() {
 	local program
 	export KUBECONFIG=$lab/kubeconfig
+	# etcd 3.4 cannot serve WatchList, and clients would ask for it again and again.
 	cd "$lab"
 	cat >kubeconfig <<-EOF
 		apiVersion: v1
@@ -67,7 +68,7 @@ control() {
 	start kube-apiserver --etcd-servers=http://127.0.0.1:2379 --bind-address=10.77.0.100 --advertise-address=10.77.0.100 \
 		--cert-dir=certificates --token-auth-file=tokens.csv --authorization-mode=Node,RBAC \
 		--service-account-issuer=https://lab --service-account-key-file=sa.pub --service-account-signing-key-file=sa.key \
-		--service-cluster-ip-range=10.99.0.0/24 --kubelet-preferred-address-types=InternalIP
+		--service-cluster-ip-range=10.99.0.0/24 --kubelet-preferred-address-types=InternalIP --feature-gates=WatchList=false
 	await 'start the API server' kubectl get --raw /readyz
 	start kube-controller-manager --kubeconfig=kubeconfig --leader-elect=false --node-monitor-grace-period="${grace-15s}" \
 		--service-account-private-key-file=sa.key --use-service-account-credentials=false ${qps:+--kube-api-qps=$qps --kube-api-burst=$qps}
@@ -303,12 +304,17 @@ rss() { awk '/^VmRSS/ { printf "%d", $2 / 1024 }' "/proc/$(pidof "$1")/status"; 
 requests() { kubectl get --raw /metrics | awk '/^apiserver_request_total/ { sum += $2 } END { printf "%d", sum }'; }
 ready() { [ "$(kubectl get nodes --no-headers | grep -cw Ready)" = "$1" ]; }
 
+now() { echo "${EPOCHREALTIME//[!0-9]/}"; } # in µs
+spent() { awk -v from="$1" -v to="$(now)" 'BEGIN { printf "%.1f", (to - from) / 1e6 }'; }
+
 updated() { # updated AT_A_TIME: prints the seconds, or how many were done within the bound
-	local begin=$SECONDS
-	k patch daemonset udsecho --type merge -p "{\"spec\": {\"updateStrategy\": {\"rollingUpdate\": {\"maxUnavailable\": $1}}}}" >/dev/null
-	k rollout restart daemonset/udsecho >/dev/null
+	local begin
+	begin=$(now)
+	k patch daemonset udsecho --type merge -p "{\"spec\": {
+		\"updateStrategy\": {\"rollingUpdate\": {\"maxUnavailable\": $1}},
+		\"template\": {\"metadata\": {\"annotations\": {\"begin\": \"$begin\"}}}}}" >/dev/null
 	if k rollout status daemonset/udsecho --timeout="${bound}s" >/dev/null 2>&1; then
-		echo $((SECONDS - begin))
+		spent "$begin"
 	else
 		echo "$(k get daemonset udsecho -o 'jsonpath={.status.updatedNumberScheduled}') in $bound"
 	fi
@@ -328,15 +334,15 @@ scale() { # scale NODES
 	await 'wait for the nodes' ready "$1"
 	say "deploying"
 	kubectl create namespace udsecho-demo >/dev/null
-	begin=$SECONDS
+	begin=$(now)
 	k apply -f deploy/kubernetes.yaml >/dev/null
 	k rollout status daemonset/udsecho --timeout=15m >/dev/null
-	all=$((SECONDS - begin))
+	all=$(spent "$begin")
 	say "watching it idle"
 	sleep 15 # for what the start has left to do
 	idle=$(requests)
 	sleep 30
-	idle=$((($(requests) - idle) / 30))
+	idle=$((($(requests) - idle + 15) / 30))
 	memory=$(rss kube-apiserver),$(rss etcd)
 	say "updating"
 	echo "$1,$all,$(updated '"100%"'),$(updated '"10%"'),$(updated 1),$memory,$idle"

@@ -102,6 +102,7 @@ enter() { # enter INSTEAD PROGRAM...
 set_up() {
 	mount -t proc proc /proc
 	mount -t tmpfs -o mode=0755 lab "$lab"
+	mount -t tmpfs -o mode=0755 lab /var/log
 	mkdir "$logs"
 	echo 'nameserver 127.0.0.1' >"$lab/resolv.conf"
 	mount --bind "$lab/resolv.conf" /etc/resolv.conf
