@@ -7,7 +7,7 @@
 #                                   counted under load. As root: make kubernetes-demo
 #     kubernetes.sh existing        on the cluster that kubectl reaches (KUBECONFIG),
 #                                   without the faults that only a lab can do
-#     kubernetes.sh shell [COMMAND] a shell, or a command, with kubectl and three nodes
+#     kubernetes.sh shell COMMAND   a command, as bash, with kubectl and three nodes
 #     kubernetes.sh scale [NODES]   one row of docs/scale.csv: NODES nodes whose
 #                                   kubelets are played by KWOK
 # shellcheck source=deploy/lab.sh
@@ -374,12 +374,15 @@ existing:)
 	story
 	;;
 scale:)
+	root "$instead"
 	install
 	enter "$instead" "$0" "$@"
 	;;
 demo: | shell:)
+	root "$instead"
+	[ -c /dev/kmsg ] || die "the kubelet needs /dev/kmsg: in a container docker run --privileged gives it; $instead"
 	install
-	[ -n "${KEEP-}" ] || [ "$(id -u)" != 0 ] || images/build.sh
+	images/build.sh
 	printf 'FROM udsecho-client:latest\nENTRYPOINT ["sleep", "1000000000"]\n' | docker build -q -t udsecho-pause:latest - >/dev/null 2>&1
 	enter "$instead" "$0" "$@"
 	;;

@@ -2,7 +2,8 @@
 # A lab is namespaces of this machine with nodes in it. A node is namespaces of its
 # own, a host name, a link to the other nodes, and the programs that run in it.
 #
-#     deploy/lab.sh node NAME   is process 1 of a node; see node() below
+#     deploy/lab.sh node NAME            is process 1 of a node; see node() below
+#     deploy/lab.sh remove_groups NAME   removes empty control groups
 #
 # The scripts beside this one source it; integration/ starts a node of its own.
 # All processes are in PID namespaces, all mounts in mount namespaces, all links
@@ -71,10 +72,13 @@ remove_groups() {
 	done
 }
 
+root() { # root INSTEAD: what those do who are not root
+	[ "$(id -u)" = 0 ] || die "needs root, for namespaces of its own: $1"
+}
+
 # enter runs a program in a lab, as process 1. INSTEAD is for those who cannot.
 enter() { # enter INSTEAD PROGRAM...
-	local status=0
-	[ "$(id -u)" = 0 ] || die "needs root, for namespaces of its own: $1"
+	local program status=0
 	for program in ip:iproute2 iptables:iptables nsenter:util-linux setpriv:util-linux flock:util-linux; do
 		need "${program%:*}" "${program#*:}"
 	done
@@ -221,4 +225,7 @@ more() { # more ECHOES NODE...: waits until the clients of each have so many ech
 
 row() { printf '%-10s %-10s %-14s %7s %9s\n' "$@"; }
 
-case "${BASH_SOURCE[0]}:${1-}" in "$0:node") node "$2" ;; esac
+case "${BASH_SOURCE[0]}:${1-}" in
+"$0:node") node "$2" ;;
+"$0:remove_groups") group=$2 && remove_groups ;;
+esac

@@ -118,9 +118,10 @@ demo() {
 if [ -n "${UDSECHO_LAB-}" ]; then
 	demo
 else
+	root "$instead"
 	for program in docker:docker-cli dockerd:docker.io containerd:containerd runc:runc; do
 		need "${program%:*}" "${program#*:}"
 	done
-	[ -n "${KEEP-}" ] || [ "$(id -u)" != 0 ] || images/build.sh
+	images/build.sh
 	enter "$instead" "$0"
 fi
