@@ -2,7 +2,7 @@
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
-SCALE ?= 10 100 1000 5000
+SCALE ?= 10 100 1000
 KUBERNETES = $(shell sed -n 's|^.*k8s.io/kubernetes \(v[0-9.]*\).*|\1|p' tools/kubernetes/go.mod)
 
 demo: # the stack, both transcripts, the socket file; takes everything down again

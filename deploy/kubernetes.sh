@@ -25,6 +25,8 @@ k() { kubectl --namespace udsecho-demo "$@"; }
 # installed, no service starts.
 install() {
 	local program packages=()
+	need openssl openssl
+	need docker docker-cli
 	for program in etcd:etcd-server containerd:containerd runc:runc; do
 		command -v "${program%:*}" >/dev/null || packages+=("${program#*:}")
 	done
@@ -49,9 +51,7 @@ cni() { # the folder of the CNI plugins
 
 # control starts the control plane, in the lab itself.
 control() {
-	local program
 	export KUBECONFIG=$lab/kubeconfig
-	# etcd 3.4 cannot serve WatchList, and clients would ask for it again and again.
 	cd "$lab"
 	cat >kubeconfig <<-EOF
 		apiVersion: v1
@@ -65,6 +65,7 @@ control() {
 	openssl genrsa -out sa.key 2048 2>/dev/null
 	openssl rsa -in sa.key -pubout -out sa.pub 2>/dev/null
 	start etcd --data-dir etcd
+	# Without WatchList, which etcd 3.4 cannot serve, and clients ask for again and again.
 	start kube-apiserver --etcd-servers=http://127.0.0.1:2379 --bind-address=10.77.0.100 --advertise-address=10.77.0.100 \
 		--cert-dir=certificates --token-auth-file=tokens.csv --authorization-mode=Node,RBAC \
 		--service-account-issuer=https://lab --service-account-key-file=sa.pub --service-account-signing-key-file=sa.key \
@@ -81,7 +82,6 @@ control() {
 # the node's own.
 join() { # join NODE
 	local dir=$lab/etc-$1
-	make_groups "$1"
 	start_node "${1#node-}"
 	mkdir -p "$dir/net"
 	cat >"$dir/containerd" <<-EOF
@@ -186,8 +186,14 @@ server_pid() { # server_pid NODE: not that of a health check, which has an argum
 	done 2>/dev/null || :
 }
 
+restarts() { # restarts NODE: of its server, and whether it is ready
+	k get pod "$(pod "$1")" -o 'jsonpath={.status.initContainerStatuses[0].restartCount} {.status.initContainerStatuses[0].ready}'
+}
+
 restarted() { # restarted NODE TIMES: its server has been, and is ready
-	[ "$(k get pod "$(pod "$1")" -o 'jsonpath={.status.initContainerStatuses[0].restartCount} {.status.initContainerStatuses[0].ready}')" = "$2 true" ]
+	local now
+	now=$(restarts "$1")
+	[ "${now% *}" -gt "$2" ] && [ "${now#* }" = true ]
 }
 
 links() { # bytes that have passed between the nodes, and between them and the control plane
@@ -201,21 +207,22 @@ report() { # report WHAT "ECHOES FAILURES" [may fail]
 }
 
 # fault signals a node's server, and waits until it is restarted.
-fault() { # fault NODE SIGNAL RESTARTS WHAT [may fail]
-	local before begin id
-	say "$4"
+fault() { # fault NODE SIGNAL WHAT [may fail]
+	local before begin id times
+	say "$3"
+	times=$(restarts "$1")
 	before=$(count "${nodes[@]}") begin=$SECONDS id=$(server_pid "$1")
 	kill -"$2" "$id"
-	await 'wait for the restart of the server' restarted "$1" "$3"
+	await 'wait for the restart of the server' restarted "$1" "${times% *}"
 	begin=$((SECONDS - begin))
 	more 5 "$1"
-	report "$4, restarted after $begin s" "$(since "$before" "${nodes[@]}")" "${@:5}" >>"$logs/report"
+	report "$3, restarted after $begin s" "$(since "$before" "${nodes[@]}")" "${@:4}" >>"$logs/report"
 }
 
 faults() {
 	local victim=node-3 before begin bytes node id pumps=()
-	fault node-1 KILL 1 'the server of node-1 is killed'
-	fault node-2 STOP 1 'the server of node-2 is stopped' 'may fail' # until the liveness probe has it restarted
+	fault node-1 KILL 'the server of node-1 is killed'
+	fault node-2 STOP 'the server of node-2 is stopped' 'may fail' # until the liveness probe has it restarted
 
 	say "kubelet and containerd of $victim are killed"
 	before=$(count node-1 node-2) id=$(count $victim) begin=$SECONDS
@@ -242,18 +249,24 @@ faults() {
 # deletion deletes a node's Pod, and looks how its containers ended. A Pod's status
 # has the second of an end; where two are the same, a lab's containerd knows more.
 deletion() { # deletion NODE
-	local name client server end watch
+	local name client server end watch patience=60
 	name=$(pod "$1")
 	read -r client server < <(k get pod "$name" -o 'jsonpath={.status.containerStatuses[0].containerID} {.status.initContainerStatuses[0].containerID}{"\n"}')
 	[ -z "${pid[$1]-}" ] || { nsenter --target "${pid[$1]}" --mount ctr --namespace k8s.io events >"$logs/events" & }
 	k get pod "$name" --watch -o 'jsonpath={.status.containerStatuses[0].state.terminated.finishedAt} {.status.initContainerStatuses[0].state.terminated.finishedAt} {.status.containerStatuses[0].state.terminated.exitCode} and {.status.initContainerStatuses[0].state.terminated.exitCode}{"\n"}' >"$logs/ends" 2>/dev/null &
 	watch=$!
+	await "watch the Pod of $1" test -s "$logs/ends"
+	[ -z "${pid[$1]-}" ] || await "watch containerd's events" test -s "$logs/events" # a probe's, at the latest
 	k delete pod "$name" >/dev/null
-	kill "$watch"
-	read -r -a end < <(grep ' 0 and 0$' "$logs/ends") || die "the Pod of $1 did not end with exit statuses 0 and 0: $(tail -n 1 "$logs/ends")"
+	await "wait for both to end with exit status 0" grep ' 0 and 0$' "$logs/ends"
+	kill "$watch" || :
+	read -r -a end < <(grep ' 0 and 0$' "$logs/ends")
 	[[ ! "${end[0]}" > "${end[1]}" ]] || die "the server ended at ${end[1]}, the client at ${end[0]}"
-	[ -z "${pid[$1]-}" ] || sed -n 's#.*/tasks/exit .*,"id":"\([^"]*\)".*#containerd://\1#p' "$logs/events" | grep -xF -e "$client" -e "$server" |
-		paste -s -d ' ' | grep -qxF "$client $server" || die "the server ended before the client: $(cat "$logs/events")"
+	[ -z "${pid[$1]-}" ] || [ "$(exits "$client" "$server")" = "$client $server" ] || die "the server ended before the client: $(cat "$logs/events")"
+}
+
+exits() { # exits ID...: those of containers, in the order of their ends
+	sed -n 's#.*/tasks/exit .*,"id":"\([^"]*\)".*#containerd://\1#p' "$logs/events" | grep -xF "${@/#/-e}" | paste -s -d ' '
 }
 
 # story is told on any cluster; faults only in a lab.
@@ -262,6 +275,7 @@ story() { # story [faults]
 	say "kubectl apply -f deploy/kubernetes.yaml, in the namespace udsecho-demo, whose Pods have to be restricted"
 	begin=$SECONDS
 	kubectl create namespace udsecho-demo >/dev/null
+	[ $# -gt 0 ] || trap 'k delete namespace udsecho-demo >/dev/null 2>&1; rm -r "$logs"' EXIT
 	kubectl label namespace udsecho-demo pod-security.kubernetes.io/enforce=restricted >/dev/null
 	k apply -f deploy/kubernetes.yaml >/dev/null
 	deployed
@@ -370,7 +384,7 @@ existing:)
 	minikube) images/build.sh && minikube image load udsecho-server:latest udsecho-client:latest ;;
 	*) say "$context: its nodes need the images that deploy/kubernetes.yaml names, from a registry or loaded" ;;
 	esac
-	trap 'k delete namespace udsecho-demo --ignore-not-found >/dev/null 2>&1; rm -r "$logs"' EXIT
+	trap 'rm -r "$logs"' EXIT
 	story
 	;;
 scale:)

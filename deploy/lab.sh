@@ -94,7 +94,7 @@ enter() { # enter INSTEAD PROGRAM...
 	UDSECHO_LAB=1 setpriv --pdeathsig KILL unshare --mount --uts --ipc --net --pid --fork --kill-child "$@" <&0 &
 	inside=$!
 	wait "$inside" || status=$?
-	wait "$inside" || status=$? # again, as a signal ends a wait
+	wait "$inside" 2>/dev/null || status=$? # again, as a signal ends a wait
 	trap - INT TERM HUP
 	await "remove the control groups" remove_groups
 	rmdir "$lock"
