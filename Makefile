@@ -1,8 +1,10 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo lint vuln sbom fmt clean examples bench-examples
+.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt clean examples bench-examples
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
+SCALE ?= 10 100 1000
+KUBERNETES = $(shell sed -n 's|^.*k8s.io/kubernetes \(v[0-9.]*\).*|\1|p' tools/kubernetes/go.mod)
 
 # One package at a time: what their tests start would slow down each other's. The
 # race detector needs a C compiler.
@@ -10,7 +12,7 @@ GOTEST = go tool -modfile=tools/go.mod gotestsum --format $$([ -t 1 ] && echo te
 	$$([ "$$(go env CGO_ENABLED)" = 0 ] || echo -race)
 
 help: # this list
-	@awk -F ':.*# ' '/^[a-z-]+:.*# / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*# ' '/^[a-z-]+:.*# / { printf "  make %-19s %s\n", $$1, $$2 }' Makefile
 
 demo: # the stack, both transcripts, the socket file; takes everything down again
 	@integration/demo.sh
@@ -67,12 +69,38 @@ images: # udsecho-server and udsecho-client, which deploy/ runs
 	@images/build.sh
 
 cluster-demo: # three nodes on this machine, as root: who echoes whom, an update, a killed engine
-	@go build -o .bin/cluster ./deploy/cluster
-	@.bin/cluster demo
+	@deploy/swarm.sh
+
+kubernetes-demo: .bin/kubernetes/kubelet # the same with three nodes of Kubernetes, and more faults
+	@deploy/kubernetes.sh demo
+
+kubernetes-test: # the demonstration, tried and counted for docs/faults.md, as root; `make test` leaves it out
+	KUBERNETES=run go test -count=1 -v -timeout 45m -run '^TestF50' ./integration
+
+kubernetes-existing: # the same, without the faults, on the cluster that kubectl reaches (KUBECONFIG)
+	@deploy/kubernetes.sh existing
+
+kubernetes-scale: .bin/kubernetes/kubelet .bin/kubernetes/kwok # docs/scale.csv and .png: 10 to 5,000 nodes, played by KWOK
+	@echo 'nodes,all Pods ready (s),update 100 % (s),update 10 % (s),update 1 (s),API server (MiB),etcd (MiB),requests a second' >.bin/scale.csv
+	@for nodes in $(SCALE); do deploy/kubernetes.sh scale $$nodes >>.bin/scale.csv || exit 1; done
+	@mv .bin/scale.csv docs/scale.csv
+	@go run ./deploy/plot docs/scale.csv docs/scale.png
+
+.bin/kubernetes/kubelet: tools/kubernetes/go.mod
+	@echo 'building Kubernetes $(KUBERNETES) (5 to 10 minutes the first time)' >&2
+	@cd tools/kubernetes && CGO_ENABLED=0 go build -trimpath -o ../../.bin/kubernetes/ -ldflags '-s -w \
+		-X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X k8s.io/component-base/version.gitMajor=1 \
+		-X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))' tool
+	@touch $@
+
+.bin/kubernetes/kwok: tools/kwok/go.mod
+	@echo 'building KWOK (a minute or two the first time)' >&2
+	@cd tools/kwok && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../.bin/kubernetes/ tool
+	@touch $@
 
 lint: # golangci-lint and shellcheck
 	@tools/need.sh shellcheck
-	shellcheck bench/*.sh examples/*.sh examples/*/*.sh images/*.sh integration/*.sh tools/*.sh .ci/run
+	shellcheck bench/*.sh deploy/*.sh examples/*.sh examples/*/*.sh images/*.sh integration/*.sh tools/*.sh .ci/run
 	go tool -modfile=tools/go.mod golangci-lint run ./...
 	cd bench/peers && go vet ./...
 
@@ -88,7 +116,7 @@ sbom: # what the programs are made of, built as in the images: every module, its
 fmt: # gofmt
 	gofmt -w client deploy integration internal server uds
 
-clean: # the images that demo and test keep for the next time
+clean: # the programs, and the images that demo and test keep for the next time
 	@docker image ls -q --filter 'reference=udsecho-*' | sort -u | xargs -r docker image rm -f
 	@docker image prune -f --filter label=udsecho.made-from
 	@if [ -f .env ]; then grep -v '^\(GO\|BASE\|DEBIAN\)_IMAGE=udsecho-.*:local$$' .env >.env.new; mv .env.new .env; [ -s .env ] || rm .env; fi

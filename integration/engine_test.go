@@ -1,17 +1,15 @@
 package integration
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/md5"
 	"crypto/rand"
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -26,37 +24,24 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// An ownEngine is a Docker Engine that a test may kill. It has its own network,
-// process tree and mounts, so that it does not meet the machine's engine (whose
-// bridge it would remove), and all that it makes is gone with its process 1.
+// An ownEngine is a Docker Engine that a test may kill, on a node of
+// deploy/lab.sh: it does not meet the machine's engine (whose bridge it would
+// remove), and all that it makes is gone with the node's process 1.
 type ownEngine struct {
 	*client.Client
 	tell io.Writer // to process 1, a shell
 	root string    // of its file system, as seen from outside
 }
 
-// The files are on a file system of the engine's own. crash is the end of the
-// engine alone, whose containers live on; cut is what a power cut is. The
-// socket has a name of its own: before the mounts are made, /run is the machine's.
-const ownEngineScript = `
-	mount -t proc proc /proc
-	mount -t tmpfs tmpfs /run
-	mount -t tmpfs tmpfs /etc/docker
-	start() {
-		dockerd --host "unix:///run/$0.sock" --log-level warn --data-root /run/data --storage-driver vfs --bridge none --iptables=false \
-			--exec-opt native.cgroupdriver=cgroupfs --cgroup-parent "/$0" </dev/null >>/run/dockerd.log 2>&1 &
-	}
-	crash() {
-		pids="$(cat /run/docker.pid) $(cat /run/docker/containerd/containerd.pid)"
-		kill -KILL $pids || : # the first may take the second with it
-		while kill -0 $pids 2>/dev/null; do sleep 0.05; done
-	}
-	cut() {
-		kill -KILL -1
-		set -- /proc/[1-9]*
-		while [ $# != 1 ]; do sleep 0.05; set -- /proc/[1-9]*; done
-	}
-	while read -r command; do $command; done`
+// The engine starts; ends alone, while its containers live on; and ends with all
+// of the node's processes.
+var engineCommands = map[string]string{
+	"start": "engine " + project() + " --log-level warn --bridge none --iptables=false",
+	"crash": "crash dockerd containerd",
+	"cut":   "power_cut",
+}
+
+const volumes = "/var/lib/docker/volumes"
 
 func startOwnEngine(t *testing.T) *ownEngine {
 	t.Helper()
@@ -64,11 +49,14 @@ func startOwnEngine(t *testing.T) *ownEngine {
 	for _, program := range [][2]string{{"dockerd", "docker.io"}, {"containerd", "containerd"}, {"runc", "runc"}, {"bash", "bash"}} {
 		testkit.Need(t, program[0], program[1])
 	}
-	// bash, because as process 1 it takes note of the death of orphans.
-	init := exec.Command("bash", "-euc", ownEngineScript, project())
-	init.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC, Unshareflags: unix.CLONE_NEWNS}
-	var said bytes.Buffer
-	init.Stdout, init.Stderr = &said, &said
+	init := exec.Command("../deploy/lab.sh", "node", project())
+	init.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS, Unshareflags: unix.CLONE_NEWNS}
+	var errs bytes.Buffer
+	init.Stderr = &errs
+	said, err := init.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	tell, err := init.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -78,15 +66,21 @@ func startOwnEngine(t *testing.T) *ownEngine {
 	}
 	e := &ownEngine{tell: tell, root: fmt.Sprintf("/proc/%d/root", init.Process.Pid)}
 	t.Cleanup(func() {
-		log, _ := os.ReadFile(e.root + "/run/dockerd.log")
+		log, _ := os.ReadFile(e.root + "/var/log/dockerd.log")
 		_ = tell.Close() // the shell ends, and the kernel kills all that it started
 		_ = init.Wait()
 		if t.Failed() {
-			t.Logf("the engine says:\n%s%s", said.String(), log)
+			t.Logf("the engine says:\n%s%s", &errs, log)
 		}
-		await(t, "the control groups to be empty", func() bool { return removeGroups(project()) == nil })
+		await(t, "the control groups to be empty", func() bool {
+			return exec.Command("../deploy/lab.sh", "remove_groups", project()).Run() == nil
+		})
 	})
-	if e.Client, err = client.NewClientWithOpts(client.WithHost("unix://"+e.root+"/run/"+project()+".sock"), client.WithAPIVersionNegotiation()); err != nil {
+	// Before the node has its folders, /run is the machine's.
+	if _, err := bufio.NewReader(said).ReadString('\n'); err != nil {
+		t.Fatalf("start a node: %v\n%s", err, &errs)
+	}
+	if e.Client, err = client.NewClientWithOpts(client.WithHost("unix://"+e.root+"/run/docker.sock"), client.WithAPIVersionNegotiation()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = e.Close() })
@@ -98,7 +92,7 @@ func startOwnEngine(t *testing.T) *ownEngine {
 // do has the shell start or end the engine.
 func (e *ownEngine) do(t *testing.T, command string) {
 	t.Helper()
-	if _, err := io.WriteString(e.tell, command+"\n"); err != nil {
+	if _, err := io.WriteString(e.tell, engineCommands[command]+"\n"); err != nil {
 		t.Fatal(err)
 	}
 	await(t, command+" of the engine", func() bool {
@@ -176,33 +170,6 @@ func (e *ownEngine) serves(t *testing.T, before map[string]string) (now map[stri
 	return now
 }
 
-// removeGroups removes control groups, which the kernel keeps when their
-// processes have been killed.
-func removeGroups(name string) error {
-	tops, _ := filepath.Glob("/sys/fs/cgroup/*/" + name)
-	for _, top := range append(tops, "/sys/fs/cgroup/"+name) {
-		if _, err := os.Readlink(filepath.Dir(top)); err == nil {
-			continue // another name of one of the others
-		}
-		var dirs []string
-		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-			if err == nil && d.IsDir() {
-				dirs = append(dirs, path)
-			}
-			return nil
-		})
-		for _, dir := range slices.Backward(dirs) {
-			if err == nil {
-				err = unix.Rmdir(dir)
-			}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // A hostTransfer is as a transfer, by a client that is no container.
 type hostTransfer struct {
 	client     *exec.Cmd
@@ -278,7 +245,7 @@ func TestF35StackComesBackByItself(t *testing.T) {
 		e := startOwnEngine(t)
 		e.up(t)
 		runs := e.serves(t, nil)
-		sockets := e.root + "/run/data/volumes/sockets/_data"
+		sockets := e.root + volumes + "/sockets/_data"
 		tr := startHostTransfer(t, sockets+"/uds_socket")
 		for _, end := range ends {
 			e.do(t, end)
@@ -301,7 +268,7 @@ func TestF35StackComesBackByItself(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := e.ContainerStart(t.Context(), "server", container.StartOptions{})
-		if err == nil || !strings.Contains(err.Error(), "/run/data/volumes/sockets/_data") {
+		if err == nil || !strings.Contains(err.Error(), volumes+"/sockets/_data") {
 			t.Errorf("start without the volume's directory: %v", err)
 		}
 		for _, name := range []string{"client", "server"} {
