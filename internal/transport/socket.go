@@ -319,7 +319,7 @@ func (c *Conn) Detach() (fd int, err error) {
 	if own, ok := c.Conn.(*uds.Conn); ok {
 		return fd, own.Conn.Close() // the client's name is for Close to remove
 	}
-	return fd, c.Conn.Close()
+	return fd, c.Close()
 }
 
 // Send sends a message over a connection, whole or not at all. A message larger
