@@ -13,6 +13,8 @@ set -Eeuo pipefail
 trap 'echo "$(basename "$0"): line $LINENO of ${BASH_SOURCE[0]} failed: $BASH_COMMAND" >&2' ERR
 shopt -s nullglob
 
+# shellcheck disable=SC2034 # for those who source this
+self=$(realpath "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 lab=/dev/shm          # in the lab: a file system of its own, in memory, which the nodes see
 logs=$lab/logs        # what the clients of NODE counted, in files NODE.*
