@@ -68,10 +68,11 @@ make_groups() { # make_groups NODE
 }
 
 remove_groups() {
-	local root
+	local root busy=0
 	for root in $(roots); do
-		[ ! -d "$root/$group" ] || find "$root/$group" -depth -type d -exec rmdir {} +
+		[ ! -d "$root/$group" ] || find "$root/$group" -depth -type d -exec rmdir {} + || busy=1
 	done
+	return "$busy"
 }
 
 root() { # root INSTEAD: what those do who are not root
