@@ -80,7 +80,7 @@ kubernetes-test: # the demonstration, tried and counted for docs/faults.md, as r
 kubernetes-existing: # the same, without the faults, on the cluster that kubectl reaches (KUBECONFIG)
 	@deploy/kubernetes.sh existing
 
-kubernetes-scale: .bin/kubernetes/kubelet .bin/kubernetes/kwok # docs/scale.csv and .png: 10 to 5,000 nodes, played by KWOK
+kubernetes-scale: .bin/kubernetes/kubelet .bin/kubernetes/kwok # docs/scale.csv and .png: nodes that KWOK plays, SCALE of them
 	@echo 'nodes,all Pods ready (s),update 100 % (s),update 10 % (s),update 1 (s),API server (MiB),etcd (MiB),requests a second' >.bin/scale.csv
 	@for nodes in $(SCALE); do deploy/kubernetes.sh scale $$nodes >>.bin/scale.csv || exit 1; done
 	@mv .bin/scale.csv docs/scale.csv

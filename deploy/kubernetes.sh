@@ -390,7 +390,7 @@ existing:)
 scale:)
 	root "$instead"
 	install
-	enter "$instead" "$0" "$@"
+	enter "$instead" "$self" "$@"
 	;;
 demo: | shell:)
 	root "$instead"
@@ -398,7 +398,7 @@ demo: | shell:)
 	install
 	images/build.sh
 	printf 'FROM udsecho-client:latest\nENTRYPOINT ["sleep", "1000000000"]\n' | docker build -q -t udsecho-pause:latest - >/dev/null 2>&1
-	enter "$instead" "$0" "$@"
+	enter "$instead" "$self" "$@"
 	;;
 *) die 'demo, existing, shell or scale: see its first lines' ;;
 esac

@@ -13,6 +13,8 @@ set -Eeuo pipefail
 trap 'echo "$(basename "$0"): line $LINENO of ${BASH_SOURCE[0]} failed: $BASH_COMMAND" >&2' ERR
 shopt -s nullglob
 
+# shellcheck disable=SC2034 # for those who source this
+self=$(realpath "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 lab=/dev/shm          # in the lab: a file system of its own, in memory, which the nodes see
 logs=$lab/logs        # what the clients of NODE counted, in files NODE.*
@@ -66,10 +68,11 @@ make_groups() { # make_groups NODE
 }
 
 remove_groups() {
-	local root
+	local root busy=0
 	for root in $(roots); do
-		[ ! -d "$root/$group" ] || find "$root/$group" -depth -type d -exec rmdir {} +
+		[ ! -d "$root/$group" ] || find "$root/$group" -depth -type d -exec rmdir {} + || busy=1
 	done
+	return "$busy"
 }
 
 root() { # root INSTEAD: what those do who are not root

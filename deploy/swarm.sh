@@ -123,5 +123,5 @@ else
 		need "${program%:*}" "${program#*:}"
 	done
 	images/build.sh
-	enter "$instead" "$0"
+	enter "$instead" "$self"
 fi

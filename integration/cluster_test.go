@@ -186,7 +186,7 @@ func inventory(t *testing.T) (left things) {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if regexp.MustCompile(`^(lab|node) |/etc/resolv.conf|/kubelet|/netns`).MatchString(line) {
+		if regexp.MustCompile(`^(lab|node) |/etc/resolv.conf|/kubelet| /run/netns/`).MatchString(line) {
 			left.mounts = append(left.mounts, line)
 		}
 	}
