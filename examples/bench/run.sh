@@ -3,11 +3,11 @@
 # TCP on a bridge, with the same containers: the median of some rounds, which
 # interleave the two, with its range. `make bench-examples` calls it.
 #
-#     ROUNDS=9 SECONDS_EACH=5 make bench-examples
+#     ROUNDS=7 SECONDS_EACH=5 make bench-examples
 set -eu
 cd "$(dirname "$0")"
-rounds=${ROUNDS:-7}
-seconds=${SECONDS_EACH:-2}
+rounds=${ROUNDS:-15}
+seconds=${SECONDS_EACH:-1}
 ../../images/base.sh -q --debian
 # shellcheck source=examples/lib.sh
 . ../lib.sh

@@ -7,6 +7,7 @@ data=/var/lib/postgresql/data
 # PostgreSQL's own lock files name a process, and every PostgreSQL is process 1 of
 # its container: a second one would take a running one's for its own. The kernel
 # frees these two when process 1 dies, whatever kills it.
+umask 077 # a client that could read the files could hold the locks
 exec 8>>/var/run/postgresql/lock 9>>/var/lib/postgresql/lock
 if ! flock -n 8 || ! flock -n 9; then
 	echo 'start.sh: another PostgreSQL serves this socket or this data: stop it first' >&2
@@ -17,7 +18,7 @@ if [ ! -d "$data" ]; then
 	# Under another name until it is complete, so that a kill on the way leaves nothing half made.
 	rm -rf "$data.new"
 	initdb --pgdata="$data.new" --username=db --auth=peer --locale=C.UTF-8 >/dev/null
-	# A role without a password: the kernel says who may be it.
+	# No password: pg_hba.conf leaves it to the kernel who may be app.
 	printf '%s\n' 'CREATE ROLE app LOGIN' 'CREATE DATABASE app OWNER app' |
 		postgres --single -c exit_on_error=true -D "$data.new" postgres >/dev/null
 	mv "$data.new" "$data"
