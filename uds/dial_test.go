@@ -99,7 +99,7 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 			t.Parallel()
 			d := dir(t)
 			tt.make(t, d+"/s")
-			// With a name: nothing of it must be left.
+			// With a client socket of its own: its file must be removed.
 			_, err := uds.Dial(t.Context(), stream(d+"/s").String(), uds.DialConfig{Bind: d + "/client"})
 			wantError(t, err, tt.errno, append(tt.words, "connect stream:"+d+"/s")...)
 			gone(t, d+"/client")
@@ -184,7 +184,7 @@ func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
 			t.Errorf("the server sees %q, not %q", got, name)
 		}
 		if name[0] != '@' {
-			// The server, maybe of another user, answers datagrams through it.
+			// The server, maybe run by another user, sends datagrams to it.
 			info, err := os.Lstat(name)
 			check(t, err)
 			if info.Mode().Perm() != 0o666 {
@@ -197,7 +197,7 @@ func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
 	}
 }
 
-// Its server may be another user, who writes to the client's socket file.
+// The server may run as another user, and writes to the client's socket file.
 func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -226,8 +226,8 @@ func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 	}
 }
 
-// The file's mode lets everybody in, but only after connect(2) has closed the
-// socket to all but the server.
+// The file's mode gives every user access, but only after connect(2) has
+// closed the socket to all but the server.
 func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -240,7 +240,7 @@ func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
 	if o := client.outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
 	}
-	// The last of the clients stays until the stranger has met one.
+	// The last client stays until the stranger has tried to connect to one.
 	for poking.line(t) != "EPERM" {
 	}
 	check(t, poking.in.Close())
@@ -248,7 +248,7 @@ func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
 	if passed == "EACCES" {
 		passed = poking.line(t)
 	}
-	// Only root can have somebody else be the stranger.
+	// Only root can start the stranger as another user.
 	if os.Geteuid() == 0 && passed != "0" {
 		t.Errorf("the stranger got %s datagrams in", passed)
 	}
@@ -336,15 +336,16 @@ func TestPeerCredIsWhoConnected(t *testing.T) {
 	}
 }
 
-// A socket that is closed while its file is still there leaves the inode to
-// somebody else's, which would be taken for it, and removed.
+// If a socket is closed while its file still exists, its inode may be reused
+// for a file of another process. That file would be mistaken for the socket,
+// and removed.
 func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	var name atomic.Pointer[string] // of the client that dials now
 	done := make(chan struct{})
 	looking := make(chan struct{})
-	met := 0 // clients that were met alive
+	met := 0 // clients that the stranger found alive
 	go func() {
 		defer close(looking)
 		for last := ""; ; {
@@ -357,8 +358,8 @@ func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 			if now == nil {
 				continue
 			}
-			// While it is open it can be connected to; without a listener
-			// that is a matter of datagrams.
+			// While the socket is open it can be connected to; without a
+			// listener, only a datagram socket can.
 			switch err := uds.Connects(uds.Datagram, *now); {
 			case err == nil && *now != last:
 				met++
