@@ -35,7 +35,7 @@ type benchCmd struct {
 	Plot        string           `placeholder:"FILE" help:"Draw latency and throughput, to a file .svg or .png."`
 }
 
-// Validate turns away what makes no sense.
+// Validate rejects values that make no sense.
 func (c *benchCmd) Validate() error {
 	for _, s := range c.Size {
 		if s < 1 || s > 16<<20 {

@@ -40,7 +40,7 @@ type echoCmd struct {
 	cli.LogFlags
 }
 
-// Validate turns away what makes no sense.
+// Validate rejects values that make no sense.
 func (c *echoCmd) Validate() error {
 	switch {
 	case c.Connect.Type == transport.Files:
@@ -61,7 +61,7 @@ func (c *echoCmd) Validate() error {
 	return c.validate(c.Connect.Type)
 }
 
-// Run sends and takes back.
+// Run sends and receives the echo.
 func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", transcript.Escape(c.Connect.String())).Msg("connecting to " + transcript.Escape(c.Connect.Path))
@@ -95,7 +95,7 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 		err = client.Message(ctx, conn, []byte(c.Message), out)
 	}
 	if typed && ctx.Err() != nil {
-		err = nil // Ctrl-C is one way to end what is typed
+		err = nil // Ctrl-C is one way to end typed input
 	}
 	if closeErr := out.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("write the output: %w", closeErr)
@@ -106,14 +106,14 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	return err
 }
 
-// dial connects under a name of the client's own.
+// dial connects, and binds the client's own name.
 func (c *echoCmd) dial(ctx context.Context, name string) (*transport.Conn, error) {
 	return c.dialRequired(ctx, c.Connect, transport.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
 }
 
-// nextName is the client's own name after name, for another connection. Over
-// datagrams it is another one: what a slow server still sends to the old one is
-// no answer to what was sent over the new.
+// nextName returns the client's own name for another connection after name.
+// Over datagrams it is a new name: what a slow server still sends to the old
+// name is not an answer to a message sent under the new one.
 func nextName(name string, t transport.Type) string {
 	switch {
 	case name == "" || t != transport.Datagram:
@@ -125,8 +125,8 @@ func nextName(name string, t transport.Type) string {
 	}
 }
 
-// ownName is the name of the client's own socket by --bind, "" for none. For a
-// datagram socket it is absolute, as the server looks it up in its own
+// ownName returns the name of the client's own socket by --bind, "" for none.
+// For a datagram socket it is absolute, as the server looks it up in its own
 // directory.
 func ownName(bind string, a transport.Addr) string {
 	if a.Type == transport.Datagram && bind != "none" {
@@ -150,8 +150,8 @@ func bindName(bind string, a transport.Addr) string {
 	}
 }
 
-// dial connects; it tries again for as long as patience allows where no server
-// is there yet: the path is missing or stale, or the backlog is full.
+// dial connects. It tries again for as long as patience allows if no server is
+// there yet: the path is missing or stale, or the backlog is full.
 func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, patience time.Duration) (*transport.Conn, error) {
 	if patience == 0 {
 		conn, err := config.Dial(ctx, a)
@@ -163,7 +163,7 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 		}
 		return conn, err
 	}
-	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back as one
+	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back at the same moment
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
 	conn, err := backoff.Retry(ctx, func() (*transport.Conn, error) {
 		conn, err := config.Dial(ctx, a)
@@ -181,7 +181,7 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 	return conn, err
 }
 
-// requireFlags are whom a client expects to serve.
+// requireFlags name the user and group that must run the server.
 type requireFlags struct {
 	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user (default: whoever serves)."`
 	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: whoever serves)."`
@@ -196,7 +196,7 @@ func (f requireFlags) validate(t transport.Type) error {
 
 func (f requireFlags) required() bool { return f.RequireUID != nil || f.RequireGID != nil }
 
-// dialRequired is dial to no other server than the one that is required.
+// dialRequired is dial, but it rejects a server that is not the required one.
 func (f requireFlags) dialRequired(ctx context.Context, a transport.Addr, config transport.DialConfig, patience time.Duration) (*transport.Conn, error) {
 	conn, err := dial(ctx, a, config, patience)
 	if err != nil {
@@ -209,7 +209,7 @@ func (f requireFlags) dialRequired(ctx context.Context, a transport.Addr, config
 	return conn, nil
 }
 
-// check refuses a server of another user or group before a byte is sent to it.
+// check rejects a server of another user or group before a byte is sent to it.
 func (f requireFlags) check(conn *transport.Conn) error {
 	if !f.required() {
 		return nil

@@ -32,7 +32,7 @@ type forwardCmd struct {
 	cli.LogFlags
 }
 
-// Validate refuses what makes no sense, and completes tcp:.
+// Validate rejects values that make no sense, and completes tcp:.
 func (c *forwardCmd) Validate() error {
 	for i, a := range c.Listen {
 		if host, port, err := net.SplitHostPort(a.Path); a.Type == transport.TCP && err == nil && host == "" {
@@ -63,7 +63,7 @@ func (c *forwardCmd) Validate() error {
 	return cmp.Or(c.validate(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
 }
 
-// joins refuses a listening address that the target cannot serve.
+// joins rejects a listening address that the target cannot serve.
 func (c *forwardCmd) joins(a transport.Addr) error {
 	bytes := func(t transport.Type) bool { return t == transport.Stream || t == transport.TCP }
 	switch {
@@ -85,7 +85,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	sockets, _, err := serving.Sockets(config, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {
-			err = c.joins(s.Addr) // it may come from systemd
+			err = c.joins(s.Addr) // the address may come from systemd
 		}
 		if s.Addr.Type == transport.TCP && !loopback(s.Addr.Path) {
 			log.Warn().Msg(transcript.Escape(s.Addr.String()) + ": TCP knows no users: whoever reaches this address can use the target")
@@ -107,7 +107,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		beside += relay.MaxHeld
 	}
 	server := c.Config(sockets, 2, beside, log)
-	server.Chunk = 1024 // of health checks
+	server.Chunk = 1024 // for health checks
 	server.Relay = relay.New(relay.Config{
 		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
 		Record: recorder, Log: log,
@@ -118,13 +118,13 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 func (c *forwardCmd) dial(ctx context.Context) (*transport.Conn, error) {
 	var config transport.DialConfig
 	if c.Connect.Type == transport.Datagram {
-		config.Bind = ownName(c.Bind, c.Connect) // each a new one
+		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
 	return c.dialRequired(ctx, c.Connect, config, c.Retry)
 }
 
-// loopback reports whether only this machine, or this container, reaches an
-// address.
+// loopback reports whether an address can be reached only from this machine,
+// or this container.
 func loopback(hostPort string) bool {
 	host, _, _ := net.SplitHostPort(hostPort)
 	ip, err := netip.ParseAddr(host)

@@ -22,7 +22,7 @@ type inspectCmd struct {
 	Format string   `default:"table" enum:"table,json" placeholder:"FORMAT" help:"table for people, json for programs, one object a line (default: ${default})."`
 }
 
-// Validate takes the path out of an address, and turns away what is none.
+// Validate takes the path out of an address, and rejects an invalid one.
 func (c *inspectCmd) Validate() error {
 	for i, s := range c.Path {
 		form, path, ok := strings.Cut(s, ":")
@@ -39,7 +39,7 @@ func (c *inspectCmd) Validate() error {
 	return nil
 }
 
-// Run looks at all paths, also after one that it cannot look at.
+// Run inspects all paths, and continues after a path that it cannot inspect.
 func (c *inspectCmd) Run(std cli.Std) error {
 	var failed []string
 	for _, path := range c.Path {

@@ -1,6 +1,6 @@
 //go:build linux
 
-// Command client sends to a Unix domain socket and prints what comes back.
+// Command client sends to a Unix domain socket and prints the reply.
 //
 //	client [--connect ADDR] [MESSAGE]
 //	client [--connect ADDR] - < FILE
@@ -14,9 +14,9 @@
 //	client share [--connect files:PATH] FILE...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
-// stream:PATH. Files are handed over at files:PATH. For comparison there are
-// tcp:HOST:PORT and udp:HOST:PORT. The payload goes to standard output and
-// nothing else does; events go to standard error.
+// stream:PATH. Files are sent to files:PATH. For comparison there are
+// tcp:HOST:PORT and udp:HOST:PORT. Only the payload goes to standard output;
+// events go to standard error.
 package main
 
 import (
@@ -44,8 +44,8 @@ type commands struct {
 }
 
 func main() {
-	// A reader of the output that goes away must not end the process before
-	// it has removed its socket: the write fails instead.
+	// If the reader of the output ends, SIGPIPE must not end this process
+	// before it has removed its socket: the write fails instead.
 	signal.Ignore(syscall.SIGPIPE)
 	os.Exit(cli.Main("client", "Send to a Unix domain socket and print what comes back.", &commands{},
 		[]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP},

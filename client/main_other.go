@@ -1,7 +1,7 @@
 //go:build !linux
 
-// Command client runs on Linux; elsewhere it says so, and is not a page of
-// names that package unix does not have there.
+// Command client runs on Linux. On other systems it prints that, because
+// package unix does not have the needed names there.
 package main
 
 import (

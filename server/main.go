@@ -1,14 +1,14 @@
 //go:build linux
 
-// Command server echoes what it receives on Unix domain sockets, until it is
-// told to stop.
+// Command server echoes everything that it receives on Unix domain sockets,
+// until it is told to stop.
 //
 //	server [--listen ADDR]... [--mode OCTAL] [--chunk BYTES] [--takeover]
 //	server [--allow-uid UID]... [--max-connections N] [--admin ADDR] ...
 //	server healthcheck [--listen ADDR]...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
-// stream:PATH. On files:PATH it reads the files that clients hand over. For
+// stream:PATH. On files:PATH it reads the files that clients send. For
 // comparison there are tcp:HOST:PORT and udp:HOST:PORT.
 package main
 

@@ -32,7 +32,7 @@ type serveCmd struct {
 	cli.LogFlags
 }
 
-// Validate turns away numbers that make no sense.
+// Validate rejects numbers that make no sense.
 func (c *serveCmd) Validate() error {
 	switch {
 	case c.Chunk < 1 || c.Chunk > 16<<20:
@@ -73,7 +73,8 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	sockets, handover, err := serving.Sockets(config, c.Listen, c.Takeover)
 	stopAdmin := func() {}
 	if err == nil {
-		// After the sockets: whoever gets an answer finds them, too.
+		// The admin socket comes after the sockets: a client that gets an
+		// answer from it finds them, too.
 		stopAdmin, err = c.startAdmin(ctx, stats, log)
 	}
 	if err != nil {
@@ -83,7 +84,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	defer stopAdmin()
 	each, beside := 1, 0
 	if serving.Has(sockets, transport.Files) {
-		each = 2 // and the file that a client has handed over
+		each = 2 // plus the file that a client has sent
 	}
 	if c.Admin != nil {
 		beside = adminConnections
@@ -97,8 +98,8 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	return server.Serve(ctx, sockets...)
 }
 
-// startAdmin serves --admin until stop is called: also while the echoes under
-// way run to their end.
+// startAdmin serves --admin until stop is called, also while echoes in flight
+// run to their end.
 func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zerolog.Logger) (stop func(), err error) {
 	if c.Admin == nil {
 		return func() {}, nil
@@ -110,7 +111,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zero
 	return a.start(context.WithoutCancel(ctx))
 }
 
-// absolute tells whether no path depends on the working directory.
+// absolute reports whether no path depends on the working directory.
 func (c *serveCmd) absolute() bool {
 	relative := func(a transport.Addr) bool { return a.Type.Unix() && !a.Abstract() && a.Path[0] != '/' }
 	return !slices.ContainsFunc(c.Listen, relative) && (c.Admin == nil || !relative(*c.Admin))

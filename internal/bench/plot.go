@@ -75,7 +75,7 @@ func title(row *Row) string {
 	return s
 }
 
-// latencies has the percentiles so that each step to the right is ten times
+// latencies plots the percentiles so that each step to the right is ten times
 // rarer.
 func latencies(rows []*Row) (*plot.Plot, error) {
 	p := plot.New()

@@ -16,11 +16,12 @@ type LogFlags struct {
 
 // Logger writes events to w: as their messages alone (plain), for people
 // (console), or one JSON object a line (json). The messages are the same in
-// all three; what varies, a peer or a count of bytes, is a typed field.
+// all three. Values that vary, such as a peer or a count of bytes, are typed
+// fields.
 func (f LogFlags) Logger(w io.Writer) zerolog.Logger {
 	level, err := zerolog.ParseLevel(f.LogLevel)
 	if err != nil {
-		panic(err) // the enum above admits a level that zerolog does not know
+		panic(err) // the enum above allows a level that zerolog does not know
 	}
 	switch f.LogFormat {
 	case "plain":
