@@ -49,12 +49,12 @@ func (c *benchCmd) Validate() error {
 	}
 	for _, a := range c.Connect {
 		if a.Type == transport.Files {
-			return fmt.Errorf("--connect %s: this address takes files and echoes nothing: leave it out", a)
+			return fmt.Errorf("--connect %s: this address takes files and echoes nothing; leave it out", a)
 		}
 	}
 	switch {
 	case len(c.Connect) == 0:
-		return errors.New("--connect: no address: write stream:PATH")
+		return errors.New("--connect: no address; write stream:PATH")
 	case c.Window < 1 || c.Window > 10_000:
 		return fmt.Errorf("--window %d: choose from 1 to 10000 messages", c.Window)
 	case c.Rate < 0:
@@ -69,7 +69,7 @@ func (c *benchCmd) Validate() error {
 		return fmt.Errorf("--spin %v: choose from 0s to 1s", c.Spin)
 	}
 	if ext := strings.ToLower(filepath.Ext(c.Plot)); c.Plot != "" && ext != ".svg" && ext != ".png" {
-		return fmt.Errorf("--plot %s: unknown format %q: name a file .svg or .png", c.Plot, ext)
+		return fmt.Errorf("--plot %s: unknown format %q; name a file .svg or .png", c.Plot, ext)
 	}
 	return nil
 }

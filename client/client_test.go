@@ -195,7 +195,7 @@ func TestServerThatClosesUnreadIsFailure(t *testing.T) {
 	if status := p.Status(t); status != 1 || p.Out.String() != message[:16] {
 		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.Err.String(), "client: the server closed the connection: 16 bytes are back of 42 sent")
+	wantWords(t, p.Err.String(), "client: received 16 of 42 bytes before the server closed the connection")
 }
 
 func TestServerThatClosesEarlyIsFailure(t *testing.T) {
@@ -212,7 +212,7 @@ func TestServerThatClosesEarlyIsFailure(t *testing.T) {
 	if status := p.Status(t); status != 1 || p.Out.String() != message[:16] {
 		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.Err.String(), "client: the server closed the connection: 16 bytes are back of ")
+	wantWords(t, p.Err.String(), "client: received 16 of ")
 }
 
 func TestBindNames(t *testing.T) {
@@ -257,7 +257,7 @@ func TestConnectToWhatIsNoSocketNamesIt(t *testing.T) {
 	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "ECONNREFUSED", "./uds_socket is a regular file, no socket")
+	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "ECONNREFUSED", "./uds_socket is a regular file, not a socket")
 	wantFiles(t, d, "uds_socket")
 }
 
@@ -271,7 +271,7 @@ func TestRefusesSocketOfAnotherType(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "EPROTOTYPE", "./uds_socket is a datagram socket: use datagram:./uds_socket")
+	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "EPROTOTYPE", "./uds_socket is a datagram socket; use datagram:./uds_socket")
 }
 
 func TestUsageErrorIsStatus2(t *testing.T) {
@@ -284,7 +284,7 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"--no-such-flag"}, "unknown flag --no-such-flag"},
 		{[]string{"one", "two"}, "two"},
 		{[]string{"--connect", "foo:bar"}, `unknown form "foo"`},
-		{[]string{"--connect", "tcp:localhost:http"}, "is no HOST:PORT"},
+		{[]string{"--connect", "tcp:localhost:http"}, "is not HOST:PORT"},
 		{[]string{"--connect", ""}, "path is empty"},
 		{[]string{"--connect", "datagram:d", "--bind", "none"}, "a datagram client without a name cannot be answered"},
 		{[]string{"--chunk=-1"}, "--chunk -1: choose from 1"},
@@ -321,8 +321,8 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 		network, words string
 		args           []string
 	}{
-		{"unix", "no answer for 1s: 0 bytes are back of ", []string{"--connect", "stream:s", "--chunk", "65536"}},
-		{"unixpacket", "no answer for 1s: 0 messages are back", []string{"--connect", "seqpacket:s", "--chunk", "65536", "--window", "1000"}},
+		{"unix", "no answer for 1s: received 0 of ", []string{"--connect", "stream:s", "--chunk", "65536"}},
+		{"unixpacket", "no answer for 1s: received 0 messages", []string{"--connect", "seqpacket:s", "--chunk", "65536", "--window", "1000"}},
 	} {
 		d := dir(t)
 		l, err := net.Listen(tt.network, d+"/s")

@@ -44,7 +44,7 @@ type echoCmd struct {
 func (c *echoCmd) Validate() error {
 	switch {
 	case c.Connect.Type == transport.Files:
-		return fmt.Errorf("--connect %s: this address takes files, no bytes: use client send-file or client share", c.Connect)
+		return fmt.Errorf("--connect %s: this address takes files, not bytes; use client send-file or client share", c.Connect)
 	case c.Chunk < 0 || c.Chunk > 16<<20:
 		return fmt.Errorf("--chunk %d: choose from 1 to %d bytes, or 0 for the default", c.Chunk, 16<<20)
 	case c.Window < 1 || c.Window > 1000:
@@ -56,7 +56,7 @@ func (c *echoCmd) Validate() error {
 	case c.Timeout < 0:
 		return fmt.Errorf("--timeout %v: choose 0s or more", c.Timeout)
 	case c.Bind == "none" && c.Connect.Type == transport.Datagram && !c.NoEcho:
-		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path, or --no-echo")
+		return errors.New("--bind none: a datagram client without a name cannot be answered; choose auto, DIR/ or a path, or --no-echo")
 	}
 	return c.validate(c.Connect.Type)
 }
@@ -189,7 +189,7 @@ type requireFlags struct {
 
 func (f requireFlags) validate(t transport.Type) error {
 	if f.required() && (!t.Unix() || !t.Connects()) {
-		return fmt.Errorf("--require-uid, --require-gid: the kernel does not tell who serves a %s socket: use stream or seqpacket", t)
+		return fmt.Errorf("--require-uid, --require-gid: the kernel does not report the server's user for a %s socket; use stream or seqpacket", t)
 	}
 	return nil
 }
@@ -224,9 +224,9 @@ func (f requireFlags) check(conn *transport.Conn) error {
 func (f requireFlags) checkCred(cred unix.Ucred) error {
 	switch {
 	case f.RequireUID != nil && cred.Uid != *f.RequireUID:
-		return fmt.Errorf("the server runs as user %d, not %d as --require-uid wants: nothing was sent; find out who serves there", cred.Uid, *f.RequireUID)
+		return fmt.Errorf("the server runs as user %d, not %d as --require-uid requires; nothing was sent; find out which server this is", cred.Uid, *f.RequireUID)
 	case f.RequireGID != nil && cred.Gid != *f.RequireGID:
-		return fmt.Errorf("the server runs as group %d, not %d as --require-gid wants: nothing was sent; find out who serves there", cred.Gid, *f.RequireGID)
+		return fmt.Errorf("the server runs as group %d, not %d as --require-gid requires; nothing was sent; find out which server this is", cred.Gid, *f.RequireGID)
 	}
 	return nil
 }

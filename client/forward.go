@@ -49,11 +49,11 @@ func (c *forwardCmd) Validate() error {
 	case c.Retry < 0:
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.PassFiles && (c.Connect.Type != transport.Stream && c.Connect.Type != transport.Seqpacket):
-		return fmt.Errorf("--pass-files: no descriptors pass to %s: use stream or seqpacket on both sides", c.Connect)
+		return fmt.Errorf("--pass-files: no descriptors pass to %s; use stream or seqpacket on both sides", c.Connect)
 	case c.Bind != "" && c.Connect.Type != transport.Datagram:
 		return fmt.Errorf("--bind %s: only sockets towards a datagram target have names", c.Bind)
 	case c.Bind != "" && c.Bind != "auto" && c.Bind != "none" && !strings.HasSuffix(c.Bind, "/"):
-		return fmt.Errorf("--bind %s: each client has a socket of its own towards the target: write auto, DIR/ or none", c.Bind)
+		return fmt.Errorf("--bind %s: each client has a socket of its own towards the target; write auto, DIR/ or none", c.Bind)
 	}
 	if c.Show != "" {
 		if err := record.Check(c.Show); err != nil {
@@ -70,9 +70,9 @@ func (c *forwardCmd) joins(a transport.Addr) error {
 	case a.Type == transport.UDP || a.Type == transport.Files || c.Connect.Type == transport.UDP || c.Connect.Type == transport.Files:
 		return fmt.Errorf("--listen %s, --connect %s: the relay joins stream and tcp, seqpacket and seqpacket, datagram and datagram", a, c.Connect)
 	case a.Type != c.Connect.Type && (!bytes(a.Type) || !bytes(c.Connect.Type)):
-		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join: use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)
+		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join; use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)
 	case c.PassFiles && !a.Type.Unix():
-		return fmt.Errorf("--pass-files: no descriptors pass from %s: use stream or seqpacket on both sides", a)
+		return fmt.Errorf("--pass-files: no descriptors pass from %s; use stream or seqpacket on both sides", a)
 	}
 	return nil
 }
@@ -88,7 +88,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 			err = c.joins(s.Addr) // the address may come from systemd
 		}
 		if s.Addr.Type == transport.TCP && !loopback(s.Addr.Path) {
-			log.Warn().Msg(transcript.Escape(s.Addr.String()) + ": TCP knows no users: whoever reaches this address can use the target")
+			log.Warn().Msg(transcript.Escape(s.Addr.String()) + ": TCP does not know users, so any process that reaches this address can use the target")
 		}
 	}
 	if err != nil {

@@ -33,13 +33,13 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		relay.Err.Await(t, 1, words)
 		relay.Terminate(t)
 	}
-	refused(dir(t), "turned a client away: connect stream:s: no such file or directory (ENOENT): nothing is at s")
+	refused(dir(t), "disconnected a client: connect stream:s: no such file or directory (ENOENT): nothing is at s")
 	d := dir(t)
 	packets, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
 	check(t, err)
-	refused(d, "turned a client away: connect stream:s: protocol wrong type for socket (EPROTOTYPE): s is a datagram socket")
+	refused(d, "disconnected a client: connect stream:s: protocol wrong type for socket (EPROTOTYPE): s is a datagram socket")
 	check(t, packets.Close())
-	refused(d, "turned a client away: connect stream:s: connection refused (ECONNREFUSED)")
+	refused(d, "disconnected a client: connect stream:s: connection refused (ECONNREFUSED)")
 
 	t.Run("late", func(t *testing.T) {
 		count++
@@ -70,7 +70,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		if n, err := dialAt(t, d, "stream:r").Read(make([]byte, 1)); n != 0 || err != io.EOF {
 			t.Errorf("%d bytes, %v", n, err)
 		}
-		relay.Err.Await(t, 1, "resource temporarily unavailable (EAGAIN): the server's backlog is full: keep trying (--retry waits for it)")
+		relay.Err.Await(t, 1, "resource temporarily unavailable (EAGAIN): the server's backlog is full; keep trying (--retry waits for it)")
 	})
 
 	t.Run("goes in the middle", func(t *testing.T) {

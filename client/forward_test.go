@@ -483,7 +483,7 @@ func TestForwardEndsConnectionsWithFilesItMayNotPass(t *testing.T) {
 		if got := <-heard; got != "" {
 			t.Errorf("the target got %q", got)
 		}
-		relay.Err.Await(t, 1, "turned a client away: the client's message carries file descriptors; --pass-files passes descriptors on")
+		relay.Err.Await(t, 1, "disconnected a client: the client's message carries file descriptors; --pass-files passes descriptors on")
 	}
 }
 
@@ -507,9 +507,9 @@ func TestForwardTurnsAwayWithItsReason(t *testing.T) {
 		args  []string
 		words string
 	}{
-		{[]string{"--require-uid", fmt.Sprint(me + 1)}, fmt.Sprintf("stream:s: the server runs as user %d, not %d as --require-uid wants: nothing was sent", me, me+1)},
-		{[]string{"--max-connections", "1"}, "1 connections are open, the most allowed"},
-		{[]string{"--idle-timeout", "10ms"}, "turned a client away: nothing has passed for 10ms"},
+		{[]string{"--require-uid", fmt.Sprint(me + 1)}, fmt.Sprintf("stream:s: the server runs as user %d, not %d as --require-uid requires; nothing was sent", me, me+1)},
+		{[]string{"--max-connections", "1"}, "connection limit (1) reached"},
+		{[]string{"--idle-timeout", "10ms"}, "disconnected a client: nothing has passed for 10ms"},
 	} {
 		relay := forward(t, d, "stream:r", "stream:s", tt.args...)
 		first := dialAt(t, d, "stream:r")
@@ -616,7 +616,7 @@ func TestForwardUsage(t *testing.T) {
 		{"--listen r --connect tcp:127.0.0.1:1 --pass-files", "--pass-files: no descriptors pass to tcp"},
 		{"--listen tcp::7000 --connect s --pass-files", "--pass-files: no descriptors pass from tcp"},
 		{"--listen tcp::7000 --connect s --allow-uid 1", "need a Unix socket"},
-		{"--listen r --connect tcp:127.0.0.1:1 --require-uid 1", "the kernel does not tell who serves a tcp socket"},
+		{"--listen r --connect tcp:127.0.0.1:1 --require-uid 1", "the kernel does not report the server's user for a tcp socket"},
 		{"--listen r --connect s --show text", "write hex, json, or the name of a file that ends in .pcapng"},
 		{"--listen r --connect s --bind auto", "only sockets towards a datagram target have names"},
 		{"--listen datagram:r --connect datagram:s --bind me", "write auto, DIR/ or none"},

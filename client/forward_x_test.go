@@ -85,5 +85,5 @@ func TestForwardPassesMemoryToAnXServer(t *testing.T) {
 	if picture, err := grab(t, d+"/q"); err == nil {
 		t.Errorf("without --pass-files: %x", picture)
 	}
-	relay.Err.Await(t, 1, "turned a client away: the client's message carries file descriptors; --pass-files passes descriptors on")
+	relay.Err.Await(t, 1, "disconnected a client: the client's message carries file descriptors; --pass-files passes descriptors on")
 }

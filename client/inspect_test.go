@@ -125,7 +125,7 @@ func TestInspectSocketsOfSocat(t *testing.T) {
 		listener := who(socat.Pid(), "socat")
 		if strings.Contains(tt.address, "RECV") {
 			ready = "starting data transfer loop"
-			listener = who(0, "") + "; of a datagram socket the kernel does not tell more"
+			listener = who(0, "") + "; for datagram sockets, the kernel reports only the owner"
 		}
 		socat.Err.Await(t, 1, ready)
 		wantLines(t, inspect(t, d, "s"), fmt.Sprintf("  type      %s\n  state     live\n  listener  %s\n  %s\n", tt.typ, listener, tt.state))
@@ -184,8 +184,8 @@ func TestInspectAFullBacklog(t *testing.T) {
 	// That one's own connection, although closed, waits too now.
 	wantLines(t, inspect(t, d, "stream:s"), `  type      stream socket
   state     live
-  listener  `+who(0, "")+`; only who gets connected is told more
-  backlog   full: 3 of 2 connections wait, the kernel lets one more in
+  listener  `+who(0, "")+`; the kernel reports more only to a connected client
+  backlog   full: 3 of 2 connections wait, the kernel admits one more
 `)
 }
 
@@ -204,8 +204,8 @@ func TestInspectWhatNobodyServes(t *testing.T) {
 	check(t, err)
 	stale.SetUnlinkOnClose(false)
 	check(t, stale.Close())
-	wantLines(t, inspect(t, d, "stale"), "  type      socket\n  state     stale: nobody serves it\n")
-	wantLines(t, inspect(t, d, "dangling"), "  type      symbolic link that leads to nothing\n")
+	wantLines(t, inspect(t, d, "stale"), "  type      socket\n  state     stale: no process serves it\n")
+	wantLines(t, inspect(t, d, "dangling"), "  type      symbolic link, whose target is missing\n")
 	wantLines(t, inspect(t, d, "stream"), "  type      regular file\n")
 	wantLines(t, inspect(t, d, "."), "  type      directory\n")
 	wantFiles(t, d, "dangling", "link", "stale", "stream", "uds_socket")
@@ -219,13 +219,13 @@ func TestInspectRefusals(t *testing.T) {
 		args   []string
 		words  string
 	}{
-		{1, []string{"missing"}, "client: inspect missing: no such file or directory (ENOENT): nothing is there: "},
+		{1, []string{"missing"}, "client: inspect missing: no such file or directory (ENOENT): nothing is there; "},
 		{1, []string{"@nobody" + d}, "no server has the name @nobody"},
 		{1, []string{"a\x1bb\xff"}, `client: inspect a\x1bb\xff: no such file`},
 		{2, nil, `expected "<path> ..."`},
 		{2, []string{""}, "the path is empty"},
 		{2, []string{"stream:"}, "the path is empty"},
-		{2, []string{"tcp:127.0.0.1:7000"}, "tcp:127.0.0.1:7000 is no path"},
+		{2, []string{"tcp:127.0.0.1:7000"}, "tcp:127.0.0.1:7000 is not a path"},
 		{2, []string{"--format", "xml", "."}, "--format must be one of"},
 	} {
 		status, stdout, stderr := run(t, d, "", append([]string{"inspect"}, tt.args...)...)
@@ -291,7 +291,7 @@ func TestInspectAsAStranger(t *testing.T) {
 		status         int
 		stdout, stderr string
 	}{
-		{"uds_socket", 0, "  state     live\n  listener  " + who(0, "") + "; only who gets connected is told more\n  backlog   0 of ", ""},
+		{"uds_socket", 0, "  state     live\n  listener  " + who(0, "") + "; the kernel reports more only to a connected client\n  backlog   0 of ", ""},
 		{"stale", 1, "  type      socket\n  state     cannot tell: permission denied\n", "cannot tell whether it is served: permission denied (EACCES): stale is owned by "},
 	} {
 		cmd := exec.CommandContext(t.Context(), testkit.Program("client"), "inspect", tt.path)

@@ -62,7 +62,7 @@ func TestWrongTypeIsAnErrorThatNamesTheRightOne(t *testing.T) {
 				if status != 1 || stdout != "" {
 					t.Errorf("exit status %d, output %q", status, stdout)
 				}
-				want := fmt.Sprintf("client: connect %s:s: protocol wrong type for socket (EPROTOTYPE): s is a %s socket: use %s:s\n", asked, real, real)
+				want := fmt.Sprintf("client: connect %s:s: protocol wrong type for socket (EPROTOTYPE): s is a %s socket; use %s:s\n", asked, real, real)
 				if diff := cmp.Diff(want, stderr); diff != "" {
 					t.Errorf("(-want +got):\n%s", diff)
 				}
@@ -135,7 +135,7 @@ func TestDatagramServerThatDoesNotAnswer(t *testing.T) {
 	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	wantWords(t, stderr, "client: no answer for 50ms: 0 messages are back", "paused or overloaded")
+	wantWords(t, stderr, "client: no answer for 50ms: received 0 messages", "paused or overloaded")
 	wantFiles(t, d, "s")
 }
 
@@ -149,7 +149,7 @@ func TestReplyOfAnotherLengthIsFailure(t *testing.T) {
 	if status := p.Status(t); status != 1 || p.Out.String() != "" {
 		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.Err.String(), "client: a message of 5 bytes came back as one of 4: that is no echo server")
+	wantWords(t, p.Err.String(), "client: a message of 5 bytes was answered with 4 bytes; the server is not an echo server")
 	wantFiles(t, d, "s")
 }
 
@@ -168,7 +168,7 @@ func TestSeqpacketServerThatClosesEarlyIsFailure(t *testing.T) {
 	if status := p.Status(t); status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, p.Err.String(), "client: the server closed the connection: 0 messages are back, the next of 5 bytes is not")
+	wantWords(t, p.Err.String(), "client: received 0 messages, but not the next one of 5 bytes, before the server closed the connection")
 	wantFiles(t, d, "s")
 }
 

@@ -134,7 +134,7 @@ func TestChildDoesNotOutliveItsParent(t *testing.T) {
 func TestChildCommandByItselfIsFailure(t *testing.T) {
 	t.Parallel()
 	status, stdout, stderr := run(t, dir(t), "", "pair-child")
-	if status != 1 || stdout != "" || stderr != "client: as the child of client pair: descriptor 3 is no stream socket\n" {
+	if status != 1 || stdout != "" || stderr != "client: as the child of client pair: descriptor 3 is not a stream socket\n" {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
 }

@@ -119,7 +119,7 @@ func TestShowLeavesAFileAlone(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "client: --show f.pcapng: the file exists, and is left alone: choose another name\n")
+	wantWords(t, stderr, "client: --show f.pcapng: the file exists, and is left alone; choose another name\n")
 	wantFiles(t, d, "f.pcapng")
 	if text, err := os.ReadFile(d + "/f.pcapng"); string(text) != "precious" {
 		t.Errorf("%q, %v", text, err)
@@ -230,7 +230,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 			testkit.Program("client"), "forward", "--listen", "r", "--connect", "s", "--show", "m/f.pcapng")
 		relay.Err.Await(t, 1, "waiting for a ")
 		pass(t, d)
-		relay.Err.Await(t, 1, "cannot write the record: write m/f.pcapng: no space left on device; relaying goes on")
+		relay.Err.Await(t, 1, "cannot write the record: write m/f.pcapng: no space left on device; relaying continues")
 		inside := fmt.Sprintf("/proc/%d/root%s/m/", relay.Pid(), d)
 		f, err := os.Open(inside + "f.pcapng") // which the relay's end does not take away
 		check(t, err)
@@ -267,7 +267,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 		if status := relay.Terminate(t); status != 0 {
 			t.Errorf("exit status %d", status)
 		}
-		wantWords(t, relay.Err.String(), "cannot write the record: write /dev/stdout: broken pipe; relaying goes on")
+		wantWords(t, relay.Err.String(), "cannot write the record: write /dev/stdout: broken pipe; relaying continues")
 		if lost := lostAtLast(t, relay); lost < 4*rounds {
 			t.Errorf("%d pieces are lost", lost)
 		}

@@ -33,7 +33,7 @@ type filesFlags struct {
 func (c *filesFlags) Validate() error {
 	switch {
 	case c.Connect.Type != transport.Files:
-		return fmt.Errorf("--connect %s: this address takes bytes, no files: write files:PATH, where the server listens on that", c.Connect)
+		return fmt.Errorf("--connect %s: this address takes bytes, not files; write files:PATH, if the server listens there", c.Connect)
 	case c.Retry < 0:
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.Timeout < 0:
@@ -90,7 +90,7 @@ type sendFileCmd struct {
 // Validate rejects a file that cannot be sent.
 func (c *sendFileCmd) Validate() error {
 	if slices.Contains(c.File, "-") {
-		return errors.New("send-file -: standard input may be no file: use client share -, or ./- for a file of this name")
+		return errors.New("send-file -: standard input may be no file; use client share -, or ./- for a file of this name")
 	}
 	return c.filesFlags.Validate()
 }

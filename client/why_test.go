@@ -50,9 +50,9 @@ func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
 	}{
 		{0o755, 0, ""},
 		{0o750, 10000, ""},
-		{0o750, 10001, "Group 10001 lets it in: group_add in Compose"},
-		{0o700, 10000, "chmod g+x lets its group in, which this process has"},
-		{0o700, 10001, "Group 10001 with chmod g+x lets it in, or user 0"},
+		{0o750, 10001, "Group 10001 has permission: use group_add in Compose"},
+		{0o700, 10000, "chmod g+x gives permission to its group, which this process has"},
+		{0o700, 10001, "Group 10001 with chmod g+x has permission, or user 0"},
 	} {
 		check(t, os.Chown(d+"/a", 0, tt.gid))
 		check(t, os.Chmod(d+"/a", tt.mode))
@@ -61,7 +61,7 @@ func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
 			if tt.words == "" && got != "" {
 				t.Errorf("%v: %q", tt, got)
 			} else if tt.words != "" {
-				wantWords(t, got, d+"/a does not let this process search it: it is "+fmt.Sprintf("%04o", tt.mode), tt.words, "this process is user 10003, group 10003, groups [10000]")
+				wantWords(t, got, d+"/a denies this process permission to search it: its mode is "+fmt.Sprintf("%04o", tt.mode), tt.words, "this process is user 10003, group 10003, groups [10000]")
 			}
 		}
 	}
@@ -70,7 +70,7 @@ func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
 	check(t, os.Chmod(d+"/a/b/s", 0o660))
 	check(t, os.Chown(d+"/a/b/s", 0, 10001))
 	got := why(t, d, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10003, Gid: 10003}}, testkit.Program("client"), "inspect", "a/b/s")
-	wantWords(t, got, d+"/a/b/s does not let this process connect to it: it is 0660 of user 0 (root), group 10001", "Group 10001 lets it in")
+	wantWords(t, got, d+"/a/b/s denies this process permission to connect to it: its mode is 0660, of user 0 (root), group 10001", "Group 10001 has permission")
 }
 
 func TestInspectSaysThatTheFileItselfIsAMount(t *testing.T) {
@@ -94,8 +94,8 @@ func TestInspectSaysThatTheFileItselfIsAMount(t *testing.T) {
 		t.Errorf("exit status %d\n%s", status, &p.Err)
 	}
 	wantWords(t, p.Out.String(), "state     live\n", "why       it is itself a mount: when its server starts again and makes a new file, this one stays the old. Mount the directory, not the file\n",
-		"state     stale: nobody serves it\n", "why       it is itself a mount, and the file that was mounted is deleted: its server has started again and made a new one. Mount the directory",
-		"mount     read-only: it keeps others from replacing the socket, not from talking to it\n")
+		"state     stale: no process serves it\n", "why       it is itself a mount, and the file that was mounted is deleted: its server has started again and made a new one. Mount the directory",
+		"mount     read-only: the socket cannot be replaced through it, but clients can connect\n")
 	t.Logf("%s", &p.Out)
 }
 
@@ -113,7 +113,7 @@ func TestInspectSaysThatAFileSystemCarriesNoSockets(t *testing.T) {
 	defer func() { check(t, l.Close()) }()
 	got := why(t, d, nil, "unshare", "-m", "sh", "-ec", `fuse-overlayfs -o lowerdir=lower,upperdir=upper,workdir=work merged
 		trap 'umount merged' EXIT; "$CLIENT" inspect merged/s`)
-	wantWords(t, got, "it is on fuse.fuse-overlayfs (fuse-overlayfs): a socket there serves only those who see it through the same mount of the same kernel as its server")
+	wantWords(t, got, "it is on fuse.fuse-overlayfs (fuse-overlayfs): a socket there works only for processes that see it through the same mount of the same kernel as its server")
 }
 
 func TestInspectSaysWhoIsWhoInAUserNamespace(t *testing.T) {

@@ -186,7 +186,7 @@ func TestPauseByTheEngineIsWaitedForOrTold(t *testing.T) {
 	// Its end tells that 5 s are over.
 	impatient := runClient(t, volume, []string{"--timeout", "5s"})
 	out, events := impatient.output(t)
-	want := "client: no answer for 5s: 0 bytes are back of 42 sent: is the server paused or overloaded?\n"
+	want := "client: no answer for 5s: received 0 of 42 bytes; is the server paused or overloaded?\n"
 	if code := impatient.exitCode(t); code != 1 || out != "" || !strings.HasSuffix(events, want) {
 		t.Errorf("exit %d, output %q, want 1, none and that the server may be paused:\n%s", code, out, events)
 	}
@@ -350,7 +350,7 @@ func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
 				`+each+` fail client --log-level warn --connect $a --require-uid 10001 secret; done
 			done`))
 		out, events := careful.output(t)
-		const told = "the server runs as user 10003, not 10001 as --require-uid wants: nothing was sent"
+		const told = "the server runs as user 10003, not 10001 as --require-uid requires; nothing was sent"
 		if careful.exitCode(t) != 0 || strings.Count(events, "\n") != tries || strings.Count(events, told) != tries {
 			t.Errorf("exit %d, %s\n%s", careful.exitCode(t), out, events)
 		}

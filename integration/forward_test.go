@@ -135,5 +135,5 @@ func TestInspectSaysWhyAMountedSocketFileIsDead(t *testing.T) {
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	inspect("state     stale: nobody serves it\n", "why       it is itself a mount, and the file that was mounted is deleted: its server has started again and made a new one. Mount the directory, not the file, and create this container again\n")
+	inspect("state     stale: no process serves it\n", "why       it is itself a mount, and the file that was mounted is deleted: its server has started again and made a new one. Mount the directory, not the file, and create this container again\n")
 }

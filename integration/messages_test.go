@@ -104,7 +104,7 @@ func TestLargestMessageAndEmptyOne(t *testing.T) {
 			if client.exitCode(t) != 0 || out != "after" {
 				t.Errorf("exit %d, output %q", client.exitCode(t), out)
 			}
-			want := "212961 bytes, the socket sends at most 212960: raise SO_SNDBUF"
+			want := "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF"
 			if !strings.Contains(events, want) {
 				t.Errorf("no error with %q:\n%s", want, events)
 			}

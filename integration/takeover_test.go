@@ -107,16 +107,16 @@ func TestStrangerInAnotherContainerIsTurnedAway(t *testing.T) {
 
 			stranger := runClient(t, volume, nil, to, withClients, withUser("10003:10000"))
 			out, events := stranger.output(t)
-			if code := stranger.exitCode(t); code != 1 || out != "" || !strings.Contains(events, "let this process in, which is 10003:10000\n") {
+			if code := stranger.exitCode(t); code != 1 || out != "" || !strings.Contains(events, "uid 10003 gid 10000\n") {
 				t.Errorf("the stranger: exit %d, output %q\n%s", code, out, events)
 			}
 			await(t, "the refusal in the log", func() bool {
 				_, events := server.output(t)
-				return strings.Contains(events, "turned a client away: user 10003, group 10000 is not allowed cause=user gid=10000 peer=/run/clients/client.") &&
+				return strings.Contains(events, "rejected a client: user 10003, group 10000 is not allowed cause=user gid=10000 peer=/run/clients/client.") &&
 					strings.Contains(events, " pid=unknown refused=1 uid=10003\n")
 			})
 			_, events = server.output(t)
-			got := regexp.MustCompile(`WRN turned .*\n`).FindString(events)
+			got := regexp.MustCompile(`WRN rejected .*\n`).FindString(events)
 			peer := regexp.MustCompile(`client\.\S+`) // it varies
 			if d := cmp.Diff(peer.ReplaceAllString(readme(t, "refused"), ""), peer.ReplaceAllString(got, "")); d != "" {
 				t.Errorf("README.md and server (-README +server):\n%s", d)

@@ -126,7 +126,7 @@ func TestDirectoryThatIsGone(t *testing.T) {
 	server.exec(t, "rm", "-r", "/run/uds/d")
 	await(t, "the server to notice", func() bool {
 		_, events := server.output(t)
-		return strings.Contains(events, "/run/uds/d/s was removed, and cannot be made again now: ") && strings.Contains(events, "(ENOENT)")
+		return strings.Contains(events, "/run/uds/d/s was removed, and cannot be recreated now: ") && strings.Contains(events, "(ENOENT)")
 	})
 	tr.goesOn(t)
 	server.exec(t, "mkdir", "/run/uds/d")

@@ -144,7 +144,7 @@ func (a *admin) renewed(ctx context.Context, socket *transport.Socket, ended <-c
 		case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
 			return nil, err
 		case err != nil:
-			a.log.Warn().Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
+			a.log.Warn().Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, transcript.Escape(err.Error()))
 		default:
 			a.log.Warn().Str("listen", transcript.Escape(renewed.Addr.String())).Msgf("%s was removed: listening again", path)
 			return renewed, nil
@@ -189,7 +189,7 @@ func (a *admin) metrics() *prometheus.Registry {
 	counter("bytes_received_total", "Bytes received.", nil, a.stats.Bytes.Load)
 	counter("replies_dropped_total", "Replies that datagram clients did not take in time.", nil, a.stats.Dropped.Load)
 	for cause := range stats.Causes {
-		counter("refused_total", "Clients and messages turned away.", prometheus.Labels{"cause": cause.String()},
+		counter("refused_total", "Clients rejected or disconnected, and messages dropped.", prometheus.Labels{"cause": cause.String()},
 			func() uint64 { return a.stats.Refused(cause) })
 	}
 	return registry

@@ -201,7 +201,7 @@ func TestAdminGoesToTheServerThatTakesOver(t *testing.T) {
 
 	successor := serve(t, d, args...)
 	successor.Err.Await(t, 1, "took over ./uds_socket")
-	successor.Err.Await(t, 1, "admin: listen stream:admin: in use: another server holds .admin.lock: stop it first or choose another path: waiting for it")
+	successor.Err.Await(t, 1, "admin: listen stream:admin: in use: another server holds .admin.lock; stop it first or choose another path: waiting for it")
 	// The old one drains, and shows that.
 	if got := statusOf(t, d+"/admin"); got.Connections != 1 {
 		t.Errorf("%+v", got)

@@ -434,7 +434,7 @@ func (h *handover) wantRight(t *testing.T, gone bool) {
 // servesOn waits until a server whose successor is gone serves on, or has ended.
 func servesOn(p *process) bool {
 	for {
-		on, more := p.Err.Count("is gone: serving on")
+		on, more := p.Err.Count("has ended; continuing to serve")
 		if on > 0 {
 			return true
 		}

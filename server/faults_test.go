@@ -687,10 +687,10 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	for _, tt := range []struct {
 		name, options, path, words string
 	}{
-		{"full", "nr_inodes=2", "vol/s", "no space left on device (ENOSPC): the file system of vol is full: make room"},
-		{"full to the last", "nr_inodes=1", "vol/s", "no space left on device (ENOSPC): the file system of vol is full: make room"},
-		{"read-only", "ro", "vol/s", "read-only file system (EROFS): directory vol is on a read-only file system or mount: mount it writable"},
-		{"gone", "size=4k", "vol/none/s", "no such file or directory (ENOENT): directory vol/none does not exist: create it, or mount the volume there"},
+		{"full", "nr_inodes=2", "vol/s", "no space left on device (ENOSPC): the file system of vol is full; make room"},
+		{"full to the last", "nr_inodes=1", "vol/s", "no space left on device (ENOSPC): the file system of vol is full; make room"},
+		{"read-only", "ro", "vol/s", "read-only file system (EROFS): directory vol is on a read-only file system or mount; mount it writable"},
+		{"gone", "size=4k", "vol/none/s", "no such file or directory (ENOENT): directory vol/none does not exist; create it, or mount the volume there"},
 	} {
 		d := dir(t)
 		check(t, os.Mkdir(d+"/vol", 0o755))
@@ -717,7 +717,7 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	}
 	// Full: the removed socket takes its room as long as it is open.
 	check(t, os.Remove(vol+"/s"))
-	server.Err.Await(t, 2, "vol/s was removed, and cannot be made again now: listen again on stream:vol/s: no space left on device (ENOSPC)")
+	server.Err.Await(t, 2, "vol/s was removed, and cannot be recreated now: listen again on stream:vol/s: no space left on device (ENOSPC)")
 	check(t, echoed(live, "the volume is full"))
 	remount("nr_inodes=4")
 	server.Err.Await(t, 1, "vol/s was removed: listening again")

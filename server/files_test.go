@@ -54,20 +54,20 @@ func TestFilesCalledWronglyOrInVain(t *testing.T) {
 		args   []string
 		words  string
 	}{
-		{2, []string{"--connect", "files:uds_files"}, "takes files, no bytes: use client send-file or client share"},
+		{2, []string{"--connect", "files:uds_files"}, "takes files, not bytes; use client send-file or client share"},
 		{2, []string{"bench", "--connect", "files:uds_files"}, "takes files and echoes nothing"},
-		{2, []string{"send-file", "--connect", "stream:s", "f"}, "takes bytes, no files: write files:PATH"},
-		{2, []string{"share", "--connect", "stream:s", "f"}, "takes bytes, no files: write files:PATH"},
+		{2, []string{"send-file", "--connect", "stream:s", "f"}, "takes bytes, not files; write files:PATH"},
+		{2, []string{"share", "--connect", "stream:s", "f"}, "takes bytes, not files; write files:PATH"},
 		{2, []string{"send-file"}, "expected \"<file>"},
 		{2, []string{"send-file", "-"}, "use client share -"},
 		{2, []string{"send-file", "--timeout=-1s", "f"}, "--timeout -1s"},
 		{1, []string{"send-file", "none"}, "open none: no such file or directory"},
 		{1, []string{"share", "none"}, "open none: no such file or directory"},
 		{1, []string{"share", "."}, "fill memory from .: "},
-		{1, []string{"send-file", "pipe"}, "client: pipe: the server does not read it: it is a pipe"},
-		{1, []string{"send-file", "/dev/zero"}, "/dev/zero: the server does not read it: it is a device"},
+		{1, []string{"send-file", "pipe"}, "client: pipe: the server rejected the file: it is a pipe"},
+		{1, []string{"send-file", "/dev/zero"}, "/dev/zero: the server rejected the file: it is a device"},
 		{1, []string{"send-file", "--connect", "files:none", "pipe"}, "(ENOENT)"},
-		{1, []string{"send-file", "--connect", "files:q", "/dev/zero"}, "it may listen on something else than files: there"},
+		{1, []string{"send-file", "--connect", "files:q", "/dev/zero"}, "this may not be a files: address"},
 	} {
 		status, stdout, stderr := run(t, d, "", append([]string{"client"}, tt.args...)...)
 		if status != tt.status || stdout != "" {
@@ -185,7 +185,7 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	const rounds = 20
 	for range rounds {
 		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}, nil))
-		if answer := ask(); answer != "error the server has as many files open as it may: try again later" {
+		if answer := ask(); answer != "error the server has reached its limit of open files; try again later" {
 			t.Errorf("at the limit: %s", answer)
 		}
 		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &limit, nil))
@@ -222,7 +222,7 @@ func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
 	if status != 1 || stdout != "" {
 		t.Errorf("exit status %d, output %q", status, stdout)
 	}
-	wantWords(t, stderr, "not 4242 as --require-uid wants: nothing was sent")
+	wantWords(t, stderr, "not 4242 as --require-uid requires; nothing was sent")
 
 	next := start(t, d, append([]string{"server"}, args...)...)
 	next.Err.Await(t, 1, "took over uds_files")
@@ -249,7 +249,7 @@ func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
 			t.Errorf("user %d: exit status %d, error %q", uid, status, &p.Err)
 		}
 	}
-	server.Err.Await(t, 1, "turned a client away: user 10003, group 10003 is not allowed")
+	server.Err.Await(t, 1, "rejected a client: user 10003, group 10003 is not allowed")
 	check(t, os.Remove(filepath.Join(d, "x")))
 	server.Stop(t)
 }

@@ -213,7 +213,7 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 				}
 				check(t, conn.Close())
 			}
-			if status := s.server.Status(t); status != 0 || strings.Contains(s.server.Err.String(), "turned") {
+			if status := s.server.Status(t); status != 0 || strings.Contains(s.server.Err.String(), "rejected") {
 				t.Errorf("exit status %d after:\n%s", status, &s.server.Err)
 			}
 		})
@@ -240,7 +240,7 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 				if status := s.server.Status(t); status != 0 {
 					t.Errorf("exit status %d after:\n%s", status, &s.server.Err)
 				}
-				wantWords(t, s.server.Err.String(), fmt.Sprintf("turned %d clients away that had connected: no descriptor came free for them", told), `"cause":"system"`,
+				wantWords(t, s.server.Err.String(), fmt.Sprintf("rejected %d waiting clients: no descriptor became free for them", told), `"cause":"system"`,
 					fmt.Sprintf(`"refused":%d`, told))
 			})
 		}

@@ -11,6 +11,6 @@ import (
 )
 
 func main() {
-	fmt.Fprintf(os.Stderr, "server: needs Linux, whose epoll, SO_PEERCRED and abstract names it uses, and this is %s: run it in a container: docker compose up\n", runtime.GOOS)
+	fmt.Fprintf(os.Stderr, "server: needs Linux, whose epoll, SO_PEERCRED and abstract names it uses, and this is %s; run it in a container: docker compose up\n", runtime.GOOS)
 	os.Exit(1)
 }

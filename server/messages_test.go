@@ -212,7 +212,7 @@ func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 			if status, stdout, stderr := client(d, limit); status != 0 || stdout != string(random[:limit]) {
 				t.Errorf("%d bytes: exit status %d, %d bytes of output, error %q", limit, status, len(stdout), stderr)
 			}
-			want := fmt.Sprintf("client: message too long (EMSGSIZE): %d bytes, the socket sends at most %d: raise SO_SNDBUF\n", limit+1, limit)
+			want := fmt.Sprintf("client: message too long (EMSGSIZE): %d bytes, the socket sends at most %d; raise SO_SNDBUF\n", limit+1, limit)
 			if status, stdout, stderr := client(d, limit+1); status != 1 || stdout != "" || stderr != want {
 				t.Errorf("%d bytes: exit status %d, %d bytes of output, error %q, not %q", limit+1, status, len(stdout), stderr, want)
 			}
@@ -226,7 +226,7 @@ func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 			server.Stop(t)
 
 			tooHigh := strconv.Itoa(highest + 2)
-			words := fmt.Sprintf("send buffer of %s bytes: the system allows %d: raise net.core.wmem_max", tooHigh, highest)
+			words := fmt.Sprintf("send buffer of %s bytes: the system allows %d; raise net.core.wmem_max", tooHigh, highest)
 			status, _, stderr := client(d, 1, "--sndbuf", tooHigh)
 			if status != 1 {
 				t.Errorf("exit status %d", status)
@@ -252,8 +252,8 @@ func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
 	const wmem = 5000 // of which the kernel makes twice as much, less 32 bytes
 	fits, large := strings.Repeat("x", 2*wmem-32), strings.Repeat("x", 2*wmem-31)
 	for kind, words := range map[string]struct{ server, client string }{
-		"datagram":  {"refused a message: ", "client: no answer for 200ms: 0 messages are back"},
-		"seqpacket": {"turned a client away: ", "client: the server closed the connection: 0 messages are back"},
+		"datagram":  {"dropped a message: ", "client: no answer for 200ms: received 0 messages"},
+		"seqpacket": {"disconnected a client: ", "client: received 0 messages, but not the next one of "},
 	} {
 		t.Run(kind, func(t *testing.T) {
 			d := dir(t)
@@ -356,7 +356,7 @@ func TestSenderWithoutANameIsNotAnswered(t *testing.T) {
 	if status, _, stderr := run(t, d, message, "socat", "-u", "-", "UNIX-SENDTO:s"); status != 0 {
 		t.Fatalf("exit status %d, error %q", status, stderr)
 	}
-	server.Err.Await(t, 1, "WRN cannot answer a client without a name: it has to bind one")
+	server.Err.Await(t, 1, "WRN cannot reply to a client without a name; it must bind one")
 	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:s"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}

@@ -242,14 +242,14 @@ func TestF45UnmappedUsers(t *testing.T) {
 				server.Err.Await(t, 1, "received ") // of what calls itself a health check too
 			}
 			if tt.served && !tt.atPath {
-				server.Err.Await(t, 1, "cannot answer at a path a client whose user the kernel does not tell here: map the user")
+				server.Err.Await(t, 1, "cannot reply to a path, because the kernel does not report the client's user here; map the user")
 				first := connect(t, "unix", d+"/s")
 				check(t, echoed(first, "first"))
 				other := startAs(t, stranger, d, "client", "--connect", places[0])
 				if status := other.Status(t); status != 1 {
 					t.Errorf("of two strangers, the second has exit status %d", status)
 				}
-				server.Err.Await(t, 1, "connections of its user are open, the most allowed")
+				server.Err.Await(t, 1, "connection limit per user (")
 				check(t, first.Close())
 			}
 			server.Stop(t)

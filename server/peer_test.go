@@ -83,13 +83,13 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 		if status != 1 || client.Out.String() != "" || strings.Count(client.Err.String(), "\n") != 1 {
 			t.Errorf("%s: exit status %d, output %q, error %q", a, status, &client.Out, &client.Err)
 		}
-		wantWords(t, client.Err.String(), "let this process in, which is 10003:10003")
+		wantWords(t, client.Err.String(), "uid 10003 gid 10003")
 		peer := "./me"
 		if a == "datagram:./d" {
 			peer = d + "/me"
 		}
 		want = append(want, map[string]any{
-			"message": "turned a client away: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
+			"message": "rejected a client: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
 			"peer": peer, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Pid()),
 		})
 		// A name that lies is a name.
@@ -99,7 +99,7 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 				t.Errorf("%s from %s: exit status %d, output %q, error %q", a, name, status, &client.Out, &client.Err)
 			}
 			want = append(want, map[string]any{
-				"message": "turned a client away: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
+				"message": "rejected a client: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
 				"peer": name, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Pid()),
 			})
 		}
@@ -314,7 +314,7 @@ func TestWhoIsThereIsAskedOfUnixSocketsOnly(t *testing.T) {
 		{[]string{"server", "--allow-uid", "-1"}, "-1"},
 		{[]string{"server", "--allow-uid", "root"}, "root"},
 		{[]string{"server", "--allow-gid", "4294967296"}, "4294967296"},
-		{[]string{"client", "--require-uid", "0", "--connect", "datagram:d"}, "--require-uid, --require-gid: the kernel does not tell who serves a datagram socket"},
+		{[]string{"client", "--require-uid", "0", "--connect", "datagram:d"}, "--require-uid, --require-gid: the kernel does not report the server's user for a datagram socket"},
 		{[]string{"client", "--require-gid", "0", "--connect", "tcp:127.0.0.1:7000"}, "use stream or seqpacket"},
 		{[]string{"client", "--require-uid", "root"}, "root"},
 		{[]string{"server", "--takeover", "--listen", "@s"}, "--takeover needs a path"},
@@ -339,8 +339,8 @@ func TestClientSendsNothingToServerOfAnotherUser(t *testing.T) {
 		for _, tt := range []struct {
 			flag, id, words string
 		}{
-			{"--require-uid", "4242", "the server runs as user " + uid + ", not 4242 as --require-uid wants: nothing was sent"},
-			{"--require-gid", "4242", "the server runs as group " + gid + ", not 4242 as --require-gid wants: nothing was sent"},
+			{"--require-uid", "4242", "the server runs as user " + uid + ", not 4242 as --require-uid requires; nothing was sent"},
+			{"--require-gid", "4242", "the server runs as group " + gid + ", not 4242 as --require-gid requires; nothing was sent"},
 		} {
 			status, stdout, stderr := run(t, d, "", "client", "--log-level", "warn", "--connect", a, tt.flag, tt.id)
 			if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
@@ -559,9 +559,9 @@ func TestActivationByWhatIsNoListeningSocket(t *testing.T) {
 		file  *os.File
 		words string
 	}{
-		{null, "it is no socket"},
+		{null, "it is not a socket"},
 		{os.NewFile(uintptr(unbound), "unbound"), "it is a socket without an address"},
-		{internet, "it is no Unix socket: pass one, ListenStream=/path"},
+		{internet, "it is not a Unix socket; pass one, ListenStream=/path"},
 	} {
 		p := activated(t, d, []*os.File{good, tt.file})
 		if status := p.Status(t); status != 1 || strings.Count(p.Err.String(), "\n") != 1 {
@@ -628,7 +628,7 @@ func TestHealthCheckBelievesNoImpostor(t *testing.T) {
 		if status := p.Status(t); status != 1 {
 			t.Errorf("%s: exit status %d", a, status)
 		}
-		wantWords(t, p.Err.String(), "user 10003 serves there, and this process is user 10004: find out who")
+		wantWords(t, p.Err.String(), "user 10003 serves there, and this process is user 10004; find out which server this is")
 	}
 	server.Stop(t)
 }
@@ -651,7 +651,7 @@ func TestReplyGoesToTheSendersOwnSocketOnly(t *testing.T) {
 		_, err := io.WriteString(p.In, "stop")
 		check(t, errors.Join(err, p.In.Close()))
 		p.Status(t)
-		server.Err.Await(t, i+1, "cannot answer at a name that is no socket of the client's own")
+		server.Err.Await(t, i+1, "cannot reply to a name that is not the client's own socket")
 	}
 	// Whoever asks now is served, and nobody was answered before.
 	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:d"); status != 0 || stdout != message {

@@ -117,7 +117,7 @@ func TestResumingClientSendsNothingToServerOfAnotherUser(t *testing.T) {
 			if status := client.Status(t); status != 1 {
 				t.Errorf("exit status is %d", status)
 			}
-			wantWords(t, client.Err.String(), "the server runs as user 12345, not 0 as --require-uid wants")
+			wantWords(t, client.Err.String(), "the server runs as user 12345, not 0 as --require-uid requires")
 			if out := client.Out.String(); out != "one\n" {
 				t.Errorf("output is %q", out)
 			}

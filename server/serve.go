@@ -44,9 +44,9 @@ func (c *serveCmd) Validate() error {
 	case c.WriteTimeout < 0:
 		return fmt.Errorf("--write-timeout %v: choose 0s for no limit, or more", c.WriteTimeout)
 	case c.Admin != nil && c.Admin.Abstract():
-		return fmt.Errorf("--admin %s: an abstract name is everybody's in the network namespace: write a path", c.Admin)
+		return fmt.Errorf("--admin %s: an abstract name is open to all users of the network namespace; write a path", c.Admin)
 	case c.Admin != nil && c.Admin.Type != transport.Stream:
-		return fmt.Errorf("--admin %s: HTTP needs a stream: write stream:PATH", c.Admin)
+		return fmt.Errorf("--admin %s: HTTP needs a stream; write stream:PATH", c.Admin)
 	case c.Admin != nil && slices.ContainsFunc(c.Listen, func(a transport.Addr) bool { return a.Path == c.Admin.Path }):
 		return fmt.Errorf("--admin %s: the path is given to --listen too", c.Admin)
 	}

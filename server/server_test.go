@@ -95,7 +95,7 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"server", "--no-such-flag"}, "unknown flag --no-such-flag"},
 		{[]string{"server", "surplus"}, "surplus"},
 		{[]string{"server", "--listen", "unix:/s"}, `unknown form "unix"`},
-		{[]string{"server", "--listen", "tcp:7000"}, `"7000" is no HOST:PORT`},
+		{[]string{"server", "--listen", "tcp:7000"}, `"7000" is not HOST:PORT`},
 		{[]string{"server", "--listen", "s", "--listen", "stream:s"}, "given twice"},
 		{[]string{"server", "--listen", "stream:s", "--listen", "datagram:s"}, "given twice"},
 		{[]string{"server", "--listen", "udp:127.0.0.1:7000", "--listen", "udp:127.0.0.1:7000"}, "given twice"},
@@ -113,9 +113,9 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"server", "--admin", "tcp:127.0.0.1:7000"}, "HTTP needs a stream"},
 		{[]string{"server", "--admin", "./uds_socket"}, "--admin stream:./uds_socket: the path is given to --listen too"},
 		{[]string{"server", "--admin", ""}, "the path is empty"},
-		{[]string{"server", "--admin", "@admin"}, "--admin stream:@admin: an abstract name is everybody's"},
-		{[]string{"server", "--allow-uid="}, `"" is no user or group: write its number`},
-		{[]string{"server", "--allow-gid", "1,,2"}, `"" is no user or group`},
+		{[]string{"server", "--admin", "@admin"}, "--admin stream:@admin: an abstract name is open to all users"},
+		{[]string{"server", "--allow-uid="}, `"" is not a user or group number; write one`},
+		{[]string{"server", "--allow-gid", "1,,2"}, `"" is not a user or group number`},
 		{[]string{"server", "healthcheck", "--timeout=-1s"}, "--timeout -1s: choose more than 0s (see server healthcheck --help)"},
 		{[]string{"server", "--drain-timeout=-1s"}, "--drain-timeout -1s"},
 		{[]string{"server", "--log-format", "xml"}, "plain"},
@@ -651,7 +651,7 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	if status != 1 || stdout != "" {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	server.Err.Await(t, 1, "turned a client away: 1 connections are open")
+	server.Err.Await(t, 1, "rejected a client: connection limit (1) reached")
 	check(t, first.In.Close())
 	if status := first.Status(t); status != 0 {
 		t.Errorf("exit status %d, error %q", status, &first.Err)

@@ -223,7 +223,7 @@ func TestTakeoverFromPausedServer(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: take over: ./.d.takeover: the running server does not answer within 5s: is it paused, or does it hand over to another?\n")
+	wantWords(t, stderr, "server: take over: ./.d.takeover: the running server does not answer within 5s; is it paused, or does it hand over to another?\n")
 	goOn()
 	wantAllEcho(t, d)
 	overtake(t, server).Stop(t)
@@ -237,7 +237,7 @@ func TestTakeoverFromServerWithoutIt(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: listen stream:./uds_socket: in use: another server holds ./.uds_socket.lock: stop it first or choose another path", "started without takeover")
+	wantWords(t, stderr, "server: listen stream:./uds_socket: in use: another server holds ./.uds_socket.lock; stop it first or choose another path", "started without takeover")
 	if status, stdout, _ := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q", status, stdout)
 	}

@@ -52,15 +52,15 @@ func ParseAddr(s string) (Addr, error) {
 	if form, path, ok := strings.Cut(s, ":"); ok && !strings.ContainsAny(form, "/@.") {
 		a = Addr{Type(form), path}
 		if !slices.Contains(types, a.Type) {
-			return Addr{}, fmt.Errorf("%w %q: unknown type %q: write stream:PATH, datagram:PATH or seqpacket:PATH, or ./%s for a path with a colon",
+			return Addr{}, fmt.Errorf("%w %q: unknown type %q; write stream:PATH, datagram:PATH or seqpacket:PATH, or ./%s for a path with a colon",
 				ErrAddress, s, form, s)
 		}
 	}
 	switch {
 	case a.Path == "" || a.Path == "@":
-		return Addr{}, fmt.Errorf("%w %q: the path is empty: write %s:PATH", ErrAddress, s, a.Type)
+		return Addr{}, fmt.Errorf("%w %q: the path is empty; write %s:PATH", ErrAddress, s, a.Type)
 	case strings.HasSuffix(a.Path, "/"):
-		return Addr{}, fmt.Errorf("%w %q: the path is a directory: name the socket file in it", ErrAddress, s)
+		return Addr{}, fmt.Errorf("%w %q: the path is a directory; name the socket file in it", ErrAddress, s)
 	}
 	if err := checkPath(a.Path); err != nil {
 		return Addr{}, err
@@ -76,9 +76,9 @@ func checkPath(path string) error {
 	case path == "" || path == "@":
 		return fmt.Errorf("%w %q: the path is empty", ErrAddress, path)
 	case strings.IndexByte(path, 0) >= 0:
-		return fmt.Errorf("%w %q: the path holds a NUL byte: leave it out", ErrAddress, path)
+		return fmt.Errorf("%w %q: the path holds a NUL byte; leave it out", ErrAddress, path)
 	case len(path) > MaxPath:
-		return fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d: choose a shorter path, or change to its directory and use a relative one",
+		return fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d; choose a shorter path, or change to its directory and use a relative one",
 			ErrAddress, path, len(path), MaxPath)
 	}
 	return nil

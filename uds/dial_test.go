@@ -87,13 +87,13 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 		{"backlog full", unix.EAGAIN, func(t *testing.T, path string) {
 			listen(t, uds.ListenConfig{Backlog: 1}, stream(path))
 			fill(t, stream(path))
-		}, []string{"EAGAIN", "backlog is full: keep trying"}},
+		}, []string{"EAGAIN", "backlog is full; keep trying"}},
 		{"regular file", unix.ECONNREFUSED, func(t *testing.T, path string) {
 			check(t, os.WriteFile(path, []byte("precious"), 0o640))
-		}, []string{"ECONNREFUSED", "/s is a regular file, no socket", "use the path of a server's socket"}},
+		}, []string{"ECONNREFUSED", "/s is a regular file, not a socket", "use the path of a server's socket"}},
 		{"directory", unix.ECONNREFUSED, func(t *testing.T, path string) {
 			check(t, os.Mkdir(path, 0o750))
-		}, []string{"ECONNREFUSED", "/s is a directory, no socket"}},
+		}, []string{"ECONNREFUSED", "/s is a directory, not a socket"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -122,7 +122,7 @@ func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 				listen(t, uds.ListenConfig{}, uds.Addr{Type: real, Path: path})
 				_, err := uds.Dial(t.Context(), uds.Addr{Type: asked, Path: path}.String(), uds.DialConfig{Bind: d + "/client"})
 				wantError(t, err, unix.EPROTOTYPE, "connect "+string(asked)+":"+path+": ", "(EPROTOTYPE)",
-					fmt.Sprintf("%s is a %s socket: use %s:%s", path, real, real, path))
+					fmt.Sprintf("%s is a %s socket; use %s:%s", path, real, real, path))
 				gone(t, d+"/client")
 			})
 		}
@@ -144,7 +144,7 @@ func TestDialWithoutPermission(t *testing.T) {
 	if o.Errno != unix.EACCES {
 		t.Fatalf("error is %q", o.Err)
 	}
-	wantWords(t, o.Err, "EACCES", "connect "+a.String(), a.Path+" is owned by "+strconv.Itoa(os.Geteuid())+":", "this process is", "give it the group, or the mode")
+	wantWords(t, o.Err, "EACCES", "connect "+a.String(), a.Path+" is owned by uid "+strconv.Itoa(os.Geteuid())+" gid ", "this process is", "give it the group, or the mode")
 }
 
 func TestDialIsLetInByMode(t *testing.T) {

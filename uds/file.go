@@ -42,7 +42,7 @@ func bindFile(fd int, path string, mode fs.FileMode) (*file, error) {
 	}
 	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 		if err == unix.EADDRINUSE {
-			return nil, fmt.Errorf("%w: something is at %s already, and is left alone: choose another path", ErrInUse, path)
+			return nil, fmt.Errorf("%w: something is at %s already, and is left alone; choose another path", ErrInUse, path)
 		}
 		return nil, Explain(path, err)
 	}
@@ -51,7 +51,7 @@ func bindFile(fd int, path string, mode fs.FileMode) (*file, error) {
 		return nil, Explain(path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != os.Geteuid() {
-		return nil, fmt.Errorf("%s was replaced while it was made: let nobody else write to its directory", path)
+		return nil, fmt.Errorf("%s was replaced while it was made; do not let other users write to its directory", path)
 	}
 	f := newFile(path, &st)
 	if mode != DefaultMode && f.mode != mode.Perm() {
@@ -76,7 +76,7 @@ func (f *file) chmod(mode fs.FileMode) error {
 		return os.NewSyscallError("fstat", err)
 	}
 	if !f.is(&st) {
-		return fmt.Errorf("set mode %04o: %s was replaced meanwhile: let nobody else write to its directory", mode.Perm(), f.path)
+		return fmt.Errorf("set mode %04o: %s was replaced meanwhile; do not let other users write to its directory", mode.Perm(), f.path)
 	}
 	// fchmod(2) rejects an O_PATH descriptor; chmod(2) on its path in /proc
 	// works.
@@ -113,7 +113,7 @@ func removeStale(path string) error {
 	case err != nil:
 		return Explain(path, err)
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
-		return fmt.Errorf("%w: %s is a %s; it is left alone: remove it yourself or choose another path",
+		return fmt.Errorf("%w: %s is a %s; it is left alone; remove it yourself or choose another path",
 			ErrNotSocket, path, kind(st.Mode))
 	}
 	// connect(2) to a regular file fails just like one to a stale socket, so
@@ -123,14 +123,14 @@ func removeStale(path string) error {
 	case unix.ENOENT:
 		return nil
 	case errBound:
-		return fmt.Errorf("%w: %s: %w: wait, or choose another path", ErrInUse, path, err)
+		return fmt.Errorf("%w: %s: %w; wait, or choose another path", ErrInUse, path, err)
 	case nil:
-		return fmt.Errorf("%w: a server answers on %s (%s): stop it first or choose another path", ErrInUse, path, t)
+		return fmt.Errorf("%w: a server answers on %s (%s); stop it first or choose another path", ErrInUse, path, t)
 	default:
 		return fmt.Errorf("cannot tell whether %s is served, so it is left alone: %w", path, Explain(path, err))
 	}
 	if !newFile(path, &st).ours() {
-		return fmt.Errorf("%w: %s changed meanwhile: somebody else made it; it is left alone", ErrInUse, path)
+		return fmt.Errorf("%w: %s changed meanwhile; another process made it, and it is left alone", ErrInUse, path)
 	}
 	if err := unix.Unlink(path); err != nil && err != unix.ENOENT {
 		return fmt.Errorf("remove the stale socket %s: %w", path, Explain(path, err))
@@ -140,7 +140,7 @@ func removeStale(path string) error {
 
 // errBound means that a process has bound the socket but does not listen on
 // it, or does not listen yet.
-var errBound = errors.New("somebody has bound it, and does not listen yet")
+var errBound = errors.New("a process has bound it, and does not listen yet")
 
 // probe returns the type of the socket served at path. It tries to connect
 // with each type; a wrong type fails with EPROTOTYPE, unix(7). It returns
@@ -183,7 +183,7 @@ func connects(t Type, path string) error {
 func socket(t Type) (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, t.sotype()|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if errors.Is(err, unix.EMFILE) {
-		return -1, fmt.Errorf("%w (EMFILE): raise the limit of open files", err)
+		return -1, fmt.Errorf("%w (EMFILE); raise the limit of open files", err)
 	}
 	return fd, os.NewSyscallError("socket", err)
 }

@@ -68,7 +68,7 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	if s.addr.Abstract() {
 		err = unix.Bind(s.fd, &unix.SockaddrUnix{Name: s.addr.Path})
 		if err == unix.EADDRINUSE {
-			return fmt.Errorf("%w: a server has the abstract name %s: stop it first or choose another", ErrInUse, s.addr.Path)
+			return fmt.Errorf("%w: a server has the abstract name %s; stop it first or choose another", ErrInUse, s.addr.Path)
 		}
 		if err != nil {
 			return os.NewSyscallError("bind", err)
@@ -109,7 +109,7 @@ func (c ListenConfig) start(s *Socket) error {
 	}
 	err := unix.Listen(s.fd, backlogOrMax(c.Backlog))
 	if err == unix.EINVAL {
-		return fmt.Errorf("listen: %w (EINVAL): the socket is a connection already: pass the listening one, Accept=no in a systemd unit", err)
+		return fmt.Errorf("listen: %w (EINVAL): the socket is a connection already; pass the listening one, Accept=no in a systemd unit", err)
 	}
 	return os.NewSyscallError("listen", err)
 }
@@ -155,7 +155,7 @@ func (c ListenConfig) Inherit(fd int) (*Socket, error) {
 func (s *Socket) identify() error {
 	sa, err := unix.Getsockname(s.fd)
 	if err != nil {
-		return fmt.Errorf("it is no socket: %w", err)
+		return fmt.Errorf("it is not a socket: %w", err)
 	}
 	sotype, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {
@@ -163,7 +163,7 @@ func (s *Socket) identify() error {
 	}
 	name, ok := sa.(*unix.SockaddrUnix)
 	if !ok {
-		return errors.New("it is no Unix socket: pass one, ListenStream=/path in a systemd unit")
+		return errors.New("it is not a Unix socket; pass one, ListenStream=/path in a systemd unit")
 	}
 	for _, t := range types {
 		if t.sotype() == sotype {
@@ -171,7 +171,7 @@ func (s *Socket) identify() error {
 		}
 	}
 	if s.addr.Path == "@" || s.addr.Path == "" { // how package unix shows an unnamed socket
-		return errors.New("it is a socket without an address: pass one that is bound")
+		return errors.New("it is a socket without an address; pass one that is bound")
 	}
 	return nil
 }

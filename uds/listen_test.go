@@ -325,7 +325,7 @@ func TestListenWithoutPermission(t *testing.T) {
 	if o.Errno != unix.EACCES {
 		t.Fatalf("error is %q", o.Err)
 	}
-	wantWords(t, o.Err, "EACCES", d+" is owned by "+strconv.Itoa(os.Geteuid())+":", "mode 0555", "this process is")
+	wantWords(t, o.Err, "EACCES", d+" is owned by uid "+strconv.Itoa(os.Geteuid())+" gid ", "mode 0555", "this process is")
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
@@ -693,7 +693,7 @@ func TestBoundSocketThatNobodyListensOnYetIsLeftAlone(t *testing.T) {
 		check(t, err)
 		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
 		_, err = uds.ListenConfig{}.Listen(stream(path))
-		wantError(t, err, uds.ErrInUse, "somebody has bound it, and does not listen yet")
+		wantError(t, err, uds.ErrInUse, "a process has bound it, and does not listen yet")
 		check(t, unix.Close(fd))
 		s, err := uds.ListenConfig{}.Listen(stream(path))
 		check(t, err)

@@ -40,7 +40,7 @@ func lockPath(path string) (*lock, error) {
 		l := &lock{f, name}
 		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
 			_ = l.file.Close()
-			return nil, fmt.Errorf("%w: %s is no regular file, and is left alone: remove it yourself or choose another path", ErrInUse, name)
+			return nil, fmt.Errorf("%w: %s is not a regular file, and is left alone; remove it yourself or choose another path", ErrInUse, name)
 		}
 		if err := l.try(); err != nil {
 			_ = l.file.Close()
@@ -63,7 +63,7 @@ func (l *lock) try() error {
 	case nil:
 		return nil
 	case unix.EWOULDBLOCK:
-		return fmt.Errorf("%w: another server holds %s: stop it first or choose another path", ErrInUse, l.name)
+		return fmt.Errorf("%w: another server holds %s; stop it first or choose another path", ErrInUse, l.name)
 	default:
 		return fmt.Errorf("lock %s: %w", l.name, Explain(l.name, err))
 	}

@@ -41,7 +41,7 @@ func (c *Conn) SendFiles(message []byte, fds ...int) error {
 	case err == unix.EINVAL:
 		return fmt.Errorf("%w (EINVAL): %d descriptors: a message carries at most 253", err, len(fds))
 	case err == unix.ETOOMANYREFS:
-		return fmt.Errorf("%w (ETOOMANYREFS): as many descriptors of this user are under way as one process may have open: wait until they are received", err)
+		return fmt.Errorf("%w (ETOOMANYREFS): this user has as many descriptors in flight as one process may have open; wait until they are received", err)
 	}
 	return err
 }
@@ -70,7 +70,7 @@ func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.U
 	switch {
 	case err != nil:
 	case flags&unix.MSG_CTRUNC != 0 && len(fds) < limit:
-		err = fmt.Errorf("%w: the limit is reached: close some, or raise it", ErrOpenFiles)
+		err = fmt.Errorf("%w: the limit is reached; close some, or raise it", ErrOpenFiles)
 	// Without credentials there is room for more descriptors than the limit.
 	case flags&unix.MSG_CTRUNC != 0, len(fds) > limit:
 		err = fmt.Errorf("%w: more than %d", ErrDescriptors, limit)

@@ -140,7 +140,7 @@ func TestWhatIsRefusedLeavesNoDescriptorOpen(t *testing.T) {
 func TestFilesAtTheLimitOfOpenFilesAreAnErrorThatPasses(t *testing.T) {
 	t.Parallel()
 	c := start(t, 0, nil, "full")
-	if o := c.line(t); o != "no room for another open file: the limit is reached: close some, or raise it" {
+	if o := c.line(t); o != "no room for another open file: the limit is reached; close some, or raise it" {
 		t.Errorf("at the limit: %s", o)
 	}
 	if o := c.line(t); o != "1 descriptors" {

@@ -53,7 +53,7 @@ const maxHandover = (253 - 1) / 2
 
 // errNobodyOffers means that no server hands the sockets over, or that it has
 // ended.
-var errNobodyOffers = errors.New("nobody offers")
+var errNobodyOffers = errors.New("no server offers its sockets")
 
 // A Handover is a group of sockets that are handed over together: taken over
 // from the running server, and later by the next one.
@@ -116,7 +116,7 @@ func (h *Handover) listen(addrs []Addr) error {
 	for _, a := range addrs {
 		s, err := h.config.Listen(a)
 		if errors.Is(err, ErrInUse) {
-			return fmt.Errorf("%w (no server hands it over: the one that runs was started without takeover or with other addresses, or begins or ends at this moment)", err)
+			return fmt.Errorf("%w (no server hands it over: the running server was started without takeover or with other addresses, or is just starting or ending)", err)
 		}
 		if err != nil {
 			return err
@@ -161,7 +161,7 @@ func (h *Handover) ask(addrs []Addr) (err error) {
 		return err
 	}
 	if !trusted(cred) {
-		return fmt.Errorf("%s is served by user %d, and this process is user %d: let one user run both", h.path, cred.Uid, os.Geteuid())
+		return fmt.Errorf("%s is served by user %d, and this process is user %d; let one user run both", h.path, cred.Uid, os.Geteuid())
 	}
 	types, fds, err := receiveHello(h.from)
 	if errors.Is(err, io.EOF) {
@@ -185,7 +185,7 @@ func (h *Handover) ask(addrs []Addr) (err error) {
 // verify checks that the sockets handed over are the ones at the paths.
 func (h *Handover) verify(addrs []Addr) (err error) {
 	if len(h.Sockets) != len(addrs) {
-		return fmt.Errorf("the running server listens on %d sockets, not %d: use the same addresses", len(h.Sockets), len(addrs))
+		return fmt.Errorf("the running server listens on %d sockets, not %d; use the same addresses", len(h.Sockets), len(addrs))
 	}
 	// Each is identified by its lock: the running server may use another path
 	// for it.
@@ -193,7 +193,7 @@ func (h *Handover) verify(addrs []Addr) (err error) {
 		name := beside(a.Path, ".lock")
 		at := slices.IndexFunc(h.Sockets[i:], func(s *Socket) bool { return s.lock.isAt(name) })
 		if at < 0 {
-			return fmt.Errorf("the running server holds another lock than %s: is it the same directory, and do both have the same addresses?", name)
+			return fmt.Errorf("the running server holds another lock than %s; is it the same directory, and do both have the same addresses?", name)
 		}
 		h.Sockets[i], h.Sockets[i+at] = h.Sockets[i+at], h.Sockets[i]
 		if err := h.Sockets[i].verify(a); err != nil {
@@ -207,7 +207,7 @@ func (h *Handover) verify(addrs []Addr) (err error) {
 // verify makes s, which another server has handed over, the socket at a.
 func (s *Socket) verify(a Addr) (err error) {
 	if s.addr.Type != a.Type {
-		return fmt.Errorf("the running server listens with %s:%s: use the same type", s.addr.Type, a.Path)
+		return fmt.Errorf("the running server listens with %s:%s; use the same type", s.addr.Type, a.Path)
 	}
 	s.addr = a
 	s.lock.name = beside(a.Path, ".lock")
@@ -220,7 +220,7 @@ func (s *Socket) verify(a Addr) (err error) {
 		return err
 	}
 	if theirs.addr.Type != a.Type {
-		return fmt.Errorf("the running server listens with %s: use the same type", theirs.addr)
+		return fmt.Errorf("the running server listens with %s; use the same type", theirs.addr)
 	}
 	s.file, err = fileAt(a.Path)
 	return err
@@ -251,7 +251,7 @@ func receiveHello(conn int) (handed []Type, fds []int, err error) {
 		return nil, nil, os.NewSyscallError("poll", err)
 	}
 	if n == 0 {
-		return nil, nil, fmt.Errorf("the running server does not answer within %v: is it paused, or does it hand over to another?", takeoverPatience)
+		return nil, nil, fmt.Errorf("the running server does not answer within %v; is it paused, or does it hand over to another?", takeoverPatience)
 	}
 	message := make([]byte, len(takeoverHello)+maxHandover*(1+len(Seqpacket)))
 	n, fds, _, err = ReceiveFiles(conn, message, 2*maxHandover+1)
@@ -271,13 +271,13 @@ func receiveHello(conn int) (handed []Type, fds []int, err error) {
 		return nil, nil, errGivenAway
 	case !ok || len(handed) == 0 || len(fds) != 2*len(handed)+1:
 		CloseFiles(fds...)
-		return nil, nil, fmt.Errorf("the running server says %q: is it of another version?", message[:n])
+		return nil, nil, fmt.Errorf("the running server sent %q; is it another version?", message[:n])
 	}
 	return handed, fds, nil
 }
 
 // errGivenAway is the error for a "no".
-var errGivenAway = fmt.Errorf("%w: the running server has given its sockets to another, or ends", ErrInUse)
+var errGivenAway = fmt.Errorf("%w: the running server has given its sockets to another server, or is ending", ErrInUse)
 
 // Pending reports whether the sockets still belong to the server from which
 // they are taken over. If so, do not serve them before [Handover.Claimed].
@@ -306,11 +306,11 @@ func (h *Handover) Claimed() error {
 	case word == takeoverNo:
 		return fmt.Errorf("take over: %w", errGivenAway)
 	case word != takeoverYours:
-		return fmt.Errorf("take over: the running server says %q: is it of another version?", word)
+		return fmt.Errorf("take over: the running server sent %q; is it another version?", word)
 	}
 	for _, s := range h.Sockets {
 		if !s.file.ours() || !s.lock.isAt(s.lock.name) {
-			return fmt.Errorf("take over %s: its file or its lock was removed meanwhile: start again", s.addr)
+			return fmt.Errorf("take over %s: its file or its lock was removed meanwhile; start again", s.addr)
 		}
 		if err := h.config.adopt(s); err != nil {
 			return fmt.Errorf("take over %s: %w", s.addr, err)
@@ -399,7 +399,7 @@ func (h *Handover) hello(fd int) error {
 		return err
 	}
 	if !trusted(cred) {
-		return fmt.Errorf("user %d asks for the sockets, and this process is user %d: let one user run both", cred.Uid, os.Geteuid())
+		return fmt.Errorf("user %d asks for the sockets, and this process is user %d; let one user run both", cred.Uid, os.Geteuid())
 	}
 	words := takeoverHello
 	var sockets, locks []int

@@ -224,7 +224,7 @@ func TestTakeoverOfManySocketsKeepsTheirOrder(t *testing.T) {
 	asking := succeed(addrs[0], addrs[2], addrs[1])
 	o = offer(t, next)
 	err := (<-asking).err
-	wantError(t, err, err, "the running server listens on 4 sockets, not 3: use the same addresses")
+	wantError(t, err, err, "the running server listens on 4 sockets, not 3; use the same addresses")
 	wantNext(t, o, uds.Gone)
 	end(next)
 	if names := ls(t, d); names != nil {
@@ -301,9 +301,9 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 	check(t, os.Chmod(d, 0o777))
 	// Only root can start two users; without root, the stranger is the same
 	// user and does not answer.
-	words := "does not answer within 5s: is it paused"
+	words := "does not answer within 5s; is it paused"
 	if os.Geteuid() == 0 {
-		words = "is served by user 10003, and this process is user 0: let one user run both"
+		words = "is served by user 10003, and this process is user 0; let one user run both"
 	}
 	if o := start(t, stranger, nil, "hold", "stream:"+d+"/s").outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
@@ -315,7 +315,7 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 	if os.Geteuid() == 0 {
 		old := handover(t, stream(d+"/mine"))
 		o := start(t, stranger, nil, "hold", "stream:"+d+"/mine").outcome(t)
-		wantWords(t, o.Err, "EACCES", d+"/.mine.takeover is owned by 0:0 with mode 0600")
+		wantWords(t, o.Err, "EACCES", d+"/.mine.takeover is owned by uid 0 gid 0 with mode 0600")
 		if _, err := old.Offer(); err != unix.EAGAIN {
 			t.Errorf("somebody asks: %v", err)
 		}
@@ -386,15 +386,15 @@ func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
 		rights []byte
 		words  string
 	}{
-		{"hello", nil, `the running server says "hello": is it of another version?`},
-		{"udsecho takeover 2", nil, "is it of another version?"},
-		{"udsecho takeover 1 stream", files(3), `the running server says "udsecho takeover 1 stream"`},
-		{"udsecho takeover 2 stream", files(2), "is it of another version?"},
-		{"udsecho takeover 2 strange", files(3), "is it of another version?"},
-		{"udsecho takeover 2 stream stream", files(3), "is it of another version?"},
-		{"udsecho takeover 2 stream", files(253), "is it of another version?"},
+		{"hello", nil, `the running server sent "hello"; is it another version?`},
+		{"udsecho takeover 2", nil, "is it another version?"},
+		{"udsecho takeover 1 stream", files(3), `the running server sent "udsecho takeover 1 stream"`},
+		{"udsecho takeover 2 stream", files(2), "is it another version?"},
+		{"udsecho takeover 2 strange", files(3), "is it another version?"},
+		{"udsecho takeover 2 stream stream", files(3), "is it another version?"},
+		{"udsecho takeover 2 stream", files(253), "is it another version?"},
 		{"udsecho takeover 2 stream" + strings.Repeat(" ", 10_000), files(3), "larger than the receive buffer"},
-		{"no", nil, "in use: the running server has given its sockets to another, or ends"},
+		{"no", nil, "in use: the running server has given its sockets to another server, or is ending"},
 		{"udsecho takeover 2 stream", files(3), "the running server holds another lock than " + beside(a.Path, ".lock")},
 	} {
 		asking := succeed(a)
@@ -573,7 +573,7 @@ func TestClaimOfSocketWhoseFileIsGone(t *testing.T) {
 	o.Yield()
 	check(t, os.Remove(a.Path))
 	err := next.Claimed()
-	wantError(t, err, err, "its file or its lock was removed meanwhile: start again")
+	wantError(t, err, err, "its file or its lock was removed meanwhile; start again")
 	next.Close()
 	wantNext(t, o, uds.Claims)
 	wantNext(t, o, uds.Gone)
@@ -641,10 +641,10 @@ func TestInheritWhatIsNoBoundUnixSocket(t *testing.T) {
 		words string
 		make  func() (int, error)
 	}{
-		{"it is no socket: socket operation on non-socket", func() (int, error) { return unix.Open(d, unix.O_RDONLY|unix.O_CLOEXEC, 0) }},
-		{"it is a socket without an address: pass one that is bound", func() (int, error) { return unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0) }},
-		{"it is no Unix socket: pass one", func() (int, error) { return unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0) }},
-		{"the socket is a connection already: pass the listening one, Accept=no", func() (int, error) {
+		{"it is not a socket: socket operation on non-socket", func() (int, error) { return unix.Open(d, unix.O_RDONLY|unix.O_CLOEXEC, 0) }},
+		{"it is a socket without an address; pass one that is bound", func() (int, error) { return unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0) }},
+		{"it is not a Unix socket; pass one", func() (int, error) { return unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0) }},
+		{"the socket is a connection already; pass the listening one, Accept=no", func() (int, error) {
 			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 			check(t, err)
 			check(t, unix.Close(fds[1]))

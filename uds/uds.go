@@ -56,35 +56,35 @@ func Explain(path string, err error) error {
 	switch errno {
 	case unix.ENOENT:
 		if _, statErr := os.Stat(dir); errors.Is(statErr, fs.ErrNotExist) {
-			cure = fmt.Sprintf("directory %s does not exist: create it, or mount the volume there", dir)
+			cure = fmt.Sprintf("directory %s does not exist; create it, or mount the volume there", dir)
 		} else {
-			cure = fmt.Sprintf("nothing is at %s: start the server first, or keep trying", path)
+			cure = fmt.Sprintf("nothing is at %s; start the server first, or keep trying", path)
 		}
 	case unix.ENOTDIR:
-		cure = fmt.Sprintf("%s is not a directory: choose another path", dir)
+		cure = fmt.Sprintf("%s is not a directory; choose another path", dir)
 	case unix.EACCES, unix.EPERM:
 		cure = whoMay(path)
 	case unix.EROFS:
-		cure = fmt.Sprintf("directory %s is on a read-only file system or mount: mount it writable", dir)
+		cure = fmt.Sprintf("directory %s is on a read-only file system or mount; mount it writable", dir)
 	case unix.ENOSPC:
-		cure = fmt.Sprintf("the file system of %s is full: make room", dir)
+		cure = fmt.Sprintf("the file system of %s is full; make room", dir)
 	case unix.ECONNREFUSED:
-		cure = fmt.Sprintf("nobody serves %s, the file is stale: start the server again, it replaces the file", path)
+		cure = fmt.Sprintf("no process serves %s, the file is stale; start the server again, it replaces the file", path)
 		if path[0] == '@' {
 			cure = fmt.Sprintf("no server has the name %s in this network namespace: abstract names do not cross containers", path)
 			break
 		}
 		var st unix.Stat_t
 		if unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-			cure = fmt.Sprintf("%s is a %s, no socket: use the path of a server's socket", path, kind(st.Mode))
+			cure = fmt.Sprintf("%s is a %s, not a socket; use the path of a server's socket", path, kind(st.Mode))
 		}
 	case unix.EPROTOTYPE:
 		cure = "the server's socket is of another type"
 		if t, err := probe(path); err == nil {
-			cure = fmt.Sprintf("%s is a %s socket: use %s:%s", path, t, t, path)
+			cure = fmt.Sprintf("%s is a %s socket; use %s:%s", path, t, t, path)
 		}
 	case unix.EAGAIN:
-		cure = "the server's backlog is full: keep trying"
+		cure = "the server's backlog is full; keep trying"
 	}
 	if cure == "" {
 		return fmt.Errorf("%w (%s)", errno, unix.ErrnoName(errno))
@@ -95,16 +95,16 @@ func Explain(path string, err error) error {
 // whoMay describes the nearest file or directory that denies access to this
 // process, with its owner, group and mode.
 func whoMay(path string) string {
-	me := fmt.Sprintf("this process is %d:%d, groups %v", os.Geteuid(), os.Getegid(), groups())
+	me := fmt.Sprintf("this process is uid %d gid %d, groups %v", os.Geteuid(), os.Getegid(), groups())
 	for _, p := range []string{path, filepath.Dir(path)} {
 		var st unix.Stat_t
 		if unix.Lstat(p, &st) != nil {
 			continue
 		}
-		return fmt.Sprintf("%s is owned by %d:%d with mode %04o, %s: give it the group, or the mode, that lets it in",
+		return fmt.Sprintf("%s is owned by uid %d gid %d with mode %04o, %s; give it the group, or the mode, that has permission",
 			p, st.Uid, st.Gid, st.Mode&0o7777, me)
 	}
-	return fmt.Sprintf("a directory above %s cannot be searched, %s: give it the group, or the mode, that lets it in", path, me)
+	return fmt.Sprintf("a directory above %s cannot be searched, %s; give it the group, or the mode, that has permission", path, me)
 }
 
 func groups() []int {

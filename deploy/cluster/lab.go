@@ -91,7 +91,7 @@ func lockLab() (unlock func(), err error) {
 	}
 	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = dir.Close()
-		return nil, fmt.Errorf("in use: another cluster holds %s: wait for its end, or stop it", labDir)
+		return nil, fmt.Errorf("in use: another cluster holds %s; wait for its end, or stop it", labDir)
 	}
 	return func() {
 		_ = os.Remove(labDir) // it is empty, or it is not ours

@@ -70,7 +70,7 @@ func tiles(plots [][]*plot.Plot, c vg.CanvasSizer) {
 func title(row *Row) string {
 	s := fmt.Sprintf("%d bytes × %d connections", row.Size, row.Connections)
 	if row.Window > 1 {
-		s += fmt.Sprintf(", %d under way", row.Window)
+		s += fmt.Sprintf(", %d in flight", row.Window)
 	}
 	return s
 }

@@ -58,7 +58,7 @@ var values = []kong.Option{
 		for part := range strings.SplitSeq(s, ",") {
 			id, err := strconv.ParseUint(strings.TrimSpace(part), 10, 32)
 			if err != nil {
-				return fmt.Errorf("%q is no user or group: write its number, 10002 for example", part)
+				return fmt.Errorf("%q is not a user or group number; write one, 10002 for example", part)
 			}
 			target.Set(reflect.Append(target, reflect.ValueOf(uint32(id))))
 		}

@@ -124,7 +124,7 @@ func TestClientTellsThatServerDoesNotAnswer(t *testing.T) {
 			conn := against(t, mute(over))
 			err := send(conn)
 			close(over)
-			wantWords(t, err, "no answer for 50ms", "0 bytes are back of 42 sent", "paused or overloaded")
+			wantWords(t, err, "no answer for 50ms", "received 0 of 42 bytes", "paused or overloaded")
 			check(t, conn.Close())
 		})
 	}
@@ -230,19 +230,19 @@ func TestServerThatClosesEarlyIsAnErrorWithCounts(t *testing.T) {
 
 	conn := against(t, takes(len(message), message[:10], now))
 	err := quiet(0).Message(t.Context(), conn, []byte(message), io.Discard)
-	wantWords(t, err, "the server closed the connection: 10 bytes are back of ")
+	wantWords(t, err, "received 10 of ")
 
 	asked := make(chan struct{})
 	conn = against(t, takes(len(message), message[:10], asked))
 	err = quiet(0).Copy(t.Context(), conn, &idle{strings.NewReader(message), asked, now}, io.Discard)
-	wantWords(t, err, "the server closed the connection: 10 bytes are back of 42 sent")
+	wantWords(t, err, "received 10 of 42 bytes before the server closed the connection")
 
 	// Before the end of the input: there would be nobody to take the rest.
 	defer close(over)
 	asked = make(chan struct{})
 	conn = against(t, takes(len(message), message, asked))
 	err = quiet(0).Copy(t.Context(), conn, &idle{strings.NewReader(message), asked, over}, io.Discard)
-	wantWords(t, err, "the server closed the connection: 42 bytes are back of 42 sent")
+	wantWords(t, err, "received 42 of 42 bytes before the server closed the connection")
 }
 
 // A server that had not read all that came resets the connection.
@@ -254,7 +254,7 @@ func TestServerThatClosesUnreadIsAnErrorWithCounts(t *testing.T) {
 	})
 	out := &bytes.Buffer{}
 	err := quiet(0).Message(t.Context(), conn, []byte(message), out)
-	wantWords(t, err, "the server closed the connection: 10 bytes are back of 42 sent")
+	wantWords(t, err, "received 10 of 42 bytes before the server closed the connection")
 	if out.String() != message[:10] {
 		t.Errorf("output is %q", out)
 	}
@@ -411,8 +411,8 @@ func TestHealthCheckFails(t *testing.T) {
 			_, _ = io.ReadFull(conn, make([]byte, 13))
 			_, _ = io.WriteString(conn, "I am\nnot well and have much to say")
 			silent(conn)
-		}, `got back 'I am\nnot well': that is no echo server`},
-		"closes": {func(conn *net.UnixConn) { _, _ = io.ReadFull(conn, make([]byte, 13)) }, "the server closed the connection: 0 bytes are back of 13 sent"},
+		}, `received 'I am\nnot well'; the server is not an echo server`},
+		"closes": {func(conn *net.UnixConn) { _, _ = io.ReadFull(conn, make([]byte, 13)) }, "received 0 of 13 bytes before the server closed the connection"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

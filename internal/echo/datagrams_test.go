@@ -101,7 +101,7 @@ func TestDatagramTranscripts(t *testing.T) {
 
 func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 	t.Parallel()
-	const warning = "cannot answer a client without a name: it has to bind one"
+	const warning = "cannot reply to a client without a name; it must bind one"
 	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.WarnLevel)
 	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: server.addr.Path, Net: "unixgram"})
 	check(t, err)
@@ -304,7 +304,7 @@ func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 		if got := client.receive(t); got != "next" {
 			t.Errorf("came back %q", got)
 		}
-		server.log.await(t, 1, "refused a message: message carries file descriptors")
+		server.log.await(t, 1, "dropped a message: message carries file descriptors")
 	}
 }
 

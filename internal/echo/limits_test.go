@@ -83,7 +83,7 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 			if after := time.Since(began); after < timeout {
 				t.Errorf("turned away after %v", after)
 			}
-			server.log.await(t, 1, "turned a client away: it has said nothing for 1s")
+			server.log.await(t, 1, "disconnected a client: it has sent nothing for 1s")
 			wantBack(t, honest, r, message)
 			wantRefused(t, stats, "idle", 1)
 			if n := stats.Connections.Load(); n != 1 {
@@ -139,7 +139,7 @@ func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
 			lazy, idle := dial(t, server.addr), dial(t, server.addr)
 			fill(t, lazy, 4096)
-			server.log.await(t, 1, "turned a client away: it has not read for 1s")
+			server.log.await(t, 1, "disconnected a client: it has not read for 1s")
 			wantEnd(t, lazy)
 			wantBack(t, idle, transport.NewReceiver(100), message) // no idle timeout is set
 			wantRefused(t, stats, "unread", 1)
@@ -201,7 +201,7 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 					}
 				}
 			}
-			server.log.await(t, 3, "turned a client away: 3 connections of its user are open, the most allowed")
+			server.log.await(t, 3, "rejected a client: connection limit per user (3) reached")
 		})
 	}
 }
@@ -221,12 +221,12 @@ func TestRefusalsAreCountedAllAndToldOfSeldom(t *testing.T) {
 	}
 	seconds := int(time.Since(began)/time.Second) + 1
 	wantRefused(t, stats, "connections", n)
-	told := strings.Count(strings.Join(server.log.messages(), "\n"), "turned a client away")
+	told := strings.Count(strings.Join(server.log.messages(), "\n"), "rejected a client")
 	if told < 1 || told > 5*seconds {
 		t.Errorf("%d refusals in %d s are told of %d times", n, seconds, told)
 	}
 	for _, e := range server.log.all() {
-		if strings.HasPrefix(e.Message, "turned") && (e.Level != "warn" || e.Refused == 0 || e.Refused > n) {
+		if strings.HasPrefix(e.Message, "rejected") && (e.Level != "warn" || e.Refused == 0 || e.Refused > n) {
 			t.Errorf("%+v", fmt.Sprint(e))
 		}
 	}

@@ -290,7 +290,7 @@ func TestNoMoreMessagesAreUnderWayThanTheWindow(t *testing.T) {
 	})
 	client := echoclient.Client{Chunk: 1, Window: 3, Timeout: 100 * time.Millisecond, Log: zerolog.Nop()}
 	err := client.Copy(t.Context(), dial(t, a), in, io.Discard)
-	wantWords(t, err, "no answer for 100ms: 0 messages are back", "paused or overloaded")
+	wantWords(t, err, "no answer for 100ms: received 0 messages", "paused or overloaded")
 	if n := len(asked); n != 4 { // the fourth waits for its turn
 		t.Errorf("%d messages were made of the input, not 4", n)
 	}
@@ -307,9 +307,9 @@ func TestReplyOfAnotherLengthIsAnError(t *testing.T) {
 		out := &bytes.Buffer{}
 		err := quiet(0).Message(t.Context(), dial(t, a), []byte(message), out)
 		if reply == "" {
-			wantWords(t, err, "the server turned the message of 42 bytes away: it does not let this process in, which is ")
+			wantWords(t, err, "the server rejected the message of 42 bytes: it denies uid ")
 		} else {
-			wantWords(t, err, fmt.Sprintf("a message of 42 bytes came back as one of %d: that is no echo server", len(reply)))
+			wantWords(t, err, fmt.Sprintf("a message of 42 bytes was answered with %d bytes; the server is not an echo server", len(reply)))
 		}
 		if out.Len() > 0 {
 			t.Errorf("output is %q", out)
@@ -328,7 +328,7 @@ func TestMessageClientFails(t *testing.T) {
 	}{
 		"input":     {broken{reason}, io.Discard, "read the input: enough"},
 		"output":    {strings.NewReader(message), broken{reason}, "write the output: enough"},
-		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960: raise SO_SNDBUF"},
+		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF"},
 	} {
 		conn, err := transport.DialConfig{Bind: uds.AutoName("@"), SendBuffer: 212_992}.Dial(t.Context(), server.addr)
 		check(t, err)
@@ -355,8 +355,8 @@ func TestUDPClientCountsWhatIsLost(t *testing.T) {
 		want     string
 	}{
 		{2, ""},
-		{3, "1 of 3 messages did not come back"},
-		{30, "10 of 30 messages did not come back"},
+		{3, "1 of 3 messages were not echoed"},
+		{30, "10 of 30 messages were not echoed"},
 	} {
 		conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
 		check(t, err)

@@ -78,7 +78,7 @@ func TestServeConnClosesSocketsThatAreNoStreams(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, unix.Close(fds[1])) }()
 	err = (&echoserver.Config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), fds[0])
-	wantWords(t, err, "is no stream socket")
+	wantWords(t, err, "is not a stream socket")
 	if !transport.HungUp(fds[1]) {
 		t.Error("the other end is still connected")
 	}
@@ -90,7 +90,7 @@ func TestServeConnRefusesWhatIsNoStream(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, errors.Join(r.Close(), w.Close())) }()
 	err = (&echoserver.Config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), int(r.Fd()))
-	wantWords(t, err, "is no stream socket")
+	wantWords(t, err, "is not a stream socket")
 	if _, err := unix.FcntlInt(r.Fd(), unix.F_GETFD, 0); err != nil {
 		t.Errorf("it has closed what it did not take over: %v", err)
 	}

@@ -169,8 +169,8 @@ func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T)
 		t.Fatalf("%d bytes came back: %v", len(got), err)
 	}
 	err := quiet(0).Message(t.Context(), conn, make([]byte, 4969), io.Discard)
-	wantWords(t, err, "the server closed the connection: 0 messages are back, the next of 4969 bytes is not")
-	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968: raise SO_SNDBUF")
+	wantWords(t, err, "received 0 messages, but not the next one of 4969 bytes, before the server closed the connection")
+	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968; raise SO_SNDBUF")
 	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 }
 
@@ -182,7 +182,7 @@ func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	if got, err := conn.Receive(transport.NewReceiver(100)); err != io.EOF {
 		t.Errorf("came back %q, %v", got, err)
 	}
-	server.log.await(t, 1, "turned a client away: message carries file descriptors")
+	server.log.await(t, 1, "disconnected a client: message carries file descriptors")
 	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 }
 

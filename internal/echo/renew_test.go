@@ -255,7 +255,7 @@ func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
 			r := transport.NewReceiver(100)
 			before := dialBound(t, server.addr)
 			check(t, os.RemoveAll(server.dir))
-			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be made again now: listen again on "+
+			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be recreated now: listen again on "+
 				server.addr.String()+": lock "+beside(server.addr.Path, ".lock")+": no such file or directory (ENOENT): directory "+server.dir+" does not exist"))
 			wantBack(t, before, r, "goes on")
 			check(t, os.Mkdir(server.dir, 0o755))

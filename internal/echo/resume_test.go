@@ -154,7 +154,7 @@ func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 				if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 					wantWords(t, err, "tried for 100ms")
 				} else {
-					wantWords(t, err, "it may be full, or not let this process in", "tried for 100ms")
+					wantWords(t, err, "it may be at its connection limit, or deny uid ", "tried for 100ms")
 				}
 				if c.again.Load() == 0 || out.Len() > 0 {
 					t.Errorf("connected again %d times, %q came back", c.again.Load(), out)
@@ -169,7 +169,7 @@ func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 	s := echoserver.Config{Allow: func(unix.Ucred) bool { return false }}
 	server := serveSocket(t, listenOn(t, transport.Datagram), s, zerolog.Disabled)
 	c := resumes(t, server.addr, patience)
-	wantWords(t, c.Message(t.Context(), dial(t, server.addr), []byte(message), io.Discard), "does not let this process in")
+	wantWords(t, c.Message(t.Context(), dial(t, server.addr), []byte(message), io.Discard), "it denies uid ")
 	if n := c.again.Load(); n != 0 {
 		t.Errorf("connected again %d times", n)
 	}
@@ -249,8 +249,8 @@ func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		for answer, want := range map[string]string{
-			"HELLO":          "no echo server",
-			"hello and more": "no echo server",
+			"HELLO":          "not an echo server",
+			"hello and more": "not an echo server",
 		} {
 			t.Run(string(typ)+" "+answer, func(t *testing.T) {
 				t.Parallel()

@@ -293,7 +293,7 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	if n, err := dial(t, server.addr).Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("a third client reads %d, %v", n, err)
 	}
-	server.log.await(t, 1, "turned a client away: 2 connections are open")
+	server.log.await(t, 1, "rejected a client: connection limit (2) reached")
 
 	check(t, first.Close())
 	server.log.await(t, 2, "waiting for a connection")

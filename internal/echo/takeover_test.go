@@ -121,7 +121,7 @@ func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
 	next := generate(t, echoserver.Config{}, addr)
 	next.log.await(t, 1, "took over ")
 	check(t, old.end(t))
-	old.log.await(t, 1, "drain timeout is over: closing what is left")
+	old.log.await(t, 1, "drain timeout is over: closing all connections")
 	wantEchoOf(t, addr)
 }
 
@@ -327,7 +327,7 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 	slow.send(t, fmt.Sprint(n)) // nobody receives at this moment
 	next.stop()
 	check(t, next.end(t))
-	old.log.await(t, 1, "the server that was to take over is gone: serving on")
+	old.log.await(t, 1, "the server that was taking over has ended; continuing to serve")
 	for i := range n + 1 {
 		if got := slow.receive(t); got != fmt.Sprint(i) {
 			t.Errorf("reply %d is %q", i, got)

@@ -104,7 +104,8 @@ func (c *Client) exchange(ctx context.Context, conn *transport.Conn, in io.Reade
 		return err
 	}
 	if short := got < want || want < 0 && (!s.done.Load() || got < s.sent.Load()); short {
-		return fmt.Errorf("%w: %d bytes are back of %d sent%s", errClosed, got, s.sent.Load(), whyAtOnce(got))
+		// In full: "received … of … bytes before the server closed the connection".
+		return fmt.Errorf("received %d of %d bytes before %w%s", got, s.sent.Load(), errClosed, whyAtOnce(got))
 	}
 	return nil
 }
@@ -118,10 +119,10 @@ func whyAtOnce[N int | int64](got N) string {
 	if got > 0 {
 		return ""
 	}
-	return fmt.Sprintf(": it may be full, or not let this process in, which is %s", whoAmI())
+	return fmt.Sprintf("; it may be at its connection limit, or deny %s", whoAmI())
 }
 
-func whoAmI() string { return fmt.Sprintf("%d:%d", os.Geteuid(), os.Getegid()) }
+func whoAmI() string { return fmt.Sprintf("uid %d gid %d", os.Geteuid(), os.Getegid()) }
 
 func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Level) (got int64, err error) {
 	buf := make([]byte, cmp.Or(c.Chunk, streamChunk))
@@ -152,7 +153,7 @@ func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Lev
 		case errors.Is(err, os.ErrDeadlineExceeded) && c.NoEcho:
 			return got, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return got, fmt.Errorf("no answer for %v: %d bytes are back of %d sent: is the server paused or overloaded?",
+			return got, fmt.Errorf("no answer for %v: received %d of %d bytes; is the server paused or overloaded?",
 				c.Timeout, got, s.sent.Load())
 		case c.NoEcho && got == 0 && errors.Is(err, unix.ECONNRESET):
 			return got, errUnread
@@ -181,7 +182,7 @@ func awaitSent(ctx context.Context, conn *transport.Conn, sent <-chan struct{}) 
 
 // errUnread is ECONNRESET for a client that expects nothing and has received
 // nothing.
-var errUnread = errors.New("the server closed the connection without an answer, and without reading all that was sent")
+var errUnread = errors.New("the server closed the connection without an answer, and without reading everything that was sent")
 
 // sender is the direction to the server.
 type sender struct {
@@ -248,7 +249,7 @@ func (c *Client) writeBy(conn *transport.Conn) error {
 
 // unread returns the error of a send that writeBy has ended.
 func (c *Client) unread() error {
-	return fmt.Errorf("the server has not read for %v: is it paused or overloaded?", c.Timeout)
+	return fmt.Errorf("the server has not read for %v; is it paused or overloaded?", c.Timeout)
 }
 
 func (s *sender) err() error {

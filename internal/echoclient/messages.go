@@ -64,7 +64,7 @@ func (c *Client) messages(ctx context.Context, conn *transport.Conn, in io.Reade
 		return context.Cause(ctx)
 	}
 	if err == nil && r.lost > 0 {
-		err = fmt.Errorf("%d of %d messages did not come back", r.lost, r.lost+r.got)
+		err = fmt.Errorf("%d of %d messages were not echoed", r.lost, r.lost+r.got)
 	}
 	return err
 }
@@ -230,17 +230,17 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 		case errors.Is(err, os.ErrDeadlineExceeded) && resumes:
 			return errSilent
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return fmt.Errorf("no answer for %v: %d messages are back: is the server paused or overloaded?", patience, r.got)
+			return fmt.Errorf("no answer for %v: received %d messages; is the server paused or overloaded?", patience, r.got)
 		case errors.Is(err, io.EOF), r.conn.Type() == transport.Seqpacket && isGone(err):
-			return fmt.Errorf("%w: %d messages are back, the next of %d bytes is not%s", errClosed, r.got, size, whyAtOnce(r.got))
+			return fmt.Errorf("received %d messages, but not the next one of %d bytes, before %w%s", r.got, size, errClosed, whyAtOnce(r.got))
 		default:
 			return fmt.Errorf("receive: %w", err)
 		}
 		if r.conn.Type() == transport.Datagram && bytes.Equal(message, echo.Refusal(size)) {
-			return fmt.Errorf("the server turned the message of %d bytes away: it does not let this process in, which is %s", size, whoAmI())
+			return fmt.Errorf("the server rejected the message of %d bytes: it denies %s", size, whoAmI())
 		}
 		if len(message) != size && !isUDP {
-			return fmt.Errorf("a message of %d bytes came back as one of %d: that is no echo server", size, len(message))
+			return fmt.Errorf("a message of %d bytes was answered with %d bytes; the server is not an echo server", size, len(message))
 		}
 		if err := r.received(message); err != nil {
 			return err

@@ -96,7 +96,7 @@ func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reade
 }
 
 // errNoEcho means that the received bytes are not the echo of the sent bytes.
-var errNoEcho = errors.New("what comes back is not what was sent: that is no echo server")
+var errNoEcho = errors.New("the received bytes are not the echo of the sent bytes; the server is not an echo server")
 
 // An acknowledger writes the echo, and makes the tape forget it.
 type acknowledger struct {

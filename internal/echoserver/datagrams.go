@@ -108,10 +108,10 @@ func (d *datagrams) receive() bool {
 	case err == unix.EAGAIN:
 		return false
 	case errors.Is(err, uds.ErrTruncated):
-		d.refuseMessage(stats.Truncated).Err(err).Msgf("refused a message: %v", err)
+		d.refuseMessage(stats.Truncated).Err(err).Msgf("dropped a message: %v", err)
 		return true
 	case errors.Is(err, uds.ErrDescriptors):
-		d.refuseMessage(stats.Descriptors).Err(err).Msgf("refused a message: %v", err)
+		d.refuseMessage(stats.Descriptors).Err(err).Msgf("dropped a message: %v", err)
 		return true
 	case err != nil:
 		d.server.refuse(stats.System, 0).Err(err).Msgf("cannot receive: %v", err)
@@ -119,7 +119,7 @@ func (d *datagrams) receive() bool {
 	}
 	to := d.sender()
 	if unixSocket && d.server.config.Allow != nil && !d.server.allowed(d.cred()) {
-		transcript.WithCred(d.refuseMessage(stats.User), d.cred()).Msg("turned a client away: " + notAllowed(d.cred()))
+		transcript.WithCred(d.refuseMessage(stats.User), d.cred()).Msg("rejected a client: " + notAllowed(d.cred()))
 		if d.server.receiver.Named() && d.mayAnswer(to) == nil && d.buffer.admit(to.address, 1) {
 			_ = d.send(to, echo.Refusal(len(message)))
 		}
@@ -138,7 +138,7 @@ func (d *datagrams) receive() bool {
 	if named := d.server.receiver.Named(); !named && relay != nil {
 		return relay.Message(d.relayed(client{}), message)
 	} else if !named {
-		d.server.refuse(stats.Nameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
+		d.server.refuse(stats.Nameless, 1).Int("bytes", len(message)).Msg("cannot reply to a client without a name; it must bind one")
 		return true
 	}
 	if err := d.mayAnswer(to); err == errNotOwn || err == errUnmapped {
@@ -230,7 +230,7 @@ func (d *datagrams) send(c client, message []byte) error {
 		if err == nil {
 			err = transport.ReplyTo(d.socket.FD(), message, n.address)
 			if err == unix.ENOENT {
-				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd: mount /proc", err)
+				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd; mount /proc", err)
 			}
 		}
 		if err != unix.ECONNREFUSED || !again {

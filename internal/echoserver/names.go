@@ -29,13 +29,13 @@ func (c client) clone() client {
 // errNotOwn means that a name leads to something other than a socket of the
 // client's user. The server looks names up in its own file system, and a
 // client can replace its file.
-var errNotOwn = errors.New("cannot answer at a name that is no socket of the client's own")
+var errNotOwn = errors.New("cannot reply to a name that is not the client's own socket")
 
 // errUnmapped means that the client has a path as its address, and that the
 // kernel reports its user as the overflow user, which stands for all users
 // without a number in this namespace. So the server cannot know who owns the
 // file.
-var errUnmapped = errors.New("cannot answer at a path a client whose user the kernel does not tell here: " +
+var errUnmapped = errors.New("cannot reply to a path, because the kernel does not report the client's user here; " +
 	"map the user into the server's user namespace, have systemd pass credentials (PassCredentials=yes), " +
 	"or allow all such users with --allow-uid and this number")
 

@@ -23,7 +23,7 @@ func (c Config) ServeConn(ctx context.Context, fd int) error {
 		if err == nil {
 			_ = unix.Close(fd)
 		}
-		return fmt.Errorf("descriptor %d is no stream socket", fd)
+		return fmt.Errorf("descriptor %d is not a stream socket", fd)
 	}
 	l, err := loop.New(c.Spin)
 	if err != nil {

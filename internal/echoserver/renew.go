@@ -63,7 +63,7 @@ func (s *server) replace(old *transport.Socket) bool {
 		s.displaced = err
 		return false
 	case err != nil:
-		s.refuse(stats.System, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
+		s.refuse(stats.System, 0).Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, transcript.Escape(err.Error()))
 		return false
 	}
 	s.config.Log.Warn().Str("listen", transcript.Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)

@@ -228,7 +228,7 @@ func (s *server) run(ctx context.Context) error {
 		}
 		if now.After(s.drainUntil) {
 			s.config.Log.Warn().Int("connections", s.open).Int("replies", waiting).Dur("drain_timeout", s.config.DrainTimeout).
-				Msg("drain timeout is over: closing what is left")
+				Msg("drain timeout is over: closing all connections")
 			return s.displaced
 		}
 	}
@@ -296,7 +296,7 @@ func (s *server) sweep(now time.Duration) {
 		case c.blocked && s.config.WriteTimeout > 0 && still >= s.config.WriteTimeout:
 			c.turnAway(stats.Unread, "it has not read for %v", s.config.WriteTimeout)
 		case !c.blocked && s.config.IdleTimeout > 0 && still >= s.config.IdleTimeout:
-			c.turnAway(stats.Idle, "it has said nothing for %v", s.config.IdleTimeout)
+			c.turnAway(stats.Idle, "it has sent nothing for %v", s.config.IdleTimeout)
 		}
 	}
 	if s.drainUntil.IsZero() {

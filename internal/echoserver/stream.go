@@ -75,14 +75,14 @@ func (s *server) turnAwayAll() {
 				n++
 				_ = unix.Close(fd)
 			} else if err != unix.EINTR && err != unix.ECONNABORTED {
-				s.config.Log.Warn().Err(err).Msgf("cannot count who else has connected: accept: %s", transcript.Escape(err.Error()))
+				s.config.Log.Warn().Err(err).Msgf("cannot count the waiting clients: accept: %s", transcript.Escape(err.Error()))
 				break
 			}
 		}
 	}
 	if n > 0 { // not rate limited: it is logged once
 		s.config.Log.Warn().Stringer("cause", stats.System).Uint64("refused", s.config.Stats.Refuse(stats.System, n)).
-			Msgf("turned %d clients away that had connected: no descriptor came free for them", n)
+			Msgf("rejected %d waiting clients: no descriptor became free for them", n)
 	}
 }
 
@@ -120,7 +120,7 @@ func (ln *listener) welcome(fd int) {
 	}
 	if why, text := ln.refusal(t, fd, cred); text != "" {
 		if ev := ln.server.refuse(why, 1); ev != nil { // there may be thousands
-			transcript.WithCred(ev.Str("peer", transcript.Escape(transport.PeerName(fd))), cred).Msg("turned a client away: " + text)
+			transcript.WithCred(ev.Str("peer", transcript.Escape(transport.PeerName(fd))), cred).Msg("rejected a client: " + text)
 		}
 		_ = unix.Close(fd)
 		return
@@ -160,7 +160,7 @@ func (ln *listener) welcome(fd int) {
 		return
 	}
 	if err := ln.server.loop.Add(fd, c, c.events); err != nil {
-		ln.server.refuse(stats.System, 1).Err(err).Msgf("turned a client away: %v", err)
+		ln.server.refuse(stats.System, 1).Err(err).Msgf("rejected a client: %v", err)
 		_ = unix.Close(fd)
 		return
 	}
@@ -196,18 +196,18 @@ func (ln *listener) refusal(t transport.Type, fd int, cred *unix.Ucred) (stats.C
 func (ln *listener) full(cred *unix.Ucred, beside int) (stats.Cause, string) {
 	if cred != nil {
 		if n := ln.server.perUser[cred.Uid]; ln.server.config.MaxConnectionsPerUser > 0 && n >= ln.server.config.MaxConnectionsPerUser+beside {
-			return stats.UserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
+			return stats.UserConnections, fmt.Sprintf("connection limit per user (%d) reached", ln.server.config.MaxConnectionsPerUser)
 		}
 	}
 	if n := ln.server.open; ln.server.config.MaxConnections > 0 && n >= ln.server.config.MaxConnections+beside {
-		return stats.Connections, fmt.Sprintf("%d connections are open, the most allowed", n)
+		return stats.Connections, fmt.Sprintf("connection limit (%d) reached", ln.server.config.MaxConnections)
 	}
 	return 0, ""
 }
 
 func notAllowed(cred *unix.Ucred) string {
 	if cred == nil {
-		return "the kernel does not say who it is"
+		return "the kernel does not report its user"
 	}
 	return fmt.Sprintf("user %d, group %d is not allowed", cred.Uid, cred.Gid)
 }
@@ -411,7 +411,7 @@ func (c *conn) end(err error) {
 // turnAway disconnects a client that the server stops serving.
 func (c *conn) turnAway(why stats.Cause, format string, args ...any) {
 	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(transport.PeerName(c.fd))).Int64("uid", c.uid).
-		Msgf("turned a client away: "+format, args...)
+		Msgf("disconnected a client: "+format, args...)
 	c.close()
 }
 

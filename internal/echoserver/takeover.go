@@ -128,7 +128,7 @@ func (s *server) handOver(now time.Time) {
 	}
 	for _, d := range s.datagrams {
 		if !d.replaced {
-			d.dropAll(fmt.Errorf("it has not read for the %v that a handover may take", s.config.DrainTimeout))
+			d.dropAll(fmt.Errorf("it has not read for %v, the limit of a handover", s.config.DrainTimeout))
 		}
 	}
 	for _, ln := range s.listeners {
@@ -156,7 +156,7 @@ func (s *server) takeBack() {
 	n := s.successor
 	s.dismiss()
 	if n.claims {
-		s.config.Log.Warn().Msg("the server that was to take over is gone: serving on")
+		s.config.Log.Warn().Msg("the server that was taking over has ended; continuing to serve")
 	}
 	if n.owns {
 		s.failed = s.handover.TakeBack()

@@ -41,7 +41,7 @@ func (c *Client) Sum(ctx context.Context, conn *transport.Conn, f *os.File) (fil
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return files.Sum{}, fmt.Errorf("no answer for %v: is the file large, or the server paused or overloaded?", c.Timeout)
 	case errors.Is(err, io.EOF):
-		return files.Sum{}, fmt.Errorf("the server closed the connection without an answer: it may listen on something else than files: there, or not let this process in, which is %d:%d", os.Geteuid(), os.Getegid())
+		return files.Sum{}, fmt.Errorf("the server closed the connection without an answer; this may not be a files: address, or the server may deny uid %d gid %d", os.Geteuid(), os.Getegid())
 	case err != nil:
 		return files.Sum{}, err
 	}

@@ -53,7 +53,7 @@ func (s Sum) String() string { return fmt.Sprintf("%s %d %x", Request, s.Size, s
 // ParseAnswer parses an answer, which may come from an untrusted process.
 func ParseAnswer(answer string) (s Sum, err error) {
 	if text, ok := strings.CutPrefix(answer, "error "); ok {
-		return s, fmt.Errorf("the server does not read it: %s", text)
+		return s, fmt.Errorf("the server rejected the file: %s", text)
 	}
 	rest, ok := strings.CutPrefix(answer, Request+" ")
 	size, digits, _ := strings.Cut(rest, " ")
@@ -65,5 +65,5 @@ func ParseAnswer(answer string) (s Sum, err error) {
 			return s, nil
 		}
 	}
-	return Sum{}, fmt.Errorf("the answer is %q: that is no server of files", answer)
+	return Sum{}, fmt.Errorf("the answer is %q; the server is not a files: server", answer)
 }

@@ -241,12 +241,12 @@ func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
 		{os.NewFile(uintptr(epoll), "epoll"), "it is a descriptor of no file"},
 		{open("/", unix.O_RDONLY), "it is a directory"},
 		{open("/dev/zero", unix.O_RDONLY), "it is a device"},
-		{open("/proc/version", unix.O_RDONLY), "it is a file of the kernel's"},
+		{open("/proc/version", unix.O_RDONLY), "it is a file of the kernel, of proc"},
 		{open("fileserver_test.go", unix.O_PATH), "O_PATH"},
 		{open(t.TempDir()+"/f", unix.O_WRONLY|unix.O_CREAT), "open for writing only"},
 	} {
 		_, err := client.Sum(t.Context(), conn, tt.f)
-		wantWords(t, err, "the server does not read it: ", tt.words)
+		wantWords(t, err, "the server rejected the file: ", tt.words)
 		check(t, tt.f.Close())
 		f, err := fileclient.Seal("good", strings.NewReader("good"))
 		check(t, err)
@@ -265,8 +265,8 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 		count   int
 		words   string
 	}{
-		{"sum 1", 2, "more than one descriptor came, and all are closed"},
-		{"sum 1", 253, "more than one descriptor came, and all are closed"},
+		{"sum 1", 2, "more than one descriptor was received, and all are closed"},
+		{"sum 1", 253, "more than one descriptor was received, and all are closed"},
 		{"sum 1", 0, "no descriptor came"},
 		{"", 0, "no descriptor came"},
 		{"sum 2", 1, `unknown request 'sum 2': write "sum 1"`},
@@ -296,7 +296,7 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 		check(t, mine.Close())
 		turnedAway++
 	}
-	r.log.Await(t, 1, "turned a client away: ")
+	r.log.Await(t, 1, "disconnected a client: ")
 	for cause := range stats.Causes {
 		turnedAway -= int(r.stats.Refused(cause))
 	}
@@ -359,7 +359,7 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	check(t, conn.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
 	r.log.Await(t, 1, "received 'sum 1'")
 	r.stop()
-	r.log.Await(t, 1, "drain timeout is over: closing what is left")
+	r.log.Await(t, 1, "drain timeout is over: closing all connections")
 	if _, err := os.Lstat(r.addr.Path); !os.IsNotExist(err) {
 		t.Errorf("the socket file is left (%v)", err)
 	}
@@ -506,16 +506,16 @@ func TestClientBelievesNoStrangeAnswer(t *testing.T) {
 	check(t, unix.SetNonblock(socket.FD(), false))
 	digits := strings.Repeat("0a", 32)
 	for answer, words := range map[string]string{
-		"":                          "that is no server of files",
-		"sum 1":                     "that is no server of files",
-		"sum 1 1 " + digits + "0":   "that is no server of files",
-		"sum 1 1 " + digits[1:]:     "that is no server of files",
-		"sum 1 -1 " + digits:        "that is no server of files",
-		"sum 1 +1 " + digits:        "that is no server of files",
-		"sum 1 x " + digits:         "that is no server of files",
-		"sum 2 1 " + digits:         "that is no server of files",
-		"sum 1 1 g" + digits[1:]:    "that is no server of files",
-		"error \x1b[31m":            "does not read it: \x1b[31m",
+		"":                          "the server is not a files: server",
+		"sum 1":                     "the server is not a files: server",
+		"sum 1 1 " + digits + "0":   "the server is not a files: server",
+		"sum 1 1 " + digits[1:]:     "the server is not a files: server",
+		"sum 1 -1 " + digits:        "the server is not a files: server",
+		"sum 1 +1 " + digits:        "the server is not a files: server",
+		"sum 1 x " + digits:         "the server is not a files: server",
+		"sum 2 1 " + digits:         "the server is not a files: server",
+		"sum 1 1 g" + digits[1:]:    "the server is not a files: server",
+		"error \x1b[31m":            "rejected the file: \x1b[31m",
 		strings.Repeat("sum", 1000): "message is larger",
 	} {
 		conn, err := transport.DialConfig{}.Dial(t.Context(), socket.Addr)

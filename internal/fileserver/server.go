@@ -164,16 +164,16 @@ func (c *conn) serve() {
 			c.event().Msg("no data from")
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			c.turnAway(stats.Idle, fmt.Errorf("it has asked for nothing for %v", c.server.config.IdleTimeout))
+			c.turnAway(stats.Idle, fmt.Errorf("it has requested nothing for %v", c.server.config.IdleTimeout))
 			return
 		case errors.Is(err, uds.ErrDescriptors):
-			c.turnAway(stats.Descriptors, fmt.Errorf("more than one descriptor came, and all are closed: hand over one at a time"))
+			c.turnAway(stats.Descriptors, fmt.Errorf("more than one descriptor was received, and all are closed; send one at a time"))
 			return
 		case errors.Is(err, uds.ErrOpenFiles):
-			c.turnAway(stats.System, fmt.Errorf("the server has as many files open as it may: try again later"))
+			c.turnAway(stats.System, fmt.Errorf("the server has reached its limit of open files; try again later"))
 			return
 		case errors.Is(err, uds.ErrTruncated):
-			c.turnAway(stats.Truncated, fmt.Errorf("the request has more than %d bytes: write %q", files.MaxRecord, files.Request))
+			c.turnAway(stats.Truncated, fmt.Errorf("the request has more than %d bytes; write %q", files.MaxRecord, files.Request))
 			return
 		case err != nil:
 			c.lost(err)
@@ -189,7 +189,7 @@ func (c *conn) serve() {
 			c.lost(err)
 			return
 		case err != nil:
-			c.refuse(stats.Request, err).Msgf("cannot read what came: %v", err)
+			c.refuse(stats.Request, err).Msgf("cannot read the received file: %v", err)
 			answer = "error " + err.Error()
 		}
 		c.event().Int("bytes", len(answer)).Msg("sending " + transcript.Quote([]byte(answer)))
@@ -235,7 +235,7 @@ func (e *protocolError) Error() string { return e.text }
 func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	c.event().Int("bytes", len(record)).Int("descriptors", len(fds)).Msg("received " + transcript.Quote(record))
 	if len(fds) == 0 {
-		return "", &protocolError{fmt.Sprintf("no descriptor came with the request: send %q with one", files.Request)}
+		return "", &protocolError{fmt.Sprintf("no descriptor came with the request; send %q with one", files.Request)}
 	}
 	fd := fds[0]
 	if string(record) != files.Request {
@@ -335,7 +335,7 @@ func (c *conn) refuse(why stats.Cause, err error) *zerolog.Event {
 // turnAway tells the client, and logs, why it is rejected. The caller closes
 // the connection.
 func (c *conn) turnAway(why stats.Cause, err error) {
-	c.refuse(why, err).Msgf("turned a client away: %v", err)
+	c.refuse(why, err).Msgf("disconnected a client: %v", err)
 	// The client misses the text if it does not accept it now.
 	_ = c.raw.Control(func(fd uintptr) {
 		_ = unix.Sendto(int(fd), []byte("error "+err.Error()), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)

@@ -32,9 +32,9 @@ func inspect(fd int) (*input, error) {
 	case err != nil:
 		return nil, os.NewSyscallError("fcntl F_GETFL", err)
 	case flags&unix.O_PATH != 0:
-		return nil, errors.New("the descriptor is one of a path alone (O_PATH): open the file for reading")
+		return nil, errors.New("the descriptor is for a path only (O_PATH); open the file for reading")
 	case flags&unix.O_ACCMODE == unix.O_WRONLY:
-		return nil, errors.New("the descriptor is open for writing only: open the file for reading")
+		return nil, errors.New("the descriptor is open for writing only; open the file for reading")
 	}
 	sealed := sealed(fd)
 	// Read the size after the seals: from then on the size cannot change.
@@ -46,7 +46,7 @@ func inspect(fd int) (*input, error) {
 		return nil, fmt.Errorf("it is a %s: only regular files and memory are read", kind(st.Mode))
 	}
 	if kernels(fd) {
-		return nil, errors.New("it is a file of the kernel's, of proc or sysfs for example, and to read it may never end: send a copy")
+		return nil, errors.New("it is a file of the kernel, of proc or sysfs for example, and reading it may never end; send a copy")
 	}
 	in := &input{fd: fd, size: st.Size, seek: -1}
 	if sealed {
@@ -136,7 +136,7 @@ func (in *input) part(sum hash.Hash, buf []byte, at int64) (int64, error) {
 	n, err := pread(in.fd, buf, at)
 	sum.Write(buf[:n])
 	if err == nil && n < len(buf) {
-		err = errors.New("it became shorter while it was read: send it again when it is complete")
+		err = errors.New("it became shorter while it was read; send it again when it is complete")
 	}
 	return int64(n), err
 }

@@ -33,9 +33,9 @@ func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
 	switch {
 	case err != nil:
 	case uds.Unmapped(cred.Uid):
-		err = fmt.Errorf("health check of %s: user %d serves there, which may be any that this user namespace does not map: map the server's user into it", a, cred.Uid)
+		err = fmt.Errorf("health check of %s: user %d serves there, which may be any that this user namespace does not map; map the server's user into it", a, cred.Uid)
 	case !uds.IsOwnUser(cred.Uid):
-		err = fmt.Errorf("health check of %s: user %d serves there, and this process is user %d: find out who", a, cred.Uid, os.Geteuid())
+		err = fmt.Errorf("health check of %s: user %d serves there, and this process is user %d; find out which server this is", a, cred.Uid, os.Geteuid())
 	}
 	if err != nil {
 		_ = conn.Close()
@@ -53,7 +53,7 @@ func Echo(ctx context.Context, a transport.Addr) error {
 			return err
 		}
 		if !bytes.Equal(back.Bytes(), question) {
-			return fmt.Errorf("sent %s, got back %s: that is no echo server", transcript.Quote(question), transcript.Quote(back.Bytes()))
+			return fmt.Errorf("sent %s, received %s; the server is not an echo server", transcript.Quote(question), transcript.Quote(back.Bytes()))
 		}
 		return nil
 	})

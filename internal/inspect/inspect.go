@@ -132,7 +132,7 @@ func (in *Result) unseen(err error) (*Result, error) {
 
 func explain(path string, err error) error {
 	if errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%w (ENOENT): nothing is there: look for a mistake in the path, or where the volume is mounted", unix.ENOENT)
+		return fmt.Errorf("%w (ENOENT): nothing is there; look for a mistake in the path, or where the volume is mounted", unix.ENOENT)
 	}
 	return uds.Explain(path, err)
 }

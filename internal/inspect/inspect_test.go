@@ -199,7 +199,7 @@ func TestInspectWithoutPermission(t *testing.T) {
 	got[0].Result.Backlog = nil // the system's
 	for _, o := range got {
 		o.Result.Row = ""
-		wantWords(t, strings.Join(o.Result.Why, "\n"), o.Result.Path+" does not let this process connect to it: it is 0")
+		wantWords(t, strings.Join(o.Result.Why, "\n"), o.Result.Path+" denies this process permission to connect to it: its mode is 0")
 		o.Result.Why = nil
 	}
 	wantWords(t, got[1].Err, "cannot tell whether it is served: permission denied (EACCES)", d+"/stale is owned by")

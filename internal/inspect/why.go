@@ -35,7 +35,7 @@ func (in *Result) explain() {
 			because("it is itself a mount: when its server starts again and makes a new file, this one stays the old. Mount the directory, not the file")
 		}
 		if in.State != Live && in.State != Private && reachesNoOther(m.fstype) {
-			because("it is on %s (%s): a socket there serves only those who see it through the same mount of the same kernel as its server. Use a volume, or a directory of this kernel's own; from another machine, TCP and client forward", m.fstype, m.source)
+			because("it is on %s (%s): a socket there works only for processes that see it through the same mount of the same kernel as its server. Use a volume, or a directory of this kernel's own; from another machine, TCP and client forward", m.fstype, m.source)
 		}
 		if text := namespaces(&st); text != "" {
 			because("%s", text)
@@ -125,22 +125,22 @@ func refuses(path string, bit uint32) string {
 	if bit == unix.X_OK {
 		what, letter = "search", "x"
 	}
-	text := fmt.Sprintf("%s does not let this process %s it: it is %04o of user %s, group %s, and this process is user %s, group %s, groups %v. ",
+	text := fmt.Sprintf("%s denies this process permission to %s it: its mode is %04o, of user %s, group %s, and this process is user %s, group %s, groups %v. ",
 		path, what, fs.FileMode(st.Mode).Perm(), Named(st.Uid, UserName), Named(st.Gid, GroupName),
 		Named(uint32(os.Geteuid()), UserName), Named(uint32(os.Getegid()), GroupName), groups)
 	owner := int(st.Uid) == os.Geteuid()
 	member := int(st.Gid) == os.Getegid() || slices.Contains(groups, int(st.Gid))
 	switch {
 	case owner && st.Mode&(bit<<6) == 0:
-		return text + fmt.Sprintf("chmod u+%s lets its owner in", letter)
+		return text + fmt.Sprintf("chmod u+%s gives its owner permission", letter)
 	case !owner && member && st.Mode&(bit<<3) == 0:
-		return text + fmt.Sprintf("chmod g+%s lets its group in, which this process has", letter)
+		return text + fmt.Sprintf("chmod g+%s gives permission to its group, which this process has", letter)
 	case !owner && !member && st.Mode&(bit<<3) != 0:
-		return text + fmt.Sprintf("Group %d lets it in: group_add in Compose, --group-add with docker run", st.Gid)
+		return text + fmt.Sprintf("Group %d has permission: use group_add in Compose, --group-add with docker run", st.Gid)
 	case !owner && !member && st.Mode&bit == 0:
-		return text + fmt.Sprintf("Group %d with chmod g+%s lets it in, or user %d", st.Gid, letter, st.Uid)
+		return text + fmt.Sprintf("Group %d with chmod g+%s has permission, or user %d", st.Gid, letter, st.Uid)
 	default:
-		return text + "The mode would let it in: an access control list, or a security module, refuses"
+		return text + "The mode gives permission, but an access control list or a security module denies it"
 	}
 }
 
@@ -156,7 +156,7 @@ func namespaces(st *unix.Stat_t) string {
 	if st != nil {
 		text += fmt.Sprintf("; the socket's owner is %s", pair(uids, gids, st.Uid, st.Gid))
 	}
-	return text + ". Permission is by the ids outside: map the owner, or the socket's group, into the namespace"
+	return text + ". Permission is by the ids outside; map the owner, or the socket's group, into the namespace"
 }
 
 func pair(uids, gids ids, uid, gid uint32) string {

@@ -82,7 +82,7 @@ const (
 // Check rejects a form that [New] does not know.
 func Check(form string) error {
 	if form != "hex" && form != "json" && !strings.HasSuffix(form, ".pcapng") {
-		return fmt.Errorf("--show %s: unknown form: write hex, json, or the name of a file that ends in .pcapng", form)
+		return fmt.Errorf("--show %s: unknown form; write hex, json, or the name of a file that ends in .pcapng", form)
 	}
 	return nil
 }
@@ -100,7 +100,7 @@ func New(form string, out io.Writer, colour bool, log zerolog.Logger) (*Recorder
 	default:
 		file, err := os.OpenFile(form, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if errors.Is(err, os.ErrExist) {
-			return nil, fmt.Errorf("--show %s: the file exists, and is left alone: choose another name", form)
+			return nil, fmt.Errorf("--show %s: the file exists, and is left alone; choose another name", form)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--show: %w", err)
@@ -191,7 +191,7 @@ func (r *Recorder) run() {
 		lost := r.lost.Load()
 		p.lost = lost - missing
 		if lost > told && time.Since(toldAt) > time.Second {
-			r.log.Warn().Uint64("lost", lost).Msgf("the record lacks %d pieces so far: its reader, or its file, is too slow or gone; relaying goes on", lost)
+			r.log.Warn().Uint64("lost", lost).Msgf("the record lacks %d pieces so far: its reader, or its file, is too slow or gone; relaying continues", lost)
 			told, toldAt = lost, time.Now()
 		}
 		if r.gone.Load() {
@@ -210,7 +210,7 @@ func (r *Recorder) run() {
 			continue
 		}
 		if n := r.lost.Add(1); n == lost+1 && told == lost {
-			r.log.Warn().Err(err).Msgf("cannot write the record: %s; relaying goes on", transcript.Escape(err.Error()))
+			r.log.Warn().Err(err).Msgf("cannot write the record: %s; relaying continues", transcript.Escape(err.Error()))
 			told, toldAt = n, time.Now()
 		}
 		r.gone.Store(errors.Is(err, unix.EPIPE))

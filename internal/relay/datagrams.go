@@ -34,7 +34,7 @@ func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
 	p := r.peers[s.Key]
 	if p == nil {
 		if !r.makeRoom(s) {
-			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("turned a client away: %d datagram clients wait for the target, and there are no more allowed", r.Busy())
+			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("dropped a message: client limit reached, and all %d datagram clients wait for the target", r.Busy())
 			return true
 		}
 		r.lastID++
@@ -169,7 +169,7 @@ func (p *peer) Ready(events uint32) {
 		case err == unix.EAGAIN || err == unix.EINTR:
 			return
 		case unwanted(err):
-			p.relay.warn.Warn().Err(err).Msgf("refused a message of the target: %s", escape(err))
+			p.relay.warn.Warn().Err(err).Msgf("dropped a message from the target: %s", escape(err))
 			continue
 		case err != nil: // the target has ended; the next message dials another
 			p.hangUp()

@@ -306,7 +306,7 @@ func (e *end) closeFiles() {
 // learns it from shutdown(2), SHUT_RD. The opposite direction continues.
 func (e *end) drop(err error) {
 	e.link.event(e.link.relay.config.Log.Info()).Err(err).Int("bytes", e.unsent()).
-		Msgf("the %s takes nothing more: %s", e.other().name, escape(err))
+		Msgf("the %s accepts nothing more: %s", e.other().name, escape(err))
 	e.forget()
 	e.eof, e.passed = true, true
 	_ = unix.Shutdown(e.fd, unix.SHUT_RD)
@@ -380,7 +380,7 @@ func (l *link) lost(e *end, err error) {
 
 // refuse ends a link that may not continue, and logs why.
 func (l *link) refuse(why string) {
-	l.event(l.relay.warn.Warn()).Msg("turned a client away: " + why)
+	l.event(l.relay.warn.Warn()).Msg("disconnected a client: " + why)
 	l.abort()
 }
 

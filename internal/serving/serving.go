@@ -48,7 +48,7 @@ func (f *ListenFlag) Validate() error {
 		seen[key] = true
 	}
 	if len(f.Listen) == 0 {
-		return errors.New("--listen: no address: write stream:PATH")
+		return errors.New("--listen: no address; write stream:PATH")
 	}
 	return nil
 }
@@ -62,7 +62,7 @@ func (f *ListenFlag) Warn(log zerolog.Logger) {
 		}
 	}
 	if names != nil {
-		log.Warn().Msg(transcript.Escape(strings.Join(names, ", ")) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
+		log.Warn().Msg(transcript.Escape(strings.Join(names, ", ")) + ": an abstract name belongs to the network namespace, so clients in other containers do not find it")
 	}
 }
 
@@ -105,7 +105,7 @@ func (f *LimitFlags) Validate(listen []transport.Addr) error {
 	}
 	for _, a := range listen {
 		if !a.Type.Unix() && f.allow() != nil {
-			return fmt.Errorf("--listen %s: --allow-uid and --allow-gid need a Unix socket: the kernel does not know who is at the other end of %s", a, a.Type)
+			return fmt.Errorf("--listen %s: --allow-uid and --allow-gid need a Unix socket; the kernel does not know the client's user on %s", a, a.Type)
 		}
 	}
 	return nil

@@ -149,7 +149,7 @@ func (x *Text) Await(t testing.TB, n int, words string) {
 		select {
 		case <-more:
 		case <-late:
-			t.Fatalf("%q came %d times, not %d, in:\n%s", words, found, n, x)
+			t.Fatalf("found %q %d times, not %d, in:\n%s", words, found, n, x)
 		}
 	}
 }

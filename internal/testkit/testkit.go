@@ -159,7 +159,7 @@ func WantWords(t testing.TB, text string, words ...string) {
 	t.Helper()
 	for _, w := range words {
 		if !strings.Contains(text, w) {
-			t.Errorf("%q does not say %q", text, w)
+			t.Errorf("%q does not contain %q", text, w)
 		}
 	}
 }
@@ -168,7 +168,7 @@ func WantWords(t testing.TB, text string, words ...string) {
 func WantError(t testing.TB, err error, words ...string) {
 	t.Helper()
 	if err == nil {
-		t.Fatalf("no error, want one that says %q", words)
+		t.Fatalf("no error, want one that contains %q", words)
 	}
 	WantWords(t, err.Error(), words...)
 }

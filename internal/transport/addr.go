@@ -59,7 +59,7 @@ func ParseAddr(s string) (Addr, error) {
 		}
 		return Addr{t, path}, nil
 	case ok && !strings.ContainsAny(form, "/@.") && t != Stream && t != Datagram && t != Seqpacket:
-		return Addr{}, fmt.Errorf("%w %q: unknown form %q: write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./%s for a path with a colon",
+		return Addr{}, fmt.Errorf("%w %q: unknown form %q; write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./%s for a path with a colon",
 			uds.ErrAddress, s, form, s)
 	}
 	a, err := uds.ParseAddr(s)
@@ -72,7 +72,7 @@ func checkHostPort(s, hostPort string) error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("%w %q: %q is no HOST:PORT: write 127.0.0.1:7000, or [::1]:7000", uds.ErrAddress, s, hostPort)
+		return fmt.Errorf("%w %q: %q is not HOST:PORT; write 127.0.0.1:7000, or [::1]:7000", uds.ErrAddress, s, hostPort)
 	}
 	return nil
 }

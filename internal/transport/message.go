@@ -34,7 +34,7 @@ func (e *SizeError) Error() string {
 	if e.err == uds.ErrTruncated {
 		return fmt.Sprintf("%v: %d bytes, %d fit", e.err, e.Size, e.Limit)
 	}
-	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d: %s", e.err, e.Size, e.Limit, e.cure)
+	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d; %s", e.err, e.Size, e.Limit, e.cure)
 }
 
 // Unwrap returns uds.ErrTruncated or EMSGSIZE.
@@ -73,7 +73,7 @@ func SetSendBuffer(fd, n int) error {
 		return err
 	}
 	if got := limit + overhead; got < n {
-		return fmt.Errorf("send buffer of %d bytes: the system allows %d: raise net.core.wmem_max", n, got)
+		return fmt.Errorf("send buffer of %d bytes: the system allows %d; raise net.core.wmem_max", n, got)
 	}
 	return nil
 }
@@ -307,7 +307,7 @@ func ReplyTo(fd int, message []byte, to Sender) error {
 // returns other errors unchanged.
 func ExplainSize(fd, size int, err error) error {
 	if err == unix.ENOBUFS {
-		return fmt.Errorf("%w (ENOBUFS): %d bytes are more than the kernel puts into one message: send smaller ones", err, size)
+		return fmt.Errorf("%w (ENOBUFS): %d bytes are more than the kernel puts into one message; send smaller ones", err, size)
 	}
 	if err != unix.EMSGSIZE {
 		return err

@@ -431,7 +431,7 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	testkit.WantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d: raise net.core.wmem_max", 2*wmem+1, 2*wmem))
+	testkit.WantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d; raise net.core.wmem_max", 2*wmem+1, 2*wmem))
 	wantError(t, transport.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
 
 	d := dir(t)
@@ -469,7 +469,7 @@ func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 			t.Errorf("one byte more: %v", err)
 		}
 		wantError(t, transport.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
-			fmt.Sprintf("%d bytes, the socket sends at most %d: raise SO_SNDBUF", limit+1, limit))
+			fmt.Sprintf("%d bytes, the socket sends at most %d; raise SO_SNDBUF", limit+1, limit))
 	}
 	if err := transport.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
 		t.Errorf("another error becomes %v", err)
@@ -503,7 +503,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 			before := allocated()
 			for range rounds {
 				err := conn.Send(larger)
-				wantError(t, err, unix.EMSGSIZE, "212961 bytes, the socket sends at most 212960: raise SO_SNDBUF")
+				wantError(t, err, unix.EMSGSIZE, "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF")
 				wantSize(t, err, 212_961, 212_960)
 				check(t, conn.Send(whole))
 				_, err = small.Receive(fd)
@@ -537,7 +537,7 @@ func allocated() uint64 {
 func TestOversizeDatagramOverUDP(t *testing.T) {
 	t.Parallel()
 	conn := dial(t, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:9"})
-	wantError(t, conn.Send(make([]byte, 65_508)), unix.EMSGSIZE, "65508 bytes, the socket sends at most 65507: send smaller ones")
+	wantError(t, conn.Send(make([]byte, 65_508)), unix.EMSGSIZE, "65508 bytes, the socket sends at most 65507; send smaller ones")
 }
 
 func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
