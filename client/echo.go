@@ -28,13 +28,13 @@ type echoCmd struct {
 	Message string `arg:"" optional:"" default:"${message}" help:"What to send; - sends standard input (default: a message of 42 bytes)."`
 
 	Connect transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT, udp:HOST:PORT (default: ${default})."`
-	Bind    string         `placeholder:"NAME" help:"A name for the client's own socket, for the server to tell clients apart and to answer datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
-	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet; and where the connection breaks, connect again and go on with what has not come back, until nothing has for so long. The client keeps at most 8 MiB that have not come back, so that a server that never answers does not fill its memory: then it waits with the rest (default: ${default})."`
-	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for what is due. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
-	Chunk   int            `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream; of one message of - on the other types (default: 16; all of the input as one message)."`
-	Window  int            `default:"8" placeholder:"N" help:"Messages of - that may be on their way, on types other than stream (default: ${default})."`
-	NoEcho  bool           `help:"Expect no echo: send, then print whatever comes until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). An empty MESSAGE over a stream only listens."`
-	Hex     bool           `help:"Print what comes as a hex dump: offsets, bytes, ASCII."`
+	Bind    string         `placeholder:"NAME" help:"A name for the client's own socket, with which the server distinguishes clients and answers datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
+	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet. If the connection breaks, connect again and continue with the bytes not yet echoed, until no echo has arrived for this long. The client keeps at most 8 MiB of such bytes, and then waits before it reads more input, so that a server that never answers does not fill its memory (default: ${default})."`
+	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
+	Chunk   int            `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream (default: 16). On the other types, size of one message of - (default: all of the input is one message)."`
+	Window  int            `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream (default: ${default})."`
+	NoEcho  bool           `help:"Expect no echo: send, then print everything received until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). With an empty MESSAGE over a stream, only listen."`
+	Hex     bool           `help:"Print the received bytes as a hex dump: offsets, bytes, ASCII."`
 	Sndbuf  int            `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
 	requireFlags
 	cli.LogFlags
@@ -183,8 +183,8 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 
 // requireFlags name the user and group that must run the server.
 type requireFlags struct {
-	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user (default: whoever serves)."`
-	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: whoever serves)."`
+	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user (default: any user)."`
+	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: any group)."`
 }
 
 func (f requireFlags) validate(t transport.Type) error {

@@ -22,11 +22,11 @@ import (
 
 type forwardCmd struct {
 	serving.ListenFlag
-	Connect   transport.Addr `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, also from the other of them; seqpacket:PATH; datagram:PATH."`
-	Bind      string         `placeholder:"NAME" help:"Where the relay's sockets towards a datagram target have their names, for the target to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
-	Retry     time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for so long, for each client (default: ${default})."`
-	PassFiles bool           `help:"Pass on descriptors that come with a message, from stream to stream or seqpacket to seqpacket. Otherwise they end their connection."`
-	Show      string         `placeholder:"FORM" help:"Show what passes: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for whoever reads it; what is lost is counted."`
+	Connect   transport.Addr `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, which may be mixed with the other one in --listen; seqpacket:PATH; datagram:PATH."`
+	Bind      string         `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
+	Retry     time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client (default: ${default})."`
+	PassFiles bool           `help:"Forward descriptors that come with a message, from stream to stream or seqpacket to seqpacket. Without this flag, a message with descriptors ends its connection."`
+	Show      string         `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
 	serving.LimitFlags
 	requireFlags
 	cli.LogFlags

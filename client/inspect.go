@@ -18,8 +18,8 @@ import (
 )
 
 type inspectCmd struct {
-	Path   []string `arg:"" name:"path" help:"What to look at: a PATH, @NAME for an abstract one, or an address such as stream:PATH. It is connected to once, which a server sees as a client that says nothing."`
-	Format string   `default:"table" enum:"table,json" placeholder:"FORMAT" help:"table for people, json for programs, one object a line (default: ${default})."`
+	Path   []string `arg:"" name:"path" help:"What to inspect: a PATH, @NAME for an abstract name, or an address such as stream:PATH. The client connects once, which a server sees as a client that sends nothing."`
+	Format string   `default:"table" enum:"table,json" placeholder:"FORMAT" help:"The output: table for people, or json for programs, one object a line (default: ${default})."`
 }
 
 // Validate takes the path out of an address, and rejects an invalid one.

@@ -34,11 +34,11 @@ type commands struct {
 	Bench       benchCmd            `cmd:"" help:"Measure one server, or several side by side."`
 	Echo        echoCmd             `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
 	Forward     forwardCmd          `cmd:"" help:"Relay every client to another socket, until SIGTERM or SIGINT."`
-	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running relay for an answer on every --listen address; exit status 0 or 1."`
-	Inspect     inspectCmd          `cmd:"" help:"Say what a path is: its file type, and of a socket its type, whether it is live, who listens, how full the backlog is, and why it does not work."`
-	Pair        pairCmd             `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair: without an address."`
-	SendFile    sendFileCmd         `cmd:"" help:"Hand over open files for the server to read, and print their SHA-256."`
-	Share       shareCmd            `cmd:"" help:"Fill sealed memory, hand it over for the server to map, and print its SHA-256."`
+	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running relay for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
+	Inspect     inspectCmd          `cmd:"" help:"Inspect a path: show its file type and, for a socket, its type, whether it is live, which user and process listen, how full the backlog is, and why it does not work."`
+	Pair        pairCmd             `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair, which has no address."`
+	SendFile    sendFileCmd         `cmd:"" help:"Send descriptors of files for the server to read, and print their SHA-256."`
+	Share       shareCmd            `cmd:"" help:"Fill sealed memory, send its descriptor for the server to map, and print its SHA-256."`
 
 	PairChild pairChildCmd `cmd:"" hidden:"" help:"The child of pair."`
 }
@@ -47,7 +47,7 @@ func main() {
 	// If the reader of the output ends, SIGPIPE must not end this process
 	// before it has removed its socket: the write fails instead.
 	signal.Ignore(syscall.SIGPIPE)
-	os.Exit(cli.Main("client", "Send to a Unix domain socket and print what comes back.", &commands{},
+	os.Exit(cli.Main("client", "Send to a Unix domain socket and print the reply.", &commands{},
 		[]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP},
 		kong.Vars{"message": defaultMessage}))
 }

@@ -23,8 +23,8 @@ import (
 // filesFlags are the flags that the commands that send files share.
 type filesFlags struct {
 	Connect transport.Addr `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH (default: ${default})."`
-	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
-	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer, which takes some seconds for each GiB. 0s: no limit (default: ${default})."`
+	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
+	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer; the server needs some seconds for each GiB. 0s: no limit (default: ${default})."`
 	requireFlags
 	cli.LogFlags
 }
@@ -83,7 +83,7 @@ func row(sum files.Sum, name string) string {
 }
 
 type sendFileCmd struct {
-	File []string `arg:"" help:"The files, which need not exist where the server is."`
+	File []string `arg:"" help:"The files. They need not exist in the server's file system."`
 	filesFlags
 }
 

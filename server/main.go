@@ -22,10 +22,10 @@ import (
 
 type commands struct {
 	Serve       serveCmd            `cmd:"" default:"withargs" help:"Echo to every client, until SIGTERM or SIGINT. This is the default."`
-	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running server for an answer on every --listen address; exit status 0 or 1."`
+	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running server for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
 }
 
 func main() {
-	os.Exit(cli.Main("server", "Echo what is received on Unix domain sockets.", &commands{},
+	os.Exit(cli.Main("server", "Echo everything received on Unix domain sockets.", &commands{},
 		[]os.Signal{syscall.SIGTERM, syscall.SIGINT}))
 }

@@ -24,11 +24,11 @@ type serveCmd struct {
 	serving.LimitFlags
 	Chunk        int             `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
 	Sndbuf       int             `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
-	Spin         time.Duration   `default:"100us" placeholder:"DURATION" help:"How long the server goes on asking, after it had something to do, before it sleeps: faster answers for some CPU time. 0s: not at all; nor with one processor (default: ${default})."`
-	Takeover     bool            `help:"Take the sockets over from the server that runs at these paths, if one does and was started with --takeover too: it hands them over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
-	WriteTimeout time.Duration   `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
-	Admin        *transport.Addr `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP, to the server's own user: stream:PATH, always of mode 0600 (default: nowhere)."`
-	Identity     string          `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event, and of --admin's status (default: none)."`
+	Spin         time.Duration   `default:"100us" placeholder:"DURATION" help:"How long the server polls after its last activity before it sleeps. Polling gives faster answers and costs CPU time. 0s: no polling; with one processor there is none (default: ${default})."`
+	Takeover     bool            `help:"Take the sockets over from the server that runs at these paths, if there is one and it was started with --takeover too. That server hands its sockets over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
+	WriteTimeout time.Duration   `default:"30s" placeholder:"DURATION" help:"Disconnect clients that have data to read but read nothing for this long. 0s: no limit (default: ${default})."`
+	Admin        *transport.Addr `placeholder:"ADDR" help:"Serve metrics and status over HTTP at this address, to the server's own user: stream:PATH, always of mode 0600 (default: none)."`
+	Identity     string          `placeholder:"TEXT" help:"A name for this server, its node's name for example. It is a field of every event, and of --admin's status (default: none)."`
 	cli.LogFlags
 }
 

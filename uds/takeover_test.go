@@ -493,7 +493,7 @@ func TestRefusedSuccessor(t *testing.T) {
 	fd := next.Claim() // the server has not received it yet
 	o.Refuse()
 	readable(t, fd)
-	wantError(t, next.Claimed(), uds.ErrInUse, "take over: ", "or ends")
+	wantError(t, next.Claimed(), uds.ErrInUse, "take over: ", "or is ending")
 	next.Close()
 	dial(t, a)
 }

@@ -15,8 +15,8 @@ type demoCmd struct {
 	Nodes int `default:"3" placeholder:"N" help:"How many nodes (default: ${default})."`
 }
 
-// Validate turns away what no engine kill leaves others of, and what is too much
-// for one machine.
+// Validate rejects too few nodes, of which an engine kill would leave none,
+// and too many for one machine.
 func (c *demoCmd) Validate() error {
 	if c.Nodes < 2 || c.Nodes > 20 {
 		return fmt.Errorf("--nodes %d: choose from 2 to 20", c.Nodes)
@@ -24,10 +24,10 @@ func (c *demoCmd) Validate() error {
 	return nil
 }
 
-// pause is between two echoes of a client.
+// pause is the time between two echoes of a client.
 const pause = "PAUSE=0.02"
 
-// Run is the demonstration.
+// Run runs the demonstration.
 func (c *demoCmd) Run(ctx context.Context, std cli.Std) error {
 	return inLab(ctx, std, func() error { return c.show(ctx, std) })
 }
@@ -171,7 +171,8 @@ func (c *demoCmd) show(ctx context.Context, std cli.Std) error {
 	return failures
 }
 
-// since is what the clients of the nodes have counted since before, in all.
+// since returns what the clients of the nodes have counted since before, in
+// all.
 func since(ctx context.Context, nodes []*node, before map[*node]tally) (sum tally, err error) {
 	now, err := tallies(ctx, nodes)
 	for n, t := range now {

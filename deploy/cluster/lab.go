@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// labDir is where the nodes keep their files, in memory: the mount is seen
-	// by them alone, and outside the folder stays empty. It is locked, as there
+	// labDir is the directory of the nodes' files, in memory. Only the nodes
+	// see the mount; outside, the folder stays empty. It is locked, as there
 	// is one cluster at a time.
 	labDir   = "/run/udsecho-cluster"
 	labSize  = "3g"
@@ -30,14 +30,15 @@ const (
 	inside   = "UDSECHO_CLUSTER_INSIDE"
 )
 
-// programs are what a cluster needs beside this one, with their Debian packages.
+// programs are the other programs that a cluster needs, with their Debian
+// packages.
 var programs = [][2]string{
 	{"docker", "docker-cli"}, {"dockerd", "docker.io"}, {"containerd", "containerd"}, {"runc", "runc"},
 	{"ip", "iproute2"}, {"iptables", "iptables"}, {"nsenter", "util-linux"},
 }
 
-// inLab runs story in namespaces of its own, with nothing left afterwards. The
-// program starts itself once more for that: a thread cannot enter a PID
+// inLab runs story in namespaces of its own, and leaves nothing behind. For
+// that the program starts itself a second time: a thread cannot enter a PID
 // namespace.
 func inLab(ctx context.Context, std cli.Std, story func() error) error {
 	if os.Getenv(inside) != "" {
@@ -46,7 +47,7 @@ func inLab(ctx context.Context, std cli.Std, story func() error) error {
 			err = story()
 		}
 		if ctx.Err() != nil {
-			err = context.Cause(ctx) // the one reason for whatever else went wrong
+			err = context.Cause(ctx) // the reason for all other errors
 		}
 		if err != nil { // the process outside reports it
 			_, err = io.WriteString(os.NewFile(3, "report"), err.Error())
@@ -67,7 +68,7 @@ func inLab(ctx context.Context, std cli.Std, story func() error) error {
 		return err
 	}
 	defer unlock()
-	// What a run that was killed left: empty groups.
+	// A run that was killed leaves empty groups.
 	if err := removeGroups(); err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func inLab(ctx context.Context, std cli.Std, story func() error) error {
 	return errors.Join(enterLab(ctx, std), removeGroups())
 }
 
-// lockLab makes the folder, which is this process's alone until unlock.
+// lockLab makes the folder, which belongs to this process until unlock.
 func lockLab() (unlock func(), err error) {
 	if err := os.Mkdir(labDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
@@ -94,13 +95,14 @@ func lockLab() (unlock func(), err error) {
 		return nil, fmt.Errorf("in use: another cluster holds %s; wait for its end, or stop it", labDir)
 	}
 	return func() {
-		_ = os.Remove(labDir) // it is empty, or it is not ours
+		_ = os.Remove(labDir) // otherwise it is not empty, or not ours
 		_ = dir.Close()
 	}, nil
 }
 
-// enterLab starts this program in new namespaces and waits for it. It is process
-// 1 of its PID namespace: when it ends, the kernel kills what is left in there.
+// enterLab starts this program in new namespaces and waits for it. The new
+// process is process 1 of its PID namespace: when it ends, the kernel kills
+// all processes in there.
 func enterLab(ctx context.Context, std cli.Std) error {
 	report, write, err := os.Pipe()
 	if err != nil {
@@ -112,7 +114,7 @@ func enterLab(ctx context.Context, std cli.Std) error {
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdout, cmd.Stderr = std.Out, std.Err
 	cmd.ExtraFiles = []*os.File{write}
-	runtime.LockOSThread() // whose end, not the process's, Pdeathsig is about
+	runtime.LockOSThread() // Pdeathsig acts at the end of the thread, not of the process
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:   unix.CLONE_NEWPID | unix.CLONE_NEWNET,
@@ -139,8 +141,8 @@ func setUpLab(ctx context.Context) error {
 	if err := unix.Mount("nodes", labDir, "tmpfs", 0, "mode=0700,size="+labSize); err != nil {
 		return os.NewSyscallError("mount "+labDir, err)
 	}
-	// Swarm asks a registry before it takes the image that is there. The nodes
-	// reach none, and are to be told so at once.
+	// Swarm asks a registry before it uses the local image. The nodes cannot
+	// reach one, and this makes the request fail at once.
 	resolver := filepath.Join(labDir, "resolv.conf")
 	if err := os.WriteFile(resolver, []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
 		return err
@@ -156,8 +158,8 @@ func setUpLab(ctx context.Context) error {
 	return nil
 }
 
-// removeGroups removes the cgroups of the nodes, which the kernel keeps when
-// their processes have gone.
+// removeGroups removes the cgroups of the nodes, which the kernel keeps after
+// their processes have ended.
 func removeGroups() error {
 	v2, _ := filepath.Glob("/sys/fs/cgroup/" + labGroup)
 	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + labGroup)
@@ -184,7 +186,7 @@ func removeGroups() error {
 	return nil
 }
 
-// run is for commands that say little.
+// run is for commands with little output.
 func run(ctx context.Context, command ...string) (string, error) {
 	out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput()
 	if ctx.Err() != nil {
@@ -196,10 +198,10 @@ func run(ctx context.Context, command ...string) (string, error) {
 	return string(out), nil
 }
 
-// patience is how long anything may take on a slow machine.
+// patience is the longest time for any step on a slow machine.
 const patience = 3 * time.Minute
 
-// await asks until the answer is yes. Its error has the last answer that it got.
+// await polls until yes returns true. Its error contains the last answer.
 func await(ctx context.Context, what string, yes func() (bool, error)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("not within %v", patience))
 	defer cancel()

@@ -5,9 +5,9 @@
 //	cluster [demo] [--nodes N]
 //
 // It needs root, and runs from the top of the repository. Everything that it
-// starts is in a PID namespace, everything that it mounts in a mount namespace,
-// every link in a network namespace: with its own process all of it goes, even
-// if that process is killed.
+// starts is in a PID namespace, everything that it mounts in a mount
+// namespace, every link in a network namespace. All of it ends with its own
+// process, even if that process is killed.
 package main
 
 import (
@@ -18,7 +18,7 @@ import (
 )
 
 type commands struct {
-	Demo demoCmd `cmd:"" default:"withargs" help:"Deploy, update and kill an engine under load, and print who echoed whom. This is the default."`
+	Demo demoCmd `cmd:"" default:"withargs" help:"Deploy, update and kill an engine under load, and print which server echoed which client. This is the default."`
 	Node nodeCmd `cmd:"" hidden:"" help:"Process 1 of a node."`
 }
 

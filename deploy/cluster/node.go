@@ -53,7 +53,7 @@ func startNode(ctx context.Context, number int) (_ *node, err error) {
 		"--data-root", n.dir+"/data",
 		"--exec-root", n.dir+"/exec",
 		"--pidfile", n.dir+"/pid",
-		"--storage-driver", "vfs", // works wherever a file does
+		"--storage-driver", "vfs", // works on every file system
 		"--exec-opt", "native.cgroupdriver=cgroupfs",
 		"--cgroup-parent", "/"+labGroup+"/"+n.name)
 	n.cmd.Stdout, n.cmd.Stderr = log, log
@@ -112,8 +112,8 @@ func (n *node) startEngine(ctx context.Context) error {
 	return err
 }
 
-// killEngine kills the engine, without a word (SIGKILL), and waits until nobody
-// answers. The containers are not its children and go on.
+// killEngine kills the engine with SIGKILL, and waits until it no longer
+// answers. The containers are not its children and continue to run.
 func (n *node) killEngine(ctx context.Context) error {
 	if _, err := io.WriteString(n.tell, "kill\n"); err != nil {
 		return err
@@ -134,14 +134,14 @@ func (n *node) stop() {
 	_ = os.RemoveAll(n.dir)
 }
 
-// nodeCmd is process 1 of a node. On its standard input it is told to start the
-// engine and to kill it; at the end of the input it ends, and with it the node.
+// nodeCmd is process 1 of a node. Commands on its standard input start and
+// kill the engine. At the end of the input it ends, and the node with it.
 type nodeCmd struct {
 	Name   string   `arg:""`
 	Engine []string `arg:"" passthrough:""`
 }
 
-// Run is a node's life.
+// Run runs a node until its end.
 func (c *nodeCmd) Run() error {
 	if err := unix.Sethostname([]byte(c.Name)); err != nil {
 		return os.NewSyscallError("sethostname", err)
@@ -169,7 +169,7 @@ func (c *nodeCmd) Run() error {
 	return nil
 }
 
-// reap does what is process 1's duty: it takes note of the death of orphans.
+// reap does the duty of process 1: it collects the exit status of orphans.
 func reap() {
 	for {
 		if pid, err := unix.Wait4(-1, nil, 0, nil); pid < 0 && err == unix.ECHILD {

@@ -25,14 +25,14 @@ const stack = "udsecho"
 
 var images = []string{"udsecho-server:latest", "udsecho-client:latest"}
 
-// A cluster is a swarm of nodes, the first of which manages it.
+// A cluster is a swarm of nodes. The first node manages it.
 type cluster struct {
 	nodes []*node
 }
 
 func (c *cluster) manager() *node { return c.nodes[0] }
 
-// each does the same on all nodes at once.
+// each calls do for all nodes at once.
 func (c *cluster) each(do func(n *node) error) error {
 	var group errgroup.Group
 	for _, n := range c.nodes {
@@ -94,7 +94,7 @@ func (c *cluster) join(ctx context.Context) error {
 	})
 }
 
-// ready is what the manager thinks of a node.
+// ready reports whether the manager considers a node ready.
 func (c *cluster) ready(ctx context.Context, n *node) (bool, error) {
 	nodes, err := c.manager().api.NodeList(ctx, swarm.NodeListOptions{})
 	for _, known := range nodes {
@@ -106,7 +106,7 @@ func (c *cluster) ready(ctx context.Context, n *node) (bool, error) {
 }
 
 // carry copies the images from this machine's engine, as a registry would
-// deliver them, and returns the bytes that each node got.
+// deliver them, and returns the number of bytes that each node got.
 func (c *cluster) carry(ctx context.Context) (int64, error) {
 	here, err := client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation())
 	if err != nil {
@@ -143,8 +143,8 @@ func (c *cluster) deploy(ctx context.Context, env ...string) error {
 	return nil
 }
 
-// containers are those of a service on a node, the newest first, with those that
-// have ended.
+// containers returns the containers of a service on a node, the newest first,
+// including those that have ended.
 func (n *node) containers(ctx context.Context, service string) ([]container.Summary, error) {
 	return n.api.ContainerList(ctx, container.ListOptions{
 		All:     true,
@@ -152,7 +152,7 @@ func (n *node) containers(ctx context.Context, service string) ([]container.Summ
 	})
 }
 
-// running is the container of a service that runs on a node.
+// running returns the container of a service that runs on a node.
 func (n *node) running(ctx context.Context, service string) (container.Summary, error) {
 	all, err := n.containers(ctx, service)
 	if err != nil {
@@ -165,7 +165,8 @@ func (n *node) running(ctx context.Context, service string) (container.Summary, 
 	return all[i], nil
 }
 
-// logs are the standard output and the standard error of a container so far.
+// logs returns the standard output and the standard error of a container so
+// far.
 func (n *node) logs(ctx context.Context, id, tail string) (stdout, stderr bytes.Buffer, err error) {
 	r, err := n.api.ContainerLogs(ctx, id, container.LogsOptions{ShowStdout: true, ShowStderr: true, Tail: tail})
 	if err != nil {
@@ -203,7 +204,7 @@ func (n *node) tally(ctx context.Context) (sum tally, err error) {
 	return sum, nil
 }
 
-// tallies are those of all the nodes given.
+// tallies returns the tallies of all the nodes given.
 func tallies(ctx context.Context, nodes []*node) (map[*node]tally, error) {
 	all := map[*node]tally{}
 	for _, n := range nodes {
@@ -216,7 +217,8 @@ func tallies(ctx context.Context, nodes []*node) (map[*node]tally, error) {
 	return all, nil
 }
 
-// moreEchoes waits until the client of each node has so many echoes more.
+// moreEchoes waits until the client of each node has made this many more
+// echoes.
 func moreEchoes(ctx context.Context, nodes []*node, more int) error {
 	var group errgroup.Group
 	for _, n := range nodes {
@@ -234,7 +236,8 @@ func moreEchoes(ctx context.Context, nodes []*node, more int) error {
 	return group.Wait()
 }
 
-// complaints are the last lines that the clients of a node wrote about failures.
+// complaints returns the last lines that the clients of a node wrote about
+// failures.
 func (n *node) complaints(ctx context.Context) string {
 	all, _ := n.containers(ctx, "client")
 	var text strings.Builder
@@ -246,8 +249,9 @@ func (n *node) complaints(ctx context.Context) string {
 	return text.String()
 }
 
-// servedBy is who the server says it is that received the message of the node's
-// client: one name, or an error. The message is the name of the client's node.
+// servedBy returns the name of the server that received the message of the
+// node's client: one name, or an error. The message is the name of the
+// client's node.
 func (n *node) servedBy(ctx context.Context) (string, error) {
 	c, err := n.running(ctx, "server")
 	if err != nil {

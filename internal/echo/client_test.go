@@ -23,8 +23,8 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// stub is the address of a server that does what it is told for one client,
-// and then closes the connection.
+// stub returns the address of a server that runs the given function for one
+// client, and then closes the connection.
 func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listen(t)
@@ -47,7 +47,8 @@ func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 	return socket.Addr
 }
 
-// against gives a client's connection to a stub, without a deadline of its own.
+// against returns a client's connection to a stub, without a deadline of its
+// own.
 func against(t *testing.T, server func(conn *net.UnixConn)) *transport.Conn {
 	t.Helper()
 	conn := dial(t, stub(t, server))
@@ -55,7 +56,7 @@ func against(t *testing.T, server func(conn *net.UnixConn)) *transport.Conn {
 	return conn
 }
 
-// silent takes everything and answers nothing, until the client goes.
+// silent reads everything and answers nothing, until the client ends.
 func silent(conn *net.UnixConn) { _, _ = io.Copy(io.Discard, conn) }
 
 // mute is silent, and does not even end when the client's direction ends.
@@ -130,7 +131,7 @@ func TestClientTellsThatServerDoesNotAnswer(t *testing.T) {
 	}
 }
 
-// watched tells of each wait for bytes.
+// watched reports each wait for bytes.
 type watched struct {
 	*net.UnixConn
 	waits chan struct{}
@@ -141,10 +142,10 @@ func (w *watched) SetReadDeadline(d time.Time) error {
 	return w.UnixConn.SetReadDeadline(d)
 }
 
-// idle is an input that has nothing more to say until it is over.
+// idle is an input that returns nothing more until it is over.
 type idle struct {
 	first io.Reader
-	asked chan<- struct{} // closed when the first is sent and more is asked for
+	asked chan<- struct{} // closed when the first read has returned and the next one waits
 	over  <-chan struct{}
 }
 
@@ -164,7 +165,7 @@ func TestIdleInputIsNoTimeout(t *testing.T) {
 			t.Parallel()
 			timeout := 20 * time.Millisecond
 			if first != "" {
-				timeout = time.Second // bounds the answer too, on a machine that may be busy
+				timeout = time.Second // limits the answer too, on a machine that may be busy
 			}
 			asked, over := make(chan struct{}), make(chan struct{})
 			echoed := make(chan struct{})
@@ -181,7 +182,8 @@ func TestIdleInputIsNoTimeout(t *testing.T) {
 			go func() {
 				result <- quiet(timeout).Copy(ctx, &transport.Conn{Conn: w}, &idle{strings.NewReader(first), asked, over}, out)
 			}()
-			// The first wait ends with the answer, the others by the timeout.
+			// The first wait ends with the answer, the others with the
+			// timeout.
 			for n := 0; n < 3; {
 				select {
 				case <-w.waits:
@@ -237,7 +239,7 @@ func TestServerThatClosesEarlyIsAnErrorWithCounts(t *testing.T) {
 	err = quiet(0).Copy(t.Context(), conn, &idle{strings.NewReader(message), asked, now}, io.Discard)
 	wantWords(t, err, "received 10 of 42 bytes before the server closed the connection")
 
-	// Before the end of the input: there would be nobody to take the rest.
+	// Before the end of the input, otherwise no server would read the rest.
 	defer close(over)
 	asked = make(chan struct{})
 	conn = against(t, takes(len(message), message, asked))
@@ -245,7 +247,7 @@ func TestServerThatClosesEarlyIsAnErrorWithCounts(t *testing.T) {
 	wantWords(t, err, "received 42 of 42 bytes before the server closed the connection")
 }
 
-// A server that had not read all that came resets the connection.
+// A server that had not read everything resets the connection.
 func TestServerThatClosesUnreadIsAnErrorWithCounts(t *testing.T) {
 	t.Parallel()
 	conn := against(t, func(conn *net.UnixConn) {
@@ -260,8 +262,8 @@ func TestServerThatClosesUnreadIsAnErrorWithCounts(t *testing.T) {
 	}
 }
 
-// late is a connection whose Write tells that all is sent, and returns only when
-// it may.
+// late is a connection whose Write reports that everything is sent, and
+// returns only when the test allows it.
 type late struct {
 	*watched
 	written chan<- struct{}
@@ -275,7 +277,7 @@ func (l *late) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// The goroutine that writes may be woken long after the echo has come back: its
+// The goroutine that writes may wake up long after the echo has arrived. Its
 // bytes are no longer due by then.
 func TestWriteThatReturnsLateIsNoTimeout(t *testing.T) {
 	t.Parallel()

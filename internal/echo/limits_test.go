@@ -22,7 +22,7 @@ import (
 // connecting are the types that have connections.
 var connecting = []transport.Type{transport.Stream, transport.Seqpacket}
 
-// refusals are those that stats count.
+// refusals returns the refusals that stats count.
 func refusals(counted *stats.Server) map[string]uint64 {
 	got := map[string]uint64{}
 	for cause := range stats.Causes {
@@ -79,7 +79,8 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 				default:
 				}
 			}
-			// It is never too early, however late in a second it connected.
+			// The server is never too early, however late in a second the
+			// client connected.
 			if after := time.Since(began); after < timeout {
 				t.Errorf("turned away after %v", after)
 			}
@@ -93,8 +94,8 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 	}
 }
 
-// A client has all of its time, wherever it connects between two of the
-// server's looks at the clock.
+// A client gets its full time, wherever it connects between two sweeps of the
+// server.
 func TestIdleTimeIsNeverShort(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
@@ -116,7 +117,7 @@ func TestIdleTimeIsNeverShort(t *testing.T) {
 	clients.Wait()
 }
 
-// fill sends on conn until the server takes no more, and reads nothing.
+// fill sends on conn until the server accepts no more, and reads nothing.
 func fill(t *testing.T, conn *transport.Conn, size int) {
 	t.Helper()
 	check(t, conn.SetWriteDeadline(time.Now().Add(300*time.Millisecond)))
@@ -147,8 +148,8 @@ func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
 	}
 }
 
-// The kernel says that more can be sent only when three quarters of the send
-// buffer are free; who reads slowly takes long to get there.
+// The kernel reports that more can be sent only when three quarters of the
+// send buffer are free. A client that reads slowly needs a long time for that.
 func TestClientThatReadsSlowlyIsNotTurnedAway(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {

@@ -22,7 +22,7 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// wantBack sends a message on conn and must get the same back.
+// wantBack sends a message on conn and wants the same message as the echo.
 func wantBack(t testing.TB, conn *transport.Conn, r *transport.Receiver, message string) {
 	t.Helper()
 	check(t, conn.Send([]byte(message)))
@@ -40,7 +40,7 @@ func TestMessagesComeBackWhole(t *testing.T) {
 			t.Parallel()
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
 			conn, r := dial(t, server.addr), transport.NewReceiver(transport.MaxMessage())
-			// The next one is answered too, whatever came before it.
+			// The server answers each message, whatever came before it.
 			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
 				sent, err := io.ReadAll(random(byte(size), int64(size)))
 				check(t, err)
@@ -60,7 +60,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
 			conn, r := dial(t, server.addr), transport.NewReceiver(100)
 			for range rounds {
-				// One after the other, and then all of them under way at once.
+				// First one at a time, and then all of them in flight at once.
 				for _, m := range messages {
 					wantBack(t, conn, r, m)
 				}
@@ -166,7 +166,7 @@ func TestHealthCheckOfMessageTypesFails(t *testing.T) {
 	}
 }
 
-// numbered is n messages of seven bytes.
+// numbered returns n messages of seven bytes.
 func numbered(n int) []byte {
 	var b bytes.Buffer
 	for i := range n {
@@ -205,7 +205,7 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 	}
 }
 
-// recorder is a server that keeps what comes, and echoes it.
+// recorder is a server that keeps the received messages, and echoes them.
 func recorder(t *testing.T) (a transport.Addr, messages <-chan string) {
 	t.Helper()
 	kept := make(chan string, 100)
@@ -216,7 +216,8 @@ func recorder(t *testing.T) (a transport.Addr, messages <-chan string) {
 	return a, kept
 }
 
-// odd is a datagram server that answers each message as it is told.
+// odd is a datagram server that answers each message with what answers
+// returns.
 func odd(t *testing.T, answers func(message []byte) [][]byte) transport.Addr {
 	t.Helper()
 	name := uds.AutoName("@")
@@ -264,7 +265,7 @@ func TestCopySendsInputInMessages(t *testing.T) {
 		a, messages := recorder(t)
 		out := &bytes.Buffer{}
 		client := echoclient.Client{Chunk: tt.chunk, Window: 2, Log: zerolog.Nop()}
-		// In pieces that are no measure of the messages.
+		// The pieces do not match the messages.
 		in := io.MultiReader(strings.NewReader(tt.in[:len(tt.in)/2]), strings.NewReader(tt.in[len(tt.in)/2:]))
 		check(t, client.Copy(t.Context(), dial(t, a), in, out))
 		var got []string

@@ -16,8 +16,7 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// unserved is a socket of a type to which clients connect, and which nobody
-// reads from.
+// unserved connects to a socket that no process reads from.
 func unserved(t *testing.T, typ transport.Type) *transport.Conn {
 	return dial(t, listenOn(t, typ).Addr)
 }
@@ -75,7 +74,7 @@ func TestNoEchoTakesBackMuchWhileItSends(t *testing.T) {
 	}
 }
 
-// With an input that has nothing to say nobody waits for the server.
+// With an idle input, the client does not wait for the server.
 func TestClientWithIdleInputEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {

@@ -71,7 +71,7 @@ func TestServeConnEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// It has taken them over, so it closes them.
+// ServeConn takes the sockets over, so it closes them.
 func TestServeConnClosesSocketsThatAreNoStreams(t *testing.T) {
 	t.Parallel()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)

@@ -44,7 +44,7 @@ func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	for _, records := range [][]string{{}, {""}, {"", "", ""}, {"one", ""}, {"", "one", "", "", "two", "", "", ""}} {
-		for range 20 { // the end comes sooner or later than the server gets to it
+		for range 20 { // the end may arrive before or after the server gets to it
 			conn := dial(t, server.addr)
 			for _, r := range records {
 				check(t, conn.Send([]byte(r)))
@@ -56,8 +56,8 @@ func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
 	}
 }
 
-// The server finds all the records and the end when it starts, and can send back
-// few of them at a time.
+// The server finds all the records and the end when it starts, and can send
+// back only a few of them at a time.
 func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 	t.Parallel()
 	for name, last := range map[string]string{"after a record": "last", "after an empty one": ""} {
@@ -186,7 +186,7 @@ func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 }
 
-// sendDescriptor sends a message that a file comes along with.
+// sendDescriptor sends a message together with a descriptor.
 func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
 	t.Helper()
 	null, err := os.Open(os.DevNull)

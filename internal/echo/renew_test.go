@@ -18,7 +18,7 @@ import (
 )
 
 // renewing is a server in a directory in which the test may do anything. Its
-// name holds what must not get into the log.
+// name contains characters that must not get into the log.
 type renewing struct {
 	*running
 	dir  string
@@ -50,7 +50,7 @@ func serveIn(t *testing.T, typ transport.Type, config transport.ListenConfig, ta
 	t.Cleanup(func() {
 		stop()
 		select {
-		case err := <-r.done: // which the test has looked at, if it cares
+		case err := <-r.done: // the test has checked the error, if it matters
 			r.done <- err
 		case <-time.After(patience):
 			t.Error("the server does not end")
@@ -59,7 +59,7 @@ func serveIn(t *testing.T, typ transport.Type, config transport.ListenConfig, ta
 	return r
 }
 
-// ends waits for the server and gives what it returned.
+// ends waits for the server and returns its error.
 func (r *renewing) ends(t *testing.T) error {
 	t.Helper()
 	select {
@@ -125,7 +125,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 						files = []string{".s.lock", ".s.takeover", "s"}
 					}
 					server.wantFiles(t, files...)
-					// Nobody else gets in between.
+					// No other server gets in between.
 					if _, err := (transport.ListenConfig{}).Listen(server.addr); !errors.Is(err, uds.ErrInUse) {
 						t.Errorf("another server gets %v", err)
 					}
@@ -139,7 +139,8 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 	}
 }
 
-// dialBound is dial with an abstract name of its own, as the directory goes.
+// dialBound is dial with an abstract name of its own, because the directory is
+// removed.
 func dialBound(t *testing.T, a transport.Addr) *transport.Conn {
 	t.Helper()
 	conn, err := transport.DialConfig{Bind: uds.AutoName("@")}.Dial(t.Context(), a)
@@ -149,7 +150,7 @@ func dialBound(t *testing.T, a transport.Addr) *transport.Conn {
 	return conn
 }
 
-// wantServed is a client that comes, is served and goes.
+// wantServed is a client that connects, gets an echo and ends.
 func wantServed(t *testing.T, a transport.Addr, message string) {
 	t.Helper()
 	conn := dialBound(t, a)
@@ -157,7 +158,7 @@ func wantServed(t *testing.T, a transport.Addr, message string) {
 	check(t, conn.Close())
 }
 
-// Nobody is lost who finds the socket under another name while it is renewed.
+// A client that connects to the moved socket while it is renewed is not lost.
 func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
 	t.Parallel()
 	server := serveIn(t, transport.Stream, transport.ListenConfig{}, false)
@@ -218,7 +219,8 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 				info, err := os.Lstat(server.addr.Path)
 				check(t, err)
 				if typ.Connects() {
-					// It drains: the lock goes when it has let the path go.
+					// The old server drains: it releases the lock after it has
+					// given up the path.
 					for late := time.Now().Add(patience); name != "another server with its lock"; time.Sleep(time.Millisecond) {
 						if _, err := os.Lstat(beside(server.addr.Path, ".lock")); errors.Is(err, os.ErrNotExist) {
 							break
@@ -282,8 +284,8 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 	}
 }
 
-// A server that has asked for a socket, and not yet said that it wants it, has
-// asked for one that nobody finds any more.
+// A server has asked for a socket, and not claimed it yet. It asked for one
+// that clients no longer find.
 func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
@@ -310,7 +312,7 @@ func TestRemovedControlSocketIsMadeAgain(t *testing.T) {
 	t.Parallel()
 	server := serveIn(t, transport.Stream, transport.ListenConfig{}, true)
 	check(t, os.Remove(beside(server.addr.Path, ".takeover")))
-	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event tells
+	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event reports it
 		if conn, err := net.Dial("unixpacket", beside(server.addr.Path, ".takeover")); err == nil {
 			check(t, conn.Close())
 			break

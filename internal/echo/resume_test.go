@@ -21,7 +21,7 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// A resuming client counts how often it has connected again.
+// resuming is a client that counts how often it has connected again.
 type resuming struct {
 	echoclient.Client
 	again atomic.Int64
@@ -37,8 +37,8 @@ func resumes(t *testing.T, a transport.Addr, patience time.Duration) *resuming {
 	return c
 }
 
-// stubs is a server that treats its first client in one way, the next in
-// another, and all that come later in the last.
+// stubs is a server that handles each client in its own way: the first in one
+// way, the next in another, and all later ones in the last way.
 func stubs(t *testing.T, typ transport.Type, ways ...func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listenOn(t, typ)
@@ -88,7 +88,7 @@ func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
 				t.Parallel()
 				first := int64(5)
 				if typ == transport.Seqpacket {
-					first = 0 // a record is back, or is not
+					first = 0 // a record returns whole or not at all
 				}
 				a := stubs(t, typ, echoes(first), ends, echoes(1000))
 				c := resumes(t, a, patience)
@@ -105,7 +105,7 @@ func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
 	}
 }
 
-// A datagram server has no connection to break: silence tells.
+// A datagram server has no connection to break: silence counts as the end.
 func TestDatagramsGoOnAfterSilence(t *testing.T) {
 	t.Parallel()
 	for name, send := range ways {
@@ -175,7 +175,7 @@ func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 	}
 }
 
-// Every connection brings one byte, and all of them together take longer than
+// Every connection returns one byte, and all of them together take longer than
 // the patience.
 func TestProgressRenewsThePatience(t *testing.T) {
 	t.Parallel()
@@ -193,8 +193,8 @@ func TestProgressRenewsThePatience(t *testing.T) {
 	}
 }
 
-// Nobody types for longer than the patience, and the server ends twice
-// meanwhile.
+// The user types nothing for longer than the patience, and the server ends
+// twice meanwhile.
 func TestIdleTransferOutlivesItsServers(t *testing.T) {
 	t.Parallel()
 	const patience = 20 * time.Millisecond
@@ -219,7 +219,7 @@ func TestIdleTransferOutlivesItsServers(t *testing.T) {
 	}
 }
 
-// errno is an error of a file that looks like one of the connection.
+// errno is an error of a file that looks like an error of the connection.
 func TestErrorsOfInputAndOutputAreNotTheConnections(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
@@ -244,7 +244,8 @@ func TestErrorsOfInputAndOutputAreNotTheConnections(t *testing.T) {
 	}
 }
 
-// Resuming is for echoes: anything else would be counted as what is back.
+// Resuming works for echoes only: any other answer would be counted as the
+// echo.
 func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
@@ -270,7 +271,7 @@ func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 	}
 }
 
-// UDP loses messages, so that nobody knows which one a reply is to.
+// UDP loses messages, so the client cannot know to which one a reply belongs.
 func TestUDPIsNotResumed(t *testing.T) {
 	t.Parallel()
 	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
@@ -341,12 +342,13 @@ func TestTransferGoesOnOnceAServerAnswers(t *testing.T) {
 	}
 }
 
-// zeros is an input without a new line, and without an end.
+// zeros is an input without a newline and without an end.
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// Nothing of it can be sent, and no more than what is kept is read of it.
+// No part of the line can be sent, and the client reads no more of it than it
+// keeps.
 func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
@@ -367,7 +369,7 @@ func bad(t *testing.T, typ transport.Type, seed uint64, most int) (a transport.A
 	return a
 }
 
-// What came back, with an error or without, is what was sent, in order.
+// The bytes received, with an error or without, are the bytes sent, in order.
 func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 	t.Parallel()
 	first := testkit.Seed(t)

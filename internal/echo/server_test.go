@@ -149,7 +149,7 @@ func TestClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	sent, err := io.ReadAll(random(1, 8<<20))
 	check(t, err)
 
-	// It writes until nothing more is taken.
+	// It writes until the server accepts nothing more.
 	lazy := dial(t, server.addr)
 	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
 	n, err := lazy.Write(sent)
@@ -206,7 +206,7 @@ func TestClientThatBreaksOffIsNoTroubleToOthers(t *testing.T) {
 		conn := dial(t, server.addr)
 		_, err := conn.Write(make([]byte, 1000))
 		check(t, err)
-		// With bytes unread: the server's sends fail, and its receives.
+		// Bytes are unread, so both the server's sends and its receives fail.
 		check(t, conn.Close())
 	}
 	server.log.await(t, 6, "waiting for a connection")
@@ -239,7 +239,8 @@ func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 func TestDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
 	t.Parallel()
 	socket := listen(t)
-	// More than the server accepts in one turn, and it is to stop after one.
+	// More than the server accepts in one turn, and it is told to stop after
+	// one.
 	var conns []*transport.Conn
 	for i := range 200 {
 		conn := dial(t, socket.Addr)
@@ -301,15 +302,16 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	wantEcho(t, second, "second")
 }
 
-// A server that ends by itself just when it is told to may be gone before the
-// word comes, which must not go into whatever has its descriptor's number then.
+// A server that ends by itself just when it is told to stop may have ended
+// before it reads that. The word must not be written to another file that has
+// its descriptor's number by then.
 //
-// Not parallel: nobody else is to take the numbers.
+// Not parallel: no other test may use the descriptor numbers.
 func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
 	for range 100 {
 		socket := listenOn(t, transport.Datagram)
 		client := correspond(t, socket.Addr)
-		client.send(t, "wake up") // so that nobody waits for the word
+		client.send(t, "wake up") // so that the loop does not wait for the word
 		ctx, stop := context.WithCancel(t.Context())
 		stop()
 		check(t, (&echoserver.Config{Log: zerolog.Nop()}).Serve(ctx, socket))
@@ -333,7 +335,7 @@ func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
 	}
 }
 
-// Serve leaves its caller's Server as it is.
+// Serve does not change its caller's Config.
 func TestTwoServeByOneServer(t *testing.T) {
 	t.Parallel()
 	s := &echoserver.Config{Chunk: 16, Log: zerolog.Nop()}

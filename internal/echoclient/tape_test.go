@@ -57,7 +57,7 @@ func TestTapeExpectsWhatWasReadAndNoMore(t *testing.T) {
 	}
 }
 
-// What comes back of what the reader was still to read is not read again.
+// Bytes that were echoed before the reader read them are not read again.
 func TestTapeSkipsWhatIsBackBeforeItIsRead(t *testing.T) {
 	t.Parallel()
 	tape := newTape(strings.NewReader("0123456789"), maxKept)
@@ -68,8 +68,8 @@ func TestTapeSkipsWhatIsBackBeforeItIsRead(t *testing.T) {
 	readTape(t, second, "56789")
 }
 
-// A reader left behind in the input takes nothing away, and those after it end
-// as soon as there is another.
+// A reader left behind in the input loses no bytes, and the readers after it
+// end as soon as there is another.
 func TestTapeKeepsWhatAReaderLeftBehindGets(t *testing.T) {
 	t.Parallel()
 	in, typed := io.Pipe()
@@ -124,8 +124,8 @@ func TestTapeKeepsWhatComesWithTheEnd(t *testing.T) {
 	}
 }
 
-// What is not back is bounded: a reader waits, and goes on with what there is
-// room for.
+// The bytes not echoed are limited: a reader waits, and continues when there
+// is room.
 func TestTapeThatIsFullWaitsForWhatComesBack(t *testing.T) {
 	t.Parallel()
 	const limit = 100 << 10

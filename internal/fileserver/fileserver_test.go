@@ -37,13 +37,13 @@ var (
 	wantWords = testkit.WantError
 )
 
-// A running server.
+// running is a running server.
 type running struct {
 	addr  transport.Addr
 	log   *testkit.Text
 	stats *stats.Server
 	files *fileserver.Server
-	stop  func() // and wait until it has ended
+	stop  func() // ends the server and waits
 }
 
 func serve(t *testing.T, drainTimeout time.Duration) *running {
@@ -84,7 +84,7 @@ func (r *running) dial(t *testing.T) *transport.Conn {
 
 var client = fileclient.Client{Timeout: patience, Log: zerolog.Nop()}
 
-// works checks that the server still reads what others hand over.
+// works checks that the server still reads the files of other clients.
 func (r *running) works(t *testing.T) {
 	t.Helper()
 	check(t, healthcheck.Files(t.Context(), r.addr))
@@ -96,7 +96,7 @@ func content(size int) []byte {
 	return b
 }
 
-// memory is a memfd that can still be changed.
+// memory returns a memfd that can still be changed.
 func memory(t *testing.T, size int64) *os.File {
 	t.Helper()
 	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -146,7 +146,7 @@ func TestSumIsOfTheWholeFile(t *testing.T) {
 	r.log.Await(t, 1, fmt.Sprintf(`"mapped":%d,`, 16<<20+256<<10+1))
 }
 
-// Each page of a hole that the server touched would be charged to it.
+// Each page of a hole that the server touched would be charged to the server.
 func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
@@ -171,10 +171,10 @@ func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
 	if before.Blocks != after.Blocks {
 		t.Errorf("the memory had %d blocks, and has %d after it was read", before.Blocks, after.Blocks)
 	}
-	r.log.Await(t, 1, `"mapped":1`) // and some more digits: most of the data
+	r.log.Await(t, 1, `"mapped":1`) // more digits follow: most of the data
 }
 
-// The descriptors of both are of one open file, with one offset.
+// Both descriptors belong to one open file, with one offset.
 func TestOffsetOfTheSenderStaysWhereItIs(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
@@ -194,8 +194,9 @@ func TestOffsetOfTheSenderStaysWhereItIs(t *testing.T) {
 	r.log.Await(t, 1, `"mapped":1048576,`)
 }
 
-// The server opens sealed memory once more, which its owner can refuse, or delay
-// by a lease, fcntl(2), F_SETLEASE. It is read all the same.
+// The server opens sealed memory a second time. Its owner can refuse that, or
+// delay it by a lease, fcntl(2), F_SETLEASE. The server reads the memory
+// anyway.
 func TestSealedMemoryThatMustNotBeOpenedIsRead(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
@@ -315,7 +316,7 @@ func TestF16MemoryThatIsTruncatedWhileItIsRead(t *testing.T) {
 		f := memory(t, 8<<20)
 		_, err := f.WriteAt(content(8<<20), 0)
 		check(t, err)
-		seal(t, f, unix.F_SEAL_GROW) // not all that it takes
+		seal(t, f, unix.F_SEAL_GROW) // not all required seals
 		conn := r.dial(t)
 		done := make(chan error, 1)
 		go func() {
@@ -346,7 +347,7 @@ func TestReadingEndsWhenTheSenderLeaves(t *testing.T) {
 		conn := r.dial(t)
 		check(t, conn.SendFiles([]byte("sum 1"), int(f.Fd())))
 		r.log.Await(t, 1, "received 'sum 1'")
-		r.works(t) // beside it
+		r.works(t) // meanwhile
 		check(t, conn.Close())
 	}
 	r.log.Await(t, 1, "lost the connection: the client left before the answer")
@@ -367,7 +368,7 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 		t.Errorf("the answer is %q", answer)
 	}
 
-	// Who had connected is served.
+	// A client that was connected is served.
 	r = serve(t, patience)
 	conn = r.dial(t)
 	ended := make(chan struct{})
@@ -385,8 +386,9 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	<-ended
 }
 
-// Of the clients one's file is to be closed, some are about to be received from,
-// which may have to close files too, and some have asked for nothing.
+// The file of one client is about to be closed. Some clients are about to be
+// received from, which may have to close files too, and some have requested
+// nothing.
 func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 	t.Parallel()
 	const drainTimeout = 100 * time.Millisecond
@@ -422,7 +424,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 			return
 		}
 	}
-	// What hangs does so each time; a machine that is busy delays some.
+	// A hang would delay each run; a busy machine delays only some.
 	slices.Sort(took)
 	median := took[len(took)/2]
 	if median > drainTimeout+time.Second {
@@ -434,7 +436,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 	})
 }
 
-// refused waits until so many were turned away for this cause.
+// refused waits until this many clients were rejected for this cause.
 func (r *running) refused(t *testing.T, cause string, want uint64) {
 	t.Helper()
 	r.log.Await(t, 1, `"cause":"`+cause+`"`)
@@ -478,7 +480,7 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 
 	idle := serveAs(t, echoserver.Config{}, fileserver.Config{IdleTimeout: 50 * time.Millisecond})
 	_, err = idle.dial(t).Receive(transport.NewReceiver(100))
-	check(t, err) // the reason
+	check(t, err) // reads the reason
 	idle.refused(t, "idle", 1)
 }
 

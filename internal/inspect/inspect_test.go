@@ -22,7 +22,7 @@ func inspected(t *testing.T, path string) *inspect.Result {
 	return in
 }
 
-// want compares; the process is this test's binary, by whatever name.
+// want compares; the process is this test's binary, under any name.
 func want(t *testing.T, path string, want inspect.Result) {
 	t.Helper()
 	want.Path = path
@@ -35,7 +35,7 @@ func me() (uid, gid *uint32, pid *int32) {
 	return new(uint32(os.Geteuid())), new(uint32(os.Getegid())), new(int32(os.Getpid()))
 }
 
-// raw is a socket that is bound to path and not more.
+// raw returns a socket that is bound to path, but does not listen.
 func raw(t *testing.T, a uds.Addr) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -45,7 +45,7 @@ func raw(t *testing.T, a uds.Addr) int {
 	return fd
 }
 
-// client is a socket that is connected to path.
+// client returns a socket that is connected to path.
 func client(t *testing.T, a uds.Addr) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -86,7 +86,7 @@ func TestInspectCountsWhoWaits(t *testing.T) {
 		Waiting: new(uint32(2)), Backlog: new(uint32(3)), Full: new(false)}
 	client(t, a)
 	client(t, a)
-	want(t, a.Path, w) // and its own makes the third
+	want(t, a.Path, w) // the inspection's own connection is the third
 	client(t, a)
 	w.Waiting, w.Full = new(uint32(4)), new(true)
 	w.GID, w.PID = nil, nil
@@ -186,8 +186,8 @@ func TestInspectRefusals(t *testing.T) {
 	}
 }
 
-// Where connecting is not allowed, the kernel's list still tells of the caller's
-// network namespace; of a stale socket it tells nothing.
+// If connecting is not allowed, the kernel's list still contains the sockets
+// of the caller's network namespace, but not a stale socket.
 func TestInspectWithoutPermission(t *testing.T) {
 	t.Parallel()
 	d := dir(t)

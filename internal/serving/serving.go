@@ -29,7 +29,7 @@ import (
 
 // ListenFlag defines where to listen, which a health check needs too.
 type ListenFlag struct {
-	Listen []transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to take files and not bytes (server), or @NAME for an abstract PATH, which does not cross containers; also tcp:HOST:PORT, and udp:HOST:PORT (server). Repeatable; the variable takes a list with commas (default: ${default})."`
+	Listen []transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The address to listen on: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to receive files instead of bytes (server), or @NAME for an abstract PATH, which does not cross containers; also tcp:HOST:PORT, and udp:HOST:PORT (server). Repeatable; the variable takes a list with commas (default: ${default})."`
 }
 
 // Validate rejects addresses that cannot be listened on together.
@@ -78,14 +78,14 @@ func (m *Mode) UnmarshalText(text []byte) error {
 
 // LimitFlags define which clients to serve, how many, and for how long.
 type LimitFlags struct {
-	Mode           Mode          `placeholder:"OCTAL" help:"Permission bits of the socket file; who may write may connect (default: what the umask leaves of 0777)."`
+	Mode           Mode          `placeholder:"OCTAL" help:"Permission bits of the socket file. Any process with write permission can connect (default: 0777 without the umask's bits)."`
 	Backlog        int           `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
-	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; others are turned away before a byte is read. Repeatable; so is --allow-gid, and one of them is enough. The server's own user is always served (default: everybody who may connect)."`
-	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: everybody who may connect)."`
-	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away, but a few health checks. 0: no limit. Never more than the limit of open files allows (default: ${default})."`
-	MaxPerUser     *int          `placeholder:"N" help:"Open connections of one user, so that none can take them all. 0: no limit (default: nine tenths of --max-connections)."`
-	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Clients that say nothing for so long are turned away. 0s: none (default: ${default})."`
-	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long clients may take to end after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
+	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; reject others before reading a byte. Repeatable, as is --allow-gid; a client needs to match only one of them. The server's own user is always served (default: all clients that can connect)."`
+	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: all clients that can connect)."`
+	MaxConnections int           `default:"1000" placeholder:"N" help:"The largest number of open connections; further clients are rejected, except a few health checks. 0: no limit. Never more than the limit of open files allows (default: ${default})."`
+	MaxPerUser     *int          `placeholder:"N" help:"The largest number of open connections of one user, so that one user cannot use them all. 0: no limit (default: nine tenths of --max-connections)."`
+	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Disconnect clients that send nothing for this long. 0s: no limit (default: ${default})."`
+	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long clients may continue after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
 }
 
 // Validate rejects numbers that make no sense, and flags about users with
@@ -241,7 +241,7 @@ func inherit(config transport.ListenConfig, f *os.File) (*transport.Socket, erro
 // Healthcheck is the command that checks the health of a server or a relay.
 type Healthcheck struct {
 	ListenFlag
-	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"How long all the answers together may take (default: ${default})."`
+	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"The longest time for all answers together (default: ${default})."`
 }
 
 // Validate rejects values that make no sense.

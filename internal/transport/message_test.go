@@ -22,7 +22,8 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// pair is two sockets of a type that keeps boundaries, connected to each other.
+// pair returns two sockets of a type that keeps boundaries, connected to each
+// other.
 func pair(t *testing.T, typ transport.Type) (a, b int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, sotypes[typ]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -119,7 +120,7 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 	}
 }
 
-// wantSize wants the error to name the message's size and the limit.
+// wantSize wants the error to contain the message's size and the limit.
 func wantSize(t *testing.T, err error, size, limit int) {
 	t.Helper()
 	var e *transport.SizeError
@@ -210,7 +211,7 @@ func TestReceiveRecordTellsEmptyRecordFromTheEnd(t *testing.T) {
 	}
 }
 
-// received is one message that a datagram socket has in its queue.
+// received returns a receiver that has read one message of a datagram socket.
 func received(t *testing.T, fd int) *transport.Receiver {
 	t.Helper()
 	r := transport.NewReceiver(100)
@@ -281,7 +282,7 @@ func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
 	}
 }
 
-// As recvmsg(2) writes them; a machine need not have IPv6.
+// The addresses as recvmsg(2) writes them; a machine may lack IPv6.
 func TestSenderString(t *testing.T) {
 	t.Parallel()
 	family := func(f uint16) string { return string(binary.NativeEndian.AppendUint16(nil, f)) }
@@ -347,7 +348,7 @@ func TestReceiveAloneHasNoCredentials(t *testing.T) {
 	wantError(t, err, unix.EBADF, "SO_PASSCRED")
 }
 
-// A Receiver is what the server spends on a message.
+// The server uses a Receiver for each message.
 //
 // Not parallel: it counts the allocations of the process.
 func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
@@ -484,7 +485,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			s := listen(t, transport.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"})
-			// The default where nobody has changed net.core.wmem_default.
+			// The default, unless net.core.wmem_default was changed.
 			conn, err := transport.DialConfig{SendBuffer: 212_992}.Dial(t.Context(), s.Addr)
 			check(t, err)
 			defer func() { check(t, conn.Close()) }()
@@ -495,8 +496,8 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 				check(t, err)
 				defer func() { check(t, unix.Close(fd)) }()
 			}
-			// One byte more than fits, and one byte more than the receiver has,
-			// of a peer who may send more than others.
+			// One byte more than fits, and one byte more than the receiver's
+			// size, from a peer that may send larger messages than others.
 			small := transport.NewReceiver(212_959)
 			whole, larger := make([]byte, 212_960), make([]byte, 212_961)
 			receiver := transport.NewReceiver(transport.MaxMessage())
@@ -513,7 +514,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 					t.Fatalf("received %d bytes, %v", len(message), err)
 				}
 			}
-			// A buffer of its own for each would be 20 MB and more.
+			// A buffer of its own for each message would take 20 MB and more.
 			if n := allocated() - before; n > rounds*10_000 {
 				t.Errorf("%d messages cost %d bytes of memory", 2*rounds, n)
 			}
@@ -527,7 +528,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 	})
 }
 
-// allocated is how many bytes this process has taken so far.
+// allocated returns how many bytes this process has allocated so far.
 func allocated() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
