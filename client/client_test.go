@@ -18,7 +18,7 @@ import (
 
 const message = "This is the message.  It will be repeated."
 
-// The source's server, in Python, but for its messages.
+// The original server, in Python, with other messages.
 const pythonServer = `
 import os, socket
 try:
@@ -61,7 +61,7 @@ func TestStrangersServe(t *testing.T) {
 			}
 			listening.Await(t, 1, "listening on")
 
-			// More than the buffers hold in both directions.
+			// More than the buffers of both directions hold.
 			much := strings.Repeat(message+"\n", 20_000)
 			for _, c := range []struct {
 				args        []string
@@ -176,7 +176,7 @@ func TestTimeoutTellsThatServerDoesNotAnswer(t *testing.T) {
 	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	wantWords(t, stderr, "client: no answer for 50ms", "of 42 sent", "paused or overloaded")
+	wantWords(t, stderr, "client: no answer for 50ms", "received 0 of 42 bytes", "paused or overloaded")
 	wantFiles(t, d, "uds_socket")
 }
 
@@ -231,7 +231,7 @@ func TestBindNames(t *testing.T) {
 		check(t, err)
 		name := conn.RemoteAddr().String()
 		if pattern == "" {
-			// Package net has no other word for a client without a name.
+			// Package net returns one of these for a client without a name.
 			if name != "@" && name != "" {
 				t.Errorf("--bind none gives the name %q", name)
 			}
@@ -267,7 +267,7 @@ func TestRefusesSocketOfAnotherType(t *testing.T) {
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/uds_socket", Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, conn.Close()) }()
-	status, _, stderr := run(t, d, "", "--retry", "60s") // which would not help
+	status, _, stderr := run(t, d, "", "--retry", "60s") // a retry would not help
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
@@ -305,8 +305,8 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 	wantFiles(t, d)
 }
 
-// A peer that reads and never answers must not fill the memory of a client that
-// keeps what has not come back.
+// A peer that reads and never answers must not fill the memory of a client
+// that keeps the bytes not yet echoed.
 func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 	t.Parallel()
 	const (
@@ -314,7 +314,7 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 		kept     = 8 << 20
 		resident = 40 << 10 // KiB; the stack's client has a container of 64 MiB
 	)
-	// Never with the race detector, which takes several times the memory.
+	// Never with the race detector, which uses several times the memory.
 	plain := testkit.Plain(t, "client")
 	peak, count := 0, 0
 	for _, tt := range []struct {
@@ -329,7 +329,7 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 		check(t, err)
 		in, err := os.Create(d + "/in")
 		check(t, err)
-		check(t, in.Truncate(offered)) // a hole: it takes no room
+		check(t, in.Truncate(offered)) // a hole uses no disk space
 		p := testkit.Prepare(t, d, append([]string{plain, "--retry", "30s", "--timeout", "1s", "-"}, tt.args...)...)
 		p.Cmd.Stdin = in
 		p.Start(t)
@@ -368,8 +368,8 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 	})
 }
 
-// mostResident is the most memory that a process has had, in KiB; 0 where it has
-// ended.
+// mostResident returns the largest memory use that a process has had, in KiB;
+// 0 if it has ended.
 func mostResident(t *testing.T, p *testkit.Process) (kib int) {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))

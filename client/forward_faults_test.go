@@ -17,12 +17,13 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// The target is missing, late, full, of another type, goes in the middle; either
-// side half-closes, never reads, resets; 1,000 come at once.
+// The target is missing, late, full, of another type, or ends in the middle.
+// Either side half-closes, never reads, or resets. 1,000 clients connect at
+// once.
 func TestF48RelayBetweenBadEnds(t *testing.T) {
 	t.Parallel()
 	count := 0
-	refused := func(d, words string) { // a client is turned away, and the log has the reason
+	refused := func(d, words string) { // a client is disconnected, and the log has the reason
 		t.Helper()
 		count++
 		relay := forward(t, d, "stream:r", "stream:s")
@@ -65,7 +66,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		defer func() { _ = unix.Close(fd) }()
 		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: d + "/s"}))
 		check(t, unix.Listen(fd, 0))
-		dialAt(t, d, "stream:s") // it waits, and the next does not fit
+		dialAt(t, d, "stream:s") // it waits, and the next one does not fit
 		relay := forward(t, d, "stream:r", "stream:s")
 		if n, err := dialAt(t, d, "stream:r").Read(make([]byte, 1)); n != 0 || err != io.EOF {
 			t.Errorf("%d bytes, %v", n, err)
@@ -81,7 +82,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 				_, _ = io.ReadFull(conn, make([]byte, 10))
 				_, _ = io.Copy(conn, stream(1, 300_000))
 				if tcp, ok := conn.(*net.TCPConn); ok {
-					_, _ = io.Copy(io.Discard, tcp) // or the kernel discards what is on its way
+					_, _ = io.Copy(io.Discard, tcp) // otherwise the kernel discards the bytes in flight
 				}
 			})
 			relay := forward(t, d, via[0], via[1])
@@ -97,7 +98,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 			check(t, conn.Close())
 			relay.Err.Await(t, 1, "connection ended")
 
-			// The client resets, which the target learns.
+			// The client resets, and the target gets the reset.
 			heard := make(chan error, 1)
 			at := strings.Replace(via[1], ":s", ":s2", 1)
 			if via[1][:3] == "tcp" {
@@ -152,7 +153,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 			check(t, err)
 			piece := make([]byte, 64<<10)
 			quiet := 0
-			testkit.Await(t, func() error { // until nothing more goes, for a while
+			testkit.Await(t, func() error { // until no more bytes can be sent, for a while
 				n, quietErr := 0, fmt.Errorf("it takes more")
 				_ = raw.Control(func(fd uintptr) { n, _ = unix.SendmsgN(int(fd), piece, nil, nil, unix.MSG_DONTWAIT) })
 				if n > 0 {
@@ -167,7 +168,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		conn := dialAt(t, d, "stream:r")
 		_, err := io.WriteString(conn, "e")
 		check(t, err)
-		got, err := exchange(conn, stream(3, 1<<20)) // another is served meanwhile
+		got, err := exchange(conn, stream(3, 1<<20)) // another client is served meanwhile
 		if check(t, err); got != sumOf(t, stream(3, 1<<20)) {
 			t.Error("other bytes came back")
 		}

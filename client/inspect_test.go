@@ -19,7 +19,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// inspect inspects paths, all of which can be.
+// inspect inspects paths without an error.
 func inspect(t *testing.T, d string, args ...string) string {
 	t.Helper()
 	status, stdout, stderr := run(t, d, "", append([]string{"inspect"}, args...)...)
@@ -29,7 +29,7 @@ func inspect(t *testing.T, d string, args ...string) string {
 	return stdout
 }
 
-// wantLines compares what stands below the first line.
+// wantLines compares the lines below the first one.
 func wantLines(t *testing.T, got, want string) {
 	t.Helper()
 	_, lines, _ := strings.Cut(got, "\n")
@@ -38,7 +38,8 @@ func wantLines(t *testing.T, got, want string) {
 	}
 }
 
-// who is this test as the kernel names it, with its process where that is given.
+// who describes this test as the kernel reports it, with its process if that
+// is given.
 func who(pid int, process string) string {
 	name := func(id int, of string) string {
 		out, err := exec.Command("id", "-n"+of).Output()
@@ -75,7 +76,7 @@ func TestInspectPrintsTypeModeAndOwnerAsLsDoes(t *testing.T) {
 	check(t, err)
 	paths = append(paths, "/dev/null", blockDevice(t, d))
 	letters := ""
-	bits := strings.NewReplacer("s", "x", "t", "x", "S", "-", "T", "-") // which say more than the permissions
+	bits := strings.NewReplacer("s", "x", "t", "x", "S", "-", "T", "-") // these letters show more than the permissions
 	for _, path := range paths {
 		ls := exec.CommandContext(t.Context(), "ls", "-ld", path)
 		ls.Env = append(os.Environ(), "LC_ALL=C")
@@ -96,7 +97,7 @@ func TestInspectPrintsTypeModeAndOwnerAsLsDoes(t *testing.T) {
 	}
 }
 
-// blockDevice is one of the machine's, or a new one.
+// blockDevice returns a block device of the machine, or a new one.
 func blockDevice(t *testing.T, d string) string {
 	t.Helper()
 	paths, err := filepath.Glob("/dev/*")
@@ -130,10 +131,10 @@ func TestInspectSocketsOfSocat(t *testing.T) {
 		socat.Err.Await(t, 1, ready)
 		wantLines(t, inspect(t, d, "s"), fmt.Sprintf("  type      %s\n  state     live\n  listener  %s\n  %s\n", tt.typ, listener, tt.state))
 		if strings.Contains(tt.address, "RECV") {
-			socat.Terminate(t) // which removes its file
+			socat.Terminate(t) // removes its file
 			continue
 		}
-		// It serves one client, which the probe was.
+		// It serves one client, which was the probe.
 		if status := socat.Status(t); status != 0 || socat.Out.String() != "" {
 			t.Errorf("socat: exit status %d, output %q", status, &socat.Out)
 		}
@@ -145,7 +146,7 @@ func TestInspectAnXServer(t *testing.T) {
 	need(t, "Xvfb", "xvfb")
 	d := dir(t)
 	x := start(t, d, "Xvfb", "-displayfd", "1", "-screen", "0", "64x64x8", "-nolisten", "tcp", "-noreset")
-	defer x.Terminate(t) // which removes its socket and its lock
+	defer x.Terminate(t) // removes its socket and its lock
 	x.Out.Await(t, 1, "\n")
 	path := "/tmp/.X11-unix/X" + strings.TrimSpace(x.Out.String())
 	want := regexp.MustCompile(`^(s\S+ .* ` + path + `|@` + path + `)
@@ -181,7 +182,7 @@ func TestInspectAFullBacklog(t *testing.T) {
   listener  `+who(os.Getpid(), strings.TrimSpace(string(comm)))+`
   backlog   2 of 2 connections wait
 `)
-	// That one's own connection, although closed, waits too now.
+	// The inspection's own connection, although closed, is now waiting too.
 	wantLines(t, inspect(t, d, "stream:s"), `  type      stream socket
   state     live
   listener  `+who(0, "")+`; the kernel reports more only to a connected client
@@ -234,7 +235,7 @@ func TestInspectRefusals(t *testing.T) {
 		}
 		wantWords(t, stderr, tt.words)
 	}
-	// What is there is shown all the same.
+	// The other path is still shown.
 	status, stdout, stderr := run(t, d, "", "inspect", "missing", ".")
 	if status != 1 || !strings.HasSuffix(stdout, " .\n  type      directory\n") {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
@@ -255,7 +256,7 @@ func TestInspectInJSONHasAllKeysAlways(t *testing.T) {
 	comm, err := os.ReadFile("/proc/self/comm")
 	check(t, err)
 	if len(got) == 2 {
-		delete(got[0], "backlog") // the system's
+		delete(got[0], "backlog") // the system's default
 	}
 	if diff := cmp.Diff([]map[string]any{{
 		"path": "uds_socket", "kind": "socket", "type": "stream", "state": "live",
@@ -277,7 +278,7 @@ func TestInspectAsAStranger(t *testing.T) {
 	check(t, err)
 	stale.SetUnlinkOnClose(false)
 	check(t, stale.Close())
-	// Without root the stranger is this user himself.
+	// Without root the stranger is the test's own user.
 	mode := os.FileMode(0o400)
 	as := &syscall.SysProcAttr{}
 	if os.Geteuid() == 0 {

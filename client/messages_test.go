@@ -19,7 +19,7 @@ import (
 
 var networks = map[string]string{"stream": "unix", "datagram": "unixgram", "seqpacket": "unixpacket"}
 
-// listenDatagram is a datagram server's socket in a fresh directory.
+// listenDatagram returns a datagram server's socket in a new directory.
 func listenDatagram(t *testing.T) (d string, conn *net.UnixConn) {
 	t.Helper()
 	d = dir(t)
@@ -30,7 +30,7 @@ func listenDatagram(t *testing.T) (d string, conn *net.UnixConn) {
 	return d, conn
 }
 
-// next is the next datagram and who sent it.
+// next returns the next datagram and its sender.
 func next(t *testing.T, conn *net.UnixConn) (message string, client net.Addr) {
 	t.Helper()
 	buf := make([]byte, 100)
@@ -203,7 +203,7 @@ func TestUDPClientTellsHowManyAreLost(t *testing.T) {
 	}
 	status, stdout, stderr := run(t, dir(t), in.String(), "--connect", "udp:"+conn.LocalAddr().String(),
 		"--chunk", "3", "--window", "4", "--timeout", "500ms", "--log-level", "warn", "-")
-	if status != 1 || stderr != "client: 4 of 12 messages did not come back\n" {
+	if status != 1 || stderr != "client: 4 of 12 messages were not echoed\n" {
 		t.Errorf("exit status %d, error %q", status, stderr)
 	}
 	if diff := cmp.Diff(want.String(), stdout); diff != "" {
@@ -211,7 +211,7 @@ func TestUDPClientTellsHowManyAreLost(t *testing.T) {
 	}
 }
 
-// The source's server, but for its messages, over the two other types.
+// The original server with other messages, over the two other types.
 const pythonMessages = `
 import socket, sys
 kind = sys.argv[1]
@@ -292,8 +292,8 @@ func TestMessageAndPathThatAreNotUTF8GoByteForByte(t *testing.T) {
 	}
 }
 
-// What a slow server still sends to the name that was given must not be taken
-// for the answer to what is sent again.
+// What a slow server still sends to the first name must not count as the
+// answer to a message sent again.
 func TestResumingDatagramClientHasANewName(t *testing.T) {
 	t.Parallel()
 	d, conn := listenDatagram(t)

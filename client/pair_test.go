@@ -68,7 +68,8 @@ func TestPairEventsNameTheirProcess(t *testing.T) {
 	}
 }
 
-// startStuckPair starts a pair that cannot get on, as nobody reads its output.
+// startStuckPair starts a pair that is blocked, because no process reads its
+// output.
 func startStuckPair(t *testing.T) (p *testkit.Process, child int, output *os.File) {
 	t.Helper()
 	output, w, err := os.Pipe()

@@ -22,7 +22,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// talk says something through a relay before an echo, and waits for its end.
+// talk sends words through a relay before an echo, and waits for the end.
 func talk(t *testing.T, d string, relay *testkit.Process, words ...string) {
 	t.Helper()
 	conn := dialAt(t, d, "stream:r")
@@ -126,7 +126,7 @@ func TestShowLeavesAFileAlone(t *testing.T) {
 	}
 }
 
-// tshark decodes a capture: of each packet these fields.
+// tshark decodes these fields of each packet in a capture.
 func tshark(t *testing.T, file, filter string, fields ...string) string {
 	t.Helper()
 	testkit.StressOnly(t)
@@ -170,7 +170,7 @@ func TestShowHTTPToTshark(t *testing.T) {
 	wantWords(t, tshark(t, d+"/f.pcapng", "frame.comment", "frame.comment"), fmt.Sprintf("opened uid %d gid %d pid %d to s", os.Geteuid(), os.Getegid(), os.Getpid()))
 }
 
-// pieces are the bytes of a capture, and how many pieces it says are lost.
+// pieces counts the pieces in a capture, and how many it reports as lost.
 func pieces(t *testing.T, f io.Reader) (n int, lost uint64) {
 	t.Helper()
 	r, err := pcapgo.NewNgReader(f, pcapgo.DefaultNgReaderOptions)
@@ -192,7 +192,7 @@ func pieces(t *testing.T, f io.Reader) (n int, lost uint64) {
 	}
 }
 
-// lostAtLast is how many pieces a relay said at its end that its record lacks.
+// lostAtLast returns how many pieces a relay reported as lost at its end.
 func lostAtLast(t *testing.T, relay *testkit.Process) (n uint64) {
 	t.Helper()
 	found := regexp.MustCompile(`the record lacks (\d+) pieces that passed`).FindStringSubmatch(relay.Err.String())
@@ -204,7 +204,7 @@ func lostAtLast(t *testing.T, relay *testkit.Process) (n uint64) {
 	return n
 }
 
-// A disk that is full; a reader that is gone; one that does not read.
+// A full disk, a reader that has ended, and one that does not read.
 func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 	t.Parallel()
 	const rounds = 100
@@ -224,19 +224,20 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 		d := dir(t)
 		echoAt(t, d)
 		check(t, os.Mkdir(d+"/m", 0o755))
-		// A mount namespace of its own: the mount ends with the relay. There is room for
-		// 192 KiB, and later for all that the queue may hold.
+		// The relay has its own mount namespace, so the mount ends with the
+		// relay. There is room for 192 KiB, and later for everything that the
+		// queue may hold.
 		relay := testkit.Start(t, d, "unshare", "-rm", "sh", "-c", `mount -t tmpfs -o size=64m none m && head -c 65344k /dev/zero >m/other && exec "$0" "$@"`,
 			testkit.Program("client"), "forward", "--listen", "r", "--connect", "s", "--show", "m/f.pcapng")
 		relay.Err.Await(t, 1, "waiting for a ")
 		pass(t, d)
 		relay.Err.Await(t, 1, "cannot write the record: write m/f.pcapng: no space left on device; relaying continues")
 		inside := fmt.Sprintf("/proc/%d/root%s/m/", relay.Pid(), d)
-		f, err := os.Open(inside + "f.pcapng") // which the relay's end does not take away
+		f, err := os.Open(inside + "f.pcapng") // stays open after the relay's end
 		check(t, err)
 		defer func() { _ = f.Close() }()
 		check(t, os.Remove(inside+"other"))
-		testkit.Await(t, func() error { // until what was in the queue is written, or lost
+		testkit.Await(t, func() error { // until the queue is written, or lost
 			talk(t, d, relay, "there is room again")
 			info, err := f.Stat()
 			check(t, err)
@@ -300,7 +301,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 	})
 }
 
-// What a login of PostgreSQL consists of is in the capture.
+// The capture contains all parts of a PostgreSQL login.
 func TestShowPostgreSQLToTshark(t *testing.T) {
 	testkit.StressOnly(t)
 	testkit.NeedRoot(t, "to become the user postgres")

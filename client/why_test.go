@@ -15,8 +15,8 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// why inspects a path in a shell that first prepares something, and gives the
-// lines that say why.
+// why inspects a path in a shell that first prepares something, and returns
+// the lines that explain why.
 func why(t *testing.T, d string, as *syscall.SysProcAttr, words ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), words[0], words[1:]...)
@@ -46,7 +46,7 @@ func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		mode  os.FileMode
 		gid   int
-		words string // "": it is let in
+		words string // "": it has permission
 	}{
 		{0o755, 0, ""},
 		{0o750, 10000, ""},
@@ -65,7 +65,7 @@ func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
 			}
 		}
 	}
-	// The last part is the socket.
+	// The last part of the path is the socket.
 	check(t, os.Chmod(d+"/a", 0o755))
 	check(t, os.Chmod(d+"/a/b/s", 0o660))
 	check(t, os.Chown(d+"/a/b/s", 0, 10001))
@@ -80,8 +80,8 @@ func TestInspectSaysThatTheFileItselfIsAMount(t *testing.T) {
 	l, err := net.Listen("unix", d+"/uds_socket")
 	check(t, err)
 	check(t, os.WriteFile(d+"/mounted", nil, 0o600))
-	// A mount namespace of its own: the mount ends with the shell. It waits between
-	// the two looks for the server's restart.
+	// The shell has its own mount namespace, so the mount ends with the shell.
+	// Between the two inspections it waits for the server's restart.
 	p := testkit.Start(t, d, "unshare", "-rm", "sh", "-ec", `mount --bind uds_socket mounted; "$0" inspect mounted; echo first >&2; read again; "$0" inspect mounted; mount -o remount,bind,ro mounted; "$0" inspect mounted`, testkit.Program("client"))
 	p.Err.Await(t, 1, "first")
 	check(t, l.Close())

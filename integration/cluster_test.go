@@ -21,7 +21,7 @@ import (
 
 const clusterDir = "/run/udsecho-cluster"
 
-// buildCluster builds the program, where any user may run it.
+// buildCluster builds the program in a directory where any user may run it.
 func buildCluster(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "cluster")
@@ -55,8 +55,8 @@ func TestClusterWithoutRootNamesTheFormThatWorks(t *testing.T) {
 	}
 }
 
-// A cluster that is killed in the middle, and then one that runs to its end and
-// has to cope with what the first could not remove.
+// First a cluster is killed in the middle. Then another one runs to its end,
+// and must handle what the first could not remove.
 func TestCluster(t *testing.T) {
 	testkit.StressOnly(t)
 	testkit.NeedRoot(t, "to make namespaces")
@@ -88,7 +88,7 @@ func TestCluster(t *testing.T) {
 	if err := killed.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for lines.Scan() { // until the last process that could write has gone
+	for lines.Scan() { // until the last process that could write has ended
 	}
 	_ = killed.Wait()
 	late := time.Now().Add(time.Minute)
@@ -114,7 +114,7 @@ func TestCluster(t *testing.T) {
 		t.Fatalf("%d nodes in the table, want 3:\n%s", len(rows), out)
 	}
 	for i, row := range rows {
-		// The last one's engine was killed.
+		// The last node's engine was killed.
 		if row[1] != row[2] || row[3] == "0" || i < 2 && row[4] != "0" {
 			t.Errorf("a node was not served by itself, or not always: %s", row[0])
 		}
@@ -126,13 +126,13 @@ func TestCluster(t *testing.T) {
 	}
 }
 
-// shape is the output without what differs from run to run.
+// shape removes the parts of the output that differ from run to run.
 func shape(s string) string {
 	s = regexp.MustCompile(` +[0-9a-f]{12}| +\d+`).ReplaceAllString(s, " N")
 	return regexp.MustCompile(`[ ─]+`).ReplaceAllString(s, " ")
 }
 
-// things are what a cluster could leave behind.
+// things are the things that a cluster could leave behind.
 type things struct {
 	processes, mounts, links, files []string
 	folder, groups                  []string // empty ones, which the next run removes
@@ -170,8 +170,8 @@ func inventory(t *testing.T) (left things) {
 	return left
 }
 
-// processes are those that have the cluster's folder in their arguments: its
-// nodes, their engines, and the shims of their containers.
+// processes returns the processes that have the cluster's folder in their
+// arguments: its nodes, their engines, and the shims of their containers.
 func processes(t *testing.T) (found []string) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")

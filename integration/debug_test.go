@@ -23,7 +23,7 @@ func TestHexDumpIsWhatTheREADMESays(t *testing.T) {
 	}
 }
 
-// The engine's socket was made by others.
+// The engine's socket was made by another program.
 func TestClientTalksToTheEngine(t *testing.T) {
 	t.Parallel()
 	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")

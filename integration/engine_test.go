@@ -26,18 +26,20 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// An ownEngine is a Docker Engine that a test may kill. It has its own network,
-// process tree and mounts, so that it does not meet the machine's engine (whose
-// bridge it would remove), and all that it makes is gone with its process 1.
+// An ownEngine is a Docker Engine that a test may kill. It has its own
+// network, process tree and mounts, so that it does not interfere with the
+// machine's engine (whose bridge it would remove). Everything that it makes
+// ends with its process 1.
 type ownEngine struct {
 	*client.Client
-	tell io.Writer // to process 1, a shell
-	root string    // of its file system, as seen from outside
+	tell io.Writer // standard input of process 1, a shell
+	root string    // the root of its file system, as seen from outside
 }
 
-// The files are on a file system of the engine's own. crash is the end of the
-// engine alone, whose containers live on; cut is what a power cut is. The
-// socket has a name of its own: before the mounts are made, /run is the machine's.
+// The files are on a file system of the engine's own. crash ends the engine
+// alone, and its containers continue; cut simulates a power cut. The socket
+// has a name of its own: before the mounts are made, /run belongs to the
+// machine.
 const ownEngineScript = `
 	mount -t proc proc /proc
 	mount -t tmpfs tmpfs /run
@@ -64,7 +66,7 @@ func startOwnEngine(t *testing.T) *ownEngine {
 	for _, program := range [][2]string{{"dockerd", "docker.io"}, {"containerd", "containerd"}, {"runc", "runc"}, {"bash", "bash"}} {
 		testkit.Need(t, program[0], program[1])
 	}
-	// bash, because as process 1 it takes note of the death of orphans.
+	// bash, because as process 1 it collects the exit status of orphans.
 	init := exec.Command("bash", "-euc", ownEngineScript, project())
 	init.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC, Unshareflags: unix.CLONE_NEWNS}
 	var said bytes.Buffer
@@ -79,7 +81,7 @@ func startOwnEngine(t *testing.T) *ownEngine {
 	e := &ownEngine{tell: tell, root: fmt.Sprintf("/proc/%d/root", init.Process.Pid)}
 	t.Cleanup(func() {
 		log, _ := os.ReadFile(e.root + "/run/dockerd.log")
-		_ = tell.Close() // the shell ends, and the kernel kills all that it started
+		_ = tell.Close() // the shell ends, and the kernel kills all its children
 		_ = init.Wait()
 		if t.Failed() {
 			t.Logf("the engine says:\n%s%s", said.String(), log)
@@ -95,7 +97,7 @@ func startOwnEngine(t *testing.T) *ownEngine {
 	return e
 }
 
-// do has the shell start or end the engine.
+// do makes the shell start or end the engine.
 func (e *ownEngine) do(t *testing.T, command string) {
 	t.Helper()
 	if _, err := io.WriteString(e.tell, command+"\n"); err != nil {
@@ -107,7 +109,7 @@ func (e *ownEngine) do(t *testing.T, command string) {
 	})
 }
 
-// load brings images over from the machine's engine.
+// load copies images from the machine's engine.
 func (e *ownEngine) load(t *testing.T, images ...string) {
 	t.Helper()
 	saved, err := engine.ImageSave(t.Context(), images)
@@ -125,7 +127,7 @@ func (e *ownEngine) load(t *testing.T, images ...string) {
 	}
 }
 
-// service makes and starts a container as compose.yaml does.
+// service creates and starts a container as compose.yaml does.
 func (e *ownEngine) service(t *testing.T, name string, c container.Config) {
 	t.Helper()
 	c.Env = []string{"UDS_LISTEN=" + address, "UDS_CONNECT=" + address, "UDS_MODE=0660", "UDS_CHUNK=65536", "UDS_LOG_LEVEL=warn", "UDS_RETRY=1m"}
@@ -141,7 +143,7 @@ func (e *ownEngine) service(t *testing.T, name string, c container.Config) {
 	}
 }
 
-// up starts the stack: a server, and a client that asks for one echo after the
+// up starts the stack: a server, and a client that requests one echo after the
 // other.
 func (e *ownEngine) up(t *testing.T) {
 	t.Helper()
@@ -154,8 +156,8 @@ func (e *ownEngine) up(t *testing.T) {
 	e.service(t, "client", container.Config{Image: clientImage, StopSignal: "KILL", Entrypoint: []string{"sh", "-euc", "while client again; do echo; sleep 0.1; done"}})
 }
 
-// serves waits until the server is healthy and the client has had echoes, of
-// runs that are not those before.
+// serves waits until the server is healthy and the client has received echoes,
+// both in other runs than before.
 func (e *ownEngine) serves(t *testing.T, before map[string]string) (now map[string]string) {
 	t.Helper()
 	echoes, _ := logsOf(t, e.Client, "client")
@@ -203,7 +205,7 @@ func removeGroups(name string) error {
 	return nil
 }
 
-// A hostTransfer is as a transfer, by a client that is no container.
+// A hostTransfer is like a transfer, by a client outside of containers.
 type hostTransfer struct {
 	client     *exec.Cmd
 	errs       bytes.Buffer
@@ -258,7 +260,7 @@ func (tr *hostTransfer) goesOn(t *testing.T) {
 	await(t, "the transfer to go on", func() bool { return tr.parts.Load() >= before+3 })
 }
 
-// end ends a transfer that has to have been broken at least so often.
+// end ends a transfer that must have been broken at least this many times.
 func (tr *hostTransfer) end(t *testing.T, breaks int) {
 	t.Helper()
 	close(tr.stop)

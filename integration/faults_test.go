@@ -18,11 +18,11 @@ import (
 )
 
 // A transfer is a client that sends random bytes until it is told to stop, and
-// then compares what came back.
+// then compares the bytes received.
 type transfer struct{ box }
 
-// The sums take no memory, however long it runs; the pauses leave the processor
-// to others.
+// The checksums need no memory, however long the script runs. The pauses leave
+// the processor to other processes.
 const transferScript = `
 	set -o pipefail
 	touch /tmp/parts
@@ -36,7 +36,7 @@ const transferScript = `
 	wait
 	cmp /tmp/sent /tmp/back`
 
-// startTransfer returns when bytes are on their way.
+// startTransfer returns when bytes are in flight.
 func startTransfer(t *testing.T, volume string, args []string, opts ...testcontainers.ContainerCustomizer) transfer {
 	t.Helper()
 	tr := transfer{start(t, clientImage, volume, append([]testcontainers.ContainerCustomizer{
@@ -52,18 +52,18 @@ func startTransfer(t *testing.T, volume string, args []string, opts ...testconta
 	return tr
 }
 
-// quiet is for those that send much.
+// quiet is for containers that send much.
 var quiet = testcontainers.WithEnv(map[string]string{"UDS_LOG_LEVEL": "warn", "UDS_CHUNK": "65536"})
 
-// startQuietServer starts one that a transfer is for.
+// startQuietServer starts a server for a transfer.
 func startQuietServer(t *testing.T, volume string, opts ...testcontainers.ContainerCustomizer) box {
 	t.Helper()
 	ready := testcontainers.WithWaitStrategy(wait.ForExec([]string{"server", "healthcheck"}))
 	return start(t, serverImage, volume, append([]testcontainers.ContainerCustomizer{quiet, ready}, opts...)...)
 }
 
-// goesOn waits until more than all buffers hold has been sent from now on, so
-// that some of it is back.
+// goesOn waits until more bytes than all buffers hold have been sent from now
+// on, so that some of them have been echoed.
 func (tr transfer) goesOn(t *testing.T) {
 	t.Helper()
 	parts := func() int {
@@ -77,7 +77,7 @@ func (tr transfer) goesOn(t *testing.T) {
 	await(t, "the transfer to go on", func() bool { return parts() >= before+3 })
 }
 
-// end ends the transfer, and returns what the client had to say.
+// end ends the transfer, and returns the client's events.
 func (tr transfer) end(t *testing.T) (events string) {
 	t.Helper()
 	tr.exec(t, "touch", "/tmp/stop")
@@ -174,7 +174,7 @@ func TestTransferDoesNotNoticeNetworksAndVolumes(t *testing.T) {
 	}
 }
 
-// F22 in containers; the process alone is stopped in server/.
+// F22 in containers; the tests in server/ stop the process alone.
 func TestPauseByTheEngineIsWaitedForOrTold(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
@@ -183,7 +183,7 @@ func TestPauseByTheEngineIsWaitedForOrTold(t *testing.T) {
 	if err := engine.ContainerPause(t.Context(), server.GetContainerID()); err != nil {
 		t.Fatal(err)
 	}
-	// Its end tells that 5 s are over.
+	// Its end shows that 5 s have passed.
 	impatient := runClient(t, volume, []string{"--timeout", "5s"})
 	out, events := impatient.output(t)
 	want := "client: no answer for 5s: received 0 of 42 bytes; is the server paused or overloaded?\n"
@@ -206,8 +206,8 @@ const (
 	statusRequest = `printf 'GET /status HTTP/1.0\r\n\r\n' | client --no-echo --log-level warn --connect ` + adminAddress + ` -`
 )
 
-// status is what the server's admin socket, which is only for the server's own
-// user, tells.
+// status returns what the server's admin socket, which only the server's own
+// user can use, reports.
 func status(t *testing.T, volume string) (s struct {
 	Accepted, Bytes uint64
 	Refused         map[string]uint64
@@ -221,7 +221,7 @@ func status(t *testing.T, volume string) (s struct {
 	return s
 }
 
-// mustFail is a function for scripts: a command that has to fail with status 1
+// mustFail is a function for scripts: a command that must fail with status 1
 // and without output.
 const mustFail = `
 	fail() {
@@ -231,7 +231,7 @@ const mustFail = `
 	}
 `
 
-// F9 in containers; the rows of F9 and F10 are those of server/.
+// F9 in containers; the rows F9 and F10 come from the tests in server/.
 func TestClientThatMayNotIsClosedBeforeAByteIsRead(t *testing.T) {
 	t.Parallel()
 	const tries = 20
@@ -301,13 +301,13 @@ func TestNameThatLiesIsOnlyAName(t *testing.T) {
 			told[uid]++
 		}
 	}
-	// Of refusals the log tells a few a second.
+	// The log shows only a few refusals a second.
 	if len(told) != 2 || told[10002] == 0 || told[10004] == 0 {
 		t.Errorf("users in the log: %v, want 10002 and 10004 alone\n%s", told, events)
 	}
 }
 
-// count is the numbers from 1, for a loop in a script.
+// count returns the numbers from 1, for a loop in a script.
 func count(n int) string { return "$(seq " + strconv.Itoa(n) + ")" }
 
 func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
@@ -376,8 +376,8 @@ func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
 	})
 }
 
-// The clock belongs to the machine and to all that runs on it: a test must not
-// set it, and a container may not.
+// The clock belongs to the whole machine: a test must not set it, and a
+// container may not.
 func TestF34ClockIsNotForTestsToSet(t *testing.T) {
 	t.Parallel()
 	server := startServer(t, newVolume(t))
@@ -389,7 +389,7 @@ func TestF34ClockIsNotForTestsToSet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refusal := "can't set date: Operation not permitted" // busybox says so, and exits with 0
+	refusal := "can't set date: Operation not permitted" // busybox prints this, and exits with 0
 	if !strings.Contains(string(said), refusal) {
 		t.Fatalf("date -s: %s", said)
 	}

@@ -21,8 +21,8 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// kubernetes decodes deploy/kubernetes.yaml, strictly: a field that the API does
-// not have, or has elsewhere, is an error.
+// kubernetes decodes deploy/kubernetes.yaml strictly: a field that the API
+// does not have, or has elsewhere, is an error.
 func kubernetes(t *testing.T) (set appsv1.DaemonSet, nothing networkingv1.NetworkPolicy) {
 	t.Helper()
 	text, err := os.ReadFile("../deploy/kubernetes.yaml")
@@ -69,7 +69,7 @@ func TestKubernetesManifestIsValid(t *testing.T) {
 	}
 }
 
-// podman is a podman whose images, containers and volumes are in a folder.
+// podman runs Podman with its images, containers and volumes in a folder.
 type podman struct{ dir string }
 
 func newPodman(t *testing.T) podman {
@@ -84,7 +84,7 @@ func newPodman(t *testing.T) podman {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Limits that a machine with lower ones does not refuse; and no systemd.
+	// Limits that even a machine with lower limits accepts; and no systemd.
 	config := "[engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n" +
 		"[containers]\nlog_driver = \"k8s-file\"\ndefault_ulimits = [\"nofile=4096:4096\", \"nproc=4096:4096\"]\n"
 	if err := os.WriteFile(filepath.Join(dir, "containers.conf"), []byte(config), 0o644); err != nil {
@@ -119,8 +119,8 @@ func (p podman) must(t *testing.T, args ...string) {
 	}
 }
 
-// pod is the Pod of the DaemonSet with this test's images, as its controller
-// would make it on a node of the name given.
+// pod returns the Pod of the DaemonSet with this test's images, as its
+// controller would make it on the node with this name.
 func pod(set appsv1.DaemonSet, node string) *corev1.Pod {
 	p := &corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
@@ -177,7 +177,7 @@ func TestPodmanPlaysThePod(t *testing.T) {
 
 	made := pod(set, "node-7")
 	if out, err := p.play(t, made); err != nil {
-		// Podman before 5 does not know native sidecars: there the server is a
+		// Podman before 5 does not know native sidecars. There the server is a
 		// container beside the client, which waits for it.
 		if !strings.Contains(out, "cannot create an init container that has either of lifecycle, livenessProbe") {
 			t.Fatalf("podman play kube: %v\n%s", err, out)
@@ -220,7 +220,7 @@ func TestPodmanPlaysThePod(t *testing.T) {
 	if err != nil || !bytes.Contains(server, []byte(`"identity":"node-7"`)) || !bytes.Contains(server, []byte(`"message":"received 'node-7'"`)) {
 		t.Errorf("the server in the Pod: %v\n%s", err, server)
 	}
-	// Its probe, which podman calls a health check.
+	// The probe, which Podman calls a health check.
 	p.must(t, "healthcheck", "run", "udsecho-server")
 	p.must(t, "kill", "--signal", "STOP", "udsecho-server")
 	if out, err := p.command("healthcheck", "run", "udsecho-server").CombinedOutput(); err == nil {

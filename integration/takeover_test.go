@@ -16,9 +16,9 @@ import (
 
 const allAddresses = "stream:/run/uds/uds_socket,datagram:/run/uds/uds_datagram,seqpacket:/run/uds/uds_seqpacket"
 
-// load is the script of a client container: five clients of each type at a time,
-// one after the other, and long transfers, until there is a file /tmp/stop. Each
-// must get its echo; none tries twice.
+// load is the script of a client container: five clients of each type at a
+// time, one after the other, and long transfers, until there is a file
+// /tmp/stop. Each client must get its echo at the first try.
 const load = `
 	one() {
 		n=0
@@ -44,8 +44,8 @@ const load = `
 	echo ready
 	wait`
 
-// startLoad starts clients that are busy until stop, which returns what they
-// have to say. A long transfer has size bytes: it must end within the server's
+// startLoad starts clients that are busy until stop, which returns their
+// reports. A long transfer has size bytes: it must end within the server's
 // drain timeout.
 func startLoad(t *testing.T, volume string, size int, opts ...testcontainers.ContainerCustomizer) (stop func() string) {
 	t.Helper()
@@ -152,7 +152,7 @@ func TestComposeServiceIsReplacedUnderLoad(t *testing.T) {
 			old = ids[0]
 		}
 		t.Log(stop())
-		// The next usual command leaves the new server as it is.
+		// The next usual command does not change the new server.
 		c.must(t, "up", "-d", "server")
 		if ids := c.ids(t, "server"); len(ids) != 1 || ids[0] != old {
 			t.Errorf("servers: %v, was %s", ids, old)

@@ -32,7 +32,7 @@ func awaitServer(t *testing.T, admin string) {
 	})
 }
 
-// pause stops a process until the test has it go on.
+// pause stops a process until the test calls goOn.
 func pause(t *testing.T, p *process) (goOn func()) {
 	t.Helper()
 	p.Signal(t, syscall.SIGSTOP)
@@ -40,7 +40,7 @@ func pause(t *testing.T, p *process) (goOn func()) {
 	return func() { t.Helper(); p.Signal(t, syscall.SIGCONT) }
 }
 
-// connect is a connection of type network, "unix" or "unixpacket".
+// connect returns a connection of type network, "unix" or "unixpacket".
 func connect(t *testing.T, network, path string) *net.UnixConn {
 	t.Helper()
 	conn, err := net.DialUnix(network, nil, &net.UnixAddr{Name: path, Net: network})
@@ -50,7 +50,7 @@ func connect(t *testing.T, network, path string) *net.UnixConn {
 	return conn
 }
 
-// echoed sends words and tells what comes instead of them.
+// echoed sends words and returns an error if the echo differs.
 func echoed(conn net.Conn, words string) error {
 	if _, err := io.WriteString(conn, words); err != nil {
 		return err
@@ -65,7 +65,7 @@ func echoed(conn net.Conn, words string) error {
 	return nil
 }
 
-// p99 is that of so many echoes, in a row.
+// p99 returns the 99th percentile of consecutive echoes.
 func p99(t *testing.T, conn net.Conn) time.Duration {
 	t.Helper()
 	took := make([]time.Duration, 5000)
@@ -78,7 +78,7 @@ func p99(t *testing.T, conn net.Conn) time.Duration {
 	return took[len(took)*99/100]
 }
 
-// A footprint is what a server needs by its own word.
+// A footprint is the resource use that a server reports.
 type footprint struct {
 	connections, descriptors, goroutines int
 	memory                               float64 // resident, in MiB
@@ -162,7 +162,7 @@ func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
 	send := func(fd int, fds ...int) {
 		t.Helper()
 		err := unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-		if err != unix.EPERM { // with SO_PASSRIGHTS off the kernel turns them away itself
+		if err != unix.EPERM { // with SO_PASSRIGHTS off the kernel rejects them itself
 			check(t, err)
 		}
 		sent += len(fds)
@@ -179,7 +179,7 @@ func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
 		check(t, unix.Close(fd))
 	}
 	goOn()
-	for range 1000 { // two sockets, each of which lies in the other's queue
+	for range 1000 { // two sockets, each of which is in the other's queue
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		check(t, err)
 		send(fds[0], fds[0], pipe[1])
@@ -245,7 +245,7 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 	filled.Wait()
 	during := footprintOf(t, d+"/admin")
 	beside := p99(t, honest)
-	for range 2 { // the machine has others to serve, too
+	for range 2 { // the machine runs other processes, too
 		if beside > 2*alone {
 			alone, beside = max(alone, p99(t, honest)), min(beside, p99(t, honest))
 		}
@@ -280,7 +280,7 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 	var idle []*net.UnixConn
 	for i := range n {
 		conn := connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
-		if i%4 < 2 { // half of them say something first
+		if i%4 < 2 { // half of them send something first
 			check(t, echoed(conn, "then silence"))
 		}
 		idle = append(idle, conn)
@@ -291,7 +291,7 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 	echoes := 0
 	for s := (status{}); s.Refused["idle"] < n; s = statusOf(t, d+"/admin") {
 		check(t, echoed(honest, message))
-		if echoes++; echoes%5 == 0 { // a byte at a time, and slower than others
+		if echoes++; echoes%5 == 0 { // a byte at a time, and slower than other clients
 			check(t, echoed(slow, "x"))
 		}
 		<-again.C
@@ -313,7 +313,7 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 }
 
 // crowd is another user's process, this program again: it opens connections
-// until none is left to have, and holds them until its standard input ends.
+// until it can open no more, and holds them until its standard input ends.
 func crowd(attempts string) error {
 	n, err := strconv.Atoi(attempts)
 	if err != nil {
@@ -336,7 +336,7 @@ func crowd(attempts string) error {
 	return err
 }
 
-// anybodys is a copy of this program that other users may run.
+// anybodys returns a copy of this program that other users may run.
 func anybodys(t *testing.T) string {
 	t.Helper()
 	own, err := os.Open("/proc/self/exe")
@@ -496,7 +496,7 @@ func TestF21ServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
 	for _, client := range clients {
 		client.Err.Await(t, 1, "sending ")
 	}
-	// The log tells 5 times a second at most: the sixth takes that long.
+	// The log has at most 5 lines a second: the sixth takes that long.
 	server.Err.Await(t, 6, "cannot accept: too many open files: trying again in 100ms")
 	began := time.Now()
 	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &before, nil))
@@ -558,7 +558,7 @@ func TestF22StoppedServerGoesOn(t *testing.T) {
 		wantWords(t, stderr, tt.words)
 	}
 	waiting := start(t, d, "client", "--connect", "s")
-	<-over // it is the time that the fault takes
+	<-over // this is the time that the fault takes
 	goOn()
 	for _, conn := range conns {
 		got := make([]byte, 16)
@@ -613,9 +613,9 @@ func TestF23SIGTERMWithDataInFlight(t *testing.T) {
 	})
 }
 
-// terminate ends a server when so many bytes of what is sent are back, and
-// tells how many came back as they should and how long the server then took.
-// It is not on the test's goroutine.
+// terminate ends a server when the client has received this many bytes. It
+// returns how many bytes were echoed correctly and how long the server then
+// took. It does not run on the test's goroutine.
 func terminate(t *testing.T, sent, got []byte, after int) (back int, took time.Duration) {
 	d, err := os.MkdirTemp("", "uds")
 	if err != nil {
@@ -715,17 +715,17 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 			t.Fatal(stderr)
 		}
 	}
-	// Full: the removed socket takes its room as long as it is open.
+	// Full: the removed socket uses its inode as long as it is open.
 	check(t, os.Remove(vol+"/s"))
 	server.Err.Await(t, 2, "vol/s was removed, and cannot be recreated now: listen again on stream:vol/s: no space left on device (ENOSPC)")
 	check(t, echoed(live, "the volume is full"))
 	remount("nr_inodes=4")
 	server.Err.Await(t, 1, "vol/s was removed: listening again")
-	// Read-only: connecting needs no more.
+	// Read-only: connecting needs no write access.
 	remount("bind,ro")
 	check(t, errors.Join(echoed(live, "the volume is read-only"), echoed(connect(t, "unix", vol+"/s"), "new")))
 	remount("bind,rw")
-	// Gone, and there again.
+	// Removed, and then back.
 	if status, _, stderr := run(t, d, "", append(slices.Clone(enter), "umount", "-l", d+"/vol")...); status != 0 {
 		t.Fatal(stderr)
 	}
@@ -759,7 +759,7 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 		name := func(i int) *net.UnixAddr {
 			return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("@%s\x00%s%d", hostile, format, i)}
 		}
-		for i := range n / 2 { // each with a name of its own, each one too many
+		for i := range n / 2 { // each with a name of its own, and each above the limit
 			conn, err := net.DialUnix("unix", name(i), &net.UnixAddr{Net: "unix", Name: d + "/s"})
 			for errors.Is(err, unix.EAGAIN) {
 				conn, err = net.DialUnix("unix", name(i), &net.UnixAddr{Net: "unix", Name: d + "/s"})
@@ -776,7 +776,7 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 			_, err := nameless.Write([]byte(hostile))
 			check(t, err)
 			_, _, err = bad.WriteMsgUnix([]byte(hostile), unix.UnixRights(0), to)
-			if !errors.Is(err, unix.EPERM) { // with SO_PASSRIGHTS off the kernel turns them away itself
+			if !errors.Is(err, unix.EPERM) { // with SO_PASSRIGHTS off the kernel rejects them itself
 				check(t, err)
 			}
 		}
@@ -794,7 +794,7 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 		log := server.Err.String()
 		wantPrintable(t, log)
 		got := strings.Count(log, "\n")
-		if got < 2 || got > 15*seconds { // of three causes
+		if got < 2 || got > 15*seconds { // for three causes
 			t.Errorf("%s: %d lines in %d s", format, got, seconds)
 		}
 		lines += got

@@ -79,7 +79,7 @@ func TestFilesCalledWronglyOrInVain(t *testing.T) {
 	server.Stop(t)
 }
 
-// descriptors is how many a process has open.
+// descriptors returns how many descriptors a process has open.
 func descriptors(t *testing.T, p *process) int {
 	t.Helper()
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Pid()))
@@ -93,14 +93,14 @@ func openSockets(t *testing.T, p *process) (n int) {
 	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.Pid()))
 	check(t, err)
 	for _, link := range links {
-		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, "socket:") { // or it was closed meanwhile
+		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, "socket:") { // otherwise it was closed meanwhile
 			n++
 		}
 	}
 	return n
 }
 
-// A raw client, which says what it likes.
+// seqpacket is a raw client, which can send anything.
 func seqpacket(t *testing.T, path string) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -143,7 +143,7 @@ func TestF12MoreDescriptorsThanThereIsRoomForAreClosed(t *testing.T) {
 		check(t, unix.Close(conn))
 	}
 	wantHealthy()
-	// The last connections may just be closing.
+	// The last connections may be about to close.
 	for range 1000 {
 		if descriptors(t, server) == before {
 			break
@@ -160,7 +160,7 @@ func TestF12MoreDescriptorsThanThereIsRoomForAreClosed(t *testing.T) {
 	})
 }
 
-// A server that may open no more says so, and recovers.
+// A server that may open no more files logs that, and recovers.
 func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	t.Parallel()
 	d := dir(t)

@@ -21,14 +21,14 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// The strangers run as users of their own, which only root can give them.
-// Without root they are this user, whom the server always serves.
+// The strangers run as users of their own, which only root can start. Without
+// root they are the test's own user, whom the server always serves.
 const stranger, friend = 10003, 10004
 
 func asRoot() bool { return os.Geteuid() == 0 }
 
-// open is a directory that everybody may write to: a client makes its own name
-// there.
+// open returns a directory with write permission for all users: a client makes
+// its own name there.
 func open(t *testing.T) string {
 	t.Helper()
 	d := dir(t)
@@ -36,7 +36,7 @@ func open(t *testing.T) string {
 	return d
 }
 
-// refusals are the events of clients that were turned away.
+// refusals returns the events of clients that were rejected.
 func refusals(t *testing.T, p *process) (all []map[string]any) {
 	t.Helper()
 	for line := range strings.Lines(p.Err.String()) {
@@ -92,7 +92,7 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 			"message": "rejected a client: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
 			"peer": peer, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Pid()),
 		})
-		// A name that lies is a name.
+		// A name that looks like an event field is only a name.
 		for _, name := range []string{"@x;uid=0", d + "/x;uid=0"} {
 			client := startAs(t, stranger, d, "client", "--log-level", "warn", "--connect", a, "--bind", name)
 			if status := client.Status(t); status != 1 || client.Out.String() != "" {
@@ -112,7 +112,7 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 	}
 	healthCheckAll(t, d)
 	server.Stop(t)
-	// The log tells of five a second; what it tells has the count.
+	// The log has five lines a second; each contains the count.
 	byCount := map[any]map[string]any{}
 	for _, e := range want {
 		byCount[e["refused"]] = e
@@ -131,8 +131,8 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 	}
 }
 
-// asStranger runs work as the stranger: user and group belong to a thread, and
-// this one ends with it.
+// asStranger runs work as the stranger. User and group belong to a thread, and
+// this thread ends with work.
 func asStranger(t *testing.T, work func() error) {
 	t.Helper()
 	testkit.NeedRoot(t, "to be the stranger")
@@ -150,8 +150,8 @@ func asStranger(t *testing.T, work func() error) {
 	check(t, <-done)
 }
 
-// knock knocks at all places n times under each name, says something each time,
-// and tells what the server counted and said meanwhile.
+// knock connects to all places n times under each name, and sends something
+// each time. It returns what the server counted and logged meanwhile.
 func knock(t *testing.T, n int, names ...string) (s status, told []map[string]any) {
 	t.Helper()
 	d := open(t)
@@ -160,7 +160,8 @@ func knock(t *testing.T, n int, names ...string) (s status, told []map[string]an
 		for i := range n {
 			for path, typ := range map[string]int{"s": unix.SOCK_STREAM, "q": unix.SOCK_SEQPACKET, "d": unix.SOCK_DGRAM} {
 				for _, name := range names {
-					// A child that is being started may hold the last one's name.
+					// A child that is being started may still hold the previous
+					// name.
 					name := fmt.Sprintf("%s;%s%d", name, path, i)
 					if !strings.HasPrefix(name, "@") {
 						name = d + "/" + name
@@ -173,7 +174,7 @@ func knock(t *testing.T, n int, names ...string) (s status, told []map[string]an
 		}
 		return nil
 	})
-	healthCheckAll(t, d) // whatever came before has been accepted
+	healthCheckAll(t, d) // all earlier connections have been accepted
 	s = statusOf(t, d+"/admin")
 	server.Stop(t)
 	return s, refusals(t, server)
@@ -217,7 +218,7 @@ func TestF9PeerThatIsNotAllowed(t *testing.T) {
 	const each = 334
 	s, told := knock(t, each, "@stranger")
 	const attempts = 3 * each
-	// Of the bytes, those of the health check are the only ones.
+	// The only bytes received are those of the health check.
 	if s.Refused["user"] != attempts || s.Bytes != 3*len("are you well?") {
 		t.Errorf("%d of %d were refused, and %d bytes received", s.Refused["user"], attempts, s.Bytes)
 	}
@@ -278,8 +279,8 @@ func TestAllowListsAddUp(t *testing.T) {
 	}
 }
 
-// A datagram server has no connection to close: it answers by what is no echo.
-// Here the test is the stranger.
+// A datagram server has no connection to close: it answers with a message that
+// is not an echo. Here the test is the stranger.
 func TestRefusedDatagramIsNoEcho(t *testing.T) {
 	t.Parallel()
 	d := open(t)
@@ -364,8 +365,8 @@ func TestClientSendsNothingToServerOfAnotherUser(t *testing.T) {
 	}
 }
 
-// soPassRights is SO_PASSRIGHTS, of Linux 6.16: whether a socket takes
-// descriptors at all.
+// soPassRights is SO_PASSRIGHTS, of Linux 6.16, which lets a socket receive
+// descriptors.
 const soPassRights = 83
 
 // F11 of the fault matrix.
@@ -405,7 +406,8 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 						}
 					}
 					healthy()
-					// Its connection may be open still: then the listening socket is not the only one.
+					// Its connection may still be open; then the listening socket
+					// is not the only one.
 					testkit.Await(t, func() error {
 						if n := openSockets(t, server); n != 1 {
 							return fmt.Errorf("%d sockets are open, not 1", n)
@@ -429,7 +431,7 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 						}
 						check(t, unix.Close(fd))
 					}
-					healthy() // whatever came before has been received
+					healthy() // all earlier messages have been received
 					late := time.Now().Add(patience)
 					for descriptors(t, server) != before && time.Now().Before(late) {
 						healthy() // the last check's connection may still be open
@@ -455,7 +457,8 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 	})
 }
 
-// boundFile is a socket as a parent passes it on: bound, listening where it can.
+// boundFile returns a socket in the state in which a parent passes it on:
+// bound, and listening if its type can.
 func boundFile(t *testing.T, typ int, path string) *os.File {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -470,8 +473,8 @@ func boundFile(t *testing.T, typ int, path string) *os.File {
 	return f
 }
 
-// activated starts a server by systemd's protocol: LISTEN_PID is the process id
-// that the shell has and leaves to the server.
+// activated starts a server by systemd's protocol: LISTEN_PID is the process
+// id of the shell, which becomes the server.
 func activated(t *testing.T, d string, files []*os.File, args ...string) *process {
 	t.Helper()
 	script := fmt.Sprintf(`LISTEN_PID=$$ LISTEN_FDS=%d exec "$0" "$@"`, len(files))
@@ -481,7 +484,8 @@ func activated(t *testing.T, d string, files []*os.File, args ...string) *proces
 	return p
 }
 
-// activate waits until the server serves; it does not say so at level warn.
+// activate waits until the server serves; at level warn the server does not
+// log that.
 func activate(t *testing.T, d string, files []*os.File, args ...string) *process {
 	t.Helper()
 	p := activated(t, d, files, args...)
@@ -496,13 +500,14 @@ func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
 	d := dir(t)
 	stream, record := boundFile(t, unix.SOCK_STREAM, d+"/s"), boundFile(t, unix.SOCK_SEQPACKET, d+"/q")
 	datagram := boundFile(t, unix.SOCK_DGRAM, d+"/d")
-	// What a unit asks for with PassCredentials=yes must not turn anybody away.
+	// Options that a unit sets with PassCredentials=yes must not cause any
+	// rejection.
 	for _, f := range []*os.File{stream, record, datagram} {
 		check(t, unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 		check(t, unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1))
 	}
 	for range 2 {
-		// These clients come while no server runs.
+		// These clients connect while no server is running.
 		var early []net.Conn
 		for _, to := range [][2]string{{"unix", "s"}, {"unixpacket", "q"}} {
 			conn, err := net.Dial(to[0], d+"/"+to[1])
@@ -578,7 +583,8 @@ func TestSystemdSocketActivate(t *testing.T) {
 	need(t, "systemd-socket-activate", "systemd")
 	for _, tt := range []struct{ flag, address, bind string }{
 		{"", places[0], "auto"},
-		// Nobody knows who sent the first message, so no path is answered.
+		// The first message has no credentials, so the server does not reply
+		// to a path.
 		{"--datagram", places[2], "@" + t.Name()},
 		{"--seqpacket", places[1], "auto"},
 	} {
@@ -597,7 +603,7 @@ func TestSystemdSocketActivate(t *testing.T) {
 			if status != 0 || stdout != message {
 				t.Errorf("exit status %d, output %q, error %q; the server says:\n%s", status, stdout, stderr, &p.Err)
 			}
-			p.Signal(t, syscall.SIGTERM) // it is the server by now
+			p.Signal(t, syscall.SIGTERM) // it has become the server
 			if status := p.Status(t); status != 0 {
 				t.Errorf("exit status %d:\n%s", status, &p.Err)
 			}
@@ -606,7 +612,7 @@ func TestSystemdSocketActivate(t *testing.T) {
 	}
 }
 
-// Variables that are meant for another process mean nothing here.
+// Variables meant for another process have no effect.
 func TestActivationOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -633,8 +639,9 @@ func TestHealthCheckBelievesNoImpostor(t *testing.T) {
 	server.Stop(t)
 }
 
-// Names are looked up where the server is. A client that binds one which means
-// another socket there must not have the server write to that, or to itself.
+// The server looks names up in its own file system. If a client's name means
+// another socket there, the server must not write to that socket, or to
+// itself.
 func TestReplyGoesToTheSendersOwnSocketOnly(t *testing.T) {
 	t.Parallel()
 	need(t, "socat", "socat")
@@ -653,7 +660,7 @@ func TestReplyGoesToTheSendersOwnSocketOnly(t *testing.T) {
 		p.Status(t)
 		server.Err.Await(t, i+1, "cannot reply to a name that is not the client's own socket")
 	}
-	// Whoever asks now is served, and nobody was answered before.
+	// The server serves a new client, and it answered none before.
 	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:d"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}

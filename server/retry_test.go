@@ -41,8 +41,8 @@ func TestF1KilledServerStartsAgainAndNothingIsLost(t *testing.T) {
 	})
 }
 
-// The client gets more to send with every kill, and its input ends after the
-// last one.
+// With every kill the client gets more to send, and its input ends after the
+// last kill.
 func TestTransferThroughTenKillsIsByteIdentical(t *testing.T) {
 	t.Parallel()
 	const kills, lines = 10, 50_000

@@ -66,8 +66,8 @@ func TestTakeover(t *testing.T) {
 	server.Stop(t)
 }
 
-// 50 clients of all types connect, are echoed and close, or have long transfers
-// that outlive their server's time, while three successors take over.
+// 50 clients of all types connect, get an echo and close, or make long
+// transfers that outlive their server, while three successors take over.
 func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -102,7 +102,8 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 			}
 		})
 	}
-	// Processes of our own client too, which transfer as long as the test does.
+	// Processes of our own client too, which transfer as long as the test
+	// runs.
 	var processes []*process
 	for _, a := range places {
 		args := []string{"client", "--log-level", "warn", "--connect", a, "-"}
@@ -155,7 +156,7 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 	t.Logf("%d exchanges, none refused, no byte lost", echoes.Load())
 }
 
-// longTransfer sends 4 MiB over one connection and compares what comes back.
+// longTransfer sends 4 MiB over one connection and compares the echo.
 func longTransfer(path string, seed uint64) error {
 	conn, err := net.Dial("unix", path)
 	if err != nil {
@@ -182,7 +183,7 @@ func longTransfer(path string, seed uint64) error {
 	return nil
 }
 
-// shortExchange is one message over a connection of its own.
+// shortExchange sends one message over a connection of its own.
 func shortExchange(d string, kind int, text string) error {
 	return exchange(d, kind, text, time.Now().Add(3*patience))
 }
@@ -244,8 +245,8 @@ func TestTakeoverFromServerWithoutIt(t *testing.T) {
 	server.Stop(t)
 }
 
-// SIGTERM comes at some moment of a handover: whichever server is left serves,
-// or nothing is.
+// SIGTERM arrives at some moment of a handover. Either one server is left and
+// serves, or none is left.
 func TestSignalsDuringTakeover(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -282,14 +283,14 @@ func TestSignalsDuringTakeover(t *testing.T) {
 	server.Stop(t)
 }
 
-// Each successor is killed at some moment of its first 100 ms, while a datagram
-// client has not read its replies, so that none gets all sockets before that:
-// the old server serves all the while.
+// Each successor is killed at some moment of its first 100 ms. A datagram
+// client has not read its replies, so no successor gets all sockets before
+// that: the old server serves all the time.
 func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serveTakeover(t, d, "--drain-timeout", "60s")
-	// It is not connected: then a queue holds ten.
+	// It is not connected, so its queue holds ten messages.
 	slow, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/slow", Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, slow.Close()); check(t, os.Remove(d+"/slow")) }()
@@ -304,7 +305,8 @@ func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 	server.Err.Await(t, 30, "sending data back to the client")
 	claimed := 0
 	for range testkit.Count(10, 60) {
-		// Built without the race detector, which takes most of 100 ms to start.
+		// Built without the race detector, which needs most of 100 ms to
+		// start.
 		next := start(t, d, testkit.Plain(t, "server"), "--takeover", "--log-format", "plain", "--listen", strings.Join(places, ","))
 		timer := time.AfterFunc(rand.N(100*time.Millisecond), func() { _ = next.Cmd.Process.Kill() })
 		<-next.Ended
@@ -313,7 +315,7 @@ func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 			claimed++
 		}
 		wantAllEcho(t, d)
-		// Its replies would be given up if it took none for ten seconds.
+		// The server would drop its replies if it read none for ten seconds.
 		check(t, slow.SetDeadline(time.Now().Add(patience)))
 		_, err := slow.Read(make([]byte, 100))
 		check(t, err)
