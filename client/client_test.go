@@ -169,7 +169,7 @@ func TestBrokenPipeRemovesBoundName(t *testing.T) {
 	wantFiles(t, d, "uds_socket")
 }
 
-func TestTimeoutTellsThatServerDoesNotAnswer(t *testing.T) {
+func TestTimeoutReportsThatTheServerDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	d, _ := listen(t) // it never accepts
 	status, stdout, stderr := run(t, d, "", "--timeout", "50ms", "--bind", "auto", "--log-level", "warn")
@@ -249,7 +249,7 @@ func TestBindNames(t *testing.T) {
 	wantFiles(t, d+"/names")
 }
 
-func TestConnectToWhatIsNoSocketNamesIt(t *testing.T) {
+func TestConnectToAnotherFileNamesItsType(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	check(t, os.WriteFile(d+"/uds_socket", []byte("precious"), 0o640))

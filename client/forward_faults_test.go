@@ -54,7 +54,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		serveAt(t, d, "stream:s", func(conn halfCloser) { _, _ = io.Copy(conn, conn) })
 		check(t, both.Wait())
 		if got != sumOf(t, stream(1, 1<<20)) {
-			t.Error("other bytes came back")
+			t.Error("received other bytes")
 		}
 	})
 
@@ -170,7 +170,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		check(t, err)
 		got, err := exchange(conn, stream(3, 1<<20)) // another client is served meanwhile
 		if check(t, err); got != sumOf(t, stream(3, 1<<20)) {
-			t.Error("other bytes came back")
+			t.Error("received other bytes")
 		}
 		peak = mostResident(t, relay)
 		close(stop)
@@ -194,7 +194,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 				<-gate
 				got, err := exchange(conn, stream(4, 50_000))
 				if err == nil && got != want {
-					err = errors.New("other bytes came back")
+					err = errors.New("received other bytes")
 				}
 				return err
 			})
@@ -203,7 +203,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		check(t, all.Wait())
 		relay.Terminate(t)
 		if text := relay.Err.String(); strings.Contains(text, "WRN") || strings.Count(text, "connection ended") != clients {
-			t.Errorf("the relay says:\n%s", text)
+			t.Errorf("the relay wrote:\n%s", text)
 		}
 	})
 	if peak > 64<<10 {
@@ -211,6 +211,6 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F48", Done: "targets that are missing, stale, late, full, of another type, or end in the middle; clients that reset; 100 that send without an end to a target that does not read; 1,000 at once", Count: count,
-		Outcome: fmt.Sprintf("no byte lost or altered either way, half-closes and resets carried over; %d MiB resident at most, others served meanwhile; who is turned away finds the reason in the log", peak>>10),
+		Outcome: fmt.Sprintf("no byte lost or altered either way, half-closes and resets carried over; %d MiB resident at most, others served meanwhile; the log has the reason for each disconnected client", peak>>10),
 	})
 }

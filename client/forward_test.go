@@ -357,7 +357,7 @@ func TestForwardMakesRoomForDatagramClients(t *testing.T) {
 		check(t, err)
 		next(t, c)
 		if status, _, stderr := run(t, d, "", "healthcheck", "--listen", "datagram:r"); status != 0 {
-			t.Errorf("the health check says %s", stderr)
+			t.Errorf("the health check printed %s", stderr)
 		}
 	}
 	names, err := filepath.Glob(d + "/client.*")
@@ -493,7 +493,7 @@ func TestForwardEndsConnectionsWithFilesItMayNotPass(t *testing.T) {
 	}
 }
 
-func TestForwardTurnsAwayWithItsReason(t *testing.T) {
+func TestForwardLogsWhyItDisconnects(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	accepted := make(chan bool, 10)
@@ -527,7 +527,7 @@ func TestForwardTurnsAwayWithItsReason(t *testing.T) {
 				t.Error("a second client was served")
 			}
 			if status, _, stderr := run(t, d, "", "healthcheck", "--listen", "r"); status != 0 {
-				t.Errorf("the health check says %s", stderr)
+				t.Errorf("the health check printed %s", stderr)
 			}
 			check(t, first.Close())
 		} else if n, err := first.Read(make([]byte, 1)); n != 0 || err == nil {
@@ -541,7 +541,7 @@ func TestForwardTurnsAwayWithItsReason(t *testing.T) {
 	}
 }
 
-func TestForwardServesWhoIsConnectedAfterSIGTERM(t *testing.T) {
+func TestForwardServesConnectedClientsAfterSIGTERM(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	serveAt(t, d, "stream:s", func(conn halfCloser) { _, _ = io.Copy(conn, conn) })
@@ -563,7 +563,7 @@ func TestForwardServesWhoIsConnectedAfterSIGTERM(t *testing.T) {
 	})
 	got, err := exchange(conn, strings.NewReader("hello"))
 	if check(t, err); got != sha256.Sum256([]byte("hello")) {
-		t.Error("another echo came back")
+		t.Error("received another echo")
 	}
 	if status := relay.Status(t); status != 0 {
 		t.Errorf("exit status %d", status)
@@ -588,7 +588,7 @@ func TestForwardTakesItsSocketFromSystemd(t *testing.T) {
 	check(t, l.Close())
 	got, err := exchange(early, strings.NewReader("hello"))
 	if check(t, err); got != sha256.Sum256([]byte("hello")) {
-		t.Error("another echo came back")
+		t.Error("received another echo")
 	}
 	relay.Terminate(t)
 	wantFiles(t, d, "r", "s") // it belongs to the parent

@@ -190,7 +190,7 @@ func TestInspectAFullBacklog(t *testing.T) {
 `)
 }
 
-func TestInspectWhatNobodyServes(t *testing.T) {
+func TestInspectFilesWithoutAServer(t *testing.T) {
 	t.Parallel()
 	d, l := listen(t)
 	l.(*net.UnixListener).SetUnlinkOnClose(false)

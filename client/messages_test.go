@@ -172,7 +172,7 @@ func TestSeqpacketServerThatClosesEarlyIsFailure(t *testing.T) {
 	wantFiles(t, d, "s")
 }
 
-func TestUDPClientTellsHowManyAreLost(t *testing.T) {
+func TestUDPClientReportsHowManyAreLost(t *testing.T) {
 	t.Parallel()
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	check(t, err)

@@ -162,7 +162,7 @@ func TestShowHTTPToTshark(t *testing.T) {
 	}
 	got := tshark(t, d+"/f.pcapng", "http", "_ws.col.Protocol", "http.request.method", "http.request.uri", "http.host", "http.response.code", "http.content_length")
 	if want := "HTTP\tGET\t/what\there\t\t\nHTTP\t\t\t\t200\t100000\n"; got != want {
-		t.Errorf("tshark says %q", got)
+		t.Errorf("tshark printed %q", got)
 	}
 	if got := tshark(t, d+"/f.pcapng", "tcp.analysis.flags", "frame.number", "tcp.analysis.flags"); got != "" {
 		t.Errorf("the stream is not sound: %q", got)
@@ -183,7 +183,7 @@ func pieces(t *testing.T, f io.Reader) (n int, lost uint64) {
 		check(t, err)
 		tcp, ok := gopacket.NewPacket(packet, layers.LayerTypeIPv4, gopacket.Default).TransportLayer().(*layers.TCP)
 		if !ok {
-			t.Fatalf("a packet is no TCP: %x", packet)
+			t.Fatalf("a packet is not TCP: %x", packet)
 		}
 		n += len(tcp.Payload)
 		if options.DropCount != nil {
@@ -205,7 +205,7 @@ func lostAtLast(t *testing.T, relay *testkit.Process) (n uint64) {
 }
 
 // A full disk, a reader that has ended, and one that does not read.
-func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
+func TestF49RelayContinuesWithoutItsRecord(t *testing.T) {
 	t.Parallel()
 	const rounds = 100
 	want := sumOf(t, stream(5, 100_000))
@@ -214,7 +214,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 		for range rounds {
 			conn := dialAt(t, d, "stream:r")
 			if got, err := exchange(conn, stream(5, 100_000)); err != nil || got != want {
-				t.Fatalf("other bytes came back: %v", err)
+				t.Fatalf("received other bytes: %v", err)
 			}
 			check(t, conn.Close())
 		}
@@ -250,7 +250,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 		relay.Terminate(t)
 		_, lost := pieces(t, f)
 		if said := lostAtLast(t, relay); lost != said {
-			t.Errorf("the record says that %d pieces are lost, the log %d", lost, said)
+			t.Errorf("the record reports %d lost pieces, the log %d", lost, said)
 		}
 	})
 	t.Run("reader gone", func(t *testing.T) {
@@ -297,7 +297,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 	})
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F49", Done: "a record on a file system that is full and has room again; a record into a pipe whose reader is gone; one whose reader does not read", Count: 5 * rounds,
-		Outcome: "every byte relayed; the loss is told in the log while it happens and at the end, and in the record, which stays readable and goes on where there is room",
+		Outcome: "every byte relayed; the log reports the loss while it happens and at the end, and so does the record, which stays readable and continues when there is room",
 	})
 }
 
@@ -330,7 +330,7 @@ func TestShowPostgreSQLToTshark(t *testing.T) {
 	psql.Env = append(os.Environ(), "PGPASSWORD=secret")
 	out, err := psql.CombinedOutput()
 	if err != nil || string(out) != "42\n" {
-		t.Errorf("psql says %q, %v", out, err)
+		t.Errorf("psql printed %q, %v", out, err)
 	}
 	relay.Terminate(t)
 	got := tshark(t, d+"/f.pcapng", "pgsql", "_ws.col.Protocol", "pgsql.type", "pgsql.parameter_value", "pgsql.auth.sasl.mech", "pgsql.query", "pgsql.val.data")

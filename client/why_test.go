@@ -33,7 +33,7 @@ func why(t *testing.T, d string, as *syscall.SysProcAttr, words ...string) strin
 	return lines
 }
 
-func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
+func TestInspectReportsWhichPartOfThePathDeniesAccess(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "to mount")
 	d := dir(t)
@@ -73,7 +73,7 @@ func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
 	wantWords(t, got, d+"/a/b/s denies this process permission to connect to it: its mode is 0660, of user 0 (root), group 10001", "Group 10001 has permission")
 }
 
-func TestInspectSaysThatTheFileItselfIsAMount(t *testing.T) {
+func TestInspectReportsThatTheFileItselfIsAMount(t *testing.T) {
 	t.Parallel()
 	need(t, "unshare", "util-linux")
 	d := dir(t)
@@ -99,7 +99,7 @@ func TestInspectSaysThatTheFileItselfIsAMount(t *testing.T) {
 	t.Logf("%s", &p.Out)
 }
 
-func TestInspectSaysThatAFileSystemCarriesNoSockets(t *testing.T) {
+func TestInspectReportsAFileSystemThatDoesNotCarrySockets(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "to mount")
 	need(t, "fuse-overlayfs", "fuse-overlayfs")
@@ -116,7 +116,7 @@ func TestInspectSaysThatAFileSystemCarriesNoSockets(t *testing.T) {
 	wantWords(t, got, "it is on fuse.fuse-overlayfs (fuse-overlayfs): a socket there works only for processes that see it through the same mount of the same kernel as its server")
 }
 
-func TestInspectSaysWhoIsWhoInAUserNamespace(t *testing.T) {
+func TestInspectReportsTheIdsInAUserNamespace(t *testing.T) {
 	t.Parallel()
 	need(t, "unshare", "util-linux")
 	d, _ := listen(t)

@@ -84,7 +84,7 @@ func startOwnEngine(t *testing.T) *ownEngine {
 		_ = tell.Close() // the shell ends, and the kernel kills all its children
 		_ = init.Wait()
 		if t.Failed() {
-			t.Logf("the engine says:\n%s%s", said.String(), log)
+			t.Logf("the engine wrote:\n%s%s", said.String(), log)
 		}
 		await(t, "the control groups to be empty", func() bool { return removeGroups(project()) == nil })
 	})
@@ -267,7 +267,7 @@ func (tr *hostTransfer) end(t *testing.T, breaks int) {
 	<-tr.done
 	err := tr.client.Wait()
 	if err != nil || !bytes.Equal(tr.sent.Sum(nil), tr.back.Sum(nil)) || strings.Count(tr.errs.String(), "connecting again") < breaks {
-		t.Errorf("what came back is not what was sent, or nothing broke: %v\n%s", err, &tr.errs)
+		t.Errorf("the echo differs from the bytes sent, or nothing broke: %v\n%s", err, &tr.errs)
 	}
 }
 
@@ -317,7 +317,7 @@ func TestF35StackComesBackByItself(t *testing.T) {
 		e.up(t)
 		e.serves(t, runs)
 	})
-	t.Run("container is made again", func(t *testing.T) {
+	t.Run("container is recreated", func(t *testing.T) {
 		t.Parallel()
 		volume := newVolume(t)
 		server := startQuietServer(t, volume)
@@ -330,13 +330,13 @@ func TestF35StackComesBackByItself(t *testing.T) {
 			tr.goesOn(t)
 		}
 		if events := tr.end(t); strings.Count(events, "connecting again") < again {
-			t.Errorf("the client says:\n%s", events)
+			t.Errorf("the client wrote:\n%s", events)
 		}
 	})
 	t.Cleanup(func() { // after the parallel parts
 		testkit.ReportFault(t, testkit.FaultRow{
 			ID: "F35", Count: len(ends) + again + 1,
-			Done: "an engine is killed, and then with all its containers, and started; a server's container is removed and made again; " +
+			Done: "an engine is killed, and then with all its containers, and started; a server's container is removed and recreated; " +
 				"the volume is removed while the stack is stopped; a transfer with `--retry` runs meanwhile",
 			Outcome: "the stack serves again by itself, 2 transfers are byte-identical; a volume whose directory is gone is named by the engine",
 		})

@@ -45,7 +45,7 @@ func startTransfer(t *testing.T, volume string, args []string, opts ...testconta
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, events := tr.output(t)
-			t.Logf("the transfer says:\n%s%s", out, events)
+			t.Logf("the transfer wrote:\n%s%s", out, events)
 		}
 	})
 	tr.goesOn(t)
@@ -84,12 +84,12 @@ func (tr transfer) end(t *testing.T) (events string) {
 	code := tr.awaitExit(t)
 	out, events := tr.output(t)
 	if code != 0 || out != "" {
-		t.Errorf("what came back is not what was sent: exit %d\n%s%s", code, out, events)
+		t.Errorf("the echo differs from the bytes sent: exit %d\n%s%s", code, out, events)
 	}
 	return events
 }
 
-func TestTransferGoesOnThroughKillsByTheEngine(t *testing.T) {
+func TestTransferContinuesThroughKillsByTheEngine(t *testing.T) {
 	t.Parallel()
 	kills := testkit.Count(2, 5)
 	volume := newVolume(t)
@@ -123,7 +123,7 @@ func TestStopByTheEngineDrains(t *testing.T) {
 	await(t, "the socket to be gone", func() bool { return tr.exec(t, "ls", "-A", "/run/uds") == "" })
 	tr.goesOn(t)
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 	if err := <-stopped; err != nil {
 		t.Error(err)
@@ -170,12 +170,12 @@ func TestTransferDoesNotNoticeNetworksAndVolumes(t *testing.T) {
 	}
 	tr.goesOn(t)
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 }
 
 // F22 in containers; the tests in server/ stop the process alone.
-func TestPauseByTheEngineIsWaitedForOrTold(t *testing.T) {
+func TestPauseByTheEngineIsWaitedForOrReported(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
 	server := startQuietServer(t, volume)
@@ -195,7 +195,7 @@ func TestPauseByTheEngineIsWaitedForOrTold(t *testing.T) {
 	}
 	tr.goesOn(t)
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 }
 
@@ -232,7 +232,7 @@ const mustFail = `
 `
 
 // F9 in containers; the rows F9 and F10 come from the tests in server/.
-func TestClientThatMayNotIsClosedBeforeAByteIsRead(t *testing.T) {
+func TestClientThatIsNotAllowedIsClosedBeforeAByteIsRead(t *testing.T) {
 	t.Parallel()
 	const tries = 20
 	volume := newVolume(t)
@@ -356,9 +356,9 @@ func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
 		}
 		careless := runClient(t, volume, nil, shell(each+` client --log-level warn --connect $a careless; done`))
 		if out, events := careless.output(t); out != "carelesscareless" {
-			t.Errorf("the impostor serves nobody: %q\n%s", out, events)
+			t.Errorf("the impostor serves no client: %q\n%s", out, events)
 		}
-		await(t, "the impostor to say what it got", func() bool {
+		await(t, "the impostor to report what it received", func() bool {
 			_, events = impostor.output(t)
 			return strings.Count(events, "no data from") == tries+2
 		})
@@ -370,7 +370,7 @@ func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
 	t.Cleanup(func() { // after the parallel parts
 		testkit.ReportFault(t, testkit.FaultRow{
 			ID: "F7", Count: tries,
-			Done:    "a client container of the stack tries to unlink and rename it, and to bind and make others beside it; and where the volume is writable, a server of another user takes the path of a killed one, and clients come with `--require-uid 10001`",
+			Done:    "a client container of the stack tries to unlink and rename it, and to bind and make others beside it; and if the volume is writable, a server of another user takes the path of a killed one, and clients connect with `--require-uid 10001`",
 			Outcome: "EROFS for all, as root too, and connecting works; 20 clients refused the impostor, which read 0 bytes",
 		})
 	})

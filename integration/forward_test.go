@@ -107,11 +107,11 @@ func TestContainerWithoutNetworkUsesOneService(t *testing.T) {
 	}
 	_, log := door.output(t)
 	if !strings.Contains(log, "connection ended") {
-		t.Errorf("the relay says:\n%s", log)
+		t.Errorf("the relay wrote:\n%s", log)
 	}
 }
 
-func TestInspectSaysWhyAMountedSocketFileIsDead(t *testing.T) {
+func TestInspectReportsWhyAMountedSocketFileIsDead(t *testing.T) {
 	t.Parallel()
 	d := socketDir(t)
 	volume := newVolume(t)

@@ -29,7 +29,7 @@ func wantREADME(t *testing.T, name, got string) {
 	}
 }
 
-func TestInspectTellsLiveFromStaleInAnotherContainer(t *testing.T) {
+func TestInspectDistinguishesLiveFromStaleInAnotherContainer(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
 	server := startServer(t, volume)

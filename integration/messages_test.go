@@ -204,7 +204,7 @@ func TestMillionDatagramsThroughAPausedServer(t *testing.T) {
 		100-100*float64(back)/float64(senders*perSender))
 }
 
-func TestOneClientThatNeverReadsHarmsNobody(t *testing.T) {
+func TestOneClientThatNeverReadsHarmsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
 	quiet := testcontainers.WithEnv(map[string]string{"UDS_LOG_LEVEL": "warn", "UDS_TIMEOUT": "20s"})

@@ -204,7 +204,7 @@ func TestHealthCheckFailsWhenTheServerIsPaused(t *testing.T) {
 	}
 }
 
-func TestClientsNameTellsClientsApart(t *testing.T) {
+func TestClientsNameDistinguishesClients(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
 	server := startServer(t, volume, testcontainers.WithEnv(map[string]string{"UDS_LOG_FORMAT": "json"}))

@@ -94,7 +94,7 @@ func TestTakeoverBetweenContainersUnderLoad(t *testing.T) {
 
 // A client in another container, of the group that may connect, of a user that
 // may not.
-func TestStrangerInAnotherContainerIsTurnedAway(t *testing.T) {
+func TestStrangerInAnotherContainerIsRejected(t *testing.T) {
 	t.Parallel()
 	for _, a := range strings.Split(allAddresses, ",") {
 		t.Run(a, func(t *testing.T) {

@@ -63,7 +63,7 @@ func TestFullVolumeKeepsServerFromStarting(t *testing.T) {
 	wantRefusal(t, volume, "(ENOSPC)")
 }
 
-func TestFullVolumeDoesNotDisturbWhoIsConnected(t *testing.T) {
+func TestFullVolumeDoesNotDisturbConnectedClients(t *testing.T) {
 	t.Parallel()
 	volume := newSmallVolume(t)
 	server := startQuietServer(t, volume)
@@ -78,7 +78,7 @@ func TestFullVolumeDoesNotDisturbWhoIsConnected(t *testing.T) {
 		t.Errorf("a client with a name: exit %d, want 1 and one line with ENOSPC:\n%s", own.exitCode(t), events)
 	}
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 }
 
@@ -87,7 +87,7 @@ func TestReadOnlyVolumeKeepsServerFromStarting(t *testing.T) {
 	wantRefusal(t, newVolume(t), "(EROFS)", readOnly)
 }
 
-func TestVolumeThatBecomesReadOnlyDoesNotDisturbWhoIsConnected(t *testing.T) {
+func TestVolumeThatBecomesReadOnlyDoesNotDisturbConnectedClients(t *testing.T) {
 	t.Parallel()
 	volume := newSmallVolume(t)
 	server := startQuietServer(t, volume)
@@ -106,7 +106,7 @@ func TestVolumeThatBecomesReadOnlyDoesNotDisturbWhoIsConnected(t *testing.T) {
 		t.Errorf("a new client: got %q\n%s", out, events)
 	}
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 	server.signal(t, "TERM")
 	if code := server.awaitExit(t); code != 0 {
@@ -138,6 +138,6 @@ func TestDirectoryThatIsGone(t *testing.T) {
 		t.Errorf("a new client: got %q\n%s", out, events)
 	}
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 }

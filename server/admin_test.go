@@ -164,7 +164,7 @@ func TestAdminSocketIsTheServersUsersAlone(t *testing.T) {
 	}
 }
 
-func TestAdminAddressThatCannotBeHadEndsTheServer(t *testing.T) {
+func TestAdminAddressThatCannotBeUsedEndsTheServer(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	first := serve(t, d, "--admin", "admin")
@@ -294,7 +294,7 @@ func TestAdminWithoutDescriptorsWarnsInTheLogsFormat(t *testing.T) {
 	}
 }
 
-func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
+func TestF46RemovedAdminSocketIsRecreated(t *testing.T) {
 	t.Parallel()
 	rounds := testkit.Count(2, 10)
 	d := dir(t)
@@ -353,6 +353,6 @@ func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F46", Done: "the admin socket's file removed or moved, its lock too, while a request is half sent; at last something else put in its place", Count: rounds,
-		Outcome: fmt.Sprintf("made again each time, in %.1f s at most, mode 0600; the request answered; what was put in its place left alone, with a warning, and the echo went on", took.Seconds()),
+		Outcome: fmt.Sprintf("recreated each time, in %.1f s at most, mode 0600; the request answered; the file put in its place was left alone, with a warning, and the echo continued", took.Seconds()),
 	})
 }

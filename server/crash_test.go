@@ -567,7 +567,7 @@ func TestDeathAtAnySystemCallOfAClient(t *testing.T) {
 		exit := v.exit(t)
 		calls := v.calls.Load()
 		if back := v.process.Out.String(); !strings.HasPrefix(first+rest, back) || exit == 0 && back != first+rest {
-			t.Errorf("exit status %d, %d bytes came back of %d", exit, len(back), len(first+rest))
+			t.Errorf("exit status %d, received %d of %d bytes", exit, len(back), len(first+rest))
 		}
 		if exit != 0 && v.state.Signal() != unix.SIGKILL {
 			t.Errorf("exit status %d: %s", exit, &v.process.Err)
@@ -612,7 +612,7 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 		calls := v.calls.Load()
 		check(t, <-written)
 		if status := client.Status(t); status != 0 || !bytes.Equal([]byte(client.Out.String()), []byte(first+rest)) {
-			t.Errorf("exit status %d, %d bytes came back of %d, error %q", status, len(client.Out.String()), len(first+rest), &client.Err)
+			t.Errorf("exit status %d, received %d of %d bytes, error %q", status, len(client.Out.String()), len(first+rest), &client.Err)
 		}
 		if !died {
 			v.process.Signal(t, syscall.SIGTERM)

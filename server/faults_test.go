@@ -97,7 +97,7 @@ func (f footprint) String() string {
 	return fmt.Sprintf("%.1f MiB, %d descriptors, %d goroutines", f.memory, f.descriptors, f.goroutines)
 }
 
-func TestF8RemovedSocketFilesAreMadeAgain(t *testing.T) {
+func TestF8RemovedSocketFilesAreRecreated(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	var servers []*process
@@ -147,7 +147,7 @@ func TestF8RemovedSocketFilesAreMadeAgain(t *testing.T) {
 	servers[1].Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F8", Done: "socket files of three types removed, with and without `--takeover`", Count: rounds * len(paths),
-		Outcome: fmt.Sprintf("the health check failed; every socket was made again, in %.1f s at most", slowest.Seconds()),
+		Outcome: fmt.Sprintf("the health check failed; every socket was recreated, in %.1f s at most", slowest.Seconds()),
 	})
 }
 
@@ -265,7 +265,7 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F17", Done: "clients of streams and seqpacket that send all they can and never read", Count: n,
-		Outcome: fmt.Sprintf("%.1f MiB taken, then no more; the server grew from %.1f to %.1f MiB; p99 of another client %d µs, alone %d µs; all turned away at `--write-timeout`",
+		Outcome: fmt.Sprintf("%.1f MiB taken, then no more; the server grew from %.1f to %.1f MiB; p99 of another client %d µs, alone %d µs; all disconnected at `--write-timeout`",
 			float64(taken.Load())/(1<<20), before.memory, during.memory, beside.Microseconds(), alone.Microseconds()),
 	})
 }
@@ -308,7 +308,7 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F18", Done: "clients of streams and seqpacket that say nothing, or nothing more", Count: n,
-		Outcome: "all turned away at `--idle-timeout` and counted; one that speaks, and one that sends a byte at a time, served throughout",
+		Outcome: "all disconnected at `--idle-timeout` and counted; one that sends, and one that sends a byte at a time, served throughout",
 	})
 }
 
@@ -476,7 +476,7 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F20", Done: "clients with `--retry` at a full backlog of a stopped server", Count: n,
-		Outcome: "all served once it went on; one whose `--retry` was over before told so, exit 1",
+		Outcome: "all served once it continued; one whose `--retry` was over before reported that, exit 1",
 	})
 }
 
@@ -521,7 +521,7 @@ func TestF21ServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
 	})
 }
 
-func TestF22StoppedServerGoesOn(t *testing.T) {
+func TestF22StoppedServerContinues(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	// The deadlines are shorter than the stop, which must not count.
@@ -575,8 +575,8 @@ func TestF22StoppedServerGoesOn(t *testing.T) {
 	}
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F22", Done: "clients that connect and send, half of them connected before, while the server is stopped (SIGSTOP) for 5 s; with `docker pause`: `TestPauseByTheEngineIsWaitedForOrTold`", Count: len(conns),
-		Outcome: "connecting and sending succeed; the health check and `--timeout` fail; all echoed when it goes on, none turned away for the time that it was stopped",
+		ID: "F22", Done: "clients that connect and send, half of them connected before, while the server is stopped (SIGSTOP) for 5 s; with `docker pause`: `TestPauseByTheEngineIsWaitedForOrReported`", Count: len(conns),
+		Outcome: "connecting and sending succeed; the health check and `--timeout` fail; all echoed when it continues, none disconnected because of the time that it was stopped",
 	})
 }
 
@@ -608,7 +608,7 @@ func TestF23SIGTERMWithDataInFlight(t *testing.T) {
 		t.Errorf("%d bytes are lost", lost.Load())
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F23", Done: "SIGTERM at another hundredth of 16 MiB under way; with `docker stop`: `TestStopByTheEngineDrains`", Count: n,
+		ID: "F23", Done: "SIGTERM at another hundredth of 16 MiB in flight; with `docker stop`: `TestStopByTheEngineDrains`", Count: n,
 		Outcome: fmt.Sprintf("%d bytes lost, exit 0, at most %.2f s later", lost.Load(), slices.Max(longest).Seconds()),
 	})
 }
@@ -665,7 +665,7 @@ func terminate(t *testing.T, sent, got []byte, after int) (back int, took time.D
 		t.Errorf("after %d bytes: %v, %v", after, state, err)
 	}
 	if !bytes.Equal(got[:n+rest], sent[:n+rest]) {
-		t.Errorf("after %d bytes: other bytes came back", after)
+		t.Errorf("after %d bytes: received other bytes", after)
 	}
 	if entries, err := os.ReadDir(d); err != nil || len(entries) > 0 {
 		t.Errorf("left behind are %v, %v", entries, err)
@@ -739,7 +739,7 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	wantFiles(t, d+"/vol")
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F32", Done: "volumes full, read-only and gone, at start and under a live connection", Count: 7,
-		Outcome: "at start one line with ENOSPC, EROFS or ENOENT and the cure, exit 1; the live connection goes on; a removed socket is made again once there is room",
+		Outcome: "at start one line with ENOSPC, EROFS or ENOENT and the cure, exit 1; the live connection continues; a removed socket is recreated once there is room",
 	})
 }
 

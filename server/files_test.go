@@ -156,7 +156,7 @@ func TestF12MoreDescriptorsThanThereIsRoomForAreClosed(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F12", Done: "requests at `files:` with 253 descriptors, with 2, with none, with one of a device", Count: 1000,
-		Outcome: "all closed, each sender told why; the server's count of descriptors is what it was",
+		Outcome: "all closed, each sender got the reason; the server's count of descriptors is what it was",
 	})
 }
 
@@ -237,7 +237,7 @@ func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
 	next.Stop(t)
 }
 
-func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
+func TestFilesAreReadOnlyForAllowedUsers(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "to be another user")
 	d := dir(t)

@@ -156,7 +156,7 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 		err = client.Copy(ctx, conn, l, l)
 	}
 	if err == nil && l.got != size {
-		err = fmt.Errorf("%d bytes are back of %d", l.got, size)
+		err = fmt.Errorf("received %d of %d bytes", l.got, size)
 	}
 	return err
 }
@@ -202,7 +202,7 @@ func (l *ledger) Write(p []byte) (int, error) {
 	want := make([]byte, len(p))
 	_, _ = l.back.Read(want)
 	if !bytes.Equal(p, want) {
-		return 0, fmt.Errorf("what came back after %d bytes is not what was sent", l.got)
+		return 0, fmt.Errorf("after %d bytes, the echo differs from the bytes sent", l.got)
 	}
 	l.got += int64(len(p))
 	l.client.bytes.Add(int64(len(p)))

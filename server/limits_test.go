@@ -151,7 +151,7 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 	})
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F39", Done: "health checks of all types, two at a time, of servers that are full: of connections, of those of the server's own user, of open files", Count: asked,
-		Outcome: fmt.Sprintf("all exit 0; others turned away as before, under the name of a health check too; never more than %d connections beside the limits", beside),
+		Outcome: fmt.Sprintf("all exit 0; others rejected as before, under the name of a health check too; never more than %d connections beside the limits", beside),
 	})
 }
 
@@ -192,7 +192,7 @@ func runShort(t *testing.T, files uint64, n int, args ...string) (s shortage) {
 	return s
 }
 
-func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
+func TestF47ClientsThatWaitForADescriptorAtSIGTERMAreServedOrCounted(t *testing.T) {
 	t.Parallel()
 	const n = 20
 	t.Run("a server", func(t *testing.T) {
@@ -236,7 +236,7 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 					}
 				}
 				if told < n/2 {
-					t.Errorf("only %d of %d are turned away", told, n)
+					t.Errorf("only %d of %d are rejected", told, n)
 				}
 				if status := s.server.Status(t); status != 0 {
 					t.Errorf("exit status %d after:\n%s", status, &s.server.Err)

@@ -169,7 +169,7 @@ func TestStandardInputGoesInMessages(t *testing.T) {
 	}
 }
 
-func TestNoEchoPrintsWhatComesOfEachType(t *testing.T) {
+func TestNoEchoPrintsTheAnswerOfEachType(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"stream", "datagram", "seqpacket"} {
 		t.Run(kind, func(t *testing.T) {

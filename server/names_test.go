@@ -232,7 +232,7 @@ func TestF45UnmappedUsers(t *testing.T) {
 			} {
 				client := startAs(t, stranger, d, "client", "--connect", c.address, "--bind", c.bind, "--timeout", "1s")
 				if status := client.Status(t); (status == 0) != c.want {
-					t.Errorf("%s as %s: exit status %d, error %q; the server says:\n%s", c.address, c.bind, status, &client.Err, &server.Err)
+					t.Errorf("%s as %s: exit status %d, error %q; the server wrote:\n%s", c.address, c.bind, status, &client.Err, &server.Err)
 				}
 				asked++
 			}

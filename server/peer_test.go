@@ -72,7 +72,7 @@ func healthCheckAll(t *testing.T, d string) {
 	}
 }
 
-func TestAllowUIDTurnsStrangersAway(t *testing.T) {
+func TestAllowUIDRejectsStrangers(t *testing.T) {
 	t.Parallel()
 	d := open(t)
 	server := serveAll(t, d, "--log-format", "json", "--allow-uid", strconv.Itoa(friend))
@@ -208,7 +208,7 @@ func knockOnce(typ int, path, name string) error {
 	case err != nil && err != unix.ECONNRESET:
 		return err
 	case n > 0:
-		return fmt.Errorf("came back %q", back[:n])
+		return fmt.Errorf("received %q", back[:n])
 	}
 	return nil
 }
@@ -223,8 +223,8 @@ func TestF9PeerThatIsNotAllowed(t *testing.T) {
 		t.Errorf("%d of %d were refused, and %d bytes received", s.Refused["user"], attempts, s.Bytes)
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F9", Done: "a user who is not in `--allow-uid` connects, or sends a datagram, and says something, over each type", Count: attempts,
-		Outcome: fmt.Sprintf("all turned away and counted, no payload taken; %d lines in the log, with uid and gid", len(told)),
+		ID: "F9", Done: "a user who is not in `--allow-uid` connects and sends something, or sends a datagram, over each type", Count: attempts,
+		Outcome: fmt.Sprintf("all rejected and counted, no payload read; %d lines in the log, with uid and gid", len(told)),
 	})
 }
 
@@ -244,7 +244,7 @@ func TestF10NameThatLies(t *testing.T) {
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F10", Done: "a user who is not allowed binds `x;uid=0`, `@x;uid=0`, one with a new line, and the name of a health check, over each type", Count: attempts,
-		Outcome: "all turned away; every line of the log has the kernel's uid and gid",
+		Outcome: "all rejected; every line of the log has the kernel's uid and gid",
 	})
 }
 
@@ -281,7 +281,7 @@ func TestAllowListsAddUp(t *testing.T) {
 
 // A datagram server has no connection to close: it answers with a message that
 // is not an echo. Here the test is the stranger.
-func TestRefusedDatagramIsNoEcho(t *testing.T) {
+func TestRejectedDatagramIsNotEchoed(t *testing.T) {
 	t.Parallel()
 	d := open(t)
 	server := startAs(t, stranger, d, "server", "--listen", "datagram:d", "--mode", "0666", "--allow-uid", strconv.Itoa(friend))
@@ -303,7 +303,7 @@ func TestRefusedDatagramIsNoEcho(t *testing.T) {
 	server.Stop(t)
 }
 
-func TestWhoIsThereIsAskedOfUnixSocketsOnly(t *testing.T) {
+func TestUserFlagsNeedUnixSockets(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		args []string
@@ -370,7 +370,7 @@ func TestClientSendsNothingToServerOfAnotherUser(t *testing.T) {
 const soPassRights = 83
 
 // F11 of the fault matrix.
-func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
+func TestF11UnrequestedDescriptorsAreClosed(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	check(t, err)
 	t.Cleanup(func() { check(t, null.Close()) })
@@ -392,7 +392,7 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 						case nil:
 							wantErr = unix.EPERM
 						case unix.ENOPROTOOPT:
-							t.Log("this kernel does not know SO_PASSRIGHTS: the sender is not told")
+							t.Log("this kernel does not know SO_PASSRIGHTS: the sender gets no error")
 						default:
 							t.Fatal(err)
 						}
@@ -426,7 +426,7 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 						if typ != unix.SOCK_DGRAM && err == nil {
 							buf := make([]byte, 100)
 							if n, err := unix.Read(fd, buf); n > 0 || err != nil && err != unix.ECONNRESET {
-								t.Fatalf("came back %q, %v", buf[:n], err)
+								t.Fatalf("received %q, %v", buf[:n], err)
 							}
 						}
 						check(t, unix.Close(fd))
@@ -445,7 +445,7 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 					if wantErr == nil {
 						wantWords(t, server.Err.String(), "message carries file descriptors", "cause=descriptors", "refused=1")
 					} else if server.Err.String() != "" {
-						t.Errorf("the server says:\n%s", &server.Err)
+						t.Errorf("the server wrote:\n%s", &server.Err)
 					}
 				})
 			}
@@ -453,7 +453,7 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 	})
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F11", Done: "messages with 253 descriptors each, over each type, without and with SO_PASSRIGHTS=0 on the server's socket", Count: 6000,
-		Outcome: "the server's count of descriptors is what it was; without the option senders are turned away and counted, with it the kernel gives them EPERM",
+		Outcome: "the server's count of descriptors is what it was; without the option senders are disconnected and counted, with it the kernel gives them EPERM",
 	})
 }
 
@@ -495,7 +495,7 @@ func activate(t *testing.T, d string, files []*os.File, args ...string) *process
 	return p
 }
 
-func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
+func TestActivatedServerServesEarlierConnectionsAndLeavesTheFile(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	stream, record := boundFile(t, unix.SOCK_STREAM, d+"/s"), boundFile(t, unix.SOCK_SEQPACKET, d+"/q")
@@ -524,13 +524,13 @@ func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
 		}
 		server := activate(t, d, []*os.File{stream, record, datagram}, "--log-format", "plain", "--listen", "other", "--mode", "0600")
 		if want := fmt.Sprintf("starting up on %[1]s/s\nstarting up on %[1]s/q\nstarting up on %[1]s/d\n", d); !strings.HasPrefix(server.Err.String(), want) {
-			t.Errorf("the server says:\n%s", &server.Err)
+			t.Errorf("the server wrote:\n%s", &server.Err)
 		}
 		for _, conn := range early {
 			back := make([]byte, 100)
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
 			if n, err := conn.Read(back); err != nil || string(back[:n]) != "early" {
-				t.Errorf("%v: came back %q, %v", conn.RemoteAddr(), back[:n], err)
+				t.Errorf("%v: received %q, %v", conn.RemoteAddr(), back[:n], err)
 			}
 			check(t, conn.Close())
 		}
@@ -547,7 +547,7 @@ func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
 	}
 }
 
-func TestActivationByWhatIsNoListeningSocket(t *testing.T) {
+func TestActivationWithOtherDescriptorsFails(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	null, err := os.Open(os.DevNull)
@@ -601,7 +601,7 @@ func TestSystemdSocketActivate(t *testing.T) {
 			// The first message starts the server.
 			status, stdout, stderr := run(t, d, "", "client", "--connect", tt.address, "--bind", tt.bind)
 			if status != 0 || stdout != message {
-				t.Errorf("exit status %d, output %q, error %q; the server says:\n%s", status, stdout, stderr, &p.Err)
+				t.Errorf("exit status %d, output %q, error %q; the server wrote:\n%s", status, stdout, stderr, &p.Err)
 			}
 			p.Signal(t, syscall.SIGTERM) // it has become the server
 			if status := p.Status(t); status != 0 {
@@ -623,7 +623,7 @@ func TestActivationOfAnotherProcess(t *testing.T) {
 	p.Stop(t)
 }
 
-func TestHealthCheckBelievesNoImpostor(t *testing.T) {
+func TestHealthCheckDoesNotTrustAnImpostor(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "to be two others")
 	d := open(t)

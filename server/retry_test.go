@@ -81,7 +81,7 @@ func TestTransferThroughTenKillsIsByteIdentical(t *testing.T) {
 				t.Fatalf("exit status is %d: %s", status, &client.Err)
 			}
 			if back := sha256.Sum256([]byte(client.Out.String())); !bytes.Equal(back[:], sent.Sum(nil)) {
-				t.Error("what came back is not what was sent")
+				t.Error("the echo differs from the bytes sent")
 			}
 			wantWords(t, client.Err.String(), "connecting again")
 			server.Stop(t)

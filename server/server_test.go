@@ -180,7 +180,7 @@ func TestServerLeavesRegularFileAlone(t *testing.T) {
 // kinds are the three types of AF_UNIX.
 var kinds = []string{"stream", "datagram", "seqpacket"}
 
-func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
+func TestF3SecondServerFailsAndTheFirstContinuesToServe(t *testing.T) {
 	t.Parallel()
 	const attempts = 10
 	second := testkit.Plain(t, "server") // its speed is measured
@@ -288,7 +288,7 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 // notUTF8 holds bytes that a path may contain: any except NUL and /.
 const notUTF8 = "\xff\xfe\xc3(\xed\xa0\x80 \x80"
 
-func TestF31PathThatIsNoTextIsServedAndTheLogIsJSON(t *testing.T) {
+func TestF31PathThatIsNotUTF8IsServedAndTheLogIsJSON(t *testing.T) {
 	t.Parallel()
 	need(t, "env", "coreutils")
 	const rounds = 10
@@ -409,7 +409,7 @@ func TestSecondSignalEndsServerAtOnce(t *testing.T) {
 			return
 		case <-again.C:
 		case <-late:
-			t.Fatal("the server goes on draining")
+			t.Fatal("the server continues to drain")
 		}
 	}
 }
@@ -622,7 +622,7 @@ func TestHealthCheck(t *testing.T) {
 
 // Any client can take a name like a health check's; that must not keep it out
 // of the log.
-func TestHealthCheckNameHidesNobodyElse(t *testing.T) {
+func TestHealthCheckNameHidesNoOtherClient(t *testing.T) {
 	t.Parallel()
 	const uid = 10003
 	d := dir(t)
@@ -641,7 +641,7 @@ func TestHealthCheckNameHidesNobodyElse(t *testing.T) {
 	}
 }
 
-func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
+func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--max-connections", "1")

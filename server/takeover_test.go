@@ -146,7 +146,7 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 	for i, p := range processes {
 		check(t, p.In.Close())
 		if status := p.Status(t); status != 0 || p.Out.String() != sent[i].String() {
-			t.Errorf("%v: exit status %d, %d bytes came back of %d, error %q", p.Cmd.Args, status, len(p.Out.String()), sent[i].Len(), &p.Err)
+			t.Errorf("%v: exit status %d, received %d of %d bytes, error %q", p.Cmd.Args, status, len(p.Out.String()), sent[i].Len(), &p.Err)
 		}
 	}
 	if status := server.Terminate(t); status != 0 {
@@ -178,7 +178,7 @@ func longTransfer(path string, seed uint64) error {
 		return err
 	}
 	if !bytes.Equal(back, sent) {
-		return fmt.Errorf("%d bytes came back of %d", len(back), len(sent))
+		return fmt.Errorf("received %d of %d bytes", len(back), len(sent))
 	}
 	return nil
 }

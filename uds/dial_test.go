@@ -147,7 +147,7 @@ func TestDialWithoutPermission(t *testing.T) {
 	wantWords(t, o.Err, "EACCES", "connect "+a.String(), a.Path+" is owned by uid "+strconv.Itoa(os.Geteuid())+" gid ", "this process is", "give it the group, or the mode")
 }
 
-func TestDialIsLetInByMode(t *testing.T) {
+func TestDialIsAllowedByMode(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
 	listen(t, uds.ListenConfig{Mode: 0o666}, a)
@@ -256,7 +256,7 @@ func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
 	gone(t, d+"/client")
 }
 
-func TestBindLeavesAloneWhatIsThere(t *testing.T) {
+func TestBindLeavesExistingFilesAlone(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	a := stream(d + "/s")
@@ -321,7 +321,7 @@ func TestCloseWriteEndsOneDirection(t *testing.T) {
 	}
 }
 
-func TestPeerCredIsWhoConnected(t *testing.T) {
+func TestPeerCredIsTheClients(t *testing.T) {
 	t.Parallel()
 	s := listen(t, uds.ListenConfig{}, stream(dir(t)+"/s"))
 	conn := dial(t, s.Addr())

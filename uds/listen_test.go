@@ -168,7 +168,7 @@ func precious(t *testing.T, path string) {
 	check(t, os.WriteFile(path, []byte("precious"), 0o640))
 }
 
-func TestF4WhatIsNoSocketIsLeftAlone(t *testing.T) {
+func TestF4OtherFileAtThePathIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	n := leavesAlone(t, []obstacle{
 		{"regular file", "regular file", func(t *testing.T, path, _ string) { precious(t, path) }},
@@ -206,9 +206,9 @@ func TestF5SymbolicLinkAtThePathIsRefused(t *testing.T) {
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F5",
 		Done: "servers of each type started on links to a live and a stale socket, to a file, to nothing; " +
-			"and while somebody swaps the new socket for a link to a file",
+			"and while another process swaps the new socket for a link to a file",
 		Count:   n + starts,
-		Outcome: fmt.Sprintf("the links refused, those of %d swaps not followed; mode, time and content of what they lead to unchanged", swaps),
+		Outcome: fmt.Sprintf("the links refused, those of %d swaps not followed; mode, time and content of the files they lead to unchanged", swaps),
 	})
 }
 
@@ -285,7 +285,7 @@ func swapsForLink(t *testing.T, n int) int {
 	close(over)
 	swaps := <-swapped
 	if swaps == 0 {
-		t.Error("nobody swapped a socket")
+		t.Error("no socket was swapped")
 	}
 	if diff := cmp.Diff(before, take(t, target)); diff != "" {
 		t.Errorf("the link was followed: the target changed (-before +after):\n%s", diff)
@@ -521,7 +521,7 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 		check(t, s.Close())
 		s = listen(t, uds.ListenConfig{}, file)
 		if diff := cmp.Diff([]string{".@x.lock", "@x"}, ls(t, d)); diff != "" || file.Abstract() {
-			t.Errorf("%s is no file (-want +got):\n%s", file, diff)
+			t.Errorf("%s is not a file (-want +got):\n%s", file, diff)
 		}
 		_, err := uds.Dial(t.Context(), uds.Addr{Type: typ, Path: "@x"}.String(), uds.DialConfig{})
 		wantError(t, err, unix.ECONNREFUSED, "no server has the name @x")
@@ -631,7 +631,7 @@ func TestKilledHolderLeavesStaleSocketThatIsReplaced(t *testing.T) {
 	dial(t, stream(path))
 }
 
-func TestRefuseStillAcceptsWhoHadConnected(t *testing.T) {
+func TestRefuseStillAcceptsEarlierConnections(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
 	s := listen(t, uds.ListenConfig{}, a)
@@ -685,7 +685,7 @@ func TestAbstractNameIsRefusedWhileInUse(t *testing.T) {
 	listen(t, uds.ListenConfig{}, a)
 }
 
-func TestBoundSocketThatNobodyListensOnYetIsLeftAlone(t *testing.T) {
+func TestBoundSocketThatDoesNotListenYetIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	for _, sotype := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET} {
 		path := dir(t) + "/s"

@@ -101,7 +101,7 @@ func TestConnSendsFiles(t *testing.T) {
 	}
 }
 
-func TestWhatIsRefusedLeavesNoDescriptorOpen(t *testing.T) {
+func TestRejectedDescriptorsAreClosed(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name        string
@@ -240,7 +240,7 @@ func FuzzControl(f *testing.F) {
 		}
 		messages, err := unix.ParseSocketControlMessage(control)
 		if err != nil {
-			t.Fatalf("the library says %v", err)
+			t.Fatalf("the library returns %v", err)
 		}
 		var want []int
 		for _, m := range messages {
@@ -251,12 +251,12 @@ func FuzzControl(f *testing.F) {
 			}
 		}
 		if fmt.Sprint(want) != fmt.Sprint(fds) {
-			t.Errorf("%v, but the library says %v", fds, want)
+			t.Errorf("%v, but the library returns %v", fds, want)
 		}
 	})
 }
 
-func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {
+func TestCredIsTheSendersAsReportedByTheKernel(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {

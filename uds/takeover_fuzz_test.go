@@ -36,7 +36,7 @@ func FuzzTakeover(f *testing.F) {
 		err = (&Handover{from: ours}).Claimed()
 		// The end of the connection is a yes, too: the server has ended.
 		if claimed := n == 0 && (word == takeoverYours || word == ""); claimed != (err == nil) {
-			t.Errorf("claimed from a server that says %q with %d descriptors: %v", said, n, err)
+			t.Errorf("claimed from a server that sends %q with %d descriptors: %v", said, n, err)
 		}
 		_ = unix.Close(ours)
 		heard()
@@ -52,7 +52,7 @@ func FuzzTakeover(f *testing.F) {
 		}
 		ours, heard = overhear(t, said, int(n))
 		if step := (&Offer{fd: ours}).Next(); step != want {
-			t.Errorf("the next step of a successor that says %q with %d descriptors is %d", said, n, step)
+			t.Errorf("the next step of a successor that sends %q with %d descriptors is %d", said, n, step)
 		}
 		_ = unix.Close(ours)
 		heard()

@@ -156,7 +156,7 @@ func receive(typ uds.Type) func(*transport.Receiver, int) ([]byte, error) {
 	return (*transport.Receiver).Receive
 }
 
-func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
+func TestTakeoverLosesNoClientAndKeepsTheFiles(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
@@ -264,7 +264,7 @@ func TestTakeoverFromServerThatDoesNotHandOver(t *testing.T) {
 	dial(t, a)
 }
 
-func TestTakeoverLeavesAloneWhatIsNoControlSocket(t *testing.T) {
+func TestTakeoverLeavesOtherFilesAlone(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	check(t, os.WriteFile(d+"/.s.takeover", []byte("precious"), 0o600))
@@ -317,7 +317,7 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 		o := start(t, stranger, nil, "hold", "stream:"+d+"/mine").outcome(t)
 		wantWords(t, o.Err, "EACCES", d+"/.mine.takeover is owned by uid 0 gid 0 with mode 0600")
 		if _, err := old.Offer(); err != unix.EAGAIN {
-			t.Errorf("somebody asks: %v", err)
+			t.Errorf("another server asks: %v", err)
 		}
 	}
 }
@@ -557,7 +557,7 @@ func TestServerEndsInsteadOfHello(t *testing.T) {
 	check(t, got.err)
 	defer end(got.handover)
 	if got.handover.Pending() {
-		t.Error("there is nobody to take it over from")
+		t.Error("there is no server to take it over from")
 	}
 	dial(t, a)
 }
@@ -634,7 +634,7 @@ func TestInheritedSocketIsNotRemoved(t *testing.T) {
 }
 
 // Not parallel: it counts the descriptors of the process.
-func TestInheritWhatIsNoBoundUnixSocket(t *testing.T) {
+func TestInheritRejectsOtherDescriptors(t *testing.T) {
 	d := dir(t)
 	before := descriptors(t)
 	for _, tt := range []struct {

@@ -78,7 +78,7 @@ func TestCopyOfMuchIsByteExact(t *testing.T) {
 	sent, got := sha256.New(), sha256.New()
 	check(t, client.Copy(t.Context(), conn, io.TeeReader(random(3, size), sent), got))
 	if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
-		t.Error("what came back is not what was sent")
+		t.Error("the echo differs from the bytes sent")
 	}
 	if diff := cmp.Diff([]string{"sending standard input"}, journal.messages()); diff != "" {
 		t.Errorf("at info level (-want +got):\n%s", diff)
@@ -96,7 +96,7 @@ func TestCopyOfNothingEnds(t *testing.T) {
 	}
 }
 
-func TestMessageTakesBackNoMoreThanItSent(t *testing.T) {
+func TestMessageReceivesNoMoreThanItSent(t *testing.T) {
 	t.Parallel()
 	conn := against(t, func(conn *net.UnixConn) {
 		_, _ = io.WriteString(conn, "hello and more")
@@ -109,7 +109,7 @@ func TestMessageTakesBackNoMoreThanItSent(t *testing.T) {
 	}
 }
 
-func TestClientTellsThatServerDoesNotAnswer(t *testing.T) {
+func TestClientReportsThatTheServerDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	for name, send := range map[string]func(*transport.Conn) error{
 		"message": func(conn *transport.Conn) error {
@@ -158,7 +158,7 @@ func (i *idle) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-func TestIdleInputIsNoTimeout(t *testing.T) {
+func TestIdleInputIsNotATimeout(t *testing.T) {
 	t.Parallel()
 	for _, first := range []string{"", "hello"} {
 		t.Run("after "+first, func(t *testing.T) {
@@ -279,7 +279,7 @@ func (l *late) Write(p []byte) (int, error) {
 
 // The goroutine that writes may wake up long after the echo has arrived. Its
 // bytes are no longer due by then.
-func TestWriteThatReturnsLateIsNoTimeout(t *testing.T) {
+func TestWriteThatReturnsLateIsNotATimeout(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{Chunk: len(message)}, zerolog.Disabled)
 	written, back := make(chan struct{}), make(chan struct{})
@@ -298,7 +298,7 @@ func TestWriteThatReturnsLateIsNoTimeout(t *testing.T) {
 		select {
 		case <-waits:
 		case err := <-result:
-			t.Fatalf("what came back in time ends it: %v", err)
+			t.Fatalf("an echo in time ends it: %v", err)
 		}
 	}
 	close(back)
@@ -352,7 +352,7 @@ func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 	wantWords(t, err, "write the output")
 }
 
-func TestHealthCheckPassesAndIsNotMentioned(t *testing.T) {
+func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
 	check(t, healthcheck.Echo(t.Context(), server.addr))
@@ -374,7 +374,7 @@ func TestHealthCheckPassesAndIsNotMentioned(t *testing.T) {
 	}
 }
 
-func TestHealthCheckIsMentionedAtDebugLevel(t *testing.T) {
+func TestHealthCheckIsLoggedAtDebugLevel(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{}, zerolog.DebugLevel)
 	check(t, healthcheck.Echo(t.Context(), server.addr))
@@ -388,7 +388,7 @@ func TestHealthCheckIsMentionedAtDebugLevel(t *testing.T) {
 
 func TestHealthCheckFails(t *testing.T) {
 	t.Parallel()
-	t.Run("nobody there", func(t *testing.T) {
+	t.Run("no server", func(t *testing.T) {
 		t.Parallel()
 		s := listen(t)
 		check(t, s.Close())

@@ -100,7 +100,7 @@ func TestDatagramTranscripts(t *testing.T) {
 	}
 }
 
-func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
+func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	const warning = "cannot reply to a client without a name; it must bind one"
 	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.WarnLevel)
@@ -124,11 +124,11 @@ func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 		}
 	}
 	if n := len(messages); n > 5*seconds {
-		t.Errorf("1000 messages in %d s are told of %d times", seconds, n)
+		t.Errorf("1000 messages in %d s are logged %d times", seconds, n)
 	}
 }
 
-func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	stats := new(stats.Server)
 	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{Stats: stats}, zerolog.WarnLevel)
@@ -167,7 +167,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 					return
 				}
 				if back, err := conn.Receive(r); err != nil || string(back) != sent {
-					t.Errorf("%s: came back %q, %v", sent, back, err)
+					t.Errorf("%s: received %q, %v", sent, back, err)
 					return
 				}
 			}
@@ -189,7 +189,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	})
 }
 
-func TestConnectedDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+func TestConnectedDatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	for name, flood := range map[string]struct{ count, size int }{
 		"as the client program may": {1000, 1024},
@@ -230,7 +230,7 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 		}
 	}
 	if n := strings.Count(strings.Join(server.log.messages(), "\n"), "sending data back"); n != 2*total {
-		t.Errorf("%d replies are told of, not %d", n, 2*total)
+		t.Errorf("%d replies are logged, not %d", n, 2*total)
 	}
 	for _, e := range server.log.all() {
 		if e.Level != "info" {
@@ -272,7 +272,7 @@ func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 	}
 }
 
-func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
+func TestDatagramClientThatEndsDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.WarnLevel)
 	d, err := os.MkdirTemp("", "uds")
@@ -304,7 +304,7 @@ func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 		sendDescriptor(t, client.UnixConn, client.server)
 		client.send(t, "next")
 		if got := client.receive(t); got != "next" {
-			t.Errorf("came back %q", got)
+			t.Errorf("received %q", got)
 		}
 		server.log.await(t, 1, "dropped a message: message carries file descriptors")
 	}

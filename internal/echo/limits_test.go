@@ -55,7 +55,7 @@ func wantEnd(t *testing.T, conn *transport.Conn) {
 	}
 }
 
-func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
+func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 			// The server is never too early, however late in a second the
 			// client connected.
 			if after := time.Since(began); after < timeout {
-				t.Errorf("turned away after %v", after)
+				t.Errorf("disconnected after %v", after)
 			}
 			server.log.await(t, 1, "disconnected a client: it has sent nothing for 1s")
 			wantBack(t, honest, r, message)
@@ -110,7 +110,7 @@ func TestIdleTimeIsNeverShort(t *testing.T) {
 		clients.Go(func() {
 			_, err := conn.Read(make([]byte, 1))
 			if after := time.Since(began); after < timeout || !errors.Is(err, io.EOF) {
-				t.Errorf("turned away after %v: %v", after, err)
+				t.Errorf("disconnected after %v: %v", after, err)
 			}
 		})
 	}
@@ -131,7 +131,7 @@ func fill(t *testing.T, conn *transport.Conn, size int) {
 	}
 }
 
-func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
+func TestClientsThatDoNotReadAreDisconnected(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
@@ -150,7 +150,7 @@ func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
 
 // The kernel reports that more can be sent only when three quarters of the
 // send buffer are free. A client that reads slowly needs a long time for that.
-func TestClientThatReadsSlowlyIsNotTurnedAway(t *testing.T) {
+func TestClientThatReadsSlowlyIsNotDisconnected(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
@@ -207,7 +207,7 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 	}
 }
 
-func TestRefusalsAreCountedAllAndToldOfSeldom(t *testing.T) {
+func TestAllRefusalsAreCountedAndFewAreLogged(t *testing.T) {
 	t.Parallel()
 	stats := new(stats.Server)
 	server := serve(t, echoserver.Config{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
@@ -224,7 +224,7 @@ func TestRefusalsAreCountedAllAndToldOfSeldom(t *testing.T) {
 	wantRefused(t, stats, "connections", n)
 	told := strings.Count(strings.Join(server.log.messages(), "\n"), "rejected a client")
 	if told < 1 || told > 5*seconds {
-		t.Errorf("%d refusals in %d s are told of %d times", n, seconds, told)
+		t.Errorf("%d refusals in %d s are logged %d times", n, seconds, told)
 	}
 	for _, e := range server.log.all() {
 		if strings.HasPrefix(e.Message, "rejected") && (e.Level != "warn" || e.Refused == 0 || e.Refused > n) {

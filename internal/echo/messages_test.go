@@ -81,7 +81,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F26",
-		Done:    "empty datagrams and records between others, one at a time and eight under way",
+		Done:    "empty datagrams and records between others, one at a time and eight in flight",
 		Count:   empty,
 		Outcome: "every one came back empty and in its place; so did the message after it",
 	})
@@ -117,7 +117,7 @@ func TestServesAllTypesAtOnce(t *testing.T) {
 	}
 }
 
-func TestHealthCheckOfEachTypePassesAndIsNotMentioned(t *testing.T) {
+func TestHealthCheckOfEachTypePassesAndIsNotLogged(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
@@ -187,7 +187,7 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 		{transport.Seqpacket, 8, 10_000},
 		{transport.Seqpacket, 256, 10_000},
 	} {
-		t.Run(fmt.Sprintf("%s with %d under way", tt.typ, tt.window), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s with %d in flight", tt.typ, tt.window), func(t *testing.T) {
 			t.Parallel()
 			server := serveSocket(t, listenOn(t, tt.typ), echoserver.Config{}, zerolog.WarnLevel)
 			sent, out := numbered(tt.messages), &bytes.Buffer{}
@@ -196,7 +196,7 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 			check(t, conn.SetDeadline(time.Time{}))
 			check(t, client.Copy(t.Context(), conn, bytes.NewReader(sent), out))
 			if !bytes.Equal(out.Bytes(), sent) {
-				t.Error("what came back is not what was sent")
+				t.Error("the echo differs from the bytes sent")
 			}
 			if m := server.log.messages(); m != nil {
 				t.Errorf("the server warns of %q", m)
@@ -281,7 +281,7 @@ func TestCopySendsInputInMessages(t *testing.T) {
 	}
 }
 
-func TestNoMoreMessagesAreUnderWayThanTheWindow(t *testing.T) {
+func TestNoMoreMessagesAreInFlightThanTheWindow(t *testing.T) {
 	t.Parallel()
 	a := odd(t, func([]byte) [][]byte { return nil })
 	asked := make(chan struct{}, 100)

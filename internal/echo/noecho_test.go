@@ -56,7 +56,7 @@ func TestNoEchoToAServerThatDoesNotReadIsAnError(t *testing.T) {
 	}
 }
 
-func TestNoEchoTakesBackMuchWhileItSends(t *testing.T) {
+func TestNoEchoReceivesMuchWhileItSends(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []transport.Type{transport.Stream, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
@@ -68,7 +68,7 @@ func TestNoEchoTakesBackMuchWhileItSends(t *testing.T) {
 			c := &echoclient.Client{NoEcho: true, Chunk: 4096, Log: zerolog.Nop()}
 			check(t, c.Copy(t.Context(), dial(t, s.addr), random(2, 4<<20), &got))
 			if !bytes.Equal(want.Bytes(), got.Bytes()) {
-				t.Errorf("%d bytes came back, of %d, or others", got.Len(), want.Len())
+				t.Errorf("received %d of %d bytes, or other bytes", got.Len(), want.Len())
 			}
 		})
 	}

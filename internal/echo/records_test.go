@@ -80,7 +80,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 	}
 }
 
-func TestSeqpacketClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	lazy := dial(t, server.addr)
@@ -166,7 +166,7 @@ func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T)
 	conn := dial(t, server.addr)
 	check(t, conn.Send(make([]byte, 4968)))
 	if got, err := conn.Receive(transport.NewReceiver(transport.MaxMessage())); err != nil || len(got) != 4968 {
-		t.Fatalf("%d bytes came back: %v", len(got), err)
+		t.Fatalf("received %d bytes: %v", len(got), err)
 	}
 	err := quiet(0).Message(t.Context(), conn, make([]byte, 4969), io.Discard)
 	wantWords(t, err, "received 0 messages, but not the next one of 4969 bytes, before the server closed the connection")
@@ -180,7 +180,7 @@ func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	conn := dial(t, server.addr)
 	sendDescriptor(t, conn.Conn.(*uds.Conn).Conn, nil)
 	if got, err := conn.Receive(transport.NewReceiver(100)); err != io.EOF {
-		t.Errorf("came back %q, %v", got, err)
+		t.Errorf("received %q, %v", got, err)
 	}
 	server.log.await(t, 1, "disconnected a client: message carries file descriptors")
 	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
@@ -212,7 +212,7 @@ func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 	gone(t, server.addr.Path)
 }
 
-func TestSeqpacketDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
+func TestSeqpacketDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	t.Parallel()
 	socket := listenOn(t, transport.Seqpacket)
 	var conns []*transport.Conn

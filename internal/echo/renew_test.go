@@ -85,7 +85,7 @@ func (r *renewing) wantFiles(t *testing.T, want ...string) {
 	}
 }
 
-func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
+func TestRemovedSocketFileIsRecreated(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
 		for name, remove := range map[string]func(t *testing.T, d string){
@@ -112,7 +112,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 						remove(t, server.dir)
 						server.log.await(t, round+1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 						wantServed(t, server.addr, "after")
-						wantBack(t, before, r, "goes on")
+						wantBack(t, before, r, "continues")
 						info, err := os.Lstat(server.addr.Path)
 						check(t, err)
 						if info.Mode().Perm() != 0o640 {
@@ -159,7 +159,7 @@ func wantServed(t *testing.T, a transport.Addr, message string) {
 }
 
 // A client that connects to the moved socket while it is renewed is not lost.
-func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
+func TestClientOfAMovedSocketIsServed(t *testing.T) {
 	t.Parallel()
 	server := serveIn(t, transport.Stream, transport.ListenConfig{}, false)
 	moved := transport.Addr{Type: transport.Stream, Path: server.dir + "/moved"}
@@ -229,7 +229,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 							t.Fatal("the lock stays")
 						}
 					}
-					wantBack(t, before, r, "goes on")
+					wantBack(t, before, r, "continues")
 					check(t, before.Close())
 				}
 				if err := server.ends(t); !errors.Is(err, tt.want) {
@@ -248,7 +248,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 	}
 }
 
-func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
+func TestServerWhoseDirectoryIsGoneContinuesAndComesBack(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
@@ -259,11 +259,11 @@ func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
 			check(t, os.RemoveAll(server.dir))
 			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be recreated now: listen again on "+
 				server.addr.String()+": lock "+beside(server.addr.Path, ".lock")+": no such file or directory (ENOENT): directory "+server.dir+" does not exist"))
-			wantBack(t, before, r, "goes on")
+			wantBack(t, before, r, "continues")
 			check(t, os.Mkdir(server.dir, 0o755))
 			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 			wantServed(t, server.addr, "back")
-			wantBack(t, before, r, "goes on")
+			wantBack(t, before, r, "continues")
 		})
 	}
 }
@@ -308,7 +308,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 	}
 }
 
-func TestRemovedControlSocketIsMadeAgain(t *testing.T) {
+func TestRemovedControlSocketIsRecreated(t *testing.T) {
 	t.Parallel()
 	server := serveIn(t, transport.Stream, transport.ListenConfig{}, true)
 	check(t, os.Remove(beside(server.addr.Path, ".takeover")))
@@ -318,7 +318,7 @@ func TestRemovedControlSocketIsMadeAgain(t *testing.T) {
 			break
 		}
 		if time.Now().After(late) {
-			t.Fatal("it is not made again")
+			t.Fatal("it is not recreated")
 		}
 	}
 	generate(t, echoserver.Config{}, server.addr).log.await(t, 1, "took over ")

@@ -80,7 +80,7 @@ var ways = map[string]func(c *resuming, conn *transport.Conn, message string, ou
 	},
 }
 
-func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
+func TestBrokenTransferContinuesWhereItBroke(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		for name, send := range ways {
@@ -95,7 +95,7 @@ func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
 				out := &bytes.Buffer{}
 				check(t, send(c, dial(t, a), message, out))
 				if out.String() != message {
-					t.Errorf("%q came back", out)
+					t.Errorf("received %q", out)
 				}
 				if n := c.again.Load(); n != 2 {
 					t.Errorf("connected again %d times", n)
@@ -106,7 +106,7 @@ func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
 }
 
 // A datagram server has no connection to break: silence counts as the end.
-func TestDatagramsGoOnAfterSilence(t *testing.T) {
+func TestDatagramsContinueAfterSilence(t *testing.T) {
 	t.Parallel()
 	for name, send := range ways {
 		t.Run(name, func(t *testing.T) {
@@ -118,7 +118,7 @@ func TestDatagramsGoOnAfterSilence(t *testing.T) {
 			out := &bytes.Buffer{}
 			check(t, send(c, dial(t, dead.Addr), message, out))
 			if out.String() != message {
-				t.Errorf("%q came back", out)
+				t.Errorf("received %q", out)
 			}
 		})
 	}
@@ -157,7 +157,7 @@ func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 					wantWords(t, err, "it may be at its connection limit, or deny uid ", "tried for 100ms")
 				}
 				if c.again.Load() == 0 || out.Len() > 0 {
-					t.Errorf("connected again %d times, %q came back", c.again.Load(), out)
+					t.Errorf("connected again %d times, received %q", c.again.Load(), out)
 				}
 			})
 		}
@@ -189,7 +189,7 @@ func TestProgressRenewsThePatience(t *testing.T) {
 	out := &bytes.Buffer{}
 	check(t, c.Message(t.Context(), dial(t, a), []byte("0123456789"), out))
 	if out.String() != "0123456789" {
-		t.Errorf("%q came back", out)
+		t.Errorf("received %q", out)
 	}
 }
 
@@ -215,7 +215,7 @@ func TestIdleTransferOutlivesItsServers(t *testing.T) {
 	check(t, typed.Close())
 	check(t, <-copied)
 	if out.String() != "hello\n" {
-		t.Errorf("%q came back", out)
+		t.Errorf("received %q", out)
 	}
 }
 
@@ -264,7 +264,7 @@ func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 				out := &bytes.Buffer{}
 				wantWords(t, c.Copy(t.Context(), dial(t, a), strings.NewReader("hello"), out), want)
 				if c.again.Load() != 0 || out.Len() > 0 {
-					t.Errorf("connected again %d times, %q came back", c.again.Load(), out)
+					t.Errorf("connected again %d times, received %q", c.again.Load(), out)
 				}
 			})
 		}
@@ -301,7 +301,7 @@ func TestTransferEndsWithItsContext(t *testing.T) {
 }
 
 // A server that answers late gets the rest when it does.
-func TestTransferGoesOnOnceAServerAnswers(t *testing.T) {
+func TestTransferContinuesOnceAServerAnswers(t *testing.T) {
 	t.Parallel()
 	const kept = 8 << 20
 	sent, err := io.ReadAll(random(7, 2*kept))
@@ -333,7 +333,7 @@ func TestTransferGoesOnOnceAServerAnswers(t *testing.T) {
 			var back bytes.Buffer
 			check(t, c.Copy(t.Context(), dial(t, a), bytes.NewReader(sent), &back))
 			if !bytes.Equal(back.Bytes(), sent) {
-				t.Errorf("%d bytes are back of %d, and they differ", back.Len(), len(sent))
+				t.Errorf("received %d of %d bytes, and they differ", back.Len(), len(sent))
 			}
 			if n := c.again.Load(); n != 0 {
 				t.Errorf("connected again %d times", n)
@@ -385,7 +385,7 @@ func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 				back := &bytes.Buffer{}
 				check(t, c.Copy(t.Context(), dial(t, a), bytes.NewReader(sent), back))
 				if !bytes.Equal(back.Bytes(), sent) {
-					t.Errorf("%d bytes are back of %d, and they differ", back.Len(), len(sent))
+					t.Errorf("received %d of %d bytes, and they differ", back.Len(), len(sent))
 				}
 				if c.again.Load() == 0 {
 					t.Error("nothing broke")
@@ -397,7 +397,7 @@ func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 					t.Error("without --retry there is no error")
 				}
 				if !bytes.HasPrefix(sent, back.Bytes()) {
-					t.Errorf("%d bytes are back, and they are not the first that were sent", back.Len())
+					t.Errorf("received %d bytes, and they are not the first bytes sent", back.Len())
 				}
 			})
 		}

@@ -143,7 +143,7 @@ func TestServesSeveralSockets(t *testing.T) {
 	}
 }
 
-func TestClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+func TestClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{Chunk: 4096}, zerolog.Disabled)
 	sent, err := io.ReadAll(random(1, 8<<20))
@@ -190,7 +190,7 @@ func TestF24HalfCloseLosesNothing(t *testing.T) {
 		writer.Wait()
 		check(t, err)
 		if !bytes.Equal(got, sent) {
-			t.Fatalf("%d bytes came back of %d sent", len(got), len(sent))
+			t.Fatalf("received %d of %d bytes", len(got), len(sent))
 		}
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
@@ -199,7 +199,7 @@ func TestF24HalfCloseLosesNothing(t *testing.T) {
 	})
 }
 
-func TestClientThatBreaksOffIsNoTroubleToOthers(t *testing.T) {
+func TestClientThatDisconnectsDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
 	for range 5 {
@@ -236,7 +236,7 @@ func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 	}
 }
 
-func TestDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
+func TestDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	t.Parallel()
 	socket := listen(t)
 	// More than the server accepts in one turn, and it is told to stop after
@@ -284,7 +284,7 @@ func TestStopWithoutClientsIsImmediate(t *testing.T) {
 	server.ended(t)
 }
 
-func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
+func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{MaxConnections: 2}, zerolog.InfoLevel)
 	first, second := dial(t, server.addr), dial(t, server.addr)
@@ -307,7 +307,7 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 // its descriptor's number by then.
 //
 // Not parallel: no other test may use the descriptor numbers.
-func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
+func TestLateStopWritesToNoOtherDescriptor(t *testing.T) {
 	for range 100 {
 		socket := listenOn(t, transport.Datagram)
 		client := correspond(t, socket.Addr)
@@ -322,12 +322,12 @@ func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
 			counters = append(counters, fd)
 		}
 		if got := client.receive(t); got != "wake up" {
-			t.Fatalf("came back %q", got)
+			t.Fatalf("received %q", got)
 		}
 		runtime.Gosched()
 		for _, fd := range counters {
 			if n, err := unix.Read(fd, make([]byte, 8)); err != unix.EAGAIN {
-				t.Fatalf("somebody wrote to it: %d, %v", n, err)
+				t.Fatalf("it was written to: %d, %v", n, err)
 			}
 			check(t, unix.Close(fd))
 		}

@@ -263,7 +263,7 @@ func TestSignalDuringTheHandover(t *testing.T) {
 
 // A successor may die after any step of its takeover. The old server then
 // serves all types as before, even if the successor changed the sockets.
-func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
+func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 	t.Parallel()
 	for step := range 4 {
 		t.Run(fmt.Sprint(step), func(t *testing.T) {

@@ -28,7 +28,7 @@ func TestTapeStartsAgainWithWhatIsNotBack(t *testing.T) {
 	second := tape.rewound()
 	readTape(t, second, "2345")
 	if _, err := first.Read(make([]byte, 1)); err != io.ErrClosedPipe {
-		t.Errorf("the first reader goes on: %v", err)
+		t.Errorf("the first reader continues: %v", err)
 	}
 	readTape(t, second, "67")
 	tape.forget(6)
@@ -42,7 +42,7 @@ func TestTapeStartsAgainWithWhatIsNotBack(t *testing.T) {
 	}
 	tape.forget(2)
 	if due, _ := tape.state(); due {
-		t.Error("bytes are due that are back")
+		t.Error("echoed bytes are still due")
 	}
 }
 
@@ -152,7 +152,7 @@ func TestTapeThatIsFullWaitsForWhatComesBack(t *testing.T) {
 			got = append(got, <-sent...)
 		}
 		if len(got)-back > limit {
-			t.Fatalf("%d bytes are under way, more than %d", len(got)-back, limit)
+			t.Fatalf("%d bytes are in flight, more than %d", len(got)-back, limit)
 		}
 		next := got[back:min(len(got), back+30000)]
 		if len(next) == 0 {
@@ -182,7 +182,7 @@ func TestTapeThatIsFullEndsTheReaderBefore(t *testing.T) {
 	}()
 	second := tape.rewound()
 	if err := <-ended; err != io.ErrClosedPipe {
-		t.Errorf("the first reader goes on: %v", err)
+		t.Errorf("the first reader continues: %v", err)
 	}
 	readTape(t, second, "0123")
 	tape.forget(3)

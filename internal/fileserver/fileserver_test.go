@@ -217,7 +217,7 @@ func TestSealedMemoryThatMustNotBeOpenedIsRead(t *testing.T) {
 	r.log.Await(t, 1, `"mapped":0,`)
 }
 
-func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
+func TestOtherDescriptorsAreRejectedAndTheConnectionContinues(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
 	conn := r.dial(t)
@@ -257,7 +257,7 @@ func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
 	}
 }
 
-func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
+func TestClientThatBreaksTheProtocolIsDisconnectedAndLeavesNothingOpen(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
 	turnedAway := 0
@@ -302,7 +302,7 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 		turnedAway -= int(r.stats.Refused(cause))
 	}
 	if turnedAway != 0 {
-		t.Errorf("%d more or less were turned away than were counted", turnedAway)
+		t.Errorf("the difference of disconnected and counted clients is %d", turnedAway)
 	}
 	r.works(t)
 }
@@ -416,7 +416,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 		case <-stopped:
 			took = append(took, time.Since(from))
 		case <-time.After(patience):
-			t.Errorf("it does not end, %v after it was told to", patience)
+			t.Errorf("it has not ended %v after it was told to stop", patience)
 		}
 		end()
 		<-stopped
@@ -484,7 +484,7 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 	idle.refused(t, "idle", 1)
 }
 
-func TestHealthCheckIsNotMentioned(t *testing.T) {
+func TestHealthCheckIsNotLogged(t *testing.T) {
 	t.Parallel()
 	r := serve(t, patience)
 	check(t, healthcheck.Files(t.Context(), r.addr))
@@ -497,7 +497,7 @@ func TestHealthCheckIsNotMentioned(t *testing.T) {
 	wantWords(t, healthcheck.Files(t.Context(), r.addr), "no such file")
 }
 
-func TestClientBelievesNoStrangeAnswer(t *testing.T) {
+func TestClientRejectsInvalidAnswers(t *testing.T) {
 	t.Parallel()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)

@@ -55,7 +55,7 @@ func client(t *testing.T, a uds.Addr) int {
 	return fd
 }
 
-func TestInspectTellsATypeByTrying(t *testing.T) {
+func TestInspectFindsATypeByTrying(t *testing.T) {
 	t.Parallel()
 	uid, gid, pid := me()
 	d := dir(t)
@@ -76,7 +76,7 @@ func TestInspectTellsATypeByTrying(t *testing.T) {
 	}
 }
 
-func TestInspectCountsWhoWaits(t *testing.T) {
+func TestInspectCountsWaitingConnections(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
 	fd := raw(t, a)
@@ -113,7 +113,7 @@ func TestInspectShowsADatagramQueue(t *testing.T) {
 	want(t, a.Path, w)
 }
 
-func TestInspectTellsWhoIsBehindAFileThatTakesNobody(t *testing.T) {
+func TestInspectReportsSocketsThatAcceptNoClient(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	uid, _, _ := me()
@@ -136,7 +136,7 @@ func TestInspectTellsWhoIsBehindAFileThatTakesNobody(t *testing.T) {
 	want(t, d+"/client", inspect.Result{Kind: "socket", Type: uds.Datagram, State: inspect.Private, UID: uid, NextBytes: new(uint32(0))})
 }
 
-func TestInspectNamesWhatIsNoSocket(t *testing.T) {
+func TestInspectNamesTheTypeOfOtherFiles(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	check(t, os.WriteFile(d+"/file", nil, 0o600))

@@ -123,7 +123,7 @@ func TestWatchedForNothingIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestRemovedWhileItsEventIsUnderWay(t *testing.T) {
+func TestRemovedWhileItsEventIsPending(t *testing.T) {
 	l := newLoop(t, 0)
 	calls := 0
 	var fds [2]int

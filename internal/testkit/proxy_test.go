@@ -45,7 +45,7 @@ func arrived(t *testing.T, network string, seed uint64) (counts []int64) {
 	return counts
 }
 
-func TestSeedSaysWhereConnectionsBreak(t *testing.T) {
+func TestSeedDeterminesWhereConnectionsBreak(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"unix", "unixpacket"} {
 		t.Run(network, func(t *testing.T) {

@@ -57,7 +57,7 @@ func TestParseAddr(t *testing.T) {
 	}
 }
 
-func TestParseAddrRefusesWhatCannotBeMeant(t *testing.T) {
+func TestParseAddrRejectsInvalidAddresses(t *testing.T) {
 	t.Parallel()
 	for in, words := range map[string]string{
 		"":                             "path is empty; write stream:PATH",

@@ -125,11 +125,11 @@ func wantSize(t *testing.T, err error, size, limit int) {
 	t.Helper()
 	var e *transport.SizeError
 	if !errors.As(err, &e) || e.Size != size || e.Limit != limit {
-		t.Fatalf("%v does not say that %d bytes are more than %d", err, size, limit)
+		t.Fatalf("%v does not report that %d bytes are more than %d", err, size, limit)
 	}
 }
 
-func TestReceiverOfNothingStillTellsEmptyFromMore(t *testing.T) {
+func TestReceiverOfSizeZeroStillDistinguishesEmptyFromMore(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t, transport.Datagram)
 	r := transport.NewReceiver(0)
@@ -171,7 +171,7 @@ func TestDescriptorsThatComeAlongAreRefusedAndNoneStaysOpen(t *testing.T) {
 	}
 }
 
-func TestReceiveRecordTellsEmptyRecordFromTheEnd(t *testing.T) {
+func TestReceiveRecordDistinguishesEmptyRecordFromTheEnd(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(fd int) error{
 		"half-closed": func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) },
@@ -220,7 +220,7 @@ func received(t *testing.T, fd int) *transport.Receiver {
 	return r
 }
 
-func TestSenderIsWhoeverSentTheMessage(t *testing.T) {
+func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
@@ -342,7 +342,7 @@ func TestReceiveAloneHasNoCredentials(t *testing.T) {
 	a, b := pair(t, transport.Datagram)
 	send(t, a, "hello")
 	if cred, ok := received(t, b).Cred(); ok {
-		t.Errorf("nobody asked, and they are %+v", cred)
+		t.Errorf("without a request, the credentials are %+v", cred)
 	}
 	err := transport.PassCred(-1)
 	wantError(t, err, unix.EBADF, "SO_PASSCRED")
@@ -370,7 +370,7 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, ok := r.Cred(); !ok || !r.Named() {
-			t.Fatal("nobody sent it")
+			t.Fatal("it has no sender")
 		}
 		if err := transport.ReplyTo(s.FD(), message, r.Peek()); err != nil {
 			t.Fatal(err)
@@ -412,7 +412,7 @@ func TestReplyErrorsAreErrnos(t *testing.T) {
 	}
 }
 
-func TestMaxMessageIsWhatTheSystemLetsAnybodySend(t *testing.T) {
+func TestMaxMessageIsWhatAnyUserCanSend(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, transport.Datagram)
 	wmem := testkit.Setting(t, "core/wmem_max")
@@ -562,7 +562,7 @@ func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 		t.Errorf("at the end: %q, %v", got, err)
 	}
 	if err := conn.Send(nil); !errors.Is(err, unix.EPIPE) {
-		t.Errorf("sent to nobody: %v", err)
+		t.Errorf("sent to an address without a server: %v", err)
 	}
 }
 
