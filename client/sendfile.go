@@ -90,7 +90,7 @@ type sendFileCmd struct {
 // Validate rejects a file that cannot be sent.
 func (c *sendFileCmd) Validate() error {
 	if slices.Contains(c.File, "-") {
-		return errors.New("send-file -: standard input may be no file; use client share -, or ./- for a file of this name")
+		return errors.New("send-file -: standard input may not be a file; use client share -, or ./- for a file of this name")
 	}
 	return c.filesFlags.Validate()
 }

@@ -288,7 +288,7 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 // notUTF8 holds bytes that a path may contain: any except NUL and /.
 const notUTF8 = "\xff\xfe\xc3(\xed\xa0\x80 \x80"
 
-func TestF31PathThatIsNotUTF8IsServedAndTheLogIsJSON(t *testing.T) {
+func TestF31PathThatIsNotTextIsServedAndTheLogIsJSON(t *testing.T) {
 	t.Parallel()
 	need(t, "env", "coreutils")
 	const rounds = 10

@@ -475,7 +475,7 @@ func TestF6SocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F6",
-		Done:    "a stranger dials without a pause, for each type, while a server starts 100 times under umask 0 with a mode that keeps him out",
+		Done:    "a stranger dials without a pause, for each type, while a server starts 100 times under umask 0 with a mode that keeps it out",
 		Count:   300,
 		Outcome: fmt.Sprintf("%d attempts, none got past the mode", attempts),
 	})

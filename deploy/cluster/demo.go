@@ -62,7 +62,7 @@ func (c *demoCmd) show(ctx context.Context, std cli.Std) error {
 		}
 	}
 
-	say("rolling update of the servers, node by node, while the clients go on")
+	say("rolling update of the servers, node by node, while the clients continue")
 	before, err := tallies(ctx, cl.nodes)
 	if err != nil {
 		return err
@@ -166,7 +166,7 @@ func (c *demoCmd) show(ctx context.Context, std cli.Std) error {
 		for _, n := range cl.nodes {
 			fmt.Fprint(std.Err, n.complaints(ctx))
 		}
-		failures = errors.Join(failures, fmt.Errorf("%d echoes failed: the lines above say why", update.failures+kill.failures))
+		failures = errors.Join(failures, fmt.Errorf("%d echoes failed: see the lines above", update.failures+kill.failures))
 	}
 	return failures
 }

@@ -239,7 +239,7 @@ func TestOtherDescriptorsAreRejectedAndTheConnectionContinues(t *testing.T) {
 	}{
 		{pipe, "it is a pipe"},
 		{os.NewFile(uintptr(socket), "socket"), "it is a socket"},
-		{os.NewFile(uintptr(epoll), "epoll"), "it is a descriptor of no file"},
+		{os.NewFile(uintptr(epoll), "epoll"), "it is a descriptor without a file"},
 		{open("/", unix.O_RDONLY), "it is a directory"},
 		{open("/dev/zero", unix.O_RDONLY), "it is a device"},
 		{open("/proc/version", unix.O_RDONLY), "it is a file of the kernel, of proc"},

@@ -43,7 +43,7 @@ func inspect(fd int) (*input, error) {
 		return nil, os.NewSyscallError("fstat", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, fmt.Errorf("it is a %s: only regular files and memory are read", kind(st.Mode))
+		return nil, fmt.Errorf("it is a %s; only regular files and memory are read", kind(st.Mode))
 	}
 	if kernels(fd) {
 		return nil, errors.New("it is a file of the kernel, of proc or sysfs for example, and reading it may never end; send a copy")
@@ -85,7 +85,7 @@ func kind(mode uint32) string {
 	case unix.S_IFCHR, unix.S_IFBLK:
 		return "device"
 	default:
-		return "descriptor of no file"
+		return "descriptor without a file"
 	}
 }
 

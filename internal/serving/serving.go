@@ -151,7 +151,7 @@ func (f *LimitFlags) maxConnections(sockets []*transport.Socket, each, beside in
 		err = os.NewSyscallError("getrlimit", unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 	}
 	if err != nil {
-		log.Warn().Err(err).Msgf("cannot tell how many connections the limit of open files allows: %s", transcript.Escape(err.Error()))
+		log.Warn().Err(err).Msgf("cannot find out how many connections the limit of open files allows: %s", transcript.Escape(err.Error()))
 		return f.MaxConnections
 	}
 	beside += len(open) + ownDescriptors
