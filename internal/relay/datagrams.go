@@ -34,7 +34,7 @@ func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
 	p := r.peers[s.Key]
 	if p == nil {
 		if !r.makeRoom(s) {
-			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("dropped a message: client limit reached, and all %d datagram clients wait for the target", r.Busy())
+			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
 			return true
 		}
 		r.lastID++
