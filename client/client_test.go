@@ -18,7 +18,7 @@ import (
 
 const message = "This is the message.  It will be repeated."
 
-// The source's server, in Python, but for its messages.
+// The original server, in Python, with other messages.
 const pythonServer = `
 import os, socket
 try:
@@ -61,7 +61,7 @@ func TestStrangersServe(t *testing.T) {
 			}
 			listening.Await(t, 1, "listening on")
 
-			// More than the buffers hold in both directions.
+			// More than the buffers of both directions hold.
 			much := strings.Repeat(message+"\n", 20_000)
 			for _, c := range []struct {
 				args        []string
@@ -169,14 +169,14 @@ func TestBrokenPipeRemovesBoundName(t *testing.T) {
 	wantFiles(t, d, "uds_socket")
 }
 
-func TestTimeoutTellsThatServerDoesNotAnswer(t *testing.T) {
+func TestTimeoutReportsThatTheServerDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	d, _ := listen(t) // it never accepts
 	status, stdout, stderr := run(t, d, "", "--timeout", "50ms", "--bind", "auto", "--log-level", "warn")
 	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	wantWords(t, stderr, "client: no answer for 50ms", "of 42 sent", "paused or overloaded")
+	wantWords(t, stderr, "client: no answer for 50ms", "received 0 of 42 bytes", "paused or overloaded")
 	wantFiles(t, d, "uds_socket")
 }
 
@@ -195,7 +195,7 @@ func TestServerThatClosesUnreadIsFailure(t *testing.T) {
 	if status := p.Status(t); status != 1 || p.Out.String() != message[:16] {
 		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.Err.String(), "client: the server closed the connection: 16 bytes are back of 42 sent")
+	wantWords(t, p.Err.String(), "client: received 16 of 42 bytes before the server closed the connection")
 }
 
 func TestServerThatClosesEarlyIsFailure(t *testing.T) {
@@ -212,7 +212,7 @@ func TestServerThatClosesEarlyIsFailure(t *testing.T) {
 	if status := p.Status(t); status != 1 || p.Out.String() != message[:16] {
 		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.Err.String(), "client: the server closed the connection: 16 bytes are back of ")
+	wantWords(t, p.Err.String(), "client: received 16 of ")
 }
 
 func TestBindNames(t *testing.T) {
@@ -231,7 +231,7 @@ func TestBindNames(t *testing.T) {
 		check(t, err)
 		name := conn.RemoteAddr().String()
 		if pattern == "" {
-			// Package net has no other word for a client without a name.
+			// Package net returns one of these for a client without a name.
 			if name != "@" && name != "" {
 				t.Errorf("--bind none gives the name %q", name)
 			}
@@ -249,7 +249,7 @@ func TestBindNames(t *testing.T) {
 	wantFiles(t, d+"/names")
 }
 
-func TestConnectToWhatIsNoSocketNamesIt(t *testing.T) {
+func TestConnectToAnotherFileNamesItsType(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	check(t, os.WriteFile(d+"/uds_socket", []byte("precious"), 0o640))
@@ -257,7 +257,7 @@ func TestConnectToWhatIsNoSocketNamesIt(t *testing.T) {
 	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "ECONNREFUSED", "./uds_socket is a regular file, no socket")
+	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "ECONNREFUSED", "./uds_socket is a regular file, not a socket")
 	wantFiles(t, d, "uds_socket")
 }
 
@@ -267,11 +267,11 @@ func TestRefusesSocketOfAnotherType(t *testing.T) {
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/uds_socket", Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, conn.Close()) }()
-	status, _, stderr := run(t, d, "", "--retry", "60s") // which would not help
+	status, _, stderr := run(t, d, "", "--retry", "60s") // a retry would not help
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "EPROTOTYPE", "./uds_socket is a datagram socket: use datagram:./uds_socket")
+	wantWords(t, stderr, "client: connect stream:./uds_socket: ", "EPROTOTYPE", "./uds_socket is a datagram socket; use datagram:./uds_socket")
 }
 
 func TestUsageErrorIsStatus2(t *testing.T) {
@@ -284,7 +284,7 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"--no-such-flag"}, "unknown flag --no-such-flag"},
 		{[]string{"one", "two"}, "two"},
 		{[]string{"--connect", "foo:bar"}, `unknown form "foo"`},
-		{[]string{"--connect", "tcp:localhost:http"}, "is no HOST:PORT"},
+		{[]string{"--connect", "tcp:localhost:http"}, "is not HOST:PORT"},
 		{[]string{"--connect", ""}, "path is empty"},
 		{[]string{"--connect", "datagram:d", "--bind", "none"}, "a datagram client without a name cannot be answered"},
 		{[]string{"--chunk=-1"}, "--chunk -1: choose from 1"},
@@ -305,8 +305,8 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 	wantFiles(t, d)
 }
 
-// A peer that reads and never answers must not fill the memory of a client that
-// keeps what has not come back.
+// A peer that reads and never answers must not fill the memory of a client
+// that keeps the bytes not yet echoed.
 func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 	t.Parallel()
 	const (
@@ -314,22 +314,22 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 		kept     = 8 << 20
 		resident = 40 << 10 // KiB; the stack's client has a container of 64 MiB
 	)
-	// Never with the race detector, which takes several times the memory.
+	// Never with the race detector, which uses several times the memory.
 	plain := testkit.Plain(t, "client")
 	peak, count := 0, 0
 	for _, tt := range []struct {
 		network, words string
 		args           []string
 	}{
-		{"unix", "no answer for 1s: 0 bytes are back of ", []string{"--connect", "stream:s", "--chunk", "65536"}},
-		{"unixpacket", "no answer for 1s: 0 messages are back", []string{"--connect", "seqpacket:s", "--chunk", "65536", "--window", "1000"}},
+		{"unix", "no answer for 1s: received 0 of ", []string{"--connect", "stream:s", "--chunk", "65536"}},
+		{"unixpacket", "no answer for 1s: received 0 messages", []string{"--connect", "seqpacket:s", "--chunk", "65536", "--window", "1000"}},
 	} {
 		d := dir(t)
 		l, err := net.Listen(tt.network, d+"/s")
 		check(t, err)
 		in, err := os.Create(d + "/in")
 		check(t, err)
-		check(t, in.Truncate(offered)) // a hole: it takes no room
+		check(t, in.Truncate(offered)) // a hole uses no disk space
 		p := testkit.Prepare(t, d, append([]string{plain, "--retry", "30s", "--timeout", "1s", "-"}, tt.args...)...)
 		p.Cmd.Stdin = in
 		p.Start(t)
@@ -368,8 +368,8 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 	})
 }
 
-// mostResident is the most memory that a process has had, in KiB; 0 where it has
-// ended.
+// mostResident returns the largest memory use that a process has had, in KiB;
+// 0 if it has ended.
 func mostResident(t *testing.T, p *testkit.Process) (kib int) {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))

@@ -28,23 +28,23 @@ type echoCmd struct {
 	Message string `arg:"" optional:"" default:"${message}" help:"What to send; - sends standard input (default: a message of 42 bytes)."`
 
 	Connect transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT, udp:HOST:PORT (default: ${default})."`
-	Bind    string         `placeholder:"NAME" help:"A name for the client's own socket, for the server to tell clients apart and to answer datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
-	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet; and where the connection breaks, connect again and go on with what has not come back, until nothing has for so long. The client keeps at most 8 MiB that have not come back, so that a server that never answers does not fill its memory: then it waits with the rest (default: ${default})."`
-	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for what is due. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
-	Chunk   int            `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream; of one message of - on the other types (default: 16; all of the input as one message)."`
-	Window  int            `default:"8" placeholder:"N" help:"Messages of - that may be on their way, on types other than stream (default: ${default})."`
-	NoEcho  bool           `help:"Expect no echo: send, then print whatever comes until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). An empty MESSAGE over a stream only listens."`
-	Hex     bool           `help:"Print what comes as a hex dump: offsets, bytes, ASCII."`
+	Bind    string         `placeholder:"NAME" help:"A name for the client's own socket, with which the server distinguishes clients and answers datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
+	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet. If the connection breaks, connect again and continue with the bytes not yet echoed, until no echo has arrived for this long. The client keeps at most 8 MiB of such bytes, and then waits before it reads more input, so that a server that never answers does not fill its memory (default: ${default})."`
+	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
+	Chunk   int            `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream (default: 16). On the other types, size of one message of - (default: all of the input is one message)."`
+	Window  int            `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream (default: ${default})."`
+	NoEcho  bool           `help:"Expect no echo: send, then print everything received until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). With an empty MESSAGE over a stream, only listen."`
+	Hex     bool           `help:"Print the received bytes as a hex dump: offsets, bytes, ASCII."`
 	Sndbuf  int            `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
 	requireFlags
 	cli.LogFlags
 }
 
-// Validate turns away what makes no sense.
+// Validate rejects values that make no sense.
 func (c *echoCmd) Validate() error {
 	switch {
 	case c.Connect.Type == transport.Files:
-		return fmt.Errorf("--connect %s: this address takes files, no bytes: use client send-file or client share", c.Connect)
+		return fmt.Errorf("--connect %s: this address takes files, not bytes; use client send-file or client share", c.Connect)
 	case c.Chunk < 0 || c.Chunk > 16<<20:
 		return fmt.Errorf("--chunk %d: choose from 1 to %d bytes, or 0 for the default", c.Chunk, 16<<20)
 	case c.Window < 1 || c.Window > 1000:
@@ -56,12 +56,12 @@ func (c *echoCmd) Validate() error {
 	case c.Timeout < 0:
 		return fmt.Errorf("--timeout %v: choose 0s or more", c.Timeout)
 	case c.Bind == "none" && c.Connect.Type == transport.Datagram && !c.NoEcho:
-		return errors.New("--bind none: a datagram client without a name cannot be answered: choose auto, DIR/ or a path, or --no-echo")
+		return errors.New("--bind none: a datagram client without a name cannot be answered; choose auto, DIR/ or a path, or --no-echo")
 	}
 	return c.validate(c.Connect.Type)
 }
 
-// Run sends and takes back.
+// Run sends and receives the echo.
 func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", transcript.Escape(c.Connect.String())).Msg("connecting to " + transcript.Escape(c.Connect.Path))
@@ -95,7 +95,7 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 		err = client.Message(ctx, conn, []byte(c.Message), out)
 	}
 	if typed && ctx.Err() != nil {
-		err = nil // Ctrl-C is one way to end what is typed
+		err = nil // Ctrl-C is one way to end typed input
 	}
 	if closeErr := out.Close(); err == nil && closeErr != nil {
 		err = fmt.Errorf("write the output: %w", closeErr)
@@ -106,14 +106,14 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	return err
 }
 
-// dial connects under a name of the client's own.
+// dial connects, and binds the client's own name.
 func (c *echoCmd) dial(ctx context.Context, name string) (*transport.Conn, error) {
 	return c.dialRequired(ctx, c.Connect, transport.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
 }
 
-// nextName is the client's own name after name, for another connection. Over
-// datagrams it is another one: what a slow server still sends to the old one is
-// no answer to what was sent over the new.
+// nextName returns the client's own name for another connection after name.
+// Over datagrams it is a new name: what a slow server still sends to the old
+// name is not an answer to a message sent under the new one.
 func nextName(name string, t transport.Type) string {
 	switch {
 	case name == "" || t != transport.Datagram:
@@ -125,8 +125,8 @@ func nextName(name string, t transport.Type) string {
 	}
 }
 
-// ownName is the name of the client's own socket by --bind, "" for none. For a
-// datagram socket it is absolute, as the server looks it up in its own
+// ownName returns the name of the client's own socket by --bind, "" for none.
+// For a datagram socket it is absolute, as the server looks it up in its own
 // directory.
 func ownName(bind string, a transport.Addr) string {
 	if a.Type == transport.Datagram && bind != "none" {
@@ -150,8 +150,8 @@ func bindName(bind string, a transport.Addr) string {
 	}
 }
 
-// dial connects; it tries again for as long as patience allows where no server
-// is there yet: the path is missing or stale, or the backlog is full.
+// dial connects. It tries again for as long as patience allows if no server is
+// there yet: the path is missing or stale, or the backlog is full.
 func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, patience time.Duration) (*transport.Conn, error) {
 	if patience == 0 {
 		conn, err := config.Dial(ctx, a)
@@ -163,7 +163,7 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 		}
 		return conn, err
 	}
-	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back as one
+	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back at the same moment
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
 	conn, err := backoff.Retry(ctx, func() (*transport.Conn, error) {
 		conn, err := config.Dial(ctx, a)
@@ -181,22 +181,22 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 	return conn, err
 }
 
-// requireFlags are whom a client expects to serve.
+// requireFlags name the user and group that must run the server.
 type requireFlags struct {
-	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user (default: whoever serves)."`
-	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: whoever serves)."`
+	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user (default: any user)."`
+	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: any group)."`
 }
 
 func (f requireFlags) validate(t transport.Type) error {
 	if f.required() && (!t.Unix() || !t.Connects()) {
-		return fmt.Errorf("--require-uid, --require-gid: the kernel does not tell who serves a %s socket: use stream or seqpacket", t)
+		return fmt.Errorf("--require-uid, --require-gid: the kernel does not report the server's user for a %s socket; use stream or seqpacket", t)
 	}
 	return nil
 }
 
 func (f requireFlags) required() bool { return f.RequireUID != nil || f.RequireGID != nil }
 
-// dialRequired is dial to no other server than the one that is required.
+// dialRequired is dial, but it rejects a server that is not the required one.
 func (f requireFlags) dialRequired(ctx context.Context, a transport.Addr, config transport.DialConfig, patience time.Duration) (*transport.Conn, error) {
 	conn, err := dial(ctx, a, config, patience)
 	if err != nil {
@@ -209,7 +209,7 @@ func (f requireFlags) dialRequired(ctx context.Context, a transport.Addr, config
 	return conn, nil
 }
 
-// check refuses a server of another user or group before a byte is sent to it.
+// check rejects a server of another user or group before a byte is sent to it.
 func (f requireFlags) check(conn *transport.Conn) error {
 	if !f.required() {
 		return nil
@@ -224,9 +224,9 @@ func (f requireFlags) check(conn *transport.Conn) error {
 func (f requireFlags) checkCred(cred unix.Ucred) error {
 	switch {
 	case f.RequireUID != nil && cred.Uid != *f.RequireUID:
-		return fmt.Errorf("the server runs as user %d, not %d as --require-uid wants: nothing was sent; find out who serves there", cred.Uid, *f.RequireUID)
+		return fmt.Errorf("the server runs as user %d, not %d as --require-uid requires; nothing was sent; find out which server this is", cred.Uid, *f.RequireUID)
 	case f.RequireGID != nil && cred.Gid != *f.RequireGID:
-		return fmt.Errorf("the server runs as group %d, not %d as --require-gid wants: nothing was sent; find out who serves there", cred.Gid, *f.RequireGID)
+		return fmt.Errorf("the server runs as group %d, not %d as --require-gid requires; nothing was sent; find out which server this is", cred.Gid, *f.RequireGID)
 	}
 	return nil
 }

@@ -22,17 +22,17 @@ import (
 
 type forwardCmd struct {
 	serving.ListenFlag
-	Connect   transport.Addr `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, also from the other of them; seqpacket:PATH; datagram:PATH."`
-	Bind      string         `placeholder:"NAME" help:"Where the relay's sockets towards a datagram target have their names, for the target to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
-	Retry     time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for so long, for each client (default: ${default})."`
-	PassFiles bool           `help:"Pass on descriptors that come with a message, from stream to stream or seqpacket to seqpacket. Otherwise they end their connection."`
-	Show      string         `placeholder:"FORM" help:"Show what passes: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for whoever reads it; what is lost is counted."`
+	Connect   transport.Addr `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, which may be mixed with the other one in --listen; seqpacket:PATH; datagram:PATH."`
+	Bind      string         `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
+	Retry     time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client (default: ${default})."`
+	PassFiles bool           `help:"Forward descriptors that come with a message, from stream to stream or seqpacket to seqpacket. Without this flag, a message with descriptors ends its connection."`
+	Show      string         `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
 	serving.LimitFlags
 	requireFlags
 	cli.LogFlags
 }
 
-// Validate refuses what makes no sense, and completes tcp:.
+// Validate rejects values that make no sense, and completes tcp:.
 func (c *forwardCmd) Validate() error {
 	for i, a := range c.Listen {
 		if host, port, err := net.SplitHostPort(a.Path); a.Type == transport.TCP && err == nil && host == "" {
@@ -49,11 +49,11 @@ func (c *forwardCmd) Validate() error {
 	case c.Retry < 0:
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.PassFiles && (c.Connect.Type != transport.Stream && c.Connect.Type != transport.Seqpacket):
-		return fmt.Errorf("--pass-files: no descriptors pass to %s: use stream or seqpacket on both sides", c.Connect)
+		return fmt.Errorf("--pass-files: no descriptors pass to %s; use stream or seqpacket on both sides", c.Connect)
 	case c.Bind != "" && c.Connect.Type != transport.Datagram:
 		return fmt.Errorf("--bind %s: only sockets towards a datagram target have names", c.Bind)
 	case c.Bind != "" && c.Bind != "auto" && c.Bind != "none" && !strings.HasSuffix(c.Bind, "/"):
-		return fmt.Errorf("--bind %s: each client has a socket of its own towards the target: write auto, DIR/ or none", c.Bind)
+		return fmt.Errorf("--bind %s: each client has a socket of its own towards the target; write auto, DIR/ or none", c.Bind)
 	}
 	if c.Show != "" {
 		if err := record.Check(c.Show); err != nil {
@@ -63,16 +63,16 @@ func (c *forwardCmd) Validate() error {
 	return cmp.Or(c.validate(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
 }
 
-// joins refuses a listening address that the target cannot serve.
+// joins rejects a listening address that the target cannot serve.
 func (c *forwardCmd) joins(a transport.Addr) error {
 	bytes := func(t transport.Type) bool { return t == transport.Stream || t == transport.TCP }
 	switch {
 	case a.Type == transport.UDP || a.Type == transport.Files || c.Connect.Type == transport.UDP || c.Connect.Type == transport.Files:
 		return fmt.Errorf("--listen %s, --connect %s: the relay joins stream and tcp, seqpacket and seqpacket, datagram and datagram", a, c.Connect)
 	case a.Type != c.Connect.Type && (!bytes(a.Type) || !bytes(c.Connect.Type)):
-		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join: use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)
+		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join; use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)
 	case c.PassFiles && !a.Type.Unix():
-		return fmt.Errorf("--pass-files: no descriptors pass from %s: use stream or seqpacket on both sides", a)
+		return fmt.Errorf("--pass-files: no descriptors pass from %s; use stream or seqpacket on both sides", a)
 	}
 	return nil
 }
@@ -85,10 +85,10 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	sockets, _, err := serving.Sockets(config, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {
-			err = c.joins(s.Addr) // it may come from systemd
+			err = c.joins(s.Addr) // the address may come from systemd
 		}
 		if s.Addr.Type == transport.TCP && !loopback(s.Addr.Path) {
-			log.Warn().Msg(transcript.Escape(s.Addr.String()) + ": TCP knows no users: whoever reaches this address can use the target")
+			log.Warn().Msg(transcript.Escape(s.Addr.String()) + ": TCP does not know users, so any process that reaches this address can use the target")
 		}
 	}
 	if err != nil {
@@ -107,7 +107,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		beside += relay.MaxHeld
 	}
 	server := c.Config(sockets, 2, beside, log)
-	server.Chunk = 1024 // of health checks
+	server.Chunk = 1024 // for health checks
 	server.Relay = relay.New(relay.Config{
 		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
 		Record: recorder, Log: log,
@@ -118,13 +118,13 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 func (c *forwardCmd) dial(ctx context.Context) (*transport.Conn, error) {
 	var config transport.DialConfig
 	if c.Connect.Type == transport.Datagram {
-		config.Bind = ownName(c.Bind, c.Connect) // each a new one
+		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
 	return c.dialRequired(ctx, c.Connect, config, c.Retry)
 }
 
-// loopback reports whether only this machine, or this container, reaches an
-// address.
+// loopback reports whether an address can be reached only from this machine,
+// or this container.
 func loopback(hostPort string) bool {
 	host, _, _ := net.SplitHostPort(hostPort)
 	ip, err := netip.ParseAddr(host)

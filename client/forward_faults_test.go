@@ -17,12 +17,13 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// The target is missing, late, full, of another type, goes in the middle; either
-// side half-closes, never reads, resets; 1,000 come at once.
+// The target is missing, late, full, of another type, or ends in the middle.
+// Either side half-closes, never reads, or resets. 1,000 clients connect at
+// once.
 func TestF48RelayBetweenBadEnds(t *testing.T) {
 	t.Parallel()
 	count := 0
-	refused := func(d, words string) { // a client is turned away, and the log has the reason
+	refused := func(d, words string) { // a client is disconnected, and the log has the reason
 		t.Helper()
 		count++
 		relay := forward(t, d, "stream:r", "stream:s")
@@ -33,13 +34,13 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		relay.Err.Await(t, 1, words)
 		relay.Terminate(t)
 	}
-	refused(dir(t), "turned a client away: connect stream:s: no such file or directory (ENOENT): nothing is at s")
+	refused(dir(t), "disconnected a client: connect stream:s: no such file or directory (ENOENT): nothing is at s")
 	d := dir(t)
 	packets, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
 	check(t, err)
-	refused(d, "turned a client away: connect stream:s: protocol wrong type for socket (EPROTOTYPE): s is a datagram socket")
+	refused(d, "disconnected a client: connect stream:s: protocol wrong type for socket (EPROTOTYPE): s is a datagram socket")
 	check(t, packets.Close())
-	refused(d, "turned a client away: connect stream:s: connection refused (ECONNREFUSED)")
+	refused(d, "disconnected a client: connect stream:s: connection refused (ECONNREFUSED)")
 
 	t.Run("late", func(t *testing.T) {
 		count++
@@ -53,7 +54,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		serveAt(t, d, "stream:s", func(conn halfCloser) { _, _ = io.Copy(conn, conn) })
 		check(t, both.Wait())
 		if got != sumOf(t, stream(1, 1<<20)) {
-			t.Error("other bytes came back")
+			t.Error("received other bytes")
 		}
 	})
 
@@ -65,12 +66,12 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		defer func() { _ = unix.Close(fd) }()
 		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: d + "/s"}))
 		check(t, unix.Listen(fd, 0))
-		dialAt(t, d, "stream:s") // it waits, and the next does not fit
+		dialAt(t, d, "stream:s") // it waits, and the next one does not fit
 		relay := forward(t, d, "stream:r", "stream:s")
 		if n, err := dialAt(t, d, "stream:r").Read(make([]byte, 1)); n != 0 || err != io.EOF {
 			t.Errorf("%d bytes, %v", n, err)
 		}
-		relay.Err.Await(t, 1, "resource temporarily unavailable (EAGAIN): the server's backlog is full: keep trying (--retry waits for it)")
+		relay.Err.Await(t, 1, "resource temporarily unavailable (EAGAIN): the server's backlog is full; keep trying (--retry waits for it)")
 	})
 
 	t.Run("goes in the middle", func(t *testing.T) {
@@ -81,7 +82,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 				_, _ = io.ReadFull(conn, make([]byte, 10))
 				_, _ = io.Copy(conn, stream(1, 300_000))
 				if tcp, ok := conn.(*net.TCPConn); ok {
-					_, _ = io.Copy(io.Discard, tcp) // or the kernel discards what is on its way
+					_, _ = io.Copy(io.Discard, tcp) // otherwise the kernel discards the bytes in flight
 				}
 			})
 			relay := forward(t, d, via[0], via[1])
@@ -97,7 +98,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 			check(t, conn.Close())
 			relay.Err.Await(t, 1, "connection ended")
 
-			// The client resets, which the target learns.
+			// The client resets, and the target gets the reset.
 			heard := make(chan error, 1)
 			at := strings.Replace(via[1], ":s", ":s2", 1)
 			if via[1][:3] == "tcp" {
@@ -152,7 +153,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 			check(t, err)
 			piece := make([]byte, 64<<10)
 			quiet := 0
-			testkit.Await(t, func() error { // until nothing more goes, for a while
+			testkit.Await(t, func() error { // until no more bytes can be sent, for a while
 				n, quietErr := 0, fmt.Errorf("it takes more")
 				_ = raw.Control(func(fd uintptr) { n, _ = unix.SendmsgN(int(fd), piece, nil, nil, unix.MSG_DONTWAIT) })
 				if n > 0 {
@@ -167,9 +168,9 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		conn := dialAt(t, d, "stream:r")
 		_, err := io.WriteString(conn, "e")
 		check(t, err)
-		got, err := exchange(conn, stream(3, 1<<20)) // another is served meanwhile
+		got, err := exchange(conn, stream(3, 1<<20)) // another client is served meanwhile
 		if check(t, err); got != sumOf(t, stream(3, 1<<20)) {
-			t.Error("other bytes came back")
+			t.Error("received other bytes")
 		}
 		peak = mostResident(t, relay)
 		close(stop)
@@ -193,7 +194,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 				<-gate
 				got, err := exchange(conn, stream(4, 50_000))
 				if err == nil && got != want {
-					err = errors.New("other bytes came back")
+					err = errors.New("received other bytes")
 				}
 				return err
 			})
@@ -202,7 +203,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		check(t, all.Wait())
 		relay.Terminate(t)
 		if text := relay.Err.String(); strings.Contains(text, "WRN") || strings.Count(text, "connection ended") != clients {
-			t.Errorf("the relay says:\n%s", text)
+			t.Errorf("the relay wrote:\n%s", text)
 		}
 	})
 	if peak > 64<<10 {
@@ -210,6 +211,6 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F48", Done: "targets that are missing, stale, late, full, of another type, or end in the middle; clients that reset; 100 that send without an end to a target that does not read; 1,000 at once", Count: count,
-		Outcome: fmt.Sprintf("no byte lost or altered either way, half-closes and resets carried over; %d MiB resident at most, others served meanwhile; who is turned away finds the reason in the log", peak>>10),
+		Outcome: fmt.Sprintf("no byte lost or altered either way, half-closes and resets carried over; %d MiB resident at most, others served meanwhile; the log has the reason for each disconnected client", peak>>10),
 	})
 }

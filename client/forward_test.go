@@ -30,12 +30,14 @@ func forward(t *testing.T, d, listen, connect string, args ...string) *testkit.P
 	return p
 }
 
-// freeTCP is an address that nobody else has: all of 127.0.0.0/8 is this host.
+// freeTCP returns an address that is not in use: all of 127.0.0.0/8 is this
+// host.
 func freeTCP() string {
 	return fmt.Sprintf("tcp:127.%d.%d.%d:7000", 1+mathrand.IntN(254), mathrand.IntN(256), 1+mathrand.IntN(254))
 }
 
-// split is an address as package net has it; paths are relative to d.
+// split returns the parts of an address for package net; paths are relative to
+// d.
 func split(d, address string) (network, at string) {
 	form, at, _ := strings.Cut(address, ":")
 	if form == "tcp" {
@@ -44,7 +46,7 @@ func split(d, address string) (network, at string) {
 	return networks[form], d + "/" + at
 }
 
-// A halfCloser is a connection whose directions end one by one.
+// A halfCloser is a connection whose two directions end separately.
 type halfCloser interface {
 	net.Conn
 	CloseWrite() error
@@ -84,7 +86,8 @@ func serveAt(t testing.TB, d, address string, serve func(halfCloser)) {
 	t.Cleanup(func() { _ = l.Close(); _ = running.Wait() })
 }
 
-// exchange sends what at one side while it hashes what comes, to the end.
+// exchange sends a stream at one side while it hashes the received bytes, to
+// the end.
 func exchange(conn halfCloser, send io.Reader) (got [sha256.Size]byte, err error) {
 	hash := sha256.New()
 	var both errgroup.Group
@@ -104,7 +107,7 @@ func exchange(conn halfCloser, send io.Reader) (got [sha256.Size]byte, err error
 	return got, err
 }
 
-// stream is n bytes that a seed gives.
+// stream returns n bytes that depend only on the seed.
 func stream(seed byte, n int64) io.Reader {
 	return io.LimitReader(mathrand.NewChaCha8([32]byte{seed}), n)
 }
@@ -150,8 +153,8 @@ func TestForwardCarriesBothDirectionsAtOnce(t *testing.T) {
 	}
 }
 
-// A request that ends before its answer begins is what HTTP over a Unix socket,
-// rsync and `docker run -i` are like.
+// HTTP over a Unix socket, rsync and `docker run -i` end a request before its
+// answer begins.
 func TestForwardWaitsForTheAnswerToAHalfClose(t *testing.T) {
 	t.Parallel()
 	for _, via := range [][2]string{{"stream:r", "stream:s"}, {freeTCP(), "stream:s"}, {"stream:r", freeTCP()}, {"seqpacket:r", "seqpacket:s"}} {
@@ -178,7 +181,7 @@ func TestForwardWaitsForTheAnswerToAHalfClose(t *testing.T) {
 	}
 }
 
-// socat gives the other direction 0.5 s after an end.
+// socat closes the other direction 0.5 s after an end.
 func TestForwardKeepsWhatSocatLoses(t *testing.T) {
 	t.Parallel()
 	testkit.StressOnly(t) // it takes 5 s
@@ -186,7 +189,7 @@ func TestForwardKeepsWhatSocatLoses(t *testing.T) {
 	d := dir(t)
 	serveAt(t, d, "stream:s", func(conn halfCloser) {
 		_, _ = io.Copy(io.Discard, conn)
-		time.Sleep(5 * time.Second) // what is shown is a time
+		time.Sleep(5 * time.Second) // the test shows a time
 		_, _ = io.WriteString(conn, "the answer")
 	})
 	forward(t, d, "stream:ours", "stream:s")
@@ -211,7 +214,8 @@ func TestForwardRecordsKeepTheirBoundaries(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	serveAt(t, d, "seqpacket:s", func(conn halfCloser) {
-		// Package net takes an empty record for the end: the client's ends it here.
+		// Package net takes an empty record for the end, so the client's end
+		// is read here.
 		raw, _ := conn.(syscall.Conn).SyscallConn()
 		buf := make([]byte, 1<<20)
 		_ = raw.Control(func(fd uintptr) {
@@ -284,8 +288,8 @@ func TestForwardDatagramsAnswerTheirSender(t *testing.T) {
 		}
 	}
 
-	// A target that is made again is found again, and more messages than its queue
-	// holds arrive in order, though it reads late.
+	// A recreated target is found again. More messages than its queue holds
+	// arrive in order, although it reads late.
 	check(t, target.Close())
 	check(t, os.Remove(d+"/s"))
 	target, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
@@ -309,7 +313,8 @@ func TestForwardDatagramsAnswerTheirSender(t *testing.T) {
 		}
 	}
 	check(t, sending.Wait())
-	// And as many replies, for a client that reads late: the target is slowed down.
+	// As many replies follow, for a client that reads late: the target is
+	// slowed down.
 	sending.Go(func() error {
 		for i := range 500 {
 			if _, err := target.WriteTo([]byte(fmt.Sprint(i)), answered); err != nil {
@@ -330,8 +335,8 @@ func TestForwardDatagramsAnswerTheirSender(t *testing.T) {
 	wantFiles(t, d, "c0", "c1", "c2", "s")
 }
 
-// A relay at its limit of datagram clients, which do not say that they end, forgets
-// the oldest; health checks are none of them.
+// A relay at its limit of datagram clients, which do not announce their end,
+// forgets the oldest one. Health checks do not count.
 func TestForwardMakesRoomForDatagramClients(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -352,7 +357,7 @@ func TestForwardMakesRoomForDatagramClients(t *testing.T) {
 		check(t, err)
 		next(t, c)
 		if status, _, stderr := run(t, d, "", "healthcheck", "--listen", "datagram:r"); status != 0 {
-			t.Errorf("the health check says %s", stderr)
+			t.Errorf("the health check printed %s", stderr)
 		}
 	}
 	names, err := filepath.Glob(d + "/client.*")
@@ -362,7 +367,8 @@ func TestForwardMakesRoomForDatagramClients(t *testing.T) {
 	relay.Terminate(t)
 }
 
-// Who says something and goes is heard, also by a target that comes later.
+// A message of a client that sends and then closes is delivered, also to a
+// target that starts later.
 func TestForwardDeliversWhatAClientLeftBehind(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -382,7 +388,7 @@ func TestForwardDeliversWhatAClientLeftBehind(t *testing.T) {
 	}
 }
 
-// sendFile sends words and a descriptor over a connection.
+// sendFile sends text and a descriptor over a connection.
 func sendFile(t testing.TB, conn halfCloser, words string, f *os.File) {
 	t.Helper()
 	n, _, err := conn.(*net.UnixConn).WriteMsgUnix([]byte(words), unix.UnixRights(int(f.Fd())), nil)
@@ -392,7 +398,7 @@ func sendFile(t testing.TB, conn halfCloser, words string, f *os.File) {
 	}
 }
 
-// receiveFile receives words and a descriptor.
+// receiveFile receives text and a descriptor.
 func receiveFile(conn halfCloser) (words string, f *os.File, err error) {
 	buf, oob := make([]byte, 100), make([]byte, 100)
 	n, oobn, _, _, err := conn.(*net.UnixConn).ReadMsgUnix(buf, oob)
@@ -483,11 +489,11 @@ func TestForwardEndsConnectionsWithFilesItMayNotPass(t *testing.T) {
 		if got := <-heard; got != "" {
 			t.Errorf("the target got %q", got)
 		}
-		relay.Err.Await(t, 1, "turned a client away: the client's message carries file descriptors; --pass-files passes descriptors on")
+		relay.Err.Await(t, 1, "disconnected a client: the client's message carries file descriptors; --pass-files passes descriptors on")
 	}
 }
 
-func TestForwardTurnsAwayWithItsReason(t *testing.T) {
+func TestForwardLogsWhyItDisconnects(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	accepted := make(chan bool, 10)
@@ -507,9 +513,9 @@ func TestForwardTurnsAwayWithItsReason(t *testing.T) {
 		args  []string
 		words string
 	}{
-		{[]string{"--require-uid", fmt.Sprint(me + 1)}, fmt.Sprintf("stream:s: the server runs as user %d, not %d as --require-uid wants: nothing was sent", me, me+1)},
-		{[]string{"--max-connections", "1"}, "1 connections are open, the most allowed"},
-		{[]string{"--idle-timeout", "10ms"}, "turned a client away: nothing has passed for 10ms"},
+		{[]string{"--require-uid", fmt.Sprint(me + 1)}, fmt.Sprintf("stream:s: the server runs as user %d, not %d as --require-uid requires; nothing was sent", me, me+1)},
+		{[]string{"--max-connections", "1"}, "connection limit (1) reached"},
+		{[]string{"--idle-timeout", "10ms"}, "disconnected a client: nothing has passed for 10ms"},
 	} {
 		relay := forward(t, d, "stream:r", "stream:s", tt.args...)
 		first := dialAt(t, d, "stream:r")
@@ -521,7 +527,7 @@ func TestForwardTurnsAwayWithItsReason(t *testing.T) {
 				t.Error("a second client was served")
 			}
 			if status, _, stderr := run(t, d, "", "healthcheck", "--listen", "r"); status != 0 {
-				t.Errorf("the health check says %s", stderr)
+				t.Errorf("the health check printed %s", stderr)
 			}
 			check(t, first.Close())
 		} else if n, err := first.Read(make([]byte, 1)); n != 0 || err == nil {
@@ -535,7 +541,7 @@ func TestForwardTurnsAwayWithItsReason(t *testing.T) {
 	}
 }
 
-func TestForwardServesWhoIsConnectedAfterSIGTERM(t *testing.T) {
+func TestForwardServesConnectedClientsAfterSIGTERM(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	serveAt(t, d, "stream:s", func(conn halfCloser) { _, _ = io.Copy(conn, conn) })
@@ -549,7 +555,7 @@ func TestForwardServesWhoIsConnectedAfterSIGTERM(t *testing.T) {
 	relay.Err.Await(t, 1, "connection from")
 	relay.Signal(t, syscall.SIGTERM)
 	relay.Err.Await(t, 1, "draining")
-	testkit.Await(t, func() error { // its files go first
+	testkit.Await(t, func() error { // its files are removed first
 		if _, err := os.Lstat(d + "/r"); err == nil {
 			return errors.New("the socket file is still there")
 		}
@@ -557,7 +563,7 @@ func TestForwardServesWhoIsConnectedAfterSIGTERM(t *testing.T) {
 	})
 	got, err := exchange(conn, strings.NewReader("hello"))
 	if check(t, err); got != sha256.Sum256([]byte("hello")) {
-		t.Error("another echo came back")
+		t.Error("received another echo")
 	}
 	if status := relay.Status(t); status != 0 {
 		t.Errorf("exit status %d", status)
@@ -582,10 +588,10 @@ func TestForwardTakesItsSocketFromSystemd(t *testing.T) {
 	check(t, l.Close())
 	got, err := exchange(early, strings.NewReader("hello"))
 	if check(t, err); got != sha256.Sum256([]byte("hello")) {
-		t.Error("another echo came back")
+		t.Error("received another echo")
 	}
 	relay.Terminate(t)
-	wantFiles(t, d, "r", "s") // it is the parent's
+	wantFiles(t, d, "r", "s") // it belongs to the parent
 }
 
 func TestForwardListensOnTheLoopback(t *testing.T) {
@@ -597,7 +603,7 @@ func TestForwardListensOnTheLoopback(t *testing.T) {
 		if !warns {
 			wantWords(t, relay.Err.String(), fmt.Sprintf("starting up on 127.0.0.1:%d", port))
 		}
-		if got := strings.Contains(relay.Err.String(), "TCP knows no users"); got != warns {
+		if got := strings.Contains(relay.Err.String(), "TCP does not know users"); got != warns {
 			t.Errorf("%s: a warning: %v\n%s", listen, got, &relay.Err)
 		}
 		relay.Terminate(t)
@@ -616,7 +622,7 @@ func TestForwardUsage(t *testing.T) {
 		{"--listen r --connect tcp:127.0.0.1:1 --pass-files", "--pass-files: no descriptors pass to tcp"},
 		{"--listen tcp::7000 --connect s --pass-files", "--pass-files: no descriptors pass from tcp"},
 		{"--listen tcp::7000 --connect s --allow-uid 1", "need a Unix socket"},
-		{"--listen r --connect tcp:127.0.0.1:1 --require-uid 1", "the kernel does not tell who serves a tcp socket"},
+		{"--listen r --connect tcp:127.0.0.1:1 --require-uid 1", "the kernel does not report the server's user for a tcp socket"},
 		{"--listen r --connect s --show text", "write hex, json, or the name of a file that ends in .pcapng"},
 		{"--listen r --connect s --bind auto", "only sockets towards a datagram target have names"},
 		{"--listen datagram:r --connect datagram:s --bind me", "write auto, DIR/ or none"},

@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// grab asks an X server for a picture of its screen, 8 × 8 pixels, in memory that
-// it hands over: the extension MIT-SHM 1.2, whose requests AttachFd and GetImage
-// have the bytes here. It returns the memory.
+// grab asks an X server for a picture of its screen, 8 × 8 pixels, in memory
+// whose descriptor the server sends: the extension MIT-SHM 1.2, whose requests
+// AttachFd and GetImage are written in bytes here. It returns the memory.
 func grab(t *testing.T, path string) ([]byte, error) {
 	t.Helper()
 	dialled, err := net.Dial("unix", path)
@@ -85,5 +85,5 @@ func TestForwardPassesMemoryToAnXServer(t *testing.T) {
 	if picture, err := grab(t, d+"/q"); err == nil {
 		t.Errorf("without --pass-files: %x", picture)
 	}
-	relay.Err.Await(t, 1, "turned a client away: the client's message carries file descriptors; --pass-files passes descriptors on")
+	relay.Err.Await(t, 1, "disconnected a client: the client's message carries file descriptors; --pass-files passes descriptors on")
 }

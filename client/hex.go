@@ -9,12 +9,12 @@ import (
 	"io"
 )
 
-// A dump writes what it gets as a hex dump, at once: the last line of a stream
-// grows as bytes come. Close completes it.
+// A dump writes its input as a hex dump, at once: the last line of a stream
+// grows as bytes arrive. Close completes it.
 type dump struct {
 	out  *bufio.Writer
 	hex  io.WriteCloser
-	each bool // each write is a message, and has a dump of its own
+	each bool // each write is a message, and gets a dump of its own
 }
 
 func newDump(w io.Writer, each bool) *dump {
@@ -41,7 +41,7 @@ func (d *dump) Close() error {
 	return d.out.Flush()
 }
 
-// asIs is an output that needs no completing.
+// asIs is an output that needs no completion.
 type asIs struct{ io.Writer }
 
 func (asIs) Close() error { return nil }

@@ -18,11 +18,11 @@ import (
 )
 
 type inspectCmd struct {
-	Path   []string `arg:"" name:"path" help:"What to look at: a PATH, @NAME for an abstract one, or an address such as stream:PATH. It is connected to once, which a server sees as a client that says nothing."`
-	Format string   `default:"table" enum:"table,json" placeholder:"FORMAT" help:"table for people, json for programs, one object a line (default: ${default})."`
+	Path   []string `arg:"" name:"path" help:"What to inspect: a PATH, @NAME for an abstract name, or an address such as stream:PATH. The client connects once, which a server sees as a client that sends nothing."`
+	Format string   `default:"table" enum:"table,json" placeholder:"FORMAT" help:"The output: table for people, or json for programs, one object a line (default: ${default})."`
 }
 
-// Validate takes the path out of an address, and turns away what is none.
+// Validate takes the path out of an address, and rejects an invalid one.
 func (c *inspectCmd) Validate() error {
 	for i, s := range c.Path {
 		form, path, ok := strings.Cut(s, ":")
@@ -30,16 +30,16 @@ func (c *inspectCmd) Validate() error {
 		case ok && (t == transport.Stream || t == transport.Datagram || t == transport.Seqpacket):
 			c.Path[i] = path
 		case ok && !t.Unix():
-			return fmt.Errorf("%s is no path: only Unix sockets have one; write ./%s for a file of that name", s, s)
+			return fmt.Errorf("%s is not a path; only Unix sockets have one; write ./%s for a file of that name", s, s)
 		}
 		if c.Path[i] == "" || c.Path[i] == "@" {
-			return fmt.Errorf("%q: the path is empty: write PATH, @NAME or stream:PATH", s)
+			return fmt.Errorf("%q: the path is empty; write PATH, @NAME or stream:PATH", s)
 		}
 	}
 	return nil
 }
 
-// Run looks at all paths, also after one that it cannot look at.
+// Run inspects all paths, and continues after a path that it cannot inspect.
 func (c *inspectCmd) Run(std cli.Std) error {
 	var failed []string
 	for _, path := range c.Path {
@@ -81,7 +81,7 @@ func writeTable(w io.Writer, in *inspect.Result) error {
 	}
 	switch {
 	case in.Kind == "symbolic link":
-		what += " that leads to nothing"
+		what += ", whose target is missing"
 	case strings.HasPrefix(in.Row, "l"):
 		what += ", through a symbolic link"
 	}
@@ -100,7 +100,7 @@ func writeTable(w io.Writer, in *inspect.Result) error {
 		}
 	}
 	if in.ReadOnly {
-		line("mount", "read-only: it keeps others from replacing the socket, not from talking to it")
+		line("mount", "read-only: the socket cannot be replaced through it, but clients can connect")
 	}
 	for _, why := range in.Why {
 		line("why", transcript.Escape(why))
@@ -111,15 +111,15 @@ func writeTable(w io.Writer, in *inspect.Result) error {
 
 var states = map[inspect.State]string{
 	inspect.Live:    "live",
-	inspect.Private: "live; connected, so it takes messages from its own peer only",
-	inspect.Bound:   "bound, and nobody listens: a client's own name, or a server that is about to start",
-	inspect.Stale:   "stale: nobody serves it",
+	inspect.Private: "live; connected, so it receives messages from its own peer only",
+	inspect.Bound:   "bound, but no process listens: a client's own name, or a server that is about to start",
+	inspect.Stale:   "stale: no process serves it",
 	inspect.Unknown: "cannot tell: permission denied",
 }
 
 func listener(in *inspect.Result) string {
 	if in.UID == nil {
-		return "not told: " + in.NotTold
+		return "unknown: " + in.NotTold
 	}
 	who := "uid " + inspect.Named(*in.UID, inspect.UserName)
 	switch {
@@ -129,11 +129,11 @@ func listener(in *inspect.Result) string {
 			who += " (" + in.Process + ")"
 		}
 	case in.PID != nil:
-		who += fmt.Sprintf(", gid %s, pid unknown, of another pid namespace", inspect.Named(*in.GID, inspect.GroupName))
+		who += fmt.Sprintf(", gid %s, pid unknown, in another pid namespace", inspect.Named(*in.GID, inspect.GroupName))
 	case in.Type == uds.Datagram:
-		who += "; of a datagram socket the kernel does not tell more"
+		who += "; for datagram sockets, the kernel reports only the owner"
 	default:
-		who += "; only who gets connected is told more"
+		who += "; the kernel reports more only to a connected client"
 	}
 	return who
 }
@@ -141,9 +141,9 @@ func listener(in *inspect.Result) string {
 func backlog(in *inspect.Result) string {
 	switch {
 	case in.Waiting == nil || in.Backlog == nil:
-		return full(in) + "how many wait is not told: " + in.NotTold
+		return full(in) + "number of waiting connections unknown: " + in.NotTold
 	case *in.Waiting > *in.Backlog:
-		return fmt.Sprintf("full: %d of %d connections wait, the kernel lets one more in", *in.Waiting, *in.Backlog)
+		return fmt.Sprintf("full: %d of %d connections wait, the kernel admits one more", *in.Waiting, *in.Backlog)
 	default:
 		return fmt.Sprintf("%d of %d connections wait", *in.Waiting, *in.Backlog)
 	}
@@ -152,9 +152,9 @@ func backlog(in *inspect.Result) string {
 func queue(in *inspect.Result) string {
 	switch {
 	case in.NextBytes == nil:
-		return full(in) + "what waits is not told: " + in.NotTold
+		return full(in) + "waiting messages unknown: " + in.NotTold
 	case *in.NextBytes > 0:
-		return full(in) + fmt.Sprintf("the next message has %d bytes; how many wait the kernel does not tell", *in.NextBytes)
+		return full(in) + fmt.Sprintf("the next message has %d bytes; the kernel does not report how many wait", *in.NextBytes)
 	default:
 		return full(in) + "nothing waits, or an empty message is next"
 	}

@@ -19,7 +19,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// inspect inspects paths, all of which can be.
+// inspect inspects paths without an error.
 func inspect(t *testing.T, d string, args ...string) string {
 	t.Helper()
 	status, stdout, stderr := run(t, d, "", append([]string{"inspect"}, args...)...)
@@ -29,7 +29,7 @@ func inspect(t *testing.T, d string, args ...string) string {
 	return stdout
 }
 
-// wantLines compares what stands below the first line.
+// wantLines compares the lines below the first one.
 func wantLines(t *testing.T, got, want string) {
 	t.Helper()
 	_, lines, _ := strings.Cut(got, "\n")
@@ -38,7 +38,8 @@ func wantLines(t *testing.T, got, want string) {
 	}
 }
 
-// who is this test as the kernel names it, with its process where that is given.
+// who describes this test as the kernel reports it, with its process if that
+// is given.
 func who(pid int, process string) string {
 	name := func(id int, of string) string {
 		out, err := exec.Command("id", "-n"+of).Output()
@@ -75,7 +76,7 @@ func TestInspectPrintsTypeModeAndOwnerAsLsDoes(t *testing.T) {
 	check(t, err)
 	paths = append(paths, "/dev/null", blockDevice(t, d))
 	letters := ""
-	bits := strings.NewReplacer("s", "x", "t", "x", "S", "-", "T", "-") // which say more than the permissions
+	bits := strings.NewReplacer("s", "x", "t", "x", "S", "-", "T", "-") // these letters show more than the permissions
 	for _, path := range paths {
 		ls := exec.CommandContext(t.Context(), "ls", "-ld", path)
 		ls.Env = append(os.Environ(), "LC_ALL=C")
@@ -96,7 +97,7 @@ func TestInspectPrintsTypeModeAndOwnerAsLsDoes(t *testing.T) {
 	}
 }
 
-// blockDevice is one of the machine's, or a new one.
+// blockDevice returns a block device of the machine, or a new one.
 func blockDevice(t *testing.T, d string) string {
 	t.Helper()
 	paths, err := filepath.Glob("/dev/*")
@@ -125,15 +126,15 @@ func TestInspectSocketsOfSocat(t *testing.T) {
 		listener := who(socat.Pid(), "socat")
 		if strings.Contains(tt.address, "RECV") {
 			ready = "starting data transfer loop"
-			listener = who(0, "") + "; of a datagram socket the kernel does not tell more"
+			listener = who(0, "") + "; for datagram sockets, the kernel reports only the owner"
 		}
 		socat.Err.Await(t, 1, ready)
 		wantLines(t, inspect(t, d, "s"), fmt.Sprintf("  type      %s\n  state     live\n  listener  %s\n  %s\n", tt.typ, listener, tt.state))
 		if strings.Contains(tt.address, "RECV") {
-			socat.Terminate(t) // which removes its file
+			socat.Terminate(t) // removes its file
 			continue
 		}
-		// It serves one client, which the probe was.
+		// It serves one client, which was the probe.
 		if status := socat.Status(t); status != 0 || socat.Out.String() != "" {
 			t.Errorf("socat: exit status %d, output %q", status, &socat.Out)
 		}
@@ -145,7 +146,7 @@ func TestInspectAnXServer(t *testing.T) {
 	need(t, "Xvfb", "xvfb")
 	d := dir(t)
 	x := start(t, d, "Xvfb", "-displayfd", "1", "-screen", "0", "64x64x8", "-nolisten", "tcp", "-noreset")
-	defer x.Terminate(t) // which removes its socket and its lock
+	defer x.Terminate(t) // removes its socket and its lock
 	x.Out.Await(t, 1, "\n")
 	path := "/tmp/.X11-unix/X" + strings.TrimSpace(x.Out.String())
 	want := regexp.MustCompile(`^(s\S+ .* ` + path + `|@` + path + `)
@@ -181,15 +182,15 @@ func TestInspectAFullBacklog(t *testing.T) {
   listener  `+who(os.Getpid(), strings.TrimSpace(string(comm)))+`
   backlog   2 of 2 connections wait
 `)
-	// That one's own connection, although closed, waits too now.
+	// The inspection's own connection, although closed, is now waiting too.
 	wantLines(t, inspect(t, d, "stream:s"), `  type      stream socket
   state     live
-  listener  `+who(0, "")+`; only who gets connected is told more
-  backlog   full: 3 of 2 connections wait, the kernel lets one more in
+  listener  `+who(0, "")+`; the kernel reports more only to a connected client
+  backlog   full: 3 of 2 connections wait, the kernel admits one more
 `)
 }
 
-func TestInspectWhatNobodyServes(t *testing.T) {
+func TestInspectFilesWithoutAServer(t *testing.T) {
 	t.Parallel()
 	d, l := listen(t)
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
@@ -204,8 +205,8 @@ func TestInspectWhatNobodyServes(t *testing.T) {
 	check(t, err)
 	stale.SetUnlinkOnClose(false)
 	check(t, stale.Close())
-	wantLines(t, inspect(t, d, "stale"), "  type      socket\n  state     stale: nobody serves it\n")
-	wantLines(t, inspect(t, d, "dangling"), "  type      symbolic link that leads to nothing\n")
+	wantLines(t, inspect(t, d, "stale"), "  type      socket\n  state     stale: no process serves it\n")
+	wantLines(t, inspect(t, d, "dangling"), "  type      symbolic link, whose target is missing\n")
 	wantLines(t, inspect(t, d, "stream"), "  type      regular file\n")
 	wantLines(t, inspect(t, d, "."), "  type      directory\n")
 	wantFiles(t, d, "dangling", "link", "stale", "stream", "uds_socket")
@@ -219,13 +220,13 @@ func TestInspectRefusals(t *testing.T) {
 		args   []string
 		words  string
 	}{
-		{1, []string{"missing"}, "client: inspect missing: no such file or directory (ENOENT): nothing is there: "},
+		{1, []string{"missing"}, "client: inspect missing: no such file or directory (ENOENT): nothing is there; "},
 		{1, []string{"@nobody" + d}, "no server has the name @nobody"},
 		{1, []string{"a\x1bb\xff"}, `client: inspect a\x1bb\xff: no such file`},
 		{2, nil, `expected "<path> ..."`},
 		{2, []string{""}, "the path is empty"},
 		{2, []string{"stream:"}, "the path is empty"},
-		{2, []string{"tcp:127.0.0.1:7000"}, "tcp:127.0.0.1:7000 is no path"},
+		{2, []string{"tcp:127.0.0.1:7000"}, "tcp:127.0.0.1:7000 is not a path"},
 		{2, []string{"--format", "xml", "."}, "--format must be one of"},
 	} {
 		status, stdout, stderr := run(t, d, "", append([]string{"inspect"}, tt.args...)...)
@@ -234,7 +235,7 @@ func TestInspectRefusals(t *testing.T) {
 		}
 		wantWords(t, stderr, tt.words)
 	}
-	// What is there is shown all the same.
+	// The other path is still shown.
 	status, stdout, stderr := run(t, d, "", "inspect", "missing", ".")
 	if status != 1 || !strings.HasSuffix(stdout, " .\n  type      directory\n") {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
@@ -255,7 +256,7 @@ func TestInspectInJSONHasAllKeysAlways(t *testing.T) {
 	comm, err := os.ReadFile("/proc/self/comm")
 	check(t, err)
 	if len(got) == 2 {
-		delete(got[0], "backlog") // the system's
+		delete(got[0], "backlog") // the system's default
 	}
 	if diff := cmp.Diff([]map[string]any{{
 		"path": "uds_socket", "kind": "socket", "type": "stream", "state": "live",
@@ -277,7 +278,7 @@ func TestInspectAsAStranger(t *testing.T) {
 	check(t, err)
 	stale.SetUnlinkOnClose(false)
 	check(t, stale.Close())
-	// Without root the stranger is this user himself.
+	// Without root the stranger is the test's own user.
 	mode := os.FileMode(0o400)
 	as := &syscall.SysProcAttr{}
 	if os.Geteuid() == 0 {
@@ -291,7 +292,7 @@ func TestInspectAsAStranger(t *testing.T) {
 		status         int
 		stdout, stderr string
 	}{
-		{"uds_socket", 0, "  state     live\n  listener  " + who(0, "") + "; only who gets connected is told more\n  backlog   0 of ", ""},
+		{"uds_socket", 0, "  state     live\n  listener  " + who(0, "") + "; the kernel reports more only to a connected client\n  backlog   0 of ", ""},
 		{"stale", 1, "  type      socket\n  state     cannot tell: permission denied\n", "cannot tell whether it is served: permission denied (EACCES): stale is owned by "},
 	} {
 		cmd := exec.CommandContext(t.Context(), testkit.Program("client"), "inspect", tt.path)

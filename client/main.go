@@ -1,6 +1,6 @@
 //go:build linux
 
-// Command client sends to a Unix domain socket and prints what comes back.
+// Command client sends to a Unix domain socket and prints the reply.
 //
 //	client [--connect ADDR] [MESSAGE]
 //	client [--connect ADDR] - < FILE
@@ -14,9 +14,9 @@
 //	client share [--connect files:PATH] FILE...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
-// stream:PATH. Files are handed over at files:PATH. For comparison there are
-// tcp:HOST:PORT and udp:HOST:PORT. The payload goes to standard output and
-// nothing else does; events go to standard error.
+// stream:PATH. Files are sent to files:PATH. For comparison there are
+// tcp:HOST:PORT and udp:HOST:PORT. Only the payload goes to standard output;
+// events go to standard error.
 package main
 
 import (
@@ -34,20 +34,20 @@ type commands struct {
 	Bench       benchCmd            `cmd:"" help:"Measure one server, or several side by side."`
 	Echo        echoCmd             `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
 	Forward     forwardCmd          `cmd:"" help:"Relay every client to another socket, until SIGTERM or SIGINT."`
-	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running relay for an answer on every --listen address; exit status 0 or 1."`
-	Inspect     inspectCmd          `cmd:"" help:"Say what a path is: its file type, and of a socket its type, whether it is live, who listens, how full the backlog is, and why it does not work."`
-	Pair        pairCmd             `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair: without an address."`
-	SendFile    sendFileCmd         `cmd:"" help:"Hand over open files for the server to read, and print their SHA-256."`
-	Share       shareCmd            `cmd:"" help:"Fill sealed memory, hand it over for the server to map, and print its SHA-256."`
+	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running relay for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
+	Inspect     inspectCmd          `cmd:"" help:"Inspect a path: show its file type and, for a socket, its type, whether it is live, which user and process listen, how full the backlog is, and why it does not work."`
+	Pair        pairCmd             `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair, which has no address."`
+	SendFile    sendFileCmd         `cmd:"" help:"Send descriptors of files for the server to read, and print their SHA-256."`
+	Share       shareCmd            `cmd:"" help:"Fill sealed memory, send its descriptor for the server to map, and print its SHA-256."`
 
 	PairChild pairChildCmd `cmd:"" hidden:"" help:"The child of pair."`
 }
 
 func main() {
-	// A reader of the output that goes away must not end the process before
-	// it has removed its socket: the write fails instead.
+	// If the reader of the output ends, SIGPIPE must not end this process
+	// before it has removed its socket: the write fails instead.
 	signal.Ignore(syscall.SIGPIPE)
-	os.Exit(cli.Main("client", "Send to a Unix domain socket and print what comes back.", &commands{},
+	os.Exit(cli.Main("client", "Send to a Unix domain socket and print the reply.", &commands{},
 		[]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP},
 		kong.Vars{"message": defaultMessage}))
 }

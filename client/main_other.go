@@ -1,7 +1,7 @@
 //go:build !linux
 
-// Command client runs on Linux; elsewhere it says so, and is not a page of
-// names that package unix does not have there.
+// Command client runs on Linux. On other systems it prints that, because
+// package unix does not have the needed names there.
 package main
 
 import (
@@ -11,6 +11,6 @@ import (
 )
 
 func main() {
-	fmt.Fprintf(os.Stderr, "client: needs Linux, whose epoll, SO_PEERCRED and abstract names it uses, and this is %s: run it in a container: docker compose run --rm client\n", runtime.GOOS)
+	fmt.Fprintf(os.Stderr, "client: needs Linux, whose epoll, SO_PEERCRED and abstract names it uses, and this is %s; run it in a container: docker compose run --rm client\n", runtime.GOOS)
 	os.Exit(1)
 }

@@ -24,7 +24,7 @@ func run(t *testing.T, d, stdin string, args ...string) (status int, stdout, std
 	return testkit.Run(t, d, stdin, append([]string{"client"}, args...)...)
 }
 
-// listen is a server's socket in a fresh directory with a short path.
+// listen returns a server's socket in a new directory with a short path.
 func listen(t *testing.T) (d string, l net.Listener) {
 	t.Helper()
 	d = dir(t)

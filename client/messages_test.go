@@ -19,7 +19,7 @@ import (
 
 var networks = map[string]string{"stream": "unix", "datagram": "unixgram", "seqpacket": "unixpacket"}
 
-// listenDatagram is a datagram server's socket in a fresh directory.
+// listenDatagram returns a datagram server's socket in a new directory.
 func listenDatagram(t *testing.T) (d string, conn *net.UnixConn) {
 	t.Helper()
 	d = dir(t)
@@ -30,7 +30,7 @@ func listenDatagram(t *testing.T) (d string, conn *net.UnixConn) {
 	return d, conn
 }
 
-// next is the next datagram and who sent it.
+// next returns the next datagram and its sender.
 func next(t *testing.T, conn *net.UnixConn) (message string, client net.Addr) {
 	t.Helper()
 	buf := make([]byte, 100)
@@ -62,7 +62,7 @@ func TestWrongTypeIsAnErrorThatNamesTheRightOne(t *testing.T) {
 				if status != 1 || stdout != "" {
 					t.Errorf("exit status %d, output %q", status, stdout)
 				}
-				want := fmt.Sprintf("client: connect %s:s: protocol wrong type for socket (EPROTOTYPE): s is a %s socket: use %s:s\n", asked, real, real)
+				want := fmt.Sprintf("client: connect %s:s: protocol wrong type for socket (EPROTOTYPE): s is a %s socket; use %s:s\n", asked, real, real)
 				if diff := cmp.Diff(want, stderr); diff != "" {
 					t.Errorf("(-want +got):\n%s", diff)
 				}
@@ -135,7 +135,7 @@ func TestDatagramServerThatDoesNotAnswer(t *testing.T) {
 	if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	wantWords(t, stderr, "client: no answer for 50ms: 0 messages are back", "paused or overloaded")
+	wantWords(t, stderr, "client: no answer for 50ms: received 0 messages", "paused or overloaded")
 	wantFiles(t, d, "s")
 }
 
@@ -149,7 +149,7 @@ func TestReplyOfAnotherLengthIsFailure(t *testing.T) {
 	if status := p.Status(t); status != 1 || p.Out.String() != "" {
 		t.Errorf("exit status %d, output %q", status, &p.Out)
 	}
-	wantWords(t, p.Err.String(), "client: a message of 5 bytes came back as one of 4: that is no echo server")
+	wantWords(t, p.Err.String(), "client: a message of 5 bytes was answered with 4 bytes; the server is not an echo server")
 	wantFiles(t, d, "s")
 }
 
@@ -168,11 +168,11 @@ func TestSeqpacketServerThatClosesEarlyIsFailure(t *testing.T) {
 	if status := p.Status(t); status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, p.Err.String(), "client: the server closed the connection: 0 messages are back, the next of 5 bytes is not")
+	wantWords(t, p.Err.String(), "client: received 0 messages, but not the next one of 5 bytes, before the server closed the connection")
 	wantFiles(t, d, "s")
 }
 
-func TestUDPClientTellsHowManyAreLost(t *testing.T) {
+func TestUDPClientReportsHowManyAreLost(t *testing.T) {
 	t.Parallel()
 	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	check(t, err)
@@ -203,7 +203,7 @@ func TestUDPClientTellsHowManyAreLost(t *testing.T) {
 	}
 	status, stdout, stderr := run(t, dir(t), in.String(), "--connect", "udp:"+conn.LocalAddr().String(),
 		"--chunk", "3", "--window", "4", "--timeout", "500ms", "--log-level", "warn", "-")
-	if status != 1 || stderr != "client: 4 of 12 messages did not come back\n" {
+	if status != 1 || stderr != "client: 4 of 12 messages were not echoed\n" {
 		t.Errorf("exit status %d, error %q", status, stderr)
 	}
 	if diff := cmp.Diff(want.String(), stdout); diff != "" {
@@ -211,7 +211,7 @@ func TestUDPClientTellsHowManyAreLost(t *testing.T) {
 	}
 }
 
-// The source's server, but for its messages, over the two other types.
+// The original server with other messages, over the two other types.
 const pythonMessages = `
 import socket, sys
 kind = sys.argv[1]
@@ -292,8 +292,8 @@ func TestMessageAndPathThatAreNotUTF8GoByteForByte(t *testing.T) {
 	}
 }
 
-// What a slow server still sends to the name that was given must not be taken
-// for the answer to what is sent again.
+// What a slow server still sends to the first name must not count as the
+// answer to a message sent again.
 func TestResumingDatagramClientHasANewName(t *testing.T) {
 	t.Parallel()
 	d, conn := listenDatagram(t)

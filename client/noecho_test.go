@@ -33,7 +33,7 @@ func TestNoEchoTalksToHTTPServer(t *testing.T) {
 	}
 }
 
-// The source names the X Window System.
+// The tutorial behind this project names the X Window System.
 func TestNoEchoTalksToXServer(t *testing.T) {
 	t.Parallel()
 	need(t, "Xvfb", "xvfb")
@@ -44,7 +44,7 @@ func TestNoEchoTalksToXServer(t *testing.T) {
 	// A connection setup: byte order l, version 11.0, no authorization.
 	const setup = "l\x00\x0b\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 	status, stdout, stderr := run(t, d, setup, "--no-echo", "--hex", "--connect", socket, "-")
-	// 1: success. The protocol's version comes back.
+	// 1 means success; the protocol's version follows.
 	if status != 0 || !strings.HasPrefix(stdout, "00000000  01 00 0b 00 ") || !strings.Contains(stdout, "|g Foundation") {
 		t.Errorf("exit status %d, output\n%s\nerror %q", status, stdout, stderr)
 	}
@@ -133,8 +133,8 @@ func TestEmptyMessageOnlyListens(t *testing.T) {
 	}
 }
 
-// What a server sends before it closes with input unread is the answer all the
-// same; nothing at all is none.
+// The bytes that a server sends before it closes with unread input are still
+// the answer. If it sends nothing, there is no answer.
 func TestNoEchoOfServerThatClosesUnread(t *testing.T) {
 	t.Parallel()
 	for network, answers := range map[string][]string{"unix": {"answer", ""}, "unixpacket": {"answer", ""}} {
@@ -168,7 +168,7 @@ func TestNoEchoOfServerThatClosesUnread(t *testing.T) {
 	}
 }
 
-// Who sends first may still want to read.
+// A server that sends first may still want to read.
 func TestNoEchoSendsToServerThatHasEndedItsDirection(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"stream", "seqpacket"} {
@@ -243,7 +243,7 @@ func TestHexDumpIsComplete(t *testing.T) {
 		want    string
 	}{
 		{"stream:s", "7", hex.Dump(all)},
-		{"seqpacket:s", "100", hex.Dump(all[:100]) + hex.Dump(all[100:200]) + hex.Dump(all[200:])}, // one a message
+		{"seqpacket:s", "100", hex.Dump(all[:100]) + hex.Dump(all[100:200]) + hex.Dump(all[200:])}, // one dump for each message
 	} {
 		t.Run(tt.address, func(t *testing.T) {
 			t.Parallel()

@@ -20,8 +20,8 @@ type pairCmd struct {
 	cli.LogFlags
 }
 
-// Run sends to a child and takes back. The child's events follow when it has
-// ended, so that the two transcripts do not mix.
+// Run sends to a child and receives the echo. It prints the child's events
+// after the child has ended, so that the two transcripts do not mix.
 func (c *pairCmd) Run(ctx context.Context, std cli.Std) error {
 	conn, other, err := transport.Pair()
 	if err != nil {
@@ -33,7 +33,7 @@ func (c *pairCmd) Run(ctx context.Context, std cli.Std) error {
 	child.ExtraFiles = []*os.File{other} // the child's descriptor 3
 	child.Stderr = &events
 	err = child.Start()
-	_ = other.Close() // now the child's alone: when it ends, the connection does
+	_ = other.Close() // now only the child has it: when the child ends, the connection ends
 	if err != nil {
 		return fmt.Errorf("start the child: %w", err)
 	}
@@ -44,7 +44,7 @@ func (c *pairCmd) Run(ctx context.Context, std cli.Std) error {
 	if err == nil {
 		log.Info().Msg("closing socket")
 	}
-	_ = conn.Close() // which ends the child
+	_ = conn.Close() // ends the child
 	childErr := child.Wait()
 	_, _ = events.WriteTo(std.Err)
 	switch {
@@ -56,13 +56,13 @@ func (c *pairCmd) Run(ctx context.Context, std cli.Std) error {
 	return err
 }
 
-// pairChildCmd is what pair starts.
+// pairChildCmd is the command that pair starts.
 type pairChildCmd struct {
 	cli.LogFlags
 }
 
-// Run echoes until the parent closes its end, as it also does by dying. A
-// signal is the parent's affair: a terminal sends it to both.
+// Run echoes until the parent closes its end, or dies. It ignores signals,
+// because the parent handles them: a terminal sends a signal to both.
 func (c *pairChildCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err).With().Str("process", "child").Logger()
 	server := echoserver.Config{Chunk: 16, Log: log}

@@ -68,7 +68,8 @@ func TestPairEventsNameTheirProcess(t *testing.T) {
 	}
 }
 
-// startStuckPair starts a pair that cannot get on, as nobody reads its output.
+// startStuckPair starts a pair that is blocked, because no process reads its
+// output.
 func startStuckPair(t *testing.T) (p *testkit.Process, child int, output *os.File) {
 	t.Helper()
 	output, w, err := os.Pipe()
@@ -134,7 +135,7 @@ func TestChildDoesNotOutliveItsParent(t *testing.T) {
 func TestChildCommandByItselfIsFailure(t *testing.T) {
 	t.Parallel()
 	status, stdout, stderr := run(t, dir(t), "", "pair-child")
-	if status != 1 || stdout != "" || stderr != "client: as the child of client pair: descriptor 3 is no stream socket\n" {
+	if status != 1 || stdout != "" || stderr != "client: as the child of client pair: descriptor 3 is not a stream socket\n" {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
 }

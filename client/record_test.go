@@ -22,7 +22,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// talk says something through a relay before an echo, and waits for its end.
+// talk sends words through a relay before an echo, and waits for the end.
 func talk(t *testing.T, d string, relay *testkit.Process, words ...string) {
 	t.Helper()
 	conn := dialAt(t, d, "stream:r")
@@ -119,14 +119,14 @@ func TestShowLeavesAFileAlone(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "client: --show f.pcapng: the file exists, and is left alone: choose another name\n")
+	wantWords(t, stderr, "client: --show f.pcapng: the file exists, and is left alone; choose another name\n")
 	wantFiles(t, d, "f.pcapng")
 	if text, err := os.ReadFile(d + "/f.pcapng"); string(text) != "precious" {
 		t.Errorf("%q, %v", text, err)
 	}
 }
 
-// tshark decodes a capture: of each packet these fields.
+// tshark decodes these fields of each packet in a capture.
 func tshark(t *testing.T, file, filter string, fields ...string) string {
 	t.Helper()
 	testkit.StressOnly(t)
@@ -162,7 +162,7 @@ func TestShowHTTPToTshark(t *testing.T) {
 	}
 	got := tshark(t, d+"/f.pcapng", "http", "_ws.col.Protocol", "http.request.method", "http.request.uri", "http.host", "http.response.code", "http.content_length")
 	if want := "HTTP\tGET\t/what\there\t\t\nHTTP\t\t\t\t200\t100000\n"; got != want {
-		t.Errorf("tshark says %q", got)
+		t.Errorf("tshark printed %q", got)
 	}
 	if got := tshark(t, d+"/f.pcapng", "tcp.analysis.flags", "frame.number", "tcp.analysis.flags"); got != "" {
 		t.Errorf("the stream is not sound: %q", got)
@@ -170,7 +170,7 @@ func TestShowHTTPToTshark(t *testing.T) {
 	wantWords(t, tshark(t, d+"/f.pcapng", "frame.comment", "frame.comment"), fmt.Sprintf("opened uid %d gid %d pid %d to s", os.Geteuid(), os.Getegid(), os.Getpid()))
 }
 
-// pieces are the bytes of a capture, and how many pieces it says are lost.
+// pieces counts the pieces in a capture, and how many it reports as lost.
 func pieces(t *testing.T, f io.Reader) (n int, lost uint64) {
 	t.Helper()
 	r, err := pcapgo.NewNgReader(f, pcapgo.DefaultNgReaderOptions)
@@ -183,7 +183,7 @@ func pieces(t *testing.T, f io.Reader) (n int, lost uint64) {
 		check(t, err)
 		tcp, ok := gopacket.NewPacket(packet, layers.LayerTypeIPv4, gopacket.Default).TransportLayer().(*layers.TCP)
 		if !ok {
-			t.Fatalf("a packet is no TCP: %x", packet)
+			t.Fatalf("a packet is not TCP: %x", packet)
 		}
 		n += len(tcp.Payload)
 		if options.DropCount != nil {
@@ -192,7 +192,7 @@ func pieces(t *testing.T, f io.Reader) (n int, lost uint64) {
 	}
 }
 
-// lostAtLast is how many pieces a relay said at its end that its record lacks.
+// lostAtLast returns how many pieces a relay reported as lost at its end.
 func lostAtLast(t *testing.T, relay *testkit.Process) (n uint64) {
 	t.Helper()
 	found := regexp.MustCompile(`the record lacks (\d+) pieces that passed`).FindStringSubmatch(relay.Err.String())
@@ -204,8 +204,8 @@ func lostAtLast(t *testing.T, relay *testkit.Process) (n uint64) {
 	return n
 }
 
-// A disk that is full; a reader that is gone; one that does not read.
-func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
+// A full disk, a reader that has ended, and one that does not read.
+func TestF49RelayContinuesWithoutItsRecord(t *testing.T) {
 	t.Parallel()
 	const rounds = 100
 	want := sumOf(t, stream(5, 100_000))
@@ -214,7 +214,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 		for range rounds {
 			conn := dialAt(t, d, "stream:r")
 			if got, err := exchange(conn, stream(5, 100_000)); err != nil || got != want {
-				t.Fatalf("other bytes came back: %v", err)
+				t.Fatalf("received other bytes: %v", err)
 			}
 			check(t, conn.Close())
 		}
@@ -224,19 +224,20 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 		d := dir(t)
 		echoAt(t, d)
 		check(t, os.Mkdir(d+"/m", 0o755))
-		// A mount namespace of its own: the mount ends with the relay. There is room for
-		// 192 KiB, and later for all that the queue may hold.
+		// The relay has its own mount namespace, so the mount ends with the
+		// relay. There is room for 192 KiB, and later for everything that the
+		// queue may hold.
 		relay := testkit.Start(t, d, "unshare", "-rm", "sh", "-c", `mount -t tmpfs -o size=64m none m && head -c 65344k /dev/zero >m/other && exec "$0" "$@"`,
 			testkit.Program("client"), "forward", "--listen", "r", "--connect", "s", "--show", "m/f.pcapng")
 		relay.Err.Await(t, 1, "waiting for a ")
 		pass(t, d)
-		relay.Err.Await(t, 1, "cannot write the record: write m/f.pcapng: no space left on device; relaying goes on")
+		relay.Err.Await(t, 1, "cannot write the record: write m/f.pcapng: no space left on device; relaying continues")
 		inside := fmt.Sprintf("/proc/%d/root%s/m/", relay.Pid(), d)
-		f, err := os.Open(inside + "f.pcapng") // which the relay's end does not take away
+		f, err := os.Open(inside + "f.pcapng") // stays open after the relay's end
 		check(t, err)
 		defer func() { _ = f.Close() }()
 		check(t, os.Remove(inside+"other"))
-		testkit.Await(t, func() error { // until what was in the queue is written, or lost
+		testkit.Await(t, func() error { // until the queue is written, or lost
 			talk(t, d, relay, "there is room again")
 			info, err := f.Stat()
 			check(t, err)
@@ -249,7 +250,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 		relay.Terminate(t)
 		_, lost := pieces(t, f)
 		if said := lostAtLast(t, relay); lost != said {
-			t.Errorf("the record says that %d pieces are lost, the log %d", lost, said)
+			t.Errorf("the record reports %d lost pieces, the log %d", lost, said)
 		}
 	})
 	t.Run("reader gone", func(t *testing.T) {
@@ -267,7 +268,7 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 		if status := relay.Terminate(t); status != 0 {
 			t.Errorf("exit status %d", status)
 		}
-		wantWords(t, relay.Err.String(), "cannot write the record: write /dev/stdout: broken pipe; relaying goes on")
+		wantWords(t, relay.Err.String(), "cannot write the record: write /dev/stdout: broken pipe; relaying continues")
 		if lost := lostAtLast(t, relay); lost < 4*rounds {
 			t.Errorf("%d pieces are lost", lost)
 		}
@@ -296,11 +297,11 @@ func TestF49RelayGoesOnWithoutItsRecord(t *testing.T) {
 	})
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F49", Done: "a record on a file system that is full and has room again; a record into a pipe whose reader is gone; one whose reader does not read", Count: 5 * rounds,
-		Outcome: "every byte relayed; the loss is told in the log while it happens and at the end, and in the record, which stays readable and goes on where there is room",
+		Outcome: "every byte relayed; the log reports the loss while it happens and at the end, and so does the record, which stays readable and continues when there is room",
 	})
 }
 
-// What a login of PostgreSQL consists of is in the capture.
+// The capture contains all parts of a PostgreSQL login.
 func TestShowPostgreSQLToTshark(t *testing.T) {
 	testkit.StressOnly(t)
 	testkit.NeedRoot(t, "to become the user postgres")
@@ -329,7 +330,7 @@ func TestShowPostgreSQLToTshark(t *testing.T) {
 	psql.Env = append(os.Environ(), "PGPASSWORD=secret")
 	out, err := psql.CombinedOutput()
 	if err != nil || string(out) != "42\n" {
-		t.Errorf("psql says %q, %v", out, err)
+		t.Errorf("psql printed %q, %v", out, err)
 	}
 	relay.Terminate(t)
 	got := tshark(t, d+"/f.pcapng", "pgsql", "_ws.col.Protocol", "pgsql.type", "pgsql.parameter_value", "pgsql.auth.sasl.mech", "pgsql.query", "pgsql.val.data")

@@ -20,20 +20,20 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// filesFlags are what the commands have alike that hand over files.
+// filesFlags are the flags that the commands that send files share.
 type filesFlags struct {
 	Connect transport.Addr `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH (default: ${default})."`
-	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
-	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer, which takes some seconds for each GiB. 0s: no limit (default: ${default})."`
+	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
+	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer; the server needs some seconds for each GiB. 0s: no limit (default: ${default})."`
 	requireFlags
 	cli.LogFlags
 }
 
-// Validate turns away what makes no sense.
+// Validate rejects values that make no sense.
 func (c *filesFlags) Validate() error {
 	switch {
 	case c.Connect.Type != transport.Files:
-		return fmt.Errorf("--connect %s: this address takes bytes, no files: write files:PATH, where the server listens on that", c.Connect)
+		return fmt.Errorf("--connect %s: this address takes bytes, not files; write files:PATH, if the server listens there", c.Connect)
 	case c.Retry < 0:
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.Timeout < 0:
@@ -42,8 +42,8 @@ func (c *filesFlags) Validate() error {
 	return nil
 }
 
-// handOver hands over each file that open gives, and prints what the server
-// found in it as sha256sum(1) does.
+// handOver sends each file that open returns, and prints the server's result
+// for it as sha256sum(1) does.
 func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, open func(name string) (*os.File, error)) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", transcript.Escape(c.Connect.String())).Msg("connecting to " + transcript.Escape(c.Connect.Path))
@@ -71,8 +71,8 @@ func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, 
 	return nil
 }
 
-// row is a line of sha256sum's: one backslash before it says that the name is
-// escaped.
+// row returns a line in the format of sha256sum: a leading backslash means
+// that the name is escaped.
 func row(sum files.Sum, name string) string {
 	escaped := strings.NewReplacer("\\", `\\`, "\n", `\n`, "\r", `\r`).Replace(name)
 	mark := ""
@@ -83,23 +83,23 @@ func row(sum files.Sum, name string) string {
 }
 
 type sendFileCmd struct {
-	File []string `arg:"" help:"The files, which need not exist where the server is."`
+	File []string `arg:"" help:"The files. They need not exist in the server's file system."`
 	filesFlags
 }
 
-// Validate turns away what cannot be handed over.
+// Validate rejects a file that cannot be sent.
 func (c *sendFileCmd) Validate() error {
 	if slices.Contains(c.File, "-") {
-		return errors.New("send-file -: standard input may be no file: use client share -, or ./- for a file of this name")
+		return errors.New("send-file -: standard input may not be a file; use client share -, or ./- for a file of this name")
 	}
 	return c.filesFlags.Validate()
 }
 
-// Run hands over descriptors of the files themselves.
+// Run sends descriptors of the files themselves.
 func (c *sendFileCmd) Run(ctx context.Context, std cli.Std) error {
 	return c.handOver(ctx, std, c.File, func(name string) (*os.File, error) {
-		// O_NONBLOCK: opening a named pipe would wait for its writer. The
-		// server refuses it.
+		// O_NONBLOCK, because opening a named pipe would wait for its writer.
+		// The server rejects it.
 		return os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	})
 }

@@ -17,7 +17,7 @@ type shareCmd struct {
 	filesFlags
 }
 
-// Run fills memory, seals it and hands it over.
+// Run fills memory, seals it and sends it.
 func (c *shareCmd) Run(ctx context.Context, std cli.Std) error {
 	return c.handOver(ctx, std, c.File, func(name string) (*os.File, error) {
 		return seal(ctx, name, std.In)
@@ -25,7 +25,7 @@ func (c *shareCmd) Run(ctx context.Context, std cli.Std) error {
 }
 
 // seal reads a file, or in, into sealed memory. Opening and reading may wait
-// for somebody who never comes, so it is left behind when ctx ends.
+// for a writer that never comes, so seal abandons them when ctx ends.
 func seal(ctx context.Context, name string, in io.Reader) (*os.File, error) {
 	type result struct {
 		f   *os.File

@@ -13,8 +13,8 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// terminal is a pseudoterminal, pty(7): who types, and what a program has for
-// its standard input.
+// terminal returns a pseudoterminal, pty(7): the end of the user who types,
+// and the end that is a program's standard input.
 func terminal(t *testing.T) (typist, tty *os.File) {
 	t.Helper()
 	typist, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -29,8 +29,8 @@ func terminal(t *testing.T) (typist, tty *os.File) {
 	return typist, tty
 }
 
-// startTyping starts the client at a terminal that is its own, so that it gets
-// the signals that are typed there.
+// startTyping starts the client at a terminal of its own, so that it gets the
+// signals typed there.
 func startTyping(t *testing.T, d string, args ...string) (p *testkit.Process, typing func(keys string)) {
 	t.Helper()
 	typist, tty := terminal(t)
@@ -46,8 +46,7 @@ func startTyping(t *testing.T, d string, args ...string) (p *testkit.Process, ty
 
 const ctrlC, ctrlD = "\x03", "\x04"
 
-// echoRecorded answers one client of a type, and gives what it received piece by
-// piece.
+// echoRecorded answers one client of a type, and returns the received pieces.
 func echoRecorded(t *testing.T, d, kind string) (received <-chan string) {
 	t.Helper()
 	pieces := make(chan string, 100)

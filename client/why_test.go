@@ -15,8 +15,8 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// why inspects a path in a shell that first prepares something, and gives the
-// lines that say why.
+// why inspects a path in a shell that first prepares something, and returns
+// the lines that explain why.
 func why(t *testing.T, d string, as *syscall.SysProcAttr, words ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), words[0], words[1:]...)
@@ -33,7 +33,7 @@ func why(t *testing.T, d string, as *syscall.SysProcAttr, words ...string) strin
 	return lines
 }
 
-func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
+func TestInspectReportsWhichPartOfThePathDeniesAccess(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "to mount")
 	d := dir(t)
@@ -46,13 +46,13 @@ func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
 	for _, tt := range []struct {
 		mode  os.FileMode
 		gid   int
-		words string // "": it is let in
+		words string // "": it has permission
 	}{
 		{0o755, 0, ""},
 		{0o750, 10000, ""},
-		{0o750, 10001, "Group 10001 lets it in: group_add in Compose"},
-		{0o700, 10000, "chmod g+x lets its group in, which this process has"},
-		{0o700, 10001, "Group 10001 with chmod g+x lets it in, or user 0"},
+		{0o750, 10001, "Group 10001 has permission: use group_add in Compose"},
+		{0o700, 10000, "chmod g+x gives permission to its group, which this process has"},
+		{0o700, 10001, "Group 10001 with chmod g+x has permission, or user 0"},
 	} {
 		check(t, os.Chown(d+"/a", 0, tt.gid))
 		check(t, os.Chmod(d+"/a", tt.mode))
@@ -61,27 +61,27 @@ func TestInspectSaysWhichPartOfThePathRefuses(t *testing.T) {
 			if tt.words == "" && got != "" {
 				t.Errorf("%v: %q", tt, got)
 			} else if tt.words != "" {
-				wantWords(t, got, d+"/a does not let this process search it: it is "+fmt.Sprintf("%04o", tt.mode), tt.words, "this process is user 10003, group 10003, groups [10000]")
+				wantWords(t, got, d+"/a denies this process permission to search it: its mode is "+fmt.Sprintf("%04o", tt.mode), tt.words, "this process is user 10003, group 10003, groups [10000]")
 			}
 		}
 	}
-	// The last part is the socket.
+	// The last part of the path is the socket.
 	check(t, os.Chmod(d+"/a", 0o755))
 	check(t, os.Chmod(d+"/a/b/s", 0o660))
 	check(t, os.Chown(d+"/a/b/s", 0, 10001))
 	got := why(t, d, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10003, Gid: 10003}}, testkit.Program("client"), "inspect", "a/b/s")
-	wantWords(t, got, d+"/a/b/s does not let this process connect to it: it is 0660 of user 0 (root), group 10001", "Group 10001 lets it in")
+	wantWords(t, got, d+"/a/b/s denies this process permission to connect to it: its mode is 0660, of user 0 (root), group 10001", "Group 10001 has permission")
 }
 
-func TestInspectSaysThatTheFileItselfIsAMount(t *testing.T) {
+func TestInspectReportsThatTheFileItselfIsAMount(t *testing.T) {
 	t.Parallel()
 	need(t, "unshare", "util-linux")
 	d := dir(t)
 	l, err := net.Listen("unix", d+"/uds_socket")
 	check(t, err)
 	check(t, os.WriteFile(d+"/mounted", nil, 0o600))
-	// A mount namespace of its own: the mount ends with the shell. It waits between
-	// the two looks for the server's restart.
+	// The shell has its own mount namespace, so the mount ends with the shell.
+	// Between the two inspections it waits for the server's restart.
 	p := testkit.Start(t, d, "unshare", "-rm", "sh", "-ec", `mount --bind uds_socket mounted; "$0" inspect mounted; echo first >&2; read again; "$0" inspect mounted; mount -o remount,bind,ro mounted; "$0" inspect mounted`, testkit.Program("client"))
 	p.Err.Await(t, 1, "first")
 	check(t, l.Close())
@@ -94,12 +94,12 @@ func TestInspectSaysThatTheFileItselfIsAMount(t *testing.T) {
 		t.Errorf("exit status %d\n%s", status, &p.Err)
 	}
 	wantWords(t, p.Out.String(), "state     live\n", "why       it is itself a mount: when its server starts again and makes a new file, this one stays the old. Mount the directory, not the file\n",
-		"state     stale: nobody serves it\n", "why       it is itself a mount, and the file that was mounted is deleted: its server has started again and made a new one. Mount the directory",
-		"mount     read-only: it keeps others from replacing the socket, not from talking to it\n")
+		"state     stale: no process serves it\n", "why       it is itself a mount, and the file that was mounted is deleted: its server has started again and made a new one. Mount the directory",
+		"mount     read-only: the socket cannot be replaced through it, but clients can connect\n")
 	t.Logf("%s", &p.Out)
 }
 
-func TestInspectSaysThatAFileSystemCarriesNoSockets(t *testing.T) {
+func TestInspectReportsAFileSystemThatDoesNotCarrySockets(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "to mount")
 	need(t, "fuse-overlayfs", "fuse-overlayfs")
@@ -113,10 +113,10 @@ func TestInspectSaysThatAFileSystemCarriesNoSockets(t *testing.T) {
 	defer func() { check(t, l.Close()) }()
 	got := why(t, d, nil, "unshare", "-m", "sh", "-ec", `fuse-overlayfs -o lowerdir=lower,upperdir=upper,workdir=work merged
 		trap 'umount merged' EXIT; "$CLIENT" inspect merged/s`)
-	wantWords(t, got, "it is on fuse.fuse-overlayfs (fuse-overlayfs): a socket there serves only those who see it through the same mount of the same kernel as its server")
+	wantWords(t, got, "it is on fuse.fuse-overlayfs (fuse-overlayfs): a socket there works only for processes that see it through the same mount of the same kernel as its server")
 }
 
-func TestInspectSaysWhoIsWhoInAUserNamespace(t *testing.T) {
+func TestInspectReportsTheIdsInAUserNamespace(t *testing.T) {
 	t.Parallel()
 	need(t, "unshare", "util-linux")
 	d, _ := listen(t)

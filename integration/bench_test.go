@@ -15,7 +15,7 @@ import (
 
 func TestBenchEndsInTableAndPlotOfTheSameNumbers(t *testing.T) {
 	testkit.StressOnly(t) // the plot's modules take a minute to compile
-	// A copy, as the results are written beside the Makefile.
+	// A copy, because the results are written beside the Makefile.
 	dir := t.TempDir()
 	tree := exec.CommandContext(t.Context(), "sh", "-c", `cd .. && git ls-files -z | xargs -0 cp --parents -t "$0" && cp .env "$0" 2>/dev/null; true`, dir)
 	if out, err := tree.CombinedOutput(); err != nil {

@@ -24,8 +24,8 @@ type compose struct {
 	project string
 }
 
-// composes are the compose commands of this machine: in make stress both
-// versions, otherwise the newer.
+// composes returns the compose commands of this machine: with make stress both
+// versions, otherwise the newer one.
 func composes(t *testing.T) map[string][]string {
 	t.Helper()
 	found := map[string][]string{}
@@ -62,7 +62,7 @@ func (c compose) must(t *testing.T, args ...string) string {
 	return out
 }
 
-// left lists what the engine still has of the project.
+// left lists everything of the project that the engine still has.
 func (c compose) left(t *testing.T) []string {
 	t.Helper()
 	mine := filters.NewArgs(filters.Arg("label", "com.docker.compose.project="+c.project))
@@ -91,7 +91,7 @@ func (c compose) left(t *testing.T) []string {
 	return left
 }
 
-// ids are the containers of a service.
+// ids returns the containers of a service.
 func (c compose) ids(t *testing.T, service string) []string {
 	t.Helper()
 	containers, err := engine.ContainerList(t.Context(), container.ListOptions{All: true, Filters: filters.NewArgs(
@@ -135,7 +135,7 @@ func TestComposeFile(t *testing.T) {
 		if echoed != message || events != wantClient {
 			t.Errorf("client: output %q, events (-want +got):\n%s", echoed, cmp.Diff(wantClient, events))
 		}
-		// The server may be stopped before it has said that the client is gone.
+		// The server may be stopped before it has logged the client's end.
 		if _, events := logs(t, c.ids(t, "server")[0]); !strings.HasPrefix(wantServer, events) || len(events) < len(wantServer)/2 {
 			t.Errorf("server's transcript (-want +got):\n%s", cmp.Diff(wantServer, events))
 		}
@@ -170,8 +170,8 @@ func TestComposeFile(t *testing.T) {
 	})
 }
 
-// makeTarget runs make with a compose project of the test's own in dir. It
-// returns standard output and sees to it that nothing is left.
+// makeTarget runs make with the test's own compose project in dir. It returns
+// standard output and removes everything afterwards.
 func makeTarget(t *testing.T, dir, target string, env ...string) string {
 	t.Helper()
 	t.Cleanup(func() {

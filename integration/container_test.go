@@ -26,8 +26,8 @@ const (
 	message    = "This is the message.  It will be repeated."
 )
 
-// newVolume makes a named volume, which is removed after the test and the
-// containers that it starts.
+// newVolume creates a named volume. It is removed after the test and its
+// containers.
 func newVolume(t *testing.T) string {
 	t.Helper()
 	v, err := engine.VolumeCreate(t.Context(), volume.CreateOptions{Labels: labels()})
@@ -87,7 +87,7 @@ func runClient(t *testing.T, volume string, args []string, opts ...testcontainer
 	return start(t, clientImage, volume, append([]testcontainers.ContainerCustomizer{ended, testcontainers.WithCmd(args...)}, opts...)...)
 }
 
-// output is what the container wrote so far.
+// output returns everything that the container has written so far.
 func (b box) output(t *testing.T) (stdout, stderr string) {
 	t.Helper()
 	return logs(t, b.GetContainerID())
@@ -127,8 +127,8 @@ func (b box) exitCode(t *testing.T) int {
 // exec runs a command in the container and returns what it printed.
 func (b box) exec(t *testing.T, command ...string) string {
 	t.Helper()
-	// Multiplexed takes away the header of each piece of the engine's stream:
-	// it would stand before the letter that ls prints first.
+	// Multiplexed removes the header of each piece of the engine's stream.
+	// Otherwise it would stand before the first letter that ls prints.
 	status, r, err := b.Exec(t.Context(), command, tcexec.Multiplexed())
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +169,7 @@ func awaitExit(t *testing.T, id string) int {
 	}
 }
 
-// await polls what no event tells.
+// await polls for a condition that no event reports.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(50 * time.Millisecond) {
@@ -179,7 +179,8 @@ func await(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// withHost changes what start asks for; WithHostConfigModifier would replace it.
+// withHost changes the host configuration of start; WithHostConfigModifier
+// would replace it.
 func withHost(change func(h *container.HostConfig)) testcontainers.CustomizeRequestOption {
 	return func(r *testcontainers.GenericContainerRequest) error {
 		before := r.HostConfigModifier
@@ -198,7 +199,7 @@ func withUser(user string) testcontainers.CustomizeRequestOption {
 	return testcontainers.WithConfigModifier(func(c *container.Config) { c.User = user })
 }
 
-// transcripts is the source's, with the path of the volume.
+// transcripts returns the original transcripts, with the path of the volume.
 func transcripts(path string) (server, client string) {
 	server = `starting up on ` + path + `
 waiting for a connection

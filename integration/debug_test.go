@@ -23,12 +23,12 @@ func TestHexDumpIsWhatTheREADMESays(t *testing.T) {
 	}
 }
 
-// The engine's socket was made by others.
+// The engine's socket was made by another program.
 func TestClientTalksToTheEngine(t *testing.T) {
 	t.Parallel()
 	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
 	if !ok {
-		t.Fatalf("the engine is at %s, which is no Unix socket: unset DOCKER_HOST", engine.DaemonHost())
+		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
 	}
 	binary := t.TempDir() + "/client"
 	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../client")

@@ -18,11 +18,11 @@ import (
 )
 
 // A transfer is a client that sends random bytes until it is told to stop, and
-// then compares what came back.
+// then compares the bytes received.
 type transfer struct{ box }
 
-// The sums take no memory, however long it runs; the pauses leave the processor
-// to others.
+// The checksums need no memory, however long the script runs. The pauses leave
+// the processor to other processes.
 const transferScript = `
 	set -o pipefail
 	touch /tmp/parts
@@ -36,7 +36,7 @@ const transferScript = `
 	wait
 	cmp /tmp/sent /tmp/back`
 
-// startTransfer returns when bytes are on their way.
+// startTransfer returns when bytes are in flight.
 func startTransfer(t *testing.T, volume string, args []string, opts ...testcontainers.ContainerCustomizer) transfer {
 	t.Helper()
 	tr := transfer{start(t, clientImage, volume, append([]testcontainers.ContainerCustomizer{
@@ -45,25 +45,25 @@ func startTransfer(t *testing.T, volume string, args []string, opts ...testconta
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, events := tr.output(t)
-			t.Logf("the transfer says:\n%s%s", out, events)
+			t.Logf("the transfer wrote:\n%s%s", out, events)
 		}
 	})
 	tr.goesOn(t)
 	return tr
 }
 
-// quiet is for those that send much.
+// quiet is for containers that send much.
 var quiet = testcontainers.WithEnv(map[string]string{"UDS_LOG_LEVEL": "warn", "UDS_CHUNK": "65536"})
 
-// startQuietServer starts one that a transfer is for.
+// startQuietServer starts a server for a transfer.
 func startQuietServer(t *testing.T, volume string, opts ...testcontainers.ContainerCustomizer) box {
 	t.Helper()
 	ready := testcontainers.WithWaitStrategy(wait.ForExec([]string{"server", "healthcheck"}))
 	return start(t, serverImage, volume, append([]testcontainers.ContainerCustomizer{quiet, ready}, opts...)...)
 }
 
-// goesOn waits until more than all buffers hold has been sent from now on, so
-// that some of it is back.
+// goesOn waits until more bytes than all buffers hold have been sent from now
+// on, so that some of them have been echoed.
 func (tr transfer) goesOn(t *testing.T) {
 	t.Helper()
 	parts := func() int {
@@ -77,19 +77,19 @@ func (tr transfer) goesOn(t *testing.T) {
 	await(t, "the transfer to go on", func() bool { return parts() >= before+3 })
 }
 
-// end ends the transfer, and returns what the client had to say.
+// end ends the transfer, and returns the client's events.
 func (tr transfer) end(t *testing.T) (events string) {
 	t.Helper()
 	tr.exec(t, "touch", "/tmp/stop")
 	code := tr.awaitExit(t)
 	out, events := tr.output(t)
 	if code != 0 || out != "" {
-		t.Errorf("what came back is not what was sent: exit %d\n%s%s", code, out, events)
+		t.Errorf("the echo differs from the bytes sent: exit %d\n%s%s", code, out, events)
 	}
 	return events
 }
 
-func TestTransferGoesOnThroughKillsByTheEngine(t *testing.T) {
+func TestTransferContinuesThroughKillsByTheEngine(t *testing.T) {
 	t.Parallel()
 	kills := testkit.Count(2, 5)
 	volume := newVolume(t)
@@ -123,7 +123,7 @@ func TestStopByTheEngineDrains(t *testing.T) {
 	await(t, "the socket to be gone", func() bool { return tr.exec(t, "ls", "-A", "/run/uds") == "" })
 	tr.goesOn(t)
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 	if err := <-stopped; err != nil {
 		t.Error(err)
@@ -170,12 +170,12 @@ func TestTransferDoesNotNoticeNetworksAndVolumes(t *testing.T) {
 	}
 	tr.goesOn(t)
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 }
 
-// F22 in containers; the process alone is stopped in server/.
-func TestPauseByTheEngineIsWaitedForOrTold(t *testing.T) {
+// F22 in containers; the tests in server/ stop the process alone.
+func TestPauseByTheEngineIsWaitedForOrReported(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
 	server := startQuietServer(t, volume)
@@ -183,10 +183,10 @@ func TestPauseByTheEngineIsWaitedForOrTold(t *testing.T) {
 	if err := engine.ContainerPause(t.Context(), server.GetContainerID()); err != nil {
 		t.Fatal(err)
 	}
-	// Its end tells that 5 s are over.
+	// Its end shows that 5 s have passed.
 	impatient := runClient(t, volume, []string{"--timeout", "5s"})
 	out, events := impatient.output(t)
-	want := "client: no answer for 5s: 0 bytes are back of 42 sent: is the server paused or overloaded?\n"
+	want := "client: no answer for 5s: received 0 of 42 bytes; is the server paused or overloaded?\n"
 	if code := impatient.exitCode(t); code != 1 || out != "" || !strings.HasSuffix(events, want) {
 		t.Errorf("exit %d, output %q, want 1, none and that the server may be paused:\n%s", code, out, events)
 	}
@@ -195,7 +195,7 @@ func TestPauseByTheEngineIsWaitedForOrTold(t *testing.T) {
 	}
 	tr.goesOn(t)
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 }
 
@@ -206,8 +206,8 @@ const (
 	statusRequest = `printf 'GET /status HTTP/1.0\r\n\r\n' | client --no-echo --log-level warn --connect ` + adminAddress + ` -`
 )
 
-// status is what the server's admin socket, which is only for the server's own
-// user, tells.
+// status returns what the server's admin socket, which only the server's own
+// user can use, reports.
 func status(t *testing.T, volume string) (s struct {
 	Accepted, Bytes uint64
 	Refused         map[string]uint64
@@ -221,7 +221,7 @@ func status(t *testing.T, volume string) (s struct {
 	return s
 }
 
-// mustFail is a function for scripts: a command that has to fail with status 1
+// mustFail is a function for scripts: a command that must fail with status 1
 // and without output.
 const mustFail = `
 	fail() {
@@ -231,8 +231,8 @@ const mustFail = `
 	}
 `
 
-// F9 in containers; the rows of F9 and F10 are those of server/.
-func TestClientThatMayNotIsClosedBeforeAByteIsRead(t *testing.T) {
+// F9 in containers; the rows F9 and F10 come from the tests in server/.
+func TestClientThatIsNotAllowedIsClosedBeforeAByteIsRead(t *testing.T) {
 	t.Parallel()
 	const tries = 20
 	volume := newVolume(t)
@@ -301,13 +301,13 @@ func TestNameThatLiesIsOnlyAName(t *testing.T) {
 			told[uid]++
 		}
 	}
-	// Of refusals the log tells a few a second.
+	// The log shows only a few refusals a second.
 	if len(told) != 2 || told[10002] == 0 || told[10004] == 0 {
 		t.Errorf("users in the log: %v, want 10002 and 10004 alone\n%s", told, events)
 	}
 }
 
-// count is the numbers from 1, for a loop in a script.
+// count returns the numbers from 1, for a loop in a script.
 func count(n int) string { return "$(seq " + strconv.Itoa(n) + ")" }
 
 func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
@@ -350,15 +350,15 @@ func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
 				`+each+` fail client --log-level warn --connect $a --require-uid 10001 secret; done
 			done`))
 		out, events := careful.output(t)
-		const told = "the server runs as user 10003, not 10001 as --require-uid wants: nothing was sent"
+		const told = "the server runs as user 10003, not 10001 as --require-uid requires; nothing was sent"
 		if careful.exitCode(t) != 0 || strings.Count(events, "\n") != tries || strings.Count(events, told) != tries {
 			t.Errorf("exit %d, %s\n%s", careful.exitCode(t), out, events)
 		}
 		careless := runClient(t, volume, nil, shell(each+` client --log-level warn --connect $a careless; done`))
 		if out, events := careless.output(t); out != "carelesscareless" {
-			t.Errorf("the impostor serves nobody: %q\n%s", out, events)
+			t.Errorf("the impostor serves no client: %q\n%s", out, events)
 		}
-		await(t, "the impostor to say what it got", func() bool {
+		await(t, "the impostor to report what it received", func() bool {
 			_, events = impostor.output(t)
 			return strings.Count(events, "no data from") == tries+2
 		})
@@ -370,14 +370,14 @@ func TestF7ImpostorIsKeptOutOrFoundOut(t *testing.T) {
 	t.Cleanup(func() { // after the parallel parts
 		testkit.ReportFault(t, testkit.FaultRow{
 			ID: "F7", Count: tries,
-			Done:    "a client container of the stack tries to unlink and rename it, and to bind and make others beside it; and where the volume is writable, a server of another user takes the path of a killed one, and clients come with `--require-uid 10001`",
+			Done:    "a client container of the stack tries to unlink and rename it, and to bind and make others beside it; and if the volume is writable, a server of another user takes the path of a killed one, and clients connect with `--require-uid 10001`",
 			Outcome: "EROFS for all, as root too, and connecting works; 20 clients refused the impostor, which read 0 bytes",
 		})
 	})
 }
 
-// The clock belongs to the machine and to all that runs on it: a test must not
-// set it, and a container may not.
+// The clock belongs to the whole machine: a test must not set it, and a
+// container may not.
 func TestF34ClockIsNotForTestsToSet(t *testing.T) {
 	t.Parallel()
 	server := startServer(t, newVolume(t))
@@ -389,7 +389,7 @@ func TestF34ClockIsNotForTestsToSet(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	refusal := "can't set date: Operation not permitted" // busybox says so, and exits with 0
+	refusal := "can't set date: Operation not permitted" // busybox prints this, and exits with 0
 	if !strings.Contains(string(said), refusal) {
 		t.Fatalf("date -s: %s", said)
 	}

@@ -50,21 +50,21 @@ no data from
 			t.Errorf("server of %s (-want +got):\n%s", name, d)
 		}
 	}
-	// What the client has is not there for the server.
+	// The client's file is not in the server's file system.
 	if out := server.exec(t, "ls", "-A", "/dev/shm"); out != "" {
 		t.Errorf("the server has %q", out)
 	}
 }
 
-// 1 GiB changes hands in make stress, and the server, which may take 64 MiB, reads
-// it all.
+// With make stress the client passes 1 GiB, and the server, which may use 64
+// MiB, reads it all.
 func TestGiBIsHandedOverInAFewBytes(t *testing.T) {
 	volume := newVolume(t)
 	small := withHost(func(h *container.HostConfig) { h.Memory = 64 << 20 })
 	start(t, serverImage, volume, on(address+","+filesAddress), small,
 		testcontainers.WithEnv(map[string]string{"UDS_CHUNK": "65536", "UDS_LOG_LEVEL": "warn"}),
 		testcontainers.WithWaitStrategy(wait.ForExec([]string{"server", "healthcheck"})))
-	// Each command's output and events are in files, and its time on the way.
+	// Each command's output and events are in files, and its time is measured.
 	client := runClient(t, volume, nil, on(filesAddress),
 		testcontainers.WithEnv(map[string]string{"UDS_LOG_FORMAT": "json"}),
 		withHost(func(h *container.HostConfig) {

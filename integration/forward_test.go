@@ -16,8 +16,8 @@ import (
 	"github.com/testcontainers/testcontainers-go/wait"
 )
 
-// socketDir is a directory of the machine's for sockets, with a short path, open
-// to all users.
+// socketDir returns a directory of the machine for sockets, with a short path,
+// open to all users.
 func socketDir(t *testing.T) string {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
@@ -35,7 +35,7 @@ func socketDir(t *testing.T) string {
 	return d
 }
 
-// `docker run -i` ends its input, and then waits for the output: over one
+// `docker run -i` ends its input, and then waits for the output, over one
 // connection that it has taken over from HTTP.
 func TestDockerAttachesThroughARelay(t *testing.T) {
 	t.Parallel()
@@ -44,7 +44,8 @@ func TestDockerAttachesThroughARelay(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../client").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	// Its log is silent once it listens: the socket file is the sign.
+	// The relay logs nothing after it listens: the socket file shows that it
+	// does.
 	relay := exec.CommandContext(t.Context(), program, "forward", "--listen", d+"/docker.sock", "--connect", "/var/run/docker.sock", "--mode", "0600")
 	relay.Cancel = func() error { return relay.Process.Signal(os.Interrupt) }
 	if err := relay.Start(); err != nil {
@@ -68,8 +69,8 @@ func TestDockerAttachesThroughARelay(t *testing.T) {
 	}
 }
 
-// A container without a network uses one service of another, through the socket,
-// and reaches nothing else.
+// A container without a network uses one service of another container through
+// the socket, and reaches nothing else.
 func TestContainerWithoutNetworkUsesOneService(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
@@ -106,11 +107,11 @@ func TestContainerWithoutNetworkUsesOneService(t *testing.T) {
 	}
 	_, log := door.output(t)
 	if !strings.Contains(log, "connection ended") {
-		t.Errorf("the relay says:\n%s", log)
+		t.Errorf("the relay wrote:\n%s", log)
 	}
 }
 
-func TestInspectSaysWhyAMountedSocketFileIsDead(t *testing.T) {
+func TestInspectReportsWhyAMountedSocketFileIsDead(t *testing.T) {
 	t.Parallel()
 	d := socketDir(t)
 	volume := newVolume(t)
@@ -135,5 +136,5 @@ func TestInspectSaysWhyAMountedSocketFileIsDead(t *testing.T) {
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	inspect("state     stale: nobody serves it\n", "why       it is itself a mount, and the file that was mounted is deleted: its server has started again and made a new one. Mount the directory, not the file, and create this container again\n")
+	inspect("state     stale: no process serves it\n", "why       it is itself a mount, and the file that was mounted is deleted: its server has started again and made a new one. Mount the directory, not the file, and create this container again\n")
 }

@@ -8,13 +8,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// unsteady is what differs from one machine or moment to another.
+// unsteady lists the parts that differ from one machine or moment to another.
 var unsteady = []struct {
 	is *regexp.Regexp
 	as string
 }{
-	{regexp.MustCompile(`(?m)^srw\S+ \S+ \S+ /var/run/docker.sock`), "ROW"}, // whose group it is, the engine is told
-	{regexp.MustCompile(`pid \d+ \(.+\)`), "pid PID"},                       // systemd's, where it opened the socket for the engine
+	{regexp.MustCompile(`(?m)^srw\S+ \S+ \S+ /var/run/docker.sock`), "ROW"}, // the engine's configuration decides its group
+	{regexp.MustCompile(`pid \d+ \(.+\)`), "pid PID"},                       // of systemd, if it opened the socket for the engine
 	{regexp.MustCompile(`0 of \d+ connections`), "0 of MANY connections"},
 }
 
@@ -29,7 +29,7 @@ func wantREADME(t *testing.T, name, got string) {
 	}
 }
 
-func TestInspectTellsLiveFromStaleInAnotherContainer(t *testing.T) {
+func TestInspectDistinguishesLiveFromStaleInAnotherContainer(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
 	server := startServer(t, volume)

@@ -1,6 +1,6 @@
-// Package integration shows the stack as its user sees it: through images,
-// containers, volumes and the compose file. It imports nothing of the project but
-// what its tests share with others.
+// Package integration tests the stack as its user sees it: through images,
+// containers, volumes and the compose file. Of the project it imports only
+// what its tests share with other packages.
 package integration
 
 import (
@@ -26,14 +26,15 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// The images under test. They are kept between runs, so that the next one
-// builds only what has changed; `make clean` removes them.
+// The images under test. They are kept between runs, so that the next run
+// builds only the changes; `make clean` removes them.
 const (
 	serverImage = "udsecho-test-server:latest"
 	clientImage = "udsecho-test-client:latest"
 )
 
-// sessionLabel marks what a test made, with the process that made it.
+// sessionLabel marks everything that a test made, with the process that made
+// it.
 const sessionLabel = "udsecho.test"
 
 // engine is the API of the Docker Engine.
@@ -62,8 +63,8 @@ func setUp(ctx context.Context) (err error) {
 	if engine, err = client.NewClientWithOpts(client.FromEnv, client.WithAPIVersionNegotiation()); err != nil {
 		return err
 	}
-	// Ryuk, which removes what an aborted run leaves, is an image like others.
-	// What it would do is done at the next start instead.
+	// Ryuk, which removes what an aborted run leaves, is an image that would
+	// have to be pulled. Its work is done at the next start instead.
 	//nolint:staticcheck // deprecated, but nothing else tells which image it would be
 	if _, err := engine.ImageInspect(ctx, testcontainers.ReaperDefaultImage); err != nil {
 		if err := os.Setenv("TESTCONTAINERS_RYUK_DISABLED", "true"); err != nil {
@@ -109,7 +110,7 @@ func build(ctx context.Context, name string) error {
 	return nil
 }
 
-// buildArgs are the base images that images/base.sh has chosen.
+// buildArgs returns the base images that images/base.sh has chosen.
 func buildArgs() (map[string]*string, error) {
 	args := map[string]*string{}
 	f, err := os.Open("../.env")
@@ -133,25 +134,25 @@ func buildArgs() (map[string]*string, error) {
 	return args, nil
 }
 
-// session names this process so that no later one is taken for it.
+// session names this process so that no later process is mistaken for it.
 var session = processSession(os.Getpid())
 
-// processSession is a process id with the time that it started at, "" where
-// there is no such process.
+// processSession returns a process id with the start time of the process, ""
+// if there is no such process.
 func processSession(pid int) string {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return ""
 	}
-	// The command, in parentheses, may hold anything; see proc_pid_stat(5).
+	// The command, in parentheses, may contain anything; see proc_pid_stat(5).
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	return fmt.Sprintf("%d-%s", pid, fields[19])
 }
 
 var sessionName = regexp.MustCompile(`^\d+-\d+`)
 
-// aborted tells whether a name begins with the session of a process that is no
-// more.
+// aborted reports whether a name begins with the session of a process that no
+// longer exists.
 func aborted(name string) bool {
 	var pid int
 	session := sessionName.FindString(name)
@@ -159,13 +160,13 @@ func aborted(name string) bool {
 	return err == nil && processSession(pid) != session
 }
 
-// project is the compose project of this process; see removeLeftovers.
+// project returns the compose project of this process; see removeLeftovers.
 func project() string { return "udsecho-test-" + session }
 
 func labels() map[string]string { return map[string]string{sessionLabel: session} }
 
-// removeLeftovers removes the containers, volumes and images of runs that were
-// aborted: their processes are gone, and their label says which they were.
+// removeLeftovers removes the containers, volumes and images of aborted runs:
+// their processes have ended, and the label on each names its process.
 func removeLeftovers(ctx context.Context) error {
 	isLeftover := func(labels map[string]string) bool {
 		if aborted(labels[sessionLabel]) {

@@ -18,8 +18,8 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// messageTypes are the types that keep boundaries, with what the client and the
-// server say of one message: one in, one back.
+// messageTypes are the types that keep boundaries, with the output of the
+// client and the server for one message and its echo.
 var messageTypes = map[string]string{
 	"datagram": `starting up on /run/uds/s
 waiting for a message
@@ -42,7 +42,7 @@ received 'This is the message.  It will be repeated.'
 closing socket
 `
 
-// on has a container listen or connect to an address.
+// on makes a container listen or connect to an address.
 func on(address string) testcontainers.CustomizeRequestOption {
 	return testcontainers.WithEnv(map[string]string{"UDS_LISTEN": address, "UDS_CONNECT": address})
 }
@@ -104,7 +104,7 @@ func TestLargestMessageAndEmptyOne(t *testing.T) {
 			if client.exitCode(t) != 0 || out != "after" {
 				t.Errorf("exit %d, output %q", client.exitCode(t), out)
 			}
-			want := "212961 bytes, the socket sends at most 212960: raise SO_SNDBUF"
+			want := "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF"
 			if !strings.Contains(events, want) {
 				t.Errorf("no error with %q:\n%s", want, events)
 			}
@@ -112,8 +112,9 @@ func TestLargestMessageAndEmptyOne(t *testing.T) {
 	}
 }
 
-// A million numbered datagrams in make stress, from so many clients, with so many
-// in flight at once for each, while the server is paused so often.
+// With make stress: a million numbered datagrams, from this many clients, each
+// with this many messages in flight, while the server is paused this many
+// times.
 const (
 	senders       = 4
 	underWay      = 256
@@ -125,9 +126,9 @@ var (
 	pauses    = testkit.Count(2, 5)
 )
 
-// flood has the senders send their numbers to server and pauses it meanwhile.
-// It returns how many came back to each, which they print, and whether all of
-// them were the same in the same order.
+// flood makes the senders send their numbers to server and pauses it
+// meanwhile. It returns how many messages each received, which they print, and
+// whether all of them were the same in the same order.
 func flood(t *testing.T, server box, volume string, opts ...testcontainers.ContainerCustomizer) (back int, same bool) {
 	t.Helper()
 	script := fmt.Sprintf(`
@@ -144,7 +145,7 @@ func flood(t *testing.T, server box, volume string, opts ...testcontainers.Conta
 		if err := engine.ContainerPause(t.Context(), server.GetContainerID()); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(pauseDuration) // the length of the fault, nothing is waited for
+		time.Sleep(pauseDuration) // the length of the fault; nothing is waited for
 		if err := engine.ContainerUnpause(t.Context(), server.GetContainerID()); err != nil {
 			t.Fatal(err)
 		}
@@ -203,14 +204,15 @@ func TestMillionDatagramsThroughAPausedServer(t *testing.T) {
 		100-100*float64(back)/float64(senders*perSender))
 }
 
-func TestOneClientThatNeverReadsHarmsNobody(t *testing.T) {
+func TestOneClientThatNeverReadsHarmsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
 	quiet := testcontainers.WithEnv(map[string]string{"UDS_LOG_LEVEL": "warn", "UDS_TIMEOUT": "20s"})
 	address := on("datagram:/run/uds/s")
 	start(t, serverImage, volume, address, quiet, testcontainers.WithWaitStrategy(wait.ForExec([]string{"server", "healthcheck"})))
 
-	// It is frozen with many messages on their way, and reads no reply any more.
+	// The client is frozen with many messages in flight, and reads no replies
+	// any more.
 	stuck := start(t, clientImage, volume, address, shell(`yes | client --chunk 1024 --window 1000 - >/dev/null`),
 		testcontainers.WithWaitStrategy(wait.ForLog("sending standard input")))
 	if err := engine.ContainerPause(t.Context(), stuck.GetContainerID()); err != nil {

@@ -13,7 +13,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// programs is a directory with both, built as the README says.
+// programs returns a directory with both programs, built as described in the
+// README.
 func programs(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -85,12 +86,12 @@ func TestStatusIsAsTheREADMESays(t *testing.T) {
 	if out, err := client.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	// What differs from one machine, and second, to the next.
+	// The parts that differ from one machine, and second, to the next.
 	masked := func(status string) string {
 		return regexp.MustCompile(`("(go|version|uptime_seconds)": ).*[^,\n]`).ReplaceAllString(status, "${1}…")
 	}
 	var status string
-	for late := time.Now().Add(20 * time.Second); ; { // until the server has seen the client go
+	for late := time.Now().Add(20 * time.Second); ; { // until the server has noticed the client's end
 		curl := exec.CommandContext(t.Context(), "curl", "-sS", "--unix-socket", "admin", "http://localhost/status")
 		curl.Dir = dir
 		out, err := curl.CombinedOutput()

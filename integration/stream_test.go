@@ -171,7 +171,7 @@ func TestAbstractAddressDoesNotCrossContainers(t *testing.T) {
 	if _, events := server.output(t); !strings.Contains(events, "clients in other containers do not find it") {
 		t.Errorf("the server does not warn:\n%s", events)
 	}
-	// In its own network namespace the name is there.
+	// In the server's own network namespace the name exists.
 	server.exec(t, "server", "healthcheck")
 }
 
@@ -204,7 +204,7 @@ func TestHealthCheckFailsWhenTheServerIsPaused(t *testing.T) {
 	}
 }
 
-func TestClientsNameTellsClientsApart(t *testing.T) {
+func TestClientsNameDistinguishesClients(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
 	server := startServer(t, volume, testcontainers.WithEnv(map[string]string{"UDS_LOG_FORMAT": "json"}))

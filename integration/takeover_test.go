@@ -16,9 +16,9 @@ import (
 
 const allAddresses = "stream:/run/uds/uds_socket,datagram:/run/uds/uds_datagram,seqpacket:/run/uds/uds_seqpacket"
 
-// load is the script of a client container: five clients of each type at a time,
-// one after the other, and long transfers, until there is a file /tmp/stop. Each
-// must get its echo; none tries twice.
+// load is the script of a client container: five clients of each type at a
+// time, one after the other, and long transfers, until there is a file
+// /tmp/stop. Each client must get its echo at the first try.
 const load = `
 	one() {
 		n=0
@@ -44,8 +44,8 @@ const load = `
 	echo ready
 	wait`
 
-// startLoad starts clients that are busy until stop, which returns what they
-// have to say. A long transfer has size bytes: it must end within the server's
+// startLoad starts clients that are busy until stop, which returns their
+// reports. A long transfer has size bytes: it must end within the server's
 // drain timeout.
 func startLoad(t *testing.T, volume string, size int, opts ...testcontainers.ContainerCustomizer) (stop func() string) {
 	t.Helper()
@@ -94,7 +94,7 @@ func TestTakeoverBetweenContainersUnderLoad(t *testing.T) {
 
 // A client in another container, of the group that may connect, of a user that
 // may not.
-func TestStrangerInAnotherContainerIsTurnedAway(t *testing.T) {
+func TestStrangerInAnotherContainerIsRejected(t *testing.T) {
 	t.Parallel()
 	for _, a := range strings.Split(allAddresses, ",") {
 		t.Run(a, func(t *testing.T) {
@@ -107,16 +107,16 @@ func TestStrangerInAnotherContainerIsTurnedAway(t *testing.T) {
 
 			stranger := runClient(t, volume, nil, to, withClients, withUser("10003:10000"))
 			out, events := stranger.output(t)
-			if code := stranger.exitCode(t); code != 1 || out != "" || !strings.Contains(events, "let this process in, which is 10003:10000\n") {
+			if code := stranger.exitCode(t); code != 1 || out != "" || !strings.Contains(events, "uid 10003 gid 10000\n") {
 				t.Errorf("the stranger: exit %d, output %q\n%s", code, out, events)
 			}
 			await(t, "the refusal in the log", func() bool {
 				_, events := server.output(t)
-				return strings.Contains(events, "turned a client away: user 10003, group 10000 is not allowed cause=user gid=10000 peer=/run/clients/client.") &&
+				return strings.Contains(events, "rejected a client: user 10003, group 10000 is not allowed cause=user gid=10000 peer=/run/clients/client.") &&
 					strings.Contains(events, " pid=unknown refused=1 uid=10003\n")
 			})
 			_, events = server.output(t)
-			got := regexp.MustCompile(`WRN turned .*\n`).FindString(events)
+			got := regexp.MustCompile(`WRN rejected .*\n`).FindString(events)
 			peer := regexp.MustCompile(`client\.\S+`) // it varies
 			if d := cmp.Diff(peer.ReplaceAllString(readme(t, "refused"), ""), peer.ReplaceAllString(got, "")); d != "" {
 				t.Errorf("README.md and server (-README +server):\n%s", d)
@@ -152,7 +152,7 @@ func TestComposeServiceIsReplacedUnderLoad(t *testing.T) {
 			old = ids[0]
 		}
 		t.Log(stop())
-		// The next usual command leaves the new server as it is.
+		// The next usual command does not change the new server.
 		c.must(t, "up", "-d", "server")
 		if ids := c.ids(t, "server"); len(ids) != 1 || ids[0] != old {
 			t.Errorf("servers: %v, was %s", ids, old)

@@ -11,8 +11,8 @@ import (
 	"github.com/testcontainers/testcontainers-go/wait"
 )
 
-// newSmallVolume makes a volume in memory that can be filled: of 1 MiB and 32
-// inodes. It is there while a container has it.
+// newSmallVolume creates a volume in memory that can be filled: 1 MiB and 32
+// inodes. It exists while a container uses it.
 func newSmallVolume(t *testing.T) string {
 	t.Helper()
 	v, err := engine.VolumeCreate(t.Context(), volume.CreateOptions{Labels: labels(), DriverOpts: map[string]string{
@@ -29,7 +29,7 @@ func newSmallVolume(t *testing.T) string {
 	return v.Name
 }
 
-// wantRefusal starts a server, which has to say in one line why it cannot.
+// wantRefusal starts a server that must fail with the reason in one line.
 func wantRefusal(t *testing.T, volume, want string, opts ...testcontainers.ContainerCustomizer) {
 	t.Helper()
 	b := start(t, serverImage, volume, append(opts, testcontainers.WithWaitStrategy(wait.ForExit()))...)
@@ -39,7 +39,7 @@ func wantRefusal(t *testing.T, volume, want string, opts ...testcontainers.Conta
 	}
 }
 
-// fill leaves no byte, and then no inode.
+// fill leaves no free byte, and then no free inode.
 const (
 	fillBytes  = `! dd if=/dev/zero of=/run/uds/zeros bs=4096 2>&-`
 	fillInodes = `i=0; while (: >/run/uds/f$i) 2>&-; do i=$((i + 1)); done`
@@ -50,7 +50,7 @@ func TestFullVolumeKeepsServerFromStarting(t *testing.T) {
 	volume := newSmallVolume(t)
 	holder := start(t, serverImage, volume, shell(fillBytes+"; echo filled; exec sleep 600"),
 		testcontainers.WithWaitStrategy(wait.ForLog("filled")))
-	// A socket takes no bytes.
+	// A socket uses no bytes.
 	server := startServer(t, volume)
 	if out, events := runClient(t, volume, nil).output(t); out != message {
 		t.Errorf("where no byte is left: got %q\n%s", out, events)
@@ -63,7 +63,7 @@ func TestFullVolumeKeepsServerFromStarting(t *testing.T) {
 	wantRefusal(t, volume, "(ENOSPC)")
 }
 
-func TestFullVolumeDoesNotDisturbWhoIsConnected(t *testing.T) {
+func TestFullVolumeDoesNotDisturbConnectedClients(t *testing.T) {
 	t.Parallel()
 	volume := newSmallVolume(t)
 	server := startQuietServer(t, volume)
@@ -78,7 +78,7 @@ func TestFullVolumeDoesNotDisturbWhoIsConnected(t *testing.T) {
 		t.Errorf("a client with a name: exit %d, want 1 and one line with ENOSPC:\n%s", own.exitCode(t), events)
 	}
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 }
 
@@ -87,7 +87,7 @@ func TestReadOnlyVolumeKeepsServerFromStarting(t *testing.T) {
 	wantRefusal(t, newVolume(t), "(EROFS)", readOnly)
 }
 
-func TestVolumeThatBecomesReadOnlyDoesNotDisturbWhoIsConnected(t *testing.T) {
+func TestVolumeThatBecomesReadOnlyDoesNotDisturbConnectedClients(t *testing.T) {
 	t.Parallel()
 	volume := newSmallVolume(t)
 	server := startQuietServer(t, volume)
@@ -106,7 +106,7 @@ func TestVolumeThatBecomesReadOnlyDoesNotDisturbWhoIsConnected(t *testing.T) {
 		t.Errorf("a new client: got %q\n%s", out, events)
 	}
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 	server.signal(t, "TERM")
 	if code := server.awaitExit(t); code != 0 {
@@ -126,7 +126,7 @@ func TestDirectoryThatIsGone(t *testing.T) {
 	server.exec(t, "rm", "-r", "/run/uds/d")
 	await(t, "the server to notice", func() bool {
 		_, events := server.output(t)
-		return strings.Contains(events, "/run/uds/d/s was removed, and cannot be made again now: ") && strings.Contains(events, "(ENOENT)")
+		return strings.Contains(events, "/run/uds/d/s was removed, and cannot be recreated now: ") && strings.Contains(events, "(ENOENT)")
 	})
 	tr.goesOn(t)
 	server.exec(t, "mkdir", "/run/uds/d")
@@ -138,6 +138,6 @@ func TestDirectoryThatIsGone(t *testing.T) {
 		t.Errorf("a new client: got %q\n%s", out, events)
 	}
 	if events := tr.end(t); events != "" {
-		t.Errorf("the client says:\n%s", events)
+		t.Errorf("the client wrote:\n%s", events)
 	}
 }

@@ -27,26 +27,27 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// An admin is what --admin serves: how the server is doing, over HTTP.
+// An admin serves --admin: the server's health and counters, over HTTP.
 type admin struct {
 	addr     transport.Addr
 	config   transport.ListenConfig
-	wait     bool // for a server that is being taken over from to let the address go
+	wait     bool // wait until the server that this one replaces has released the address
 	identity string
 	stats    *stats.Server
 	started  time.Time
 	log      zerolog.Logger
 }
 
-// Bounds of what a client of the admin socket can take.
+// Limits for a client of the admin socket.
 const (
 	adminConnections = 16
 	adminHeader      = 8 << 10
 	adminPatience    = 10 * time.Second
 )
 
-// start serves until stop is called. An address that is in use by a server that
-// is being taken over from is waited for, while the new one serves already.
+// start serves until stop is called. If the server that this one replaces
+// still has the address, start waits for it in the background, while the new
+// server serves already.
 func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 	socket, err := a.listen()
 	if err != nil && (!a.wait || !errors.Is(err, uds.ErrInUse)) {
@@ -78,7 +79,8 @@ func (a *admin) listen() (*transport.Socket, error) {
 	return socket, nil
 }
 
-// await listens once the server that is taken over from has let the address go.
+// await listens once the server that this one replaces has released the
+// address.
 func (a *admin) await(ctx context.Context) (*transport.Socket, error) {
 	again := backoff.NewExponentialBackOff()
 	again.MaxInterval = time.Second
@@ -91,8 +93,9 @@ func (a *admin) await(ctx context.Context) (*transport.Socket, error) {
 	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(0))
 }
 
-// serve serves at the socket, and at a new one whenever the file was removed, as
-// package echoserver does; until ctx ends, or something else has the path.
+// serve serves at the socket, and at a new one whenever the file was removed,
+// as package echoserver does. It ends when ctx ends, or when something else is
+// at the path.
 func (a *admin) serve(ctx context.Context, socket *transport.Socket) error {
 	server := &http.Server{
 		Handler: a.handler(), MaxHeaderBytes: adminHeader,
@@ -116,11 +119,11 @@ func (a *admin) serve(ctx context.Context, socket *transport.Socket) error {
 	}
 }
 
-// renewPeriod is how often the file is looked for.
+// renewPeriod is the time between two checks of the file.
 const renewPeriod = time.Second
 
-// renewed waits until the socket's file was removed, and makes a socket in its
-// place.
+// renewed waits until the socket's file was removed, and makes a new socket in
+// its place.
 func (a *admin) renewed(ctx context.Context, socket *transport.Socket, ended <-chan error) (*transport.Socket, error) {
 	tick := time.NewTicker(renewPeriod)
 	defer tick.Stop()
@@ -141,7 +144,7 @@ func (a *admin) renewed(ctx context.Context, socket *transport.Socket, ended <-c
 		case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
 			return nil, err
 		case err != nil:
-			a.log.Warn().Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
+			a.log.Warn().Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, transcript.Escape(err.Error()))
 		default:
 			a.log.Warn().Str("listen", transcript.Escape(renewed.Addr.String())).Msgf("%s was removed: listening again", path)
 			return renewed, nil
@@ -149,7 +152,7 @@ func (a *admin) renewed(ctx context.Context, socket *transport.Socket, ended <-c
 	}
 }
 
-// A warner writes what package http has to say as events.
+// A warner writes the errors of package http as events.
 type warner struct{ log zerolog.Logger }
 
 func (w warner) Write(line []byte) (int, error) {
@@ -186,7 +189,7 @@ func (a *admin) metrics() *prometheus.Registry {
 	counter("bytes_received_total", "Bytes received.", nil, a.stats.Bytes.Load)
 	counter("replies_dropped_total", "Replies that datagram clients did not take in time.", nil, a.stats.Dropped.Load)
 	for cause := range stats.Causes {
-		counter("refused_total", "Clients and messages turned away.", prometheus.Labels{"cause": cause.String()},
+		counter("refused_total", "Clients rejected or disconnected, and messages dropped.", prometheus.Labels{"cause": cause.String()},
 			func() uint64 { return a.stats.Refused(cause) })
 	}
 	return registry

@@ -21,7 +21,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// get asks the admin socket at path.
+// get requests a page from the admin socket at path.
 func get(t *testing.T, path, what string) string {
 	t.Helper()
 	body, err := tryGet(t, path, what)
@@ -49,7 +49,7 @@ func tryGet(t *testing.T, path, what string) (string, error) {
 	return string(body), err
 }
 
-// A status is what /status says.
+// A status is the content of /status.
 type status struct {
 	Identity                               string
 	Connections, Accepted, Messages, Bytes int
@@ -68,7 +68,7 @@ func statusOf(t *testing.T, path string) (s status) {
 	return s
 }
 
-// awaitStatus waits for a status with which ok is content.
+// awaitStatus waits for a status that ok accepts.
 func awaitStatus(t *testing.T, path string, ok func(status) bool) (s status) {
 	t.Helper()
 	testkit.Await(t, func() error {
@@ -80,7 +80,7 @@ func awaitStatus(t *testing.T, path string, ok func(status) bool) (s status) {
 	return s
 }
 
-// metric is a number in what /metrics said.
+// metric returns one number of /metrics.
 func metric(t *testing.T, metrics, name string) float64 {
 	t.Helper()
 	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(name) + ` (\S+)$`).FindStringSubmatch(metrics)
@@ -164,7 +164,7 @@ func TestAdminSocketIsTheServersUsersAlone(t *testing.T) {
 	}
 }
 
-func TestAdminAddressThatCannotBeHadEndsTheServer(t *testing.T) {
+func TestAdminAddressThatCannotBeUsedEndsTheServer(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	first := serve(t, d, "--admin", "admin")
@@ -201,8 +201,8 @@ func TestAdminGoesToTheServerThatTakesOver(t *testing.T) {
 
 	successor := serve(t, d, args...)
 	successor.Err.Await(t, 1, "took over ./uds_socket")
-	successor.Err.Await(t, 1, "admin: listen stream:admin: in use: another server holds .admin.lock: stop it first or choose another path: waiting for it")
-	// The old one drains, and shows that.
+	successor.Err.Await(t, 1, "admin: listen stream:admin: in use: another server holds .admin.lock; stop it first or choose another path: waiting for it")
+	// The old server drains, and reports that.
 	if got := statusOf(t, d+"/admin"); got.Connections != 1 {
 		t.Errorf("%+v", got)
 	}
@@ -230,8 +230,8 @@ func TestServerThatWaitsForAnAdminAddressStops(t *testing.T) {
 	other.Stop(t)
 }
 
-// Who fills the admin socket, or is slow there, keeps it from others for ten
-// seconds at most, and the echo from nobody.
+// A client that fills the admin socket, or is slow there, blocks other admin
+// clients for ten seconds at most, and echo clients not at all.
 func TestAdminHasLimitsOfItsOwn(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -248,7 +248,7 @@ func TestAdminHasLimitsOfItsOwn(t *testing.T) {
 	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	statusOf(t, d+"/admin") // once the first is turned away
+	statusOf(t, d+"/admin") // once the first client is disconnected
 	if took := time.Since(began); took < 5*time.Second {
 		t.Errorf("a seventeenth was served after %v", took)
 	}
@@ -270,12 +270,12 @@ func TestAdminHasLimitsOfItsOwn(t *testing.T) {
 	server.Stop(t)
 }
 
-// What package http says is an event like any other.
+// The errors of package http are events like any other.
 func TestAdminWithoutDescriptorsWarnsInTheLogsFormat(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--admin", "admin", "--log-format", "json")
-	statusOf(t, d+"/admin") // what it needs is open
+	statusOf(t, d+"/admin") // the descriptors that it needs are open
 	var before unix.Rlimit
 	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, nil, &before))
 	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
@@ -294,14 +294,14 @@ func TestAdminWithoutDescriptorsWarnsInTheLogsFormat(t *testing.T) {
 	}
 }
 
-func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
+func TestF46RemovedAdminSocketIsRecreated(t *testing.T) {
 	t.Parallel()
 	rounds := testkit.Count(2, 10)
 	d := dir(t)
 	server := serve(t, d, "--admin", "admin", "--mode", "0666")
 	took := time.Duration(0)
 	for i := range rounds {
-		// One that has asked already is answered over its connection.
+		// A request that has begun is answered over its connection.
 		conn := connect(t, "unix", d+"/admin")
 		_, err := io.WriteString(conn, "GET /status HTTP/1.1\r\nHost: x\r\n")
 		check(t, err)
@@ -336,7 +336,7 @@ func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
 	}
 	before := descriptors(t, server)
 
-	// It does not fight over the path, and the echo goes on.
+	// It does not fight for the path, and the echo continues.
 	check(t, os.WriteFile(d+"/admin~", []byte("precious"), 0o600))
 	check(t, os.Rename(d+"/admin~", d+"/admin"))
 	server.Err.Await(t, 1, "the admin socket is gone: listen again on stream:admin: ")
@@ -353,6 +353,6 @@ func TestF46RemovedAdminSocketIsMadeAgain(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F46", Done: "the admin socket's file removed or moved, its lock too, while a request is half sent; at last something else put in its place", Count: rounds,
-		Outcome: fmt.Sprintf("made again each time, in %.1f s at most, mode 0600; the request answered; what was put in its place left alone, with a warning, and the echo went on", took.Seconds()),
+		Outcome: fmt.Sprintf("recreated each time, in %.1f s at most, mode 0600; the request answered; the file put in its place was left alone, with a warning, and the echo continued", took.Seconds()),
 	})
 }

@@ -24,37 +24,38 @@ import (
 )
 
 // A victim dies at one of its system calls: at the nth of all its threads
-// together, counted from when [victim.arm] says so. SIGKILL comes as it enters
-// the call, so that n-1 calls happened and the nth did not.
+// together, counted from the call of [victim.arm]. SIGKILL arrives as it
+// enters the call, so n-1 calls happened and the nth did not.
 //
 // "strace -f -e inject=all:signal=KILL:when=N" counts the calls of each thread
-// for itself. Which thread a goroutine runs on is chance, so that no N would name
-// a certain call, and no row of them all. So this traces by itself, ptrace(2),
-// and leaves out the calls of [chance]: what the program does is then counted
-// alike from run to run, but for a few.
+// separately. It is random on which thread a goroutine runs, so no N would
+// name a certain call, and no series of them all calls. So this code traces by
+// itself, ptrace(2), and leaves out the calls of [chance]. Then the count
+// differs only by a few calls from run to run.
 type victim struct {
 	process *process
-	left    atomic.Int64 // calls until its death; 0: it is not to die, or is being killed
+	left    atomic.Int64 // calls until its death; 0: it need not die, or is being killed
 	armed   bool
 	calls   atomic.Int64
 	state   unix.WaitStatus // once it has ended
 }
 
-// chance are the calls by which the threads of Go's runtime start, wait for each
-// other, and are preempted. How many there are is chance, and nothing outside of
-// the process sees them.
+// chance are the calls by which the threads of Go's runtime start, wait for
+// each other, and are preempted. Their number is random, and they have no
+// effect outside of the process.
 var chance = []uint64{
 	unix.SYS_CLONE, unix.SYS_EPOLL_PWAIT, unix.SYS_FUTEX, unix.SYS_GETPID, unix.SYS_GETTID, unix.SYS_MADVISE, unix.SYS_NANOSLEEP,
 	unix.SYS_RESTART_SYSCALL, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SCHED_GETAFFINITY, unix.SYS_SCHED_YIELD,
 	unix.SYS_SIGALTSTACK, unix.SYS_TGKILL,
 }
 
-// launchVictim starts a program that dies at its nth call; 0: at none, before
-// arm.
+// launchVictim starts a program that dies at its nth call; 0: at no call,
+// before arm.
 func launchVictim(t *testing.T, n int64, d string, args ...string) *victim {
 	t.Helper()
 	v := &victim{process: testkit.Prepare(t, d, args...)}
-	// Its own group of processes, so that waiting for it waits for no other.
+	// Its own process group, so that waiting for it does not wait for another
+	// process.
 	v.process.Cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	v.arm(n)
 	started := make(chan error)
@@ -70,21 +71,21 @@ func launchVictim(t *testing.T, n int64, d string, args ...string) *victim {
 		if err := v.trace(); err != nil {
 			t.Errorf("trace %v: %v", v.process.Cmd.Args, err)
 		}
-		_ = v.process.Cmd.Wait() // trace has its state: this sees to its output
+		_ = v.process.Cmd.Wait() // trace has its state; this handles its output
 	}()
 	check(t, <-started)
 	t.Cleanup(func() { <-v.process.Ended })
 	return v
 }
 
-// arm has the victim die at its nth call from now on; 0: at none.
+// arm makes the victim die at its nth call from now on; 0: at no call.
 func (v *victim) arm(n int64) {
 	v.armed = n > 0
 	v.left.Store(n)
 	v.calls.Store(0)
 }
 
-// spare has the victim not die any more, or reports that it has been killed.
+// spare lets the victim live, or reports that it has been killed.
 func (v *victim) spare() bool { return v.left.Swap(0) > 0 || !v.armed }
 
 // trace runs the victim to its end.
@@ -131,7 +132,7 @@ func (v *victim) trace() error {
 	}
 }
 
-// counts reports whether a thread enters a call that is no [chance].
+// counts reports whether a thread enters a call that is not in [chance].
 func counts(tid int) bool {
 	var info struct {
 		op uint8
@@ -144,15 +145,15 @@ func counts(tid int) bool {
 	return errno == 0 && info.op == entry && !slices.Contains(chance, info.nr)
 }
 
-// exit waits for the end and gives the exit status, -1 after a signal.
+// exit waits for the end and returns the exit status, -1 after a signal.
 func (v *victim) exit(t testing.TB) int {
 	t.Helper()
 	v.process.Status(t)
 	return v.state.ExitStatus()
 }
 
-// lives waits until the victim has written words n times, and has it not die any
-// more; or until it has died before.
+// lives waits until the victim has written words n times, and then lets it
+// live. It returns earlier if the victim dies.
 func (v *victim) lives(t *testing.T, n int, words string) bool {
 	t.Helper()
 	late := time.After(patience)
@@ -175,12 +176,12 @@ func (v *victim) lives(t *testing.T, n int, words string) bool {
 }
 
 // A death is one try: the victim dies at call n, or reaches its goal before.
-// The calls are those that it made until its goal.
+// calls is the number of calls until its goal.
 type death func(t *testing.T, n int64) (calls int64, died bool)
 
-// deaths tries with CRASH=all in the environment, as `make crash` has it, all
-// calls from the first until the victim gets through, and else a sample of so
-// many, spread over them.
+// With CRASH=all in the environment, as set by `make crash`, deaths tries all
+// calls from the first until the victim reaches its goal. Otherwise it tries a
+// sample of this many calls, spread over them.
 func deaths(t *testing.T, sample int64, try death) (kills, calls int64) {
 	const workers = 4
 	var (
@@ -230,14 +231,14 @@ func deaths(t *testing.T, sample int64, try death) (kills, calls int64) {
 		})
 	}
 	pool.Wait()
-	if all { // to standard output, also of what passes
+	if all { // to standard output, also for tests that pass
 		fmt.Printf("%s: killed at %d system calls, %d violations\n", t.Name(), kills, violations)
 	}
 	return kills, calls
 }
 
-// foreign is what is not the servers' in their directory: a file, and the socket
-// of another program that lives.
+// foreign are the files in the servers' directory that do not belong to them:
+// a file, and the socket of another program that is running.
 type foreign struct {
 	d      string
 	before []unix.Stat_t
@@ -266,7 +267,7 @@ func (f foreign) stat(t *testing.T) []unix.Stat_t {
 	return all
 }
 
-// alone checks that nothing but it is there, as it was.
+// alone checks that only the foreign files are there, unchanged.
 func (f foreign) alone(t *testing.T) {
 	t.Helper()
 	wantFiles(t, f.d, foreigners...)
@@ -284,11 +285,11 @@ func (f foreign) alone(t *testing.T) {
 	check(t, conn.Close())
 }
 
-// everywhere are the addresses of all kinds, as [exchange] knows them.
+// everywhere are addresses of all kinds, as [exchange] knows them.
 var everywhere = []string{"--listen", "stream:s", "--listen", "seqpacket:q", "--listen", "datagram:d", "--listen", "files:f"}
 
-// wantServed has every address answer within 2 s, though it may refuse until
-// then.
+// wantServed wants every address to answer within 2 s; until then it may
+// refuse.
 func wantServed(t *testing.T, d string) {
 	t.Helper()
 	deadline := time.Now().Add(2 * time.Second)
@@ -306,7 +307,7 @@ func wantServed(t *testing.T, d string) {
 	}
 }
 
-// end ends a server, which must leave nothing but what is foreign.
+// end ends a server, which must leave only the foreign files.
 func (f foreign) end(t *testing.T, p *process, exit func(testing.TB) int) {
 	t.Helper()
 	p.Signal(t, syscall.SIGTERM)
@@ -316,7 +317,7 @@ func (f foreign) end(t *testing.T, p *process, exit func(testing.TB) int) {
 	f.alone(t)
 }
 
-// next starts a program that is a server, and waits until it serves.
+// next starts a server program, and waits until it serves.
 func next(t *testing.T, d string, args ...string) *process {
 	t.Helper()
 	p := start(t, d, args...)
@@ -371,8 +372,8 @@ func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 	})
 }
 
-// A handover is what a server has when a successor comes: a connection that is
-// in use, and a datagram client that does not read its replies.
+// A handover is the state of a server when a successor starts: a connection in
+// use, and a datagram client that does not read its replies.
 type handover struct {
 	foreign
 	args []string
@@ -389,7 +390,7 @@ func newHandover(t *testing.T) *handover {
 	return &handover{foreign: putForeign(t, d), args: args}
 }
 
-// use has the server used, which runs.
+// use uses the running server.
 func (h *handover) use(t *testing.T) {
 	t.Helper()
 	h.conn = connect(t, "unix", h.d+"/s")
@@ -407,8 +408,8 @@ func (h *handover) use(t *testing.T) {
 	check(t, exchange(h.d, 2, "behind them", time.Now().Add(patience))) // they have been received
 }
 
-// wantRight sees to what was accepted: the connection echoes, or is told where
-// its server may have gone, and the replies are the first ones in their order.
+// wantRight checks the accepted clients. The connection echoes, or has ended
+// if its server may have ended. The replies are the first ones in their order.
 func (h *handover) wantRight(t *testing.T, gone bool) {
 	t.Helper()
 	told := []error{io.EOF, io.ErrUnexpectedEOF, unix.ECONNRESET, unix.EPIPE}
@@ -416,7 +417,7 @@ func (h *handover) wantRight(t *testing.T, gone bool) {
 	if err != nil && !(gone && slices.ContainsFunc(told, func(end error) bool { return errors.Is(err, end) })) {
 		t.Errorf("the connection: %v", err)
 	}
-	check(t, h.mute.SetReadDeadline(time.Now().Add(time.Millisecond))) // what is there, and no more
+	check(t, h.mute.SetReadDeadline(time.Now().Add(time.Millisecond))) // reads the waiting replies, and no more
 	for i := range unread {
 		got := make([]byte, 100)
 		n, err := h.mute.Read(got)
@@ -431,10 +432,11 @@ func (h *handover) wantRight(t *testing.T, gone bool) {
 	check(t, errors.Join(h.conn.Close(), h.mute.Close()))
 }
 
-// servesOn waits until a server whose successor is gone serves on, or has ended.
+// servesOn waits until a server whose successor has ended continues to serve,
+// or has ended.
 func servesOn(p *process) bool {
 	for {
-		on, more := p.Err.Count("is gone: serving on")
+		on, more := p.Err.Count("has ended; continuing to serve")
 		if on > 0 {
 			return true
 		}
@@ -460,7 +462,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			v.lives(t, addresses, taken)
 			calls := v.calls.Load()
 			through := strings.Count(v.process.Err.String(), taken) >= addresses
-			if !through { // nothing has changed: the old one serves
+			if !through { // nothing has changed: the old server serves
 				if v.state.Signal() != unix.SIGKILL {
 					t.Errorf("it ended by itself, %v", v.state)
 				}
@@ -470,11 +472,11 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 					t.Logf("killed at call %d\nold:\n%s\nsuccessor:\n%s", n, &old.Err, &v.process.Err)
 					return n, true
 				}
-				v = launchVictim(t, 0, h.d, h.args...) // and hands over to another
+				v = launchVictim(t, 0, h.d, h.args...) // hands over to another successor
 				v.lives(t, addresses, taken)
 			}
 			select {
-			case <-v.process.Ended: // once it served all, and had said so: to the log, if not to the old one yet
+			case <-v.process.Ended: // after it served everything, and had logged that, though the old server may not know yet
 				p := old
 				if !servesOn(old) {
 					if status := old.Status(t); status != 0 {
@@ -517,7 +519,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			}
 			for late := time.Now().Add(2 * time.Second); exchange(h.d, 0, message, late) != nil && time.Now().Before(late); time.Sleep(10 * time.Millisecond) {
 				select {
-				case <-successor.Ended: // it ended as its server died
+				case <-successor.Ended: // it ended because its server died
 					gaveUp.Add(1)
 					successor = next(t, h.d, h.args...)
 				default:
@@ -540,7 +542,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 	})
 }
 
-// transfer is what a client is to send, in two parts.
+// transfer returns the input of a client, in two parts.
 func transfer() (first, rest string) {
 	var b strings.Builder
 	for i := range 8000 {
@@ -565,7 +567,7 @@ func TestDeathAtAnySystemCallOfAClient(t *testing.T) {
 		exit := v.exit(t)
 		calls := v.calls.Load()
 		if back := v.process.Out.String(); !strings.HasPrefix(first+rest, back) || exit == 0 && back != first+rest {
-			t.Errorf("exit status %d, %d bytes came back of %d", exit, len(back), len(first+rest))
+			t.Errorf("exit status %d, received %d of %d bytes", exit, len(back), len(first+rest))
 		}
 		if exit != 0 && v.state.Signal() != unix.SIGKILL {
 			t.Errorf("exit status %d: %s", exit, &v.process.Err)
@@ -610,7 +612,7 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 		calls := v.calls.Load()
 		check(t, <-written)
 		if status := client.Status(t); status != 0 || !bytes.Equal([]byte(client.Out.String()), []byte(first+rest)) {
-			t.Errorf("exit status %d, %d bytes came back of %d, error %q", status, len(client.Out.String()), len(first+rest), &client.Err)
+			t.Errorf("exit status %d, received %d of %d bytes, error %q", status, len(client.Out.String()), len(first+rest), &client.Err)
 		}
 		if !died {
 			v.process.Signal(t, syscall.SIGTERM)

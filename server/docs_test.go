@@ -14,8 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// Every command, with every flag and its variable, is in docs/options.md, and
-// nothing else is.
+// docs/options.md contains every command, with every flag and its variable,
+// and nothing else.
 func TestOptionsAreThoseOfTheHelp(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../docs/options.md")
@@ -71,8 +71,8 @@ func TestOptionsAreThoseOfTheHelp(t *testing.T) {
 	}
 }
 
-// Whoever looks for a line that a program has written has to find it. What
-// varies in a text, and what the system says, is left out.
+// A user who searches for a line that a program has written must find it.
+// Values that vary, and texts of the system, are not compared.
 func TestTextsOfTroubleshootingAreInTheSources(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../docs/troubleshooting.md")
@@ -116,7 +116,7 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 	for _, document := range documents {
 		text, err := os.ReadFile(document)
 		check(t, err)
-		// What is in a block is no heading and no link.
+		// Text in a code block is neither a heading nor a link.
 		texts[document] = regexp.MustCompile("(?s)```.*?```").ReplaceAllString(string(text), "")
 		anchors[document] = map[string]bool{}
 		for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(texts[document], -1) {

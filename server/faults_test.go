@@ -32,7 +32,7 @@ func awaitServer(t *testing.T, admin string) {
 	})
 }
 
-// pause stops a process until the test has it go on.
+// pause stops a process until the test calls goOn.
 func pause(t *testing.T, p *process) (goOn func()) {
 	t.Helper()
 	p.Signal(t, syscall.SIGSTOP)
@@ -40,7 +40,7 @@ func pause(t *testing.T, p *process) (goOn func()) {
 	return func() { t.Helper(); p.Signal(t, syscall.SIGCONT) }
 }
 
-// connect is a connection of type network, "unix" or "unixpacket".
+// connect returns a connection of type network, "unix" or "unixpacket".
 func connect(t *testing.T, network, path string) *net.UnixConn {
 	t.Helper()
 	conn, err := net.DialUnix(network, nil, &net.UnixAddr{Name: path, Net: network})
@@ -50,7 +50,7 @@ func connect(t *testing.T, network, path string) *net.UnixConn {
 	return conn
 }
 
-// echoed sends words and tells what comes instead of them.
+// echoed sends words and returns an error if the echo differs.
 func echoed(conn net.Conn, words string) error {
 	if _, err := io.WriteString(conn, words); err != nil {
 		return err
@@ -65,7 +65,7 @@ func echoed(conn net.Conn, words string) error {
 	return nil
 }
 
-// p99 is that of so many echoes, in a row.
+// p99 returns the 99th percentile of consecutive echoes.
 func p99(t *testing.T, conn net.Conn) time.Duration {
 	t.Helper()
 	took := make([]time.Duration, 5000)
@@ -78,7 +78,7 @@ func p99(t *testing.T, conn net.Conn) time.Duration {
 	return took[len(took)*99/100]
 }
 
-// A footprint is what a server needs by its own word.
+// A footprint is the resource use that a server reports.
 type footprint struct {
 	connections, descriptors, goroutines int
 	memory                               float64 // resident, in MiB
@@ -97,7 +97,7 @@ func (f footprint) String() string {
 	return fmt.Sprintf("%.1f MiB, %d descriptors, %d goroutines", f.memory, f.descriptors, f.goroutines)
 }
 
-func TestF8RemovedSocketFilesAreMadeAgain(t *testing.T) {
+func TestF8RemovedSocketFilesAreRecreated(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	var servers []*process
@@ -147,7 +147,7 @@ func TestF8RemovedSocketFilesAreMadeAgain(t *testing.T) {
 	servers[1].Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F8", Done: "socket files of three types removed, with and without `--takeover`", Count: rounds * len(paths),
-		Outcome: fmt.Sprintf("the health check failed; every socket was made again, in %.1f s at most", slowest.Seconds()),
+		Outcome: fmt.Sprintf("the health check failed; every socket was recreated, in %.1f s at most", slowest.Seconds()),
 	})
 }
 
@@ -162,7 +162,7 @@ func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
 	send := func(fd int, fds ...int) {
 		t.Helper()
 		err := unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-		if err != unix.EPERM { // with SO_PASSRIGHTS off the kernel turns them away itself
+		if err != unix.EPERM { // with SO_PASSRIGHTS off the kernel rejects them itself
 			check(t, err)
 		}
 		sent += len(fds)
@@ -179,7 +179,7 @@ func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
 		check(t, unix.Close(fd))
 	}
 	goOn()
-	for range 1000 { // two sockets, each of which lies in the other's queue
+	for range 1000 { // two sockets, each of which is in the other's queue
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		check(t, err)
 		send(fds[0], fds[0], pipe[1])
@@ -245,7 +245,7 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 	filled.Wait()
 	during := footprintOf(t, d+"/admin")
 	beside := p99(t, honest)
-	for range 2 { // the machine has others to serve, too
+	for range 2 { // the machine runs other processes, too
 		if beside > 2*alone {
 			alone, beside = max(alone, p99(t, honest)), min(beside, p99(t, honest))
 		}
@@ -265,7 +265,7 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F17", Done: "clients of streams and seqpacket that send all they can and never read", Count: n,
-		Outcome: fmt.Sprintf("%.1f MiB taken, then no more; the server grew from %.1f to %.1f MiB; p99 of another client %d µs, alone %d µs; all turned away at `--write-timeout`",
+		Outcome: fmt.Sprintf("%.1f MiB taken, then no more; the server grew from %.1f to %.1f MiB; p99 of another client %d µs, alone %d µs; all disconnected at `--write-timeout`",
 			float64(taken.Load())/(1<<20), before.memory, during.memory, beside.Microseconds(), alone.Microseconds()),
 	})
 }
@@ -280,7 +280,7 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 	var idle []*net.UnixConn
 	for i := range n {
 		conn := connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
-		if i%4 < 2 { // half of them say something first
+		if i%4 < 2 { // half of them send something first
 			check(t, echoed(conn, "then silence"))
 		}
 		idle = append(idle, conn)
@@ -291,7 +291,7 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 	echoes := 0
 	for s := (status{}); s.Refused["idle"] < n; s = statusOf(t, d+"/admin") {
 		check(t, echoed(honest, message))
-		if echoes++; echoes%5 == 0 { // a byte at a time, and slower than others
+		if echoes++; echoes%5 == 0 { // a byte at a time, and slower than other clients
 			check(t, echoed(slow, "x"))
 		}
 		<-again.C
@@ -308,12 +308,12 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F18", Done: "clients of streams and seqpacket that say nothing, or nothing more", Count: n,
-		Outcome: "all turned away at `--idle-timeout` and counted; one that speaks, and one that sends a byte at a time, served throughout",
+		Outcome: "all disconnected at `--idle-timeout` and counted; one that sends, and one that sends a byte at a time, served throughout",
 	})
 }
 
 // crowd is another user's process, this program again: it opens connections
-// until none is left to have, and holds them until its standard input ends.
+// until it can open no more, and holds them until its standard input ends.
 func crowd(attempts string) error {
 	n, err := strconv.Atoi(attempts)
 	if err != nil {
@@ -336,7 +336,7 @@ func crowd(attempts string) error {
 	return err
 }
 
-// anybodys is a copy of this program that other users may run.
+// anybodys returns a copy of this program that other users may run.
 func anybodys(t *testing.T) string {
 	t.Helper()
 	own, err := os.Open("/proc/self/exe")
@@ -476,7 +476,7 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F20", Done: "clients with `--retry` at a full backlog of a stopped server", Count: n,
-		Outcome: "all served once it went on; one whose `--retry` was over before told so, exit 1",
+		Outcome: "all served once it continued; one whose `--retry` was over before reported that, exit 1",
 	})
 }
 
@@ -496,7 +496,7 @@ func TestF21ServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
 	for _, client := range clients {
 		client.Err.Await(t, 1, "sending ")
 	}
-	// The log tells 5 times a second at most: the sixth takes that long.
+	// The log has at most 5 lines a second: the sixth takes that long.
 	server.Err.Await(t, 6, "cannot accept: too many open files: trying again in 100ms")
 	began := time.Now()
 	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &before, nil))
@@ -521,7 +521,7 @@ func TestF21ServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
 	})
 }
 
-func TestF22StoppedServerGoesOn(t *testing.T) {
+func TestF22StoppedServerContinues(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	// The deadlines are shorter than the stop, which must not count.
@@ -558,7 +558,7 @@ func TestF22StoppedServerGoesOn(t *testing.T) {
 		wantWords(t, stderr, tt.words)
 	}
 	waiting := start(t, d, "client", "--connect", "s")
-	<-over // it is the time that the fault takes
+	<-over // this is the time that the fault takes
 	goOn()
 	for _, conn := range conns {
 		got := make([]byte, 16)
@@ -575,8 +575,8 @@ func TestF22StoppedServerGoesOn(t *testing.T) {
 	}
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F22", Done: "clients that connect and send, half of them connected before, while the server is stopped (SIGSTOP) for 5 s; with `docker pause`: `TestPauseByTheEngineIsWaitedForOrTold`", Count: len(conns),
-		Outcome: "connecting and sending succeed; the health check and `--timeout` fail; all echoed when it goes on, none turned away for the time that it was stopped",
+		ID: "F22", Done: "clients that connect and send, half of them connected before, while the server is stopped (SIGSTOP) for 5 s; with `docker pause`: `TestPauseByTheEngineIsWaitedForOrReported`", Count: len(conns),
+		Outcome: "connecting and sending succeed; the health check and `--timeout` fail; all echoed when it continues, none disconnected because of the time that it was stopped",
 	})
 }
 
@@ -608,14 +608,14 @@ func TestF23SIGTERMWithDataInFlight(t *testing.T) {
 		t.Errorf("%d bytes are lost", lost.Load())
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F23", Done: "SIGTERM at another hundredth of 16 MiB under way; with `docker stop`: `TestStopByTheEngineDrains`", Count: n,
+		ID: "F23", Done: "SIGTERM at another hundredth of 16 MiB in flight; with `docker stop`: `TestStopByTheEngineDrains`", Count: n,
 		Outcome: fmt.Sprintf("%d bytes lost, exit 0, at most %.2f s later", lost.Load(), slices.Max(longest).Seconds()),
 	})
 }
 
-// terminate ends a server when so many bytes of what is sent are back, and
-// tells how many came back as they should and how long the server then took.
-// It is not on the test's goroutine.
+// terminate ends a server when the client has received this many bytes. It
+// returns how many bytes were echoed correctly and how long the server then
+// took. It does not run on the test's goroutine.
 func terminate(t *testing.T, sent, got []byte, after int) (back int, took time.Duration) {
 	d, err := os.MkdirTemp("", "uds")
 	if err != nil {
@@ -665,7 +665,7 @@ func terminate(t *testing.T, sent, got []byte, after int) (back int, took time.D
 		t.Errorf("after %d bytes: %v, %v", after, state, err)
 	}
 	if !bytes.Equal(got[:n+rest], sent[:n+rest]) {
-		t.Errorf("after %d bytes: other bytes came back", after)
+		t.Errorf("after %d bytes: received other bytes", after)
 	}
 	if entries, err := os.ReadDir(d); err != nil || len(entries) > 0 {
 		t.Errorf("left behind are %v, %v", entries, err)
@@ -687,10 +687,10 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	for _, tt := range []struct {
 		name, options, path, words string
 	}{
-		{"full", "nr_inodes=2", "vol/s", "no space left on device (ENOSPC): the file system of vol is full: make room"},
-		{"full to the last", "nr_inodes=1", "vol/s", "no space left on device (ENOSPC): the file system of vol is full: make room"},
-		{"read-only", "ro", "vol/s", "read-only file system (EROFS): directory vol is on a read-only file system or mount: mount it writable"},
-		{"gone", "size=4k", "vol/none/s", "no such file or directory (ENOENT): directory vol/none does not exist: create it, or mount the volume there"},
+		{"full", "nr_inodes=2", "vol/s", "no space left on device (ENOSPC): the file system of vol is full; make room"},
+		{"full to the last", "nr_inodes=1", "vol/s", "no space left on device (ENOSPC): the file system of vol is full; make room"},
+		{"read-only", "ro", "vol/s", "read-only file system (EROFS): directory vol is on a read-only file system or mount; mount it writable"},
+		{"gone", "size=4k", "vol/none/s", "no such file or directory (ENOENT): directory vol/none does not exist; create it, or mount the volume there"},
 	} {
 		d := dir(t)
 		check(t, os.Mkdir(d+"/vol", 0o755))
@@ -715,17 +715,17 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 			t.Fatal(stderr)
 		}
 	}
-	// Full: the removed socket takes its room as long as it is open.
+	// Full: the removed socket uses its inode as long as it is open.
 	check(t, os.Remove(vol+"/s"))
-	server.Err.Await(t, 2, "vol/s was removed, and cannot be made again now: listen again on stream:vol/s: no space left on device (ENOSPC)")
+	server.Err.Await(t, 2, "vol/s was removed, and cannot be recreated now: listen again on stream:vol/s: no space left on device (ENOSPC)")
 	check(t, echoed(live, "the volume is full"))
 	remount("nr_inodes=4")
 	server.Err.Await(t, 1, "vol/s was removed: listening again")
-	// Read-only: connecting needs no more.
+	// Read-only: connecting needs no write access.
 	remount("bind,ro")
 	check(t, errors.Join(echoed(live, "the volume is read-only"), echoed(connect(t, "unix", vol+"/s"), "new")))
 	remount("bind,rw")
-	// Gone, and there again.
+	// Removed, and then back.
 	if status, _, stderr := run(t, d, "", append(slices.Clone(enter), "umount", "-l", d+"/vol")...); status != 0 {
 		t.Fatal(stderr)
 	}
@@ -739,7 +739,7 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	wantFiles(t, d+"/vol")
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F32", Done: "volumes full, read-only and gone, at start and under a live connection", Count: 7,
-		Outcome: "at start one line with ENOSPC, EROFS or ENOENT and the cure, exit 1; the live connection goes on; a removed socket is made again once there is room",
+		Outcome: "at start one line with ENOSPC, EROFS or ENOENT and the cure, exit 1; the live connection continues; a removed socket is recreated once there is room",
 	})
 }
 
@@ -759,7 +759,7 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 		name := func(i int) *net.UnixAddr {
 			return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("@%s\x00%s%d", hostile, format, i)}
 		}
-		for i := range n / 2 { // each with a name of its own, each one too many
+		for i := range n / 2 { // each with a name of its own, and each above the limit
 			conn, err := net.DialUnix("unix", name(i), &net.UnixAddr{Net: "unix", Name: d + "/s"})
 			for errors.Is(err, unix.EAGAIN) {
 				conn, err = net.DialUnix("unix", name(i), &net.UnixAddr{Net: "unix", Name: d + "/s"})
@@ -776,7 +776,7 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 			_, err := nameless.Write([]byte(hostile))
 			check(t, err)
 			_, _, err = bad.WriteMsgUnix([]byte(hostile), unix.UnixRights(0), to)
-			if !errors.Is(err, unix.EPERM) { // with SO_PASSRIGHTS off the kernel turns them away itself
+			if !errors.Is(err, unix.EPERM) { // with SO_PASSRIGHTS off the kernel rejects them itself
 				check(t, err)
 			}
 		}
@@ -794,7 +794,7 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 		log := server.Err.String()
 		wantPrintable(t, log)
 		got := strings.Count(log, "\n")
-		if got < 2 || got > 15*seconds { // of three causes
+		if got < 2 || got > 15*seconds { // for three causes
 			t.Errorf("%s: %d lines in %d s", format, got, seconds)
 		}
 		lines += got

@@ -54,20 +54,20 @@ func TestFilesCalledWronglyOrInVain(t *testing.T) {
 		args   []string
 		words  string
 	}{
-		{2, []string{"--connect", "files:uds_files"}, "takes files, no bytes: use client send-file or client share"},
+		{2, []string{"--connect", "files:uds_files"}, "takes files, not bytes; use client send-file or client share"},
 		{2, []string{"bench", "--connect", "files:uds_files"}, "takes files and echoes nothing"},
-		{2, []string{"send-file", "--connect", "stream:s", "f"}, "takes bytes, no files: write files:PATH"},
-		{2, []string{"share", "--connect", "stream:s", "f"}, "takes bytes, no files: write files:PATH"},
+		{2, []string{"send-file", "--connect", "stream:s", "f"}, "takes bytes, not files; write files:PATH"},
+		{2, []string{"share", "--connect", "stream:s", "f"}, "takes bytes, not files; write files:PATH"},
 		{2, []string{"send-file"}, "expected \"<file>"},
 		{2, []string{"send-file", "-"}, "use client share -"},
 		{2, []string{"send-file", "--timeout=-1s", "f"}, "--timeout -1s"},
 		{1, []string{"send-file", "none"}, "open none: no such file or directory"},
 		{1, []string{"share", "none"}, "open none: no such file or directory"},
 		{1, []string{"share", "."}, "fill memory from .: "},
-		{1, []string{"send-file", "pipe"}, "client: pipe: the server does not read it: it is a pipe"},
-		{1, []string{"send-file", "/dev/zero"}, "/dev/zero: the server does not read it: it is a device"},
+		{1, []string{"send-file", "pipe"}, "client: pipe: the server rejected the file: it is a pipe"},
+		{1, []string{"send-file", "/dev/zero"}, "/dev/zero: the server rejected the file: it is a device"},
 		{1, []string{"send-file", "--connect", "files:none", "pipe"}, "(ENOENT)"},
-		{1, []string{"send-file", "--connect", "files:q", "/dev/zero"}, "it may listen on something else than files: there"},
+		{1, []string{"send-file", "--connect", "files:q", "/dev/zero"}, "this may not be a files: address"},
 	} {
 		status, stdout, stderr := run(t, d, "", append([]string{"client"}, tt.args...)...)
 		if status != tt.status || stdout != "" {
@@ -79,7 +79,7 @@ func TestFilesCalledWronglyOrInVain(t *testing.T) {
 	server.Stop(t)
 }
 
-// descriptors is how many a process has open.
+// descriptors returns how many descriptors a process has open.
 func descriptors(t *testing.T, p *process) int {
 	t.Helper()
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.Pid()))
@@ -93,14 +93,14 @@ func openSockets(t *testing.T, p *process) (n int) {
 	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.Pid()))
 	check(t, err)
 	for _, link := range links {
-		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, "socket:") { // or it was closed meanwhile
+		if target, err := os.Readlink(link); err == nil && strings.HasPrefix(target, "socket:") { // otherwise it was closed meanwhile
 			n++
 		}
 	}
 	return n
 }
 
-// A raw client, which says what it likes.
+// seqpacket is a raw client, which can send anything.
 func seqpacket(t *testing.T, path string) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
@@ -143,7 +143,7 @@ func TestF12MoreDescriptorsThanThereIsRoomForAreClosed(t *testing.T) {
 		check(t, unix.Close(conn))
 	}
 	wantHealthy()
-	// The last connections may just be closing.
+	// The last connections may be about to close.
 	for range 1000 {
 		if descriptors(t, server) == before {
 			break
@@ -156,11 +156,11 @@ func TestF12MoreDescriptorsThanThereIsRoomForAreClosed(t *testing.T) {
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F12", Done: "requests at `files:` with 253 descriptors, with 2, with none, with one of a device", Count: 1000,
-		Outcome: "all closed, each sender told why; the server's count of descriptors is what it was",
+		Outcome: "all closed, each sender got the reason; the server's count of descriptors is what it was",
 	})
 }
 
-// A server that may open no more says so, and recovers.
+// A server that may open no more files logs that, and recovers.
 func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -185,7 +185,7 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	const rounds = 20
 	for range rounds {
 		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}, nil))
-		if answer := ask(); answer != "error the server has as many files open as it may: try again later" {
+		if answer := ask(); answer != "error the server has reached its limit of open files; try again later" {
 			t.Errorf("at the limit: %s", answer)
 		}
 		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &limit, nil))
@@ -222,7 +222,7 @@ func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
 	if status != 1 || stdout != "" {
 		t.Errorf("exit status %d, output %q", status, stdout)
 	}
-	wantWords(t, stderr, "not 4242 as --require-uid wants: nothing was sent")
+	wantWords(t, stderr, "not 4242 as --require-uid requires; nothing was sent")
 
 	next := start(t, d, append([]string{"server"}, args...)...)
 	next.Err.Await(t, 1, "took over uds_files")
@@ -237,7 +237,7 @@ func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
 	next.Stop(t)
 }
 
-func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
+func TestFilesAreReadOnlyForAllowedUsers(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "to be another user")
 	d := dir(t)
@@ -249,7 +249,7 @@ func TestFilesAreTakenOnlyOfWhoIsAllowed(t *testing.T) {
 			t.Errorf("user %d: exit status %d, error %q", uid, status, &p.Err)
 		}
 	}
-	server.Err.Await(t, 1, "turned a client away: user 10003, group 10003 is not allowed")
+	server.Err.Await(t, 1, "rejected a client: user 10003, group 10003 is not allowed")
 	check(t, os.Remove(filepath.Join(d, "x")))
 	server.Stop(t)
 }

@@ -22,26 +22,26 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// A fleet is clients that transfer one input after another, with retry, until
-// they are told to stop.
+// A fleet is a group of clients that transfer one input after another, with
+// retry, until they are told to stop.
 type fleet struct {
 	clients []*fleetClient
 	running sync.WaitGroup
 	stop    atomic.Bool
-	came    chan struct{} // something has come back, or a client has ended
+	came    chan struct{} // bytes have arrived, or a client has ended
 }
 
 type fleetClient struct {
 	*fleet
 	addr      transport.Addr
 	rng       *rand.Rand
-	bytes     atomic.Int64 // came back, and were what was sent, in order
-	transfers atomic.Int64 // of which all came back
+	bytes     atomic.Int64 // received, equal to the bytes sent, in order
+	transfers atomic.Int64 // complete transfers
 	resumed   atomic.Int64
 	err       atomic.Pointer[error]
 }
 
-// launch starts n clients of servers in turn.
+// launch starts n clients; the servers take turns.
 func launch(t *testing.T, seed uint64, n int, servers ...transport.Addr) *fleet {
 	t.Helper()
 	f := &fleet{came: make(chan struct{}, 1)}
@@ -73,7 +73,7 @@ func (f *fleet) tell() {
 	}
 }
 
-// await waits until every client has got more back.
+// await waits until every client has received more bytes.
 func (f *fleet) await(t *testing.T, server *process) {
 	t.Helper()
 	late := time.After(patience)
@@ -97,7 +97,7 @@ func (f *fleet) await(t *testing.T, server *process) {
 	}
 }
 
-// A sum is what a fleet has done.
+// A sum is the total of a fleet.
 type sum struct{ bytes, transfers, resumed, errors int64 }
 
 func (s sum) String() string {
@@ -105,7 +105,7 @@ func (s sum) String() string {
 		s.bytes, s.transfers, s.resumed, s.errors)
 }
 
-// finish ends the transfers under way, the last of which must be whole, too.
+// finish ends the transfers in flight. The last ones must be complete, too.
 func (f *fleet) finish(t *testing.T) (s sum) {
 	t.Helper()
 	f.stop.Store(true)
@@ -156,7 +156,7 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 		err = client.Copy(ctx, conn, l, l)
 	}
 	if err == nil && l.got != size {
-		err = fmt.Errorf("%d bytes are back of %d", l.got, size)
+		err = fmt.Errorf("received %d of %d bytes", l.got, size)
 	}
 	return err
 }
@@ -177,8 +177,8 @@ func (c *fleetClient) dial(ctx context.Context) (*transport.Conn, error) {
 	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(patience))
 }
 
-// A ledger is the input of a transfer, in bursts, and its output, which must be
-// the same.
+// A ledger is the input of a transfer, in bursts, and its output, which must
+// equal the input.
 type ledger struct {
 	client     *fleetClient
 	sent, back *rand.ChaCha8
@@ -202,7 +202,7 @@ func (l *ledger) Write(p []byte) (int, error) {
 	want := make([]byte, len(p))
 	_, _ = l.back.Read(want)
 	if !bytes.Equal(p, want) {
-		return 0, fmt.Errorf("what came back after %d bytes is not what was sent", l.got)
+		return 0, fmt.Errorf("after %d bytes, the echo differs from the bytes sent", l.got)
 	}
 	l.got += int64(len(p))
 	l.client.bytes.Add(int64(len(p)))
@@ -210,7 +210,8 @@ func (l *ledger) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// sockets are one of each type in d, and the server's flags for them.
+// sockets returns one address of each type in d, and the server's flags for
+// them.
 func sockets(d string) (addrs []transport.Addr, flags []string) {
 	for _, t := range []transport.Type{transport.Stream, transport.Seqpacket, transport.Datagram} {
 		addrs = append(addrs, transport.Addr{Type: t, Path: d + "/" + string(t)})

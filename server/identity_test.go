@@ -15,7 +15,7 @@ func TestIdentityIsAFieldOfEveryEvent(t *testing.T) {
 	}
 	server.Err.Await(t, 2, "waiting for a connection")
 	if got := statusOf(t, d+"/admin").Identity; got != "node-7\x1b" {
-		t.Errorf("the status says %q", got)
+		t.Errorf("the status contains %q", got)
 	}
 	messages := ""
 	for line := range strings.Lines(server.Err.String()) {

@@ -18,7 +18,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// healthy asks the server at all addresses, two at a time, so often.
+// healthy runs health checks on all addresses, two at a time, n times.
 func healthy(t *testing.T, d string, n int, addrs ...string) {
 	t.Helper()
 	args := []string{"server", "healthcheck", "--timeout", "20s"}
@@ -35,7 +35,7 @@ func healthy(t *testing.T, d string, n int, addrs ...string) {
 	}
 }
 
-// named connects under a name of its own; without an error it has had an echo.
+// named connects with a bound name; without an error it has received an echo.
 func named(network, path, name string) (net.Conn, error) {
 	conn, err := net.DialUnix(network, &net.UnixAddr{Name: name, Net: network}, &net.UnixAddr{Name: path, Net: network})
 	if err != nil {
@@ -67,7 +67,7 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 	t.Run("at the limit of", func(t *testing.T) {
 		for name, tt := range map[string]struct {
 			cause string
-			run   []string // how the server is run
+			run   []string // the command that runs the server
 			args  []string
 			most  int // connections that one user gets
 		}{
@@ -103,9 +103,9 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 					t.Errorf("%d connections are held: %+v", len(held), s)
 				}
 				healthy(t, d, checks, addrs...)
-				statusOf(t, d+"/admin") // it has descriptors of its own
+				statusOf(t, d+"/admin") // the admin socket has descriptors of its own
 
-				// The name is worth nothing to others.
+				// Other users gain nothing by the name.
 				if asRoot() && tt.cause == "connections" {
 					asStranger(t, func() error {
 						for i, k := range kinds {
@@ -120,7 +120,7 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 						t.Errorf("%+v", s)
 					}
 				}
-				// And of little to the server's own user.
+				// The server's own user gains little.
 				awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == len(held) })
 				var more []net.Conn
 				for i := range 3 * beside {
@@ -151,18 +151,18 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 	})
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F39", Done: "health checks of all types, two at a time, of servers that are full: of connections, of those of the server's own user, of open files", Count: asked,
-		Outcome: fmt.Sprintf("all exit 0; others turned away as before, under the name of a health check too; never more than %d connections beside the limits", beside),
+		Outcome: fmt.Sprintf("all exit 0; others rejected as before, under the name of a health check too; never more than %d connections beside the limits", beside),
 	})
 }
 
-// A shortage is a server that may open no further file, and clients that have
-// connected all the same: some before and some after, who have sent something.
+// A shortage is a server that can open no further file, and clients that have
+// connected anyway: some before and some after. All have sent something.
 type shortage struct {
 	server       *process
 	held, behind []*net.UnixConn
 }
 
-// waiting is what they have sent.
+// waiting is the message that they have sent.
 const waiting = "waiting"
 
 func runShort(t *testing.T, files uint64, n int, args ...string) (s shortage) {
@@ -192,11 +192,11 @@ func runShort(t *testing.T, files uint64, n int, args ...string) (s shortage) {
 	return s
 }
 
-func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
+func TestF47ClientsThatWaitForADescriptorAtSIGTERMAreServedOrCounted(t *testing.T) {
 	t.Parallel()
 	const n = 20
 	t.Run("a server", func(t *testing.T) {
-		// The descriptors of clients that leave come free.
+		// The descriptors of clients that leave become free.
 		t.Run("whose clients leave", func(t *testing.T) {
 			t.Parallel()
 			s := runShort(t, 0, n, "--drain-timeout", patience.String())
@@ -205,7 +205,8 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 			for _, conn := range s.held {
 				check(t, conn.Close())
 			}
-			// No two share a descriptor: each leaves when it is served.
+			// Each client needs the same free descriptor, so each leaves when
+			// it is served.
 			for i, conn := range s.behind {
 				got := make([]byte, len(waiting))
 				if _, err := io.ReadFull(conn, got); err != nil || string(got) != waiting {
@@ -213,7 +214,7 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 				}
 				check(t, conn.Close())
 			}
-			if status := s.server.Status(t); status != 0 || strings.Contains(s.server.Err.String(), "turned") {
+			if status := s.server.Status(t); status != 0 || strings.Contains(s.server.Err.String(), "rejected") {
 				t.Errorf("exit status %d after:\n%s", status, &s.server.Err)
 			}
 		})
@@ -227,7 +228,7 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 					got, err := io.ReadAll(conn)
 					if len(got) == 0 {
 						told++
-					} else if string(got) != waiting { // the server's locks and so on are closed first
+					} else if string(got) != waiting { // the server's locks and other files are closed first
 						t.Errorf("client %d of %d got %q", i, n, got)
 					}
 					if err != nil && !errors.Is(err, unix.ECONNRESET) {
@@ -235,12 +236,12 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 					}
 				}
 				if told < n/2 {
-					t.Errorf("only %d of %d are turned away", told, n)
+					t.Errorf("only %d of %d are rejected", told, n)
 				}
 				if status := s.server.Status(t); status != 0 {
 					t.Errorf("exit status %d after:\n%s", status, &s.server.Err)
 				}
-				wantWords(t, s.server.Err.String(), fmt.Sprintf("turned %d clients away that had connected: no descriptor came free for them", told), `"cause":"system"`,
+				wantWords(t, s.server.Err.String(), fmt.Sprintf("rejected %d waiting clients: no descriptor became free for them", told), `"cause":"system"`,
 					fmt.Sprintf(`"refused":%d`, told))
 			})
 		}
@@ -251,9 +252,9 @@ func TestF47WhoWaitsForADescriptorAtSIGTERMIsServedOrTold(t *testing.T) {
 	})
 }
 
-// underLoad is the median and the 99th percentile of the time that an answer of
-// the admin socket takes, of a server that is run so, while 50 clients have it
-// echo all that it can.
+// underLoad returns the median and the 99th percentile of the admin socket's
+// answer time, for a server run in this way, while 50 clients make it echo as
+// much as it can.
 func underLoad(t *testing.T, run ...string) (median, p99 time.Duration) {
 	t.Helper()
 	d := dir(t)
@@ -278,9 +279,9 @@ func underLoad(t *testing.T, run ...string) (median, p99 time.Duration) {
 	return took[len(took)/2], took[len(took)*99/100]
 }
 
-// The times are told and not judged, as they are the machine's too; what others
-// get beside a loop is counted in turns by package loop's
-// TestOthersGetTheirTurnsWithOneProcessor.
+// The test reports the times and does not judge them, as they depend on the
+// machine. Package loop's TestOthersGetTheirTurnsWithOneProcessor counts the
+// turns that other goroutines get beside a loop.
 func TestF42StatusIsAnsweredWithOneProcessor(t *testing.T) {
 	need(t, "taskset", "util-linux")
 	var mine unix.CPUSet

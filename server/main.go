@@ -1,14 +1,14 @@
 //go:build linux
 
-// Command server echoes what it receives on Unix domain sockets, until it is
-// told to stop.
+// Command server echoes everything that it receives on Unix domain sockets,
+// until it is told to stop.
 //
 //	server [--listen ADDR]... [--mode OCTAL] [--chunk BYTES] [--takeover]
 //	server [--allow-uid UID]... [--max-connections N] [--admin ADDR] ...
 //	server healthcheck [--listen ADDR]...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
-// stream:PATH. On files:PATH it reads the files that clients hand over. For
+// stream:PATH. On files:PATH it reads the files that clients send. For
 // comparison there are tcp:HOST:PORT and udp:HOST:PORT.
 package main
 
@@ -22,10 +22,10 @@ import (
 
 type commands struct {
 	Serve       serveCmd            `cmd:"" default:"withargs" help:"Echo to every client, until SIGTERM or SIGINT. This is the default."`
-	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running server for an answer on every --listen address; exit status 0 or 1."`
+	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running server for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
 }
 
 func main() {
-	os.Exit(cli.Main("server", "Echo what is received on Unix domain sockets.", &commands{},
+	os.Exit(cli.Main("server", "Echo everything received on Unix domain sockets.", &commands{},
 		[]os.Signal{syscall.SIGTERM, syscall.SIGINT}))
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// transcripts are what server and client say of one message over the types that
-// keep boundaries: one in, one back.
+// transcripts are the output of server and client for one message and its
+// echo, over the types that keep boundaries.
 var transcripts = map[string]string{
 	"datagram": `starting up on ./s
 waiting for a message
@@ -67,7 +67,8 @@ func TestMessageTranscripts(t *testing.T) {
 	}
 }
 
-// loopback is a HOST:PORT that nobody else has: all of 127.0.0.0/8 is this host.
+// loopback returns a HOST:PORT that is not in use: all of 127.0.0.0/8 is this
+// host.
 func loopback() string {
 	return fmt.Sprintf("127.%d.%d.%d:7000", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
 }
@@ -86,7 +87,7 @@ func TestAllTypesInOneServer(t *testing.T) {
 		"\nstarting up on "+internet+"\nwaiting for a connection\n", server.Err.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	// Checks of the Unix sockets are not mentioned.
+	// Health checks on Unix sockets are not logged.
 	if status, stdout, stderr := run(t, d, "", append([]string{"server", "healthcheck"}, listen[:6]...)...); status != 0 || stdout+stderr != "" {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
@@ -168,7 +169,7 @@ func TestStandardInputGoesInMessages(t *testing.T) {
 	}
 }
 
-func TestNoEchoPrintsWhatComesOfEachType(t *testing.T) {
+func TestNoEchoPrintsTheAnswerOfEachType(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"stream", "datagram", "seqpacket"} {
 		t.Run(kind, func(t *testing.T) {
@@ -184,7 +185,8 @@ func TestNoEchoPrintsWhatComesOfEachType(t *testing.T) {
 				{[]string{"--chunk", "4", "-"}, "all of it", "all of it"},
 				{[]string{"--hex", "hello"}, "", "00000000  68 65 6c 6c 6f                                    |hello|\n"},
 			} {
-				// Only a datagram client waits so long, as it is not told the end.
+				// Only a datagram client waits this long, because it does not
+				// see the end.
 				args := append([]string{"client", "--no-echo", "--timeout", "2s", "--connect", kind + ":./s"}, tt.args...)
 				if status, stdout, stderr := run(t, d, tt.in, args...); status != 0 || stdout != tt.want {
 					t.Errorf("%q: exit status %d, output %q, error %q", args, status, stdout, stderr)
@@ -212,7 +214,7 @@ func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 			if status, stdout, stderr := client(d, limit); status != 0 || stdout != string(random[:limit]) {
 				t.Errorf("%d bytes: exit status %d, %d bytes of output, error %q", limit, status, len(stdout), stderr)
 			}
-			want := fmt.Sprintf("client: message too long (EMSGSIZE): %d bytes, the socket sends at most %d: raise SO_SNDBUF\n", limit+1, limit)
+			want := fmt.Sprintf("client: message too long (EMSGSIZE): %d bytes, the socket sends at most %d; raise SO_SNDBUF\n", limit+1, limit)
 			if status, stdout, stderr := client(d, limit+1); status != 1 || stdout != "" || stderr != want {
 				t.Errorf("%d bytes: exit status %d, %d bytes of output, error %q, not %q", limit+1, status, len(stdout), stderr, want)
 			}
@@ -226,7 +228,7 @@ func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 			server.Stop(t)
 
 			tooHigh := strconv.Itoa(highest + 2)
-			words := fmt.Sprintf("send buffer of %s bytes: the system allows %d: raise net.core.wmem_max", tooHigh, highest)
+			words := fmt.Sprintf("send buffer of %s bytes: the system allows %d; raise net.core.wmem_max", tooHigh, highest)
 			status, _, stderr := client(d, 1, "--sndbuf", tooHigh)
 			if status != 1 {
 				t.Errorf("exit status %d", status)
@@ -243,21 +245,21 @@ func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 }
 
 // A privileged client can send more than the server has room for. Here the
-// server is told of a system that has less: the file that says how much is
-// another one in its mount namespace.
+// server sees a system with a smaller limit: another file is mounted over the
+// limit's file in its mount namespace.
 func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
 	t.Parallel()
 	need(t, "unshare", "util-linux")
 	const rounds = 10
-	const wmem = 5000 // of which the kernel makes twice as much, less 32 bytes
+	const wmem = 5000 // the kernel doubles it and reserves 32 bytes
 	fits, large := strings.Repeat("x", 2*wmem-32), strings.Repeat("x", 2*wmem-31)
 	for kind, words := range map[string]struct{ server, client string }{
-		"datagram":  {"refused a message: ", "client: no answer for 200ms: 0 messages are back"},
-		"seqpacket": {"turned a client away: ", "client: the server closed the connection: 0 messages are back"},
+		"datagram":  {"dropped a message: ", "client: no answer for 200ms: received 0 messages"},
+		"seqpacket": {"disconnected a client: ", "client: received 0 messages, but not the next one of "},
 	} {
 		t.Run(kind, func(t *testing.T) {
 			d := dir(t)
-			// A user namespace, too, for who is not root.
+			// A user namespace as well, if the test does not run as root.
 			args := []string{"unshare", "--mount"}
 			if os.Geteuid() != 0 {
 				args = append(args, "--map-root-user")
@@ -275,7 +277,7 @@ func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
 					t.Errorf("exit status %d, %d bytes of output", status, len(stdout))
 				}
 				wantWords(t, stderr, words.client)
-				if i < 5 { // the log tells 5 times a second at most
+				if i < 5 { // the log has at most 5 lines a second
 					server.Err.Await(t, i+1, fmt.Sprintf("%smessage is larger than the receive buffer: %d bytes, %d fit", words.server, len(large), len(fits)))
 				}
 				status, stdout, stderr = run(t, d, fits, "client", "--connect", kind+":s", "-")
@@ -297,8 +299,8 @@ func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
 	})
 }
 
-// The source's client, but for its messages, over the two other types: each
-// message comes back as one, an empty one too.
+// The original client with other messages, over the two other types: each
+// message returns as one message, an empty one too.
 const pythonMessages = `
 import os, socket, sys
 kind, path = sys.argv[1:]
@@ -356,7 +358,7 @@ func TestSenderWithoutANameIsNotAnswered(t *testing.T) {
 	if status, _, stderr := run(t, d, message, "socat", "-u", "-", "UNIX-SENDTO:s"); status != 0 {
 		t.Fatalf("exit status %d, error %q", status, stderr)
 	}
-	server.Err.Await(t, 1, "WRN cannot answer a client without a name: it has to bind one")
+	server.Err.Await(t, 1, "WRN cannot reply to a client without a name; it must bind one")
 	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:s"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
@@ -384,7 +386,7 @@ func TestDatagramSignalDrains(t *testing.T) {
 	}
 }
 
-// What the log says of who sent a datagram, in every format.
+// The log's description of a datagram's sender, in every format.
 func TestHostileDatagramClientIsEscapedInTheLog(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{"plain", "console", "json"} {

@@ -18,8 +18,8 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// A swindler is a datagram client that sends under a name and puts another file
-// there before the reply.
+// A swindler is a datagram client that sends under a name and puts another
+// file there before the reply arrives.
 type swindler struct {
 	server, name, link, target string // paths
 	flush                      int    // a socket with an abstract name
@@ -42,8 +42,8 @@ func datagramSocket(name string) (fd int, err error) {
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &late))
 }
 
-// receiveFrom is recvfrom(2), which a signal of Go's runtime interrupts where it
-// has a timeout, signal(7).
+// receiveFrom is recvfrom(2). If the socket has a timeout, a signal of Go's
+// runtime interrupts it, signal(7).
 func receiveFrom(fd int, buf []byte) (n int, from unix.Sockaddr, err error) {
 	for {
 		n, from, err = unix.Recvfrom(fd, buf, 0)
@@ -57,8 +57,8 @@ func (s *swindler) send(fd int, words string) error {
 	return unix.Sendto(fd, []byte(words), 0, &unix.SockaddrUnix{Name: s.server})
 }
 
-// settle waits until the server has received all that came before: it answers
-// in turn.
+// settle waits until the server has received all earlier messages: it answers
+// in order.
 func (s *swindler) settle() error {
 	if err := s.send(s.flush, "settled?"); err != nil {
 		return err
@@ -67,7 +67,7 @@ func (s *swindler) settle() error {
 	return err
 }
 
-// swap has the server answer once, or not, and then replaces the name.
+// swap makes the server answer once, or not, and then replaces the name.
 func (s *swindler) swap(answered bool) error {
 	fd, err := s.bind()
 	if err != nil {
@@ -128,7 +128,7 @@ func TestF36SwappedName(t *testing.T) {
 	secret, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/secret", Net: "unixgram"})
 	check(t, err)
 	check(t, os.Chmod(d+"/secret", 0o600))
-	var forged atomic.Int64 // messages: the refusal of one that is not allowed is empty
+	var forged atomic.Int64 // messages: the refusal of a client that is not allowed is empty
 	var read sync.WaitGroup
 	read.Go(func() {
 		for buf := make([]byte, 100); ; forged.Add(1) {
@@ -164,7 +164,7 @@ func TestF36SwappedName(t *testing.T) {
 		}
 		return nil
 	})
-	// It gets what it is sent by those who may.
+	// It receives the messages of processes that may write to it.
 	mine, err := datagramSocket("@honest." + d)
 	check(t, err)
 	before := forged.Load()
@@ -189,8 +189,8 @@ func TestF36SwappedName(t *testing.T) {
 	})
 }
 
-// asNobody has a process run as the overflow user in a user namespace that has
-// no other user: outside it is the friend.
+// asNobody makes a process run as the overflow user in a user namespace that
+// has no other user; outside it is the friend.
 func asNobody() *syscall.SysProcAttr {
 	const nobody = 65534
 	only := []syscall.SysProcIDMap{{ContainerID: nobody, HostID: friend, Size: 1}}
@@ -232,31 +232,31 @@ func TestF45UnmappedUsers(t *testing.T) {
 			} {
 				client := startAs(t, stranger, d, "client", "--connect", c.address, "--bind", c.bind, "--timeout", "1s")
 				if status := client.Status(t); (status == 0) != c.want {
-					t.Errorf("%s as %s: exit status %d, error %q; the server says:\n%s", c.address, c.bind, status, &client.Err, &server.Err)
+					t.Errorf("%s as %s: exit status %d, error %q; the server wrote:\n%s", c.address, c.bind, status, &client.Err, &server.Err)
 				}
 				asked++
 			}
 			if !tt.served {
 				server.Err.Await(t, 4, "user 65534, group 65534 is not allowed")
 			} else {
-				server.Err.Await(t, 1, "received ") // of what calls itself a health check too
+				server.Err.Await(t, 1, "received ") // from a client that has a health check's name, too
 			}
 			if tt.served && !tt.atPath {
-				server.Err.Await(t, 1, "cannot answer at a path a client whose user the kernel does not tell here: map the user")
+				server.Err.Await(t, 1, "cannot reply to a path, because the kernel does not report the client's user here; map the user")
 				first := connect(t, "unix", d+"/s")
 				check(t, echoed(first, "first"))
 				other := startAs(t, stranger, d, "client", "--connect", places[0])
 				if status := other.Status(t); status != 1 {
 					t.Errorf("of two strangers, the second has exit status %d", status)
 				}
-				server.Err.Await(t, 1, "connections of its user are open, the most allowed")
+				server.Err.Await(t, 1, "connection limit per user (")
 				check(t, first.Close())
 			}
 			server.Stop(t)
 		})
 	}
 
-	// A health check believes no stranger.
+	// A health check does not trust a stranger.
 	d := open(t)
 	impostor := startAs(t, stranger, d, "server", "--listen", "s", "--mode", "0666")
 	impostor.Err.Await(t, 1, "waiting for a ")
@@ -273,7 +273,7 @@ func TestF45UnmappedUsers(t *testing.T) {
 	})
 }
 
-// The loop's thread is in another directory while it sends to paths.
+// While it sends to paths, the loop's thread is in another directory.
 func TestServerFindsItsFilesAfterItAnsweredAtPaths(t *testing.T) {
 	t.Parallel()
 	need(t, "socat", "socat")
@@ -294,10 +294,10 @@ func TestServerFindsItsFilesAfterItAnsweredAtPaths(t *testing.T) {
 	server.Stop(t)
 }
 
-// It keeps the sockets of some, looks at them anew where it must, and does with
-// few descriptors. It is not parallel: a process that another test starts in a
-// user namespace of its own has copies of the sockets for a moment, and then a
-// closed one is open.
+// The server keeps the sockets of some clients, looks them up again if it
+// must, and needs few descriptors. The test is not parallel: a process that
+// another test starts in its own user namespace has copies of the sockets for
+// a moment, and then a closed socket is still open.
 func TestNamesOfManyClients(t *testing.T) {
 	d := dir(t)
 	server := serve(t, d, "--listen", "datagram:d", "--log-level", "info")
@@ -332,7 +332,7 @@ func TestNamesOfManyClients(t *testing.T) {
 		check(t, err)
 		ask(i, "anew")
 	}
-	if n := descriptors(t, server); n > 160 { // 128 names, and its own
+	if n := descriptors(t, server); n > 160 { // 128 names, and the server's own
 		t.Errorf("%d descriptors are open", n)
 	}
 	const few = 20

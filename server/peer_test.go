@@ -21,14 +21,14 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// The strangers run as users of their own, which only root can give them.
-// Without root they are this user, whom the server always serves.
+// The strangers run as users of their own, which only root can start. Without
+// root they are the test's own user, whom the server always serves.
 const stranger, friend = 10003, 10004
 
 func asRoot() bool { return os.Geteuid() == 0 }
 
-// open is a directory that everybody may write to: a client makes its own name
-// there.
+// open returns a directory with write permission for all users: a client makes
+// its own name there.
 func open(t *testing.T) string {
 	t.Helper()
 	d := dir(t)
@@ -36,7 +36,7 @@ func open(t *testing.T) string {
 	return d
 }
 
-// refusals are the events of clients that were turned away.
+// refusals returns the events of clients that were rejected.
 func refusals(t *testing.T, p *process) (all []map[string]any) {
 	t.Helper()
 	for line := range strings.Lines(p.Err.String()) {
@@ -72,7 +72,7 @@ func healthCheckAll(t *testing.T, d string) {
 	}
 }
 
-func TestAllowUIDTurnsStrangersAway(t *testing.T) {
+func TestAllowUIDRejectsStrangers(t *testing.T) {
 	t.Parallel()
 	d := open(t)
 	server := serveAll(t, d, "--log-format", "json", "--allow-uid", strconv.Itoa(friend))
@@ -83,23 +83,23 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 		if status != 1 || client.Out.String() != "" || strings.Count(client.Err.String(), "\n") != 1 {
 			t.Errorf("%s: exit status %d, output %q, error %q", a, status, &client.Out, &client.Err)
 		}
-		wantWords(t, client.Err.String(), "let this process in, which is 10003:10003")
+		wantWords(t, client.Err.String(), "uid 10003 gid 10003")
 		peer := "./me"
 		if a == "datagram:./d" {
 			peer = d + "/me"
 		}
 		want = append(want, map[string]any{
-			"message": "turned a client away: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
+			"message": "rejected a client: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
 			"peer": peer, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Pid()),
 		})
-		// A name that lies is a name.
+		// A name that looks like an event field is only a name.
 		for _, name := range []string{"@x;uid=0", d + "/x;uid=0"} {
 			client := startAs(t, stranger, d, "client", "--log-level", "warn", "--connect", a, "--bind", name)
 			if status := client.Status(t); status != 1 || client.Out.String() != "" {
 				t.Errorf("%s from %s: exit status %d, output %q, error %q", a, name, status, &client.Out, &client.Err)
 			}
 			want = append(want, map[string]any{
-				"message": "turned a client away: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
+				"message": "rejected a client: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
 				"peer": name, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Pid()),
 			})
 		}
@@ -112,7 +112,7 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 	}
 	healthCheckAll(t, d)
 	server.Stop(t)
-	// The log tells of five a second; what it tells has the count.
+	// The log has five lines a second; each contains the count.
 	byCount := map[any]map[string]any{}
 	for _, e := range want {
 		byCount[e["refused"]] = e
@@ -131,8 +131,8 @@ func TestAllowUIDTurnsStrangersAway(t *testing.T) {
 	}
 }
 
-// asStranger runs work as the stranger: user and group belong to a thread, and
-// this one ends with it.
+// asStranger runs work as the stranger. User and group belong to a thread, and
+// this thread ends with work.
 func asStranger(t *testing.T, work func() error) {
 	t.Helper()
 	testkit.NeedRoot(t, "to be the stranger")
@@ -150,8 +150,8 @@ func asStranger(t *testing.T, work func() error) {
 	check(t, <-done)
 }
 
-// knock knocks at all places n times under each name, says something each time,
-// and tells what the server counted and said meanwhile.
+// knock connects to all places n times under each name, and sends something
+// each time. It returns what the server counted and logged meanwhile.
 func knock(t *testing.T, n int, names ...string) (s status, told []map[string]any) {
 	t.Helper()
 	d := open(t)
@@ -160,7 +160,8 @@ func knock(t *testing.T, n int, names ...string) (s status, told []map[string]an
 		for i := range n {
 			for path, typ := range map[string]int{"s": unix.SOCK_STREAM, "q": unix.SOCK_SEQPACKET, "d": unix.SOCK_DGRAM} {
 				for _, name := range names {
-					// A child that is being started may hold the last one's name.
+					// A child that is being started may still hold the previous
+					// name.
 					name := fmt.Sprintf("%s;%s%d", name, path, i)
 					if !strings.HasPrefix(name, "@") {
 						name = d + "/" + name
@@ -173,7 +174,7 @@ func knock(t *testing.T, n int, names ...string) (s status, told []map[string]an
 		}
 		return nil
 	})
-	healthCheckAll(t, d) // whatever came before has been accepted
+	healthCheckAll(t, d) // all earlier connections have been accepted
 	s = statusOf(t, d+"/admin")
 	server.Stop(t)
 	return s, refusals(t, server)
@@ -207,7 +208,7 @@ func knockOnce(typ int, path, name string) error {
 	case err != nil && err != unix.ECONNRESET:
 		return err
 	case n > 0:
-		return fmt.Errorf("came back %q", back[:n])
+		return fmt.Errorf("received %q", back[:n])
 	}
 	return nil
 }
@@ -217,13 +218,13 @@ func TestF9PeerThatIsNotAllowed(t *testing.T) {
 	const each = 334
 	s, told := knock(t, each, "@stranger")
 	const attempts = 3 * each
-	// Of the bytes, those of the health check are the only ones.
+	// The only bytes received are those of the health check.
 	if s.Refused["user"] != attempts || s.Bytes != 3*len("are you well?") {
 		t.Errorf("%d of %d were refused, and %d bytes received", s.Refused["user"], attempts, s.Bytes)
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F9", Done: "a user who is not in `--allow-uid` connects, or sends a datagram, and says something, over each type", Count: attempts,
-		Outcome: fmt.Sprintf("all turned away and counted, no payload taken; %d lines in the log, with uid and gid", len(told)),
+		ID: "F9", Done: "a user who is not in `--allow-uid` connects and sends something, or sends a datagram, over each type", Count: attempts,
+		Outcome: fmt.Sprintf("all rejected and counted, no payload read; %d lines in the log, with uid and gid", len(told)),
 	})
 }
 
@@ -243,7 +244,7 @@ func TestF10NameThatLies(t *testing.T) {
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F10", Done: "a user who is not allowed binds `x;uid=0`, `@x;uid=0`, one with a new line, and the name of a health check, over each type", Count: attempts,
-		Outcome: "all turned away; every line of the log has the kernel's uid and gid",
+		Outcome: "all rejected; every line of the log has the kernel's uid and gid",
 	})
 }
 
@@ -278,9 +279,9 @@ func TestAllowListsAddUp(t *testing.T) {
 	}
 }
 
-// A datagram server has no connection to close: it answers by what is no echo.
-// Here the test is the stranger.
-func TestRefusedDatagramIsNoEcho(t *testing.T) {
+// A datagram server has no connection to close: it answers with a message that
+// is not an echo. Here the test is the stranger.
+func TestRejectedDatagramIsNotEchoed(t *testing.T) {
 	t.Parallel()
 	d := open(t)
 	server := startAs(t, stranger, d, "server", "--listen", "datagram:d", "--mode", "0666", "--allow-uid", strconv.Itoa(friend))
@@ -302,7 +303,7 @@ func TestRefusedDatagramIsNoEcho(t *testing.T) {
 	server.Stop(t)
 }
 
-func TestWhoIsThereIsAskedOfUnixSocketsOnly(t *testing.T) {
+func TestUserFlagsNeedUnixSockets(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		args []string
@@ -314,7 +315,7 @@ func TestWhoIsThereIsAskedOfUnixSocketsOnly(t *testing.T) {
 		{[]string{"server", "--allow-uid", "-1"}, "-1"},
 		{[]string{"server", "--allow-uid", "root"}, "root"},
 		{[]string{"server", "--allow-gid", "4294967296"}, "4294967296"},
-		{[]string{"client", "--require-uid", "0", "--connect", "datagram:d"}, "--require-uid, --require-gid: the kernel does not tell who serves a datagram socket"},
+		{[]string{"client", "--require-uid", "0", "--connect", "datagram:d"}, "--require-uid, --require-gid: the kernel does not report the server's user for a datagram socket"},
 		{[]string{"client", "--require-gid", "0", "--connect", "tcp:127.0.0.1:7000"}, "use stream or seqpacket"},
 		{[]string{"client", "--require-uid", "root"}, "root"},
 		{[]string{"server", "--takeover", "--listen", "@s"}, "--takeover needs a path"},
@@ -339,8 +340,8 @@ func TestClientSendsNothingToServerOfAnotherUser(t *testing.T) {
 		for _, tt := range []struct {
 			flag, id, words string
 		}{
-			{"--require-uid", "4242", "the server runs as user " + uid + ", not 4242 as --require-uid wants: nothing was sent"},
-			{"--require-gid", "4242", "the server runs as group " + gid + ", not 4242 as --require-gid wants: nothing was sent"},
+			{"--require-uid", "4242", "the server runs as user " + uid + ", not 4242 as --require-uid requires; nothing was sent"},
+			{"--require-gid", "4242", "the server runs as group " + gid + ", not 4242 as --require-gid requires; nothing was sent"},
 		} {
 			status, stdout, stderr := run(t, d, "", "client", "--log-level", "warn", "--connect", a, tt.flag, tt.id)
 			if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
@@ -364,12 +365,12 @@ func TestClientSendsNothingToServerOfAnotherUser(t *testing.T) {
 	}
 }
 
-// soPassRights is SO_PASSRIGHTS, of Linux 6.16: whether a socket takes
-// descriptors at all.
+// soPassRights is SO_PASSRIGHTS, of Linux 6.16, which lets a socket receive
+// descriptors.
 const soPassRights = 83
 
 // F11 of the fault matrix.
-func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
+func TestF11UnrequestedDescriptorsAreClosed(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	check(t, err)
 	t.Cleanup(func() { check(t, null.Close()) })
@@ -391,7 +392,7 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 						case nil:
 							wantErr = unix.EPERM
 						case unix.ENOPROTOOPT:
-							t.Log("this kernel does not know SO_PASSRIGHTS: the sender is not told")
+							t.Log("this kernel does not know SO_PASSRIGHTS: the sender gets no error")
 						default:
 							t.Fatal(err)
 						}
@@ -405,7 +406,8 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 						}
 					}
 					healthy()
-					// Its connection may be open still: then the listening socket is not the only one.
+					// Its connection may still be open; then the listening socket
+					// is not the only one.
 					testkit.Await(t, func() error {
 						if n := openSockets(t, server); n != 1 {
 							return fmt.Errorf("%d sockets are open, not 1", n)
@@ -424,12 +426,12 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 						if typ != unix.SOCK_DGRAM && err == nil {
 							buf := make([]byte, 100)
 							if n, err := unix.Read(fd, buf); n > 0 || err != nil && err != unix.ECONNRESET {
-								t.Fatalf("came back %q, %v", buf[:n], err)
+								t.Fatalf("received %q, %v", buf[:n], err)
 							}
 						}
 						check(t, unix.Close(fd))
 					}
-					healthy() // whatever came before has been received
+					healthy() // all earlier messages have been received
 					late := time.Now().Add(patience)
 					for descriptors(t, server) != before && time.Now().Before(late) {
 						healthy() // the last check's connection may still be open
@@ -443,7 +445,7 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 					if wantErr == nil {
 						wantWords(t, server.Err.String(), "message carries file descriptors", "cause=descriptors", "refused=1")
 					} else if server.Err.String() != "" {
-						t.Errorf("the server says:\n%s", &server.Err)
+						t.Errorf("the server wrote:\n%s", &server.Err)
 					}
 				})
 			}
@@ -451,11 +453,12 @@ func TestF11DescriptorsThatNobodyAskedForAreClosed(t *testing.T) {
 	})
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F11", Done: "messages with 253 descriptors each, over each type, without and with SO_PASSRIGHTS=0 on the server's socket", Count: 6000,
-		Outcome: "the server's count of descriptors is what it was; without the option senders are turned away and counted, with it the kernel gives them EPERM",
+		Outcome: "the server's count of descriptors is what it was; without the option senders are disconnected and counted, with it the kernel gives them EPERM",
 	})
 }
 
-// boundFile is a socket as a parent passes it on: bound, listening where it can.
+// boundFile returns a socket in the state in which a parent passes it on:
+// bound, and listening if its type can.
 func boundFile(t *testing.T, typ int, path string) *os.File {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -470,8 +473,8 @@ func boundFile(t *testing.T, typ int, path string) *os.File {
 	return f
 }
 
-// activated starts a server by systemd's protocol: LISTEN_PID is the process id
-// that the shell has and leaves to the server.
+// activated starts a server by systemd's protocol: LISTEN_PID is the process
+// id of the shell, which becomes the server.
 func activated(t *testing.T, d string, files []*os.File, args ...string) *process {
 	t.Helper()
 	script := fmt.Sprintf(`LISTEN_PID=$$ LISTEN_FDS=%d exec "$0" "$@"`, len(files))
@@ -481,7 +484,8 @@ func activated(t *testing.T, d string, files []*os.File, args ...string) *proces
 	return p
 }
 
-// activate waits until the server serves; it does not say so at level warn.
+// activate waits until the server serves; at level warn the server does not
+// log that.
 func activate(t *testing.T, d string, files []*os.File, args ...string) *process {
 	t.Helper()
 	p := activated(t, d, files, args...)
@@ -491,18 +495,19 @@ func activate(t *testing.T, d string, files []*os.File, args ...string) *process
 	return p
 }
 
-func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
+func TestActivatedServerServesEarlierConnectionsAndLeavesTheFile(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	stream, record := boundFile(t, unix.SOCK_STREAM, d+"/s"), boundFile(t, unix.SOCK_SEQPACKET, d+"/q")
 	datagram := boundFile(t, unix.SOCK_DGRAM, d+"/d")
-	// What a unit asks for with PassCredentials=yes must not turn anybody away.
+	// Options that a unit sets with PassCredentials=yes must not cause any
+	// rejection.
 	for _, f := range []*os.File{stream, record, datagram} {
 		check(t, unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 		check(t, unix.SetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TIMESTAMP, 1))
 	}
 	for range 2 {
-		// These clients come while no server runs.
+		// These clients connect while no server is running.
 		var early []net.Conn
 		for _, to := range [][2]string{{"unix", "s"}, {"unixpacket", "q"}} {
 			conn, err := net.Dial(to[0], d+"/"+to[1])
@@ -519,13 +524,13 @@ func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
 		}
 		server := activate(t, d, []*os.File{stream, record, datagram}, "--log-format", "plain", "--listen", "other", "--mode", "0600")
 		if want := fmt.Sprintf("starting up on %[1]s/s\nstarting up on %[1]s/q\nstarting up on %[1]s/d\n", d); !strings.HasPrefix(server.Err.String(), want) {
-			t.Errorf("the server says:\n%s", &server.Err)
+			t.Errorf("the server wrote:\n%s", &server.Err)
 		}
 		for _, conn := range early {
 			back := make([]byte, 100)
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
 			if n, err := conn.Read(back); err != nil || string(back[:n]) != "early" {
-				t.Errorf("%v: came back %q, %v", conn.RemoteAddr(), back[:n], err)
+				t.Errorf("%v: received %q, %v", conn.RemoteAddr(), back[:n], err)
 			}
 			check(t, conn.Close())
 		}
@@ -542,7 +547,7 @@ func TestActivatedServerServesWhoConnectedBeforeAndLeavesTheFile(t *testing.T) {
 	}
 }
 
-func TestActivationByWhatIsNoListeningSocket(t *testing.T) {
+func TestActivationWithOtherDescriptorsFails(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	null, err := os.Open(os.DevNull)
@@ -559,9 +564,9 @@ func TestActivationByWhatIsNoListeningSocket(t *testing.T) {
 		file  *os.File
 		words string
 	}{
-		{null, "it is no socket"},
+		{null, "it is not a socket"},
 		{os.NewFile(uintptr(unbound), "unbound"), "it is a socket without an address"},
-		{internet, "it is no Unix socket: pass one, ListenStream=/path"},
+		{internet, "it is not a Unix socket; pass one, ListenStream=/path"},
 	} {
 		p := activated(t, d, []*os.File{good, tt.file})
 		if status := p.Status(t); status != 1 || strings.Count(p.Err.String(), "\n") != 1 {
@@ -578,7 +583,8 @@ func TestSystemdSocketActivate(t *testing.T) {
 	need(t, "systemd-socket-activate", "systemd")
 	for _, tt := range []struct{ flag, address, bind string }{
 		{"", places[0], "auto"},
-		// Nobody knows who sent the first message, so no path is answered.
+		// The first message has no credentials, so the server does not reply
+		// to a path.
 		{"--datagram", places[2], "@" + t.Name()},
 		{"--seqpacket", places[1], "auto"},
 	} {
@@ -595,9 +601,9 @@ func TestSystemdSocketActivate(t *testing.T) {
 			// The first message starts the server.
 			status, stdout, stderr := run(t, d, "", "client", "--connect", tt.address, "--bind", tt.bind)
 			if status != 0 || stdout != message {
-				t.Errorf("exit status %d, output %q, error %q; the server says:\n%s", status, stdout, stderr, &p.Err)
+				t.Errorf("exit status %d, output %q, error %q; the server wrote:\n%s", status, stdout, stderr, &p.Err)
 			}
-			p.Signal(t, syscall.SIGTERM) // it is the server by now
+			p.Signal(t, syscall.SIGTERM) // it has become the server
 			if status := p.Status(t); status != 0 {
 				t.Errorf("exit status %d:\n%s", status, &p.Err)
 			}
@@ -606,7 +612,7 @@ func TestSystemdSocketActivate(t *testing.T) {
 	}
 }
 
-// Variables that are meant for another process mean nothing here.
+// Variables meant for another process have no effect.
 func TestActivationOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -617,7 +623,7 @@ func TestActivationOfAnotherProcess(t *testing.T) {
 	p.Stop(t)
 }
 
-func TestHealthCheckBelievesNoImpostor(t *testing.T) {
+func TestHealthCheckDoesNotTrustAnImpostor(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "to be two others")
 	d := open(t)
@@ -628,13 +634,14 @@ func TestHealthCheckBelievesNoImpostor(t *testing.T) {
 		if status := p.Status(t); status != 1 {
 			t.Errorf("%s: exit status %d", a, status)
 		}
-		wantWords(t, p.Err.String(), "user 10003 serves there, and this process is user 10004: find out who")
+		wantWords(t, p.Err.String(), "user 10003 serves there, and this process is user 10004; find out which server this is")
 	}
 	server.Stop(t)
 }
 
-// Names are looked up where the server is. A client that binds one which means
-// another socket there must not have the server write to that, or to itself.
+// The server looks names up in its own file system. If a client's name means
+// another socket there, the server must not write to that socket, or to
+// itself.
 func TestReplyGoesToTheSendersOwnSocketOnly(t *testing.T) {
 	t.Parallel()
 	need(t, "socat", "socat")
@@ -651,9 +658,9 @@ func TestReplyGoesToTheSendersOwnSocketOnly(t *testing.T) {
 		_, err := io.WriteString(p.In, "stop")
 		check(t, errors.Join(err, p.In.Close()))
 		p.Status(t)
-		server.Err.Await(t, i+1, "cannot answer at a name that is no socket of the client's own")
+		server.Err.Await(t, i+1, "cannot reply to a name that is not the client's own socket")
 	}
-	// Whoever asks now is served, and nobody was answered before.
+	// The server serves a new client, and it answered none before.
 	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:d"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}

@@ -41,8 +41,8 @@ func TestF1KilledServerStartsAgainAndNothingIsLost(t *testing.T) {
 	})
 }
 
-// The client gets more to send with every kill, and its input ends after the
-// last one.
+// With every kill the client gets more to send, and its input ends after the
+// last kill.
 func TestTransferThroughTenKillsIsByteIdentical(t *testing.T) {
 	t.Parallel()
 	const kills, lines = 10, 50_000
@@ -81,7 +81,7 @@ func TestTransferThroughTenKillsIsByteIdentical(t *testing.T) {
 				t.Fatalf("exit status is %d: %s", status, &client.Err)
 			}
 			if back := sha256.Sum256([]byte(client.Out.String())); !bytes.Equal(back[:], sent.Sum(nil)) {
-				t.Error("what came back is not what was sent")
+				t.Error("the echo differs from the bytes sent")
 			}
 			wantWords(t, client.Err.String(), "connecting again")
 			server.Stop(t)
@@ -117,7 +117,7 @@ func TestResumingClientSendsNothingToServerOfAnotherUser(t *testing.T) {
 			if status := client.Status(t); status != 1 {
 				t.Errorf("exit status is %d", status)
 			}
-			wantWords(t, client.Err.String(), "the server runs as user 12345, not 0 as --require-uid wants")
+			wantWords(t, client.Err.String(), "the server runs as user 12345, not 0 as --require-uid requires")
 			if out := client.Out.String(); out != "one\n" {
 				t.Errorf("output is %q", out)
 			}

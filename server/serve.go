@@ -24,15 +24,15 @@ type serveCmd struct {
 	serving.LimitFlags
 	Chunk        int             `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
 	Sndbuf       int             `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
-	Spin         time.Duration   `default:"100us" placeholder:"DURATION" help:"How long the server goes on asking, after it had something to do, before it sleeps: faster answers for some CPU time. 0s: not at all; nor with one processor (default: ${default})."`
-	Takeover     bool            `help:"Take the sockets over from the server that runs at these paths, if one does and was started with --takeover too: it hands them over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
-	WriteTimeout time.Duration   `default:"30s" placeholder:"DURATION" help:"Clients that take nothing of what is sent to them for so long are turned away. 0s: none (default: ${default})."`
-	Admin        *transport.Addr `placeholder:"ADDR" help:"Where to serve metrics and status over HTTP, to the server's own user: stream:PATH, always of mode 0600 (default: nowhere)."`
-	Identity     string          `placeholder:"TEXT" help:"Who this server is, its node's name for example: a field of every event, and of --admin's status (default: none)."`
+	Spin         time.Duration   `default:"100us" placeholder:"DURATION" help:"How long the server polls after its last activity before it sleeps. Polling gives faster answers and costs CPU time. 0s: no polling; with one processor there is none (default: ${default})."`
+	Takeover     bool            `help:"Take the sockets over from the server that runs at these paths, if there is one and it was started with --takeover too. That server hands its sockets over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
+	WriteTimeout time.Duration   `default:"30s" placeholder:"DURATION" help:"Disconnect clients that have data to read but read nothing for this long. 0s: no limit (default: ${default})."`
+	Admin        *transport.Addr `placeholder:"ADDR" help:"Serve metrics and status over HTTP at this address, to the server's own user: stream:PATH, always of mode 0600 (default: none)."`
+	Identity     string          `placeholder:"TEXT" help:"A name for this server, its node's name for example. It is a field of every event, and of --admin's status (default: none)."`
 	cli.LogFlags
 }
 
-// Validate turns away numbers that make no sense.
+// Validate rejects numbers that make no sense.
 func (c *serveCmd) Validate() error {
 	switch {
 	case c.Chunk < 1 || c.Chunk > 16<<20:
@@ -44,9 +44,9 @@ func (c *serveCmd) Validate() error {
 	case c.WriteTimeout < 0:
 		return fmt.Errorf("--write-timeout %v: choose 0s for no limit, or more", c.WriteTimeout)
 	case c.Admin != nil && c.Admin.Abstract():
-		return fmt.Errorf("--admin %s: an abstract name is everybody's in the network namespace: write a path", c.Admin)
+		return fmt.Errorf("--admin %s: an abstract name is open to all users of the network namespace; write a path", c.Admin)
 	case c.Admin != nil && c.Admin.Type != transport.Stream:
-		return fmt.Errorf("--admin %s: HTTP needs a stream: write stream:PATH", c.Admin)
+		return fmt.Errorf("--admin %s: HTTP needs a stream; write stream:PATH", c.Admin)
 	case c.Admin != nil && slices.ContainsFunc(c.Listen, func(a transport.Addr) bool { return a.Path == c.Admin.Path }):
 		return fmt.Errorf("--admin %s: the path is given to --listen too", c.Admin)
 	}
@@ -73,7 +73,8 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	sockets, handover, err := serving.Sockets(config, c.Listen, c.Takeover)
 	stopAdmin := func() {}
 	if err == nil {
-		// After the sockets: whoever gets an answer finds them, too.
+		// The admin socket comes after the sockets: a client that gets an
+		// answer from it finds them, too.
 		stopAdmin, err = c.startAdmin(ctx, stats, log)
 	}
 	if err != nil {
@@ -83,7 +84,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	defer stopAdmin()
 	each, beside := 1, 0
 	if serving.Has(sockets, transport.Files) {
-		each = 2 // and the file that a client has handed over
+		each = 2 // plus the file that a client has sent
 	}
 	if c.Admin != nil {
 		beside = adminConnections
@@ -97,8 +98,8 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	return server.Serve(ctx, sockets...)
 }
 
-// startAdmin serves --admin until stop is called: also while the echoes under
-// way run to their end.
+// startAdmin serves --admin until stop is called, also while echoes in flight
+// run to their end.
 func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zerolog.Logger) (stop func(), err error) {
 	if c.Admin == nil {
 		return func() {}, nil
@@ -110,7 +111,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zero
 	return a.start(context.WithoutCancel(ctx))
 }
 
-// absolute tells whether no path depends on the working directory.
+// absolute reports whether no path depends on the working directory.
 func (c *serveCmd) absolute() bool {
 	relative := func(a transport.Addr) bool { return a.Type.Unix() && !a.Abstract() && a.Path[0] != '/' }
 	return !slices.ContainsFunc(c.Listen, relative) && (c.Admin == nil || !relative(*c.Admin))

@@ -95,7 +95,7 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"server", "--no-such-flag"}, "unknown flag --no-such-flag"},
 		{[]string{"server", "surplus"}, "surplus"},
 		{[]string{"server", "--listen", "unix:/s"}, `unknown form "unix"`},
-		{[]string{"server", "--listen", "tcp:7000"}, `"7000" is no HOST:PORT`},
+		{[]string{"server", "--listen", "tcp:7000"}, `"7000" is not HOST:PORT`},
 		{[]string{"server", "--listen", "s", "--listen", "stream:s"}, "given twice"},
 		{[]string{"server", "--listen", "stream:s", "--listen", "datagram:s"}, "given twice"},
 		{[]string{"server", "--listen", "udp:127.0.0.1:7000", "--listen", "udp:127.0.0.1:7000"}, "given twice"},
@@ -113,9 +113,9 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"server", "--admin", "tcp:127.0.0.1:7000"}, "HTTP needs a stream"},
 		{[]string{"server", "--admin", "./uds_socket"}, "--admin stream:./uds_socket: the path is given to --listen too"},
 		{[]string{"server", "--admin", ""}, "the path is empty"},
-		{[]string{"server", "--admin", "@admin"}, "--admin stream:@admin: an abstract name is everybody's"},
-		{[]string{"server", "--allow-uid="}, `"" is no user or group: write its number`},
-		{[]string{"server", "--allow-gid", "1,,2"}, `"" is no user or group`},
+		{[]string{"server", "--admin", "@admin"}, "--admin stream:@admin: an abstract name is open to all users"},
+		{[]string{"server", "--allow-uid="}, `"" is not a user or group number; write one`},
+		{[]string{"server", "--allow-gid", "1,,2"}, `"" is not a user or group number`},
 		{[]string{"server", "healthcheck", "--timeout=-1s"}, "--timeout -1s: choose more than 0s (see server healthcheck --help)"},
 		{[]string{"server", "--drain-timeout=-1s"}, "--drain-timeout -1s"},
 		{[]string{"server", "--log-format", "xml"}, "plain"},
@@ -180,10 +180,10 @@ func TestServerLeavesRegularFileAlone(t *testing.T) {
 // kinds are the three types of AF_UNIX.
 var kinds = []string{"stream", "datagram", "seqpacket"}
 
-func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
+func TestF3SecondServerFailsAndTheFirstContinuesToServe(t *testing.T) {
 	t.Parallel()
 	const attempts = 10
-	second := testkit.Plain(t, "server") // how fast it is, is measured
+	second := testkit.Plain(t, "server") // its speed is measured
 	var took []time.Duration
 	for _, kind := range kinds {
 		d := dir(t)
@@ -208,7 +208,7 @@ func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
 		}
 		first.Stop(t)
 	}
-	// The median, as this machine may be busy.
+	// The median, because this machine may be busy.
 	slices.Sort(took)
 	median := took[len(took)/2]
 	if median > time.Second {
@@ -222,7 +222,7 @@ func TestF3SecondServerIsRefusedAndTheFirstServesOn(t *testing.T) {
 	})
 }
 
-// inodes are those of paths.
+// inodes returns the inodes of paths.
 func inodes(t *testing.T, paths ...string) string {
 	t.Helper()
 	var all []string
@@ -246,7 +246,7 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 		holding.Out.Await(t, 1, message)
 		byHand := i%2 == 1
 		if byHand {
-			pause(t, old) // or it would listen again
+			pause(t, old) // otherwise it would listen again
 			check(t, os.Remove(d+"/uds_socket"))
 			check(t, os.Remove(d+"/.uds_socket.lock"))
 		} else {
@@ -263,7 +263,7 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 		if status := holding.Status(t); status != 0 {
 			t.Errorf("overlap %d: the old server's client: exit status %d, error %q", i, status, &holding.Err)
 		}
-		// What was removed by hand it may have noticed before the signal.
+		// It may have noticed a file removed by hand before the signal.
 		if status := old.Status(t); status != 0 && !byHand {
 			t.Errorf("overlap %d: exit status %d, error %q", i, status, &old.Err)
 		}
@@ -285,10 +285,10 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 	})
 }
 
-// notUTF8 is what a path may hold: anything but NUL and /.
+// notUTF8 holds bytes that a path may contain: any except NUL and /.
 const notUTF8 = "\xff\xfe\xc3(\xed\xa0\x80 \x80"
 
-func TestF31PathThatIsNoTextIsServedAndTheLogIsJSON(t *testing.T) {
+func TestF31PathThatIsNotTextIsServedAndTheLogIsJSON(t *testing.T) {
 	t.Parallel()
 	need(t, "env", "coreutils")
 	const rounds = 10
@@ -296,7 +296,8 @@ func TestF31PathThatIsNoTextIsServedAndTheLogIsJSON(t *testing.T) {
 	for _, kind := range kinds {
 		d := dir(t)
 		address := kind + ":./" + notUTF8
-		// From the variable, which takes the same way as a flag and one more.
+		// The address comes from the variable, which is read like a flag, with
+		// one more step.
 		server := start(t, d, "env", "UDS_LISTEN="+address+"flag,"+address, testkit.Program("server"), "--log-format", "json")
 		server.Err.Await(t, 1, "waiting for a ")
 		for range rounds {
@@ -307,7 +308,7 @@ func TestF31PathThatIsNoTextIsServedAndTheLogIsJSON(t *testing.T) {
 			echoes++
 			lines += wantJSON(t, client.Err.String())
 		}
-		// A failure is a line for people, and printable.
+		// A failure is one readable and printable line.
 		status, _, stderr := run(t, d, "", "client", "--connect", address+"missing", "--log-level", "warn")
 		if status != 1 {
 			t.Errorf("%s: exit status %d", kind, status)
@@ -325,7 +326,8 @@ func TestF31PathThatIsNoTextIsServedAndTheLogIsJSON(t *testing.T) {
 	})
 }
 
-// wantJSON wants every line to be JSON and UTF-8, and gives how many there are.
+// wantJSON wants every line to be JSON and UTF-8, and returns the number of
+// lines.
 func wantJSON(t *testing.T, text string) (lines int) {
 	t.Helper()
 	for line := range strings.Lines(text) {
@@ -391,8 +393,8 @@ func TestSecondSignalEndsServerAtOnce(t *testing.T) {
 	server.Signal(t, syscall.SIGTERM)
 	awaitEmpty(t, d)
 
-	// The server takes its hand off the signals at about this moment; one that
-	// comes before counts with the first.
+	// The server stops catching signals at about this moment; an earlier
+	// signal counts with the first.
 	late, again := time.After(patience), time.NewTicker(10*time.Millisecond)
 	defer again.Stop()
 	for {
@@ -407,13 +409,13 @@ func TestSecondSignalEndsServerAtOnce(t *testing.T) {
 			return
 		case <-again.C:
 		case <-late:
-			t.Fatal("the server goes on draining")
+			t.Fatal("the server continues to drain")
 		}
 	}
 }
 
-// awaitEmpty waits until the server has removed its files, of which it says
-// nothing.
+// awaitEmpty waits until the server has removed its files, which it does not
+// log.
 func awaitEmpty(t *testing.T, d string) {
 	t.Helper()
 	testkit.Await(t, func() error {
@@ -437,9 +439,9 @@ func TestDrainTimeoutEndsHangingClient(t *testing.T) {
 	wantWords(t, server.Err.String(), "drain timeout is over", "connections=1")
 }
 
-// hostile is a name with what a terminal, or a line of the log, must not get:
-// colours, a new title, a new line, the end of a string, a control character in
-// two bytes, another direction of writing.
+// hostile is a name with characters that must not reach a terminal or a line
+// of the log: colours, a new title, a new line, the end of a string, a control
+// character in two bytes, another direction of writing.
 const hostile = "x\x1b[31m\x1b]0;title\x07\r\n\t\x01\x7f'\"\\ y=1\u009b31m\u202e"
 
 func TestHostileBytesNeverReachTheLog(t *testing.T) {
@@ -458,7 +460,8 @@ func TestHostileBytesNeverReachTheLog(t *testing.T) {
 			server.Stop(t)
 			wantPrintable(t, stderr)
 			wantPrintable(t, server.Err.String())
-			// Two lines for each receive of 16 bytes, and for the shorter one.
+			// Two lines for each receive of 16 bytes, and for the shorter last
+			// one.
 			if got, want := strings.Count(server.Err.String(), "\n"), 8+2*(len(hostile)/16); got != want {
 				t.Errorf("%d lines, want %d:\n%s", got, want, &server.Err)
 			}
@@ -617,9 +620,9 @@ func TestHealthCheck(t *testing.T) {
 	wantWords(t, stderr, "ENOENT", "start the server first")
 }
 
-// Anybody can take a name like a health check's; that must not keep him out of
-// the log.
-func TestHealthCheckNameHidesNobodyElse(t *testing.T) {
+// Any client can take a name like a health check's; that must not keep it out
+// of the log.
+func TestHealthCheckNameHidesNoOtherClient(t *testing.T) {
 	t.Parallel()
 	const uid = 10003
 	d := dir(t)
@@ -638,7 +641,7 @@ func TestHealthCheckNameHidesNobodyElse(t *testing.T) {
 	}
 }
 
-func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
+func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--max-connections", "1")
@@ -651,7 +654,7 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	if status != 1 || stdout != "" {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
 	}
-	server.Err.Await(t, 1, "turned a client away: 1 connections are open")
+	server.Err.Await(t, 1, "rejected a client: connection limit (1) reached")
 	check(t, first.In.Close())
 	if status := first.Status(t); status != 0 {
 		t.Errorf("exit status %d, error %q", status, &first.Err)
@@ -676,7 +679,7 @@ func TestAbstractName(t *testing.T) {
 	server.Stop(t)
 }
 
-// The source's client, in Python, but for its messages.
+// The original client, in Python, with other messages.
 const pythonClient = `
 import socket, sys
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -16,9 +16,9 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// TestSoak has 50 clients of all types transfer with retry while one fault
-// follows another: for 4 s, for 30 s in `make stress`, or for SOAK, as `make soak`
-// has it.
+// TestSoak makes 50 clients of all types transfer with retry while one fault
+// follows another: for 4 s, for 30 s with `make stress`, or for SOAK, as set
+// by `make soak`.
 func TestSoak(t *testing.T) {
 	const clients = 50
 	duration, err := time.ParseDuration(cmp.Or(os.Getenv("SOAK"), testkit.Count("4s", "30s")))
@@ -30,7 +30,7 @@ func TestSoak(t *testing.T) {
 	s.args = append([]string{"server", "--log-level", "warn", "--chunk", "4096", "--takeover", "--drain-timeout", "500ms"}, flags...)
 	s.server = start(t, s.dir, s.args...)
 
-	// Some of those that connect have a bad line.
+	// Some of the clients connect through an unreliable proxy.
 	lines := dir(t)
 	var proxies []*testkit.Proxy
 	for _, a := range addrs[:2] {
@@ -78,7 +78,7 @@ func TestSoak(t *testing.T) {
 	s.server.Stop(t)
 }
 
-// A soak is the server of one, whichever process it is.
+// A soak is the server of a soak test, whichever process it is.
 type soak struct {
 	*testing.T
 	dir    string

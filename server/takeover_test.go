@@ -66,8 +66,8 @@ func TestTakeover(t *testing.T) {
 	server.Stop(t)
 }
 
-// 50 clients of all types connect, are echoed and close, or have long transfers
-// that outlive their server's time, while three successors take over.
+// 50 clients of all types connect, get an echo and close, or make long
+// transfers that outlive their server, while three successors take over.
 func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -102,7 +102,8 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 			}
 		})
 	}
-	// Processes of our own client too, which transfer as long as the test does.
+	// Processes of our own client too, which transfer as long as the test
+	// runs.
 	var processes []*process
 	for _, a := range places {
 		args := []string{"client", "--log-level", "warn", "--connect", a, "-"}
@@ -145,7 +146,7 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 	for i, p := range processes {
 		check(t, p.In.Close())
 		if status := p.Status(t); status != 0 || p.Out.String() != sent[i].String() {
-			t.Errorf("%v: exit status %d, %d bytes came back of %d, error %q", p.Cmd.Args, status, len(p.Out.String()), sent[i].Len(), &p.Err)
+			t.Errorf("%v: exit status %d, received %d of %d bytes, error %q", p.Cmd.Args, status, len(p.Out.String()), sent[i].Len(), &p.Err)
 		}
 	}
 	if status := server.Terminate(t); status != 0 {
@@ -155,7 +156,7 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 	t.Logf("%d exchanges, none refused, no byte lost", echoes.Load())
 }
 
-// longTransfer sends 4 MiB over one connection and compares what comes back.
+// longTransfer sends 4 MiB over one connection and compares the echo.
 func longTransfer(path string, seed uint64) error {
 	conn, err := net.Dial("unix", path)
 	if err != nil {
@@ -177,12 +178,12 @@ func longTransfer(path string, seed uint64) error {
 		return err
 	}
 	if !bytes.Equal(back, sent) {
-		return fmt.Errorf("%d bytes came back of %d", len(back), len(sent))
+		return fmt.Errorf("received %d of %d bytes", len(back), len(sent))
 	}
 	return nil
 }
 
-// shortExchange is one message over a connection of its own.
+// shortExchange sends one message over a connection of its own.
 func shortExchange(d string, kind int, text string) error {
 	return exchange(d, kind, text, time.Now().Add(3*patience))
 }
@@ -223,7 +224,7 @@ func TestTakeoverFromPausedServer(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: take over: ./.d.takeover: the running server does not answer within 5s: is it paused, or does it hand over to another?\n")
+	wantWords(t, stderr, "server: take over: ./.d.takeover: the running server does not answer within 5s; is it paused, or does it hand over to another?\n")
 	goOn()
 	wantAllEcho(t, d)
 	overtake(t, server).Stop(t)
@@ -237,15 +238,15 @@ func TestTakeoverFromServerWithoutIt(t *testing.T) {
 	if status != 1 {
 		t.Errorf("exit status %d", status)
 	}
-	wantWords(t, stderr, "server: listen stream:./uds_socket: in use: another server holds ./.uds_socket.lock: stop it first or choose another path", "started without takeover")
+	wantWords(t, stderr, "server: listen stream:./uds_socket: in use: another server holds ./.uds_socket.lock; stop it first or choose another path", "started without takeover")
 	if status, stdout, _ := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q", status, stdout)
 	}
 	server.Stop(t)
 }
 
-// SIGTERM comes at some moment of a handover: whichever server is left serves,
-// or nothing is.
+// SIGTERM arrives at some moment of a handover. Either one server is left and
+// serves, or none is left.
 func TestSignalsDuringTakeover(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -282,14 +283,14 @@ func TestSignalsDuringTakeover(t *testing.T) {
 	server.Stop(t)
 }
 
-// Each successor is killed at some moment of its first 100 ms, while a datagram
-// client has not read its replies, so that none gets all sockets before that:
-// the old server serves all the while.
+// Each successor is killed at some moment of its first 100 ms. A datagram
+// client has not read its replies, so no successor gets all sockets before
+// that: the old server serves all the time.
 func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serveTakeover(t, d, "--drain-timeout", "60s")
-	// It is not connected: then a queue holds ten.
+	// It is not connected, so its queue holds ten messages.
 	slow, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/slow", Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, slow.Close()); check(t, os.Remove(d+"/slow")) }()
@@ -304,7 +305,8 @@ func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 	server.Err.Await(t, 30, "sending data back to the client")
 	claimed := 0
 	for range testkit.Count(10, 60) {
-		// Built without the race detector, which takes most of 100 ms to start.
+		// Built without the race detector, which needs most of 100 ms to
+		// start.
 		next := start(t, d, testkit.Plain(t, "server"), "--takeover", "--log-format", "plain", "--listen", strings.Join(places, ","))
 		timer := time.AfterFunc(rand.N(100*time.Millisecond), func() { _ = next.Cmd.Process.Kill() })
 		<-next.Ended
@@ -313,7 +315,7 @@ func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
 			claimed++
 		}
 		wantAllEcho(t, d)
-		// Its replies would be given up if it took none for ten seconds.
+		// The server would drop its replies if it read none for ten seconds.
 		check(t, slow.SetDeadline(time.Now().Add(patience)))
 		_, err := slow.Read(make([]byte, 100))
 		check(t, err)

@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MaxPath is how many bytes of path fit sun_path with its closing NUL,
-// unix(7), "Address format".
+// MaxPath is the largest number of path bytes that fit sun_path together with
+// the closing NUL, unix(7), "Address format".
 const MaxPath = len(unix.RawSockaddrUnix{}.Path) - 1
 
-// Type is a socket type by the name that the field gives it, socket(2).
+// Type is a socket type, under the name that socket(2) gives it.
 type Type string
 
 // The three types of AF_UNIX, unix(7).
@@ -35,32 +35,32 @@ func (t Type) sotype() int {
 	}
 }
 
-// Addr is one end, written TYPE:PATH. A path that starts with @ is an abstract
-// name: it is no file, and belongs to the network namespace, so that it does not
-// cross containers.
+// Addr is the address of one end, written TYPE:PATH. A path that starts with @
+// is an abstract name: it is not a file. It belongs to the network namespace,
+// so it does not cross containers.
 type Addr struct {
 	Type Type
 	Path string
 }
 
 // ParseAddr reads TYPE:PATH; a bare path means stream. It returns an
-// [ErrAddress] for what cannot be bound or dialled whatever the file system
-// holds: bind(2) would take an empty path for "choose me an abstract name" and
-// end a path at its first NUL, silently.
+// [ErrAddress] for an address that can never be bound or dialled, whatever the
+// file system holds. Without this check, bind(2) would silently choose an
+// abstract name for an empty path, and cut a path at its first NUL byte.
 func ParseAddr(s string) (Addr, error) {
 	a := Addr{Stream, s}
 	if form, path, ok := strings.Cut(s, ":"); ok && !strings.ContainsAny(form, "/@.") {
 		a = Addr{Type(form), path}
 		if !slices.Contains(types, a.Type) {
-			return Addr{}, fmt.Errorf("%w %q: unknown type %q: write stream:PATH, datagram:PATH or seqpacket:PATH, or ./%s for a path with a colon",
+			return Addr{}, fmt.Errorf("%w %q: unknown type %q; write stream:PATH, datagram:PATH or seqpacket:PATH, or ./%s for a path with a colon",
 				ErrAddress, s, form, s)
 		}
 	}
 	switch {
 	case a.Path == "" || a.Path == "@":
-		return Addr{}, fmt.Errorf("%w %q: the path is empty: write %s:PATH", ErrAddress, s, a.Type)
+		return Addr{}, fmt.Errorf("%w %q: the path is empty; write %s:PATH", ErrAddress, s, a.Type)
 	case strings.HasSuffix(a.Path, "/"):
-		return Addr{}, fmt.Errorf("%w %q: the path is a directory: name the socket file in it", ErrAddress, s)
+		return Addr{}, fmt.Errorf("%w %q: the path is a directory; name the socket file in it", ErrAddress, s)
 	}
 	if err := checkPath(a.Path); err != nil {
 		return Addr{}, err
@@ -68,17 +68,17 @@ func ParseAddr(s string) (Addr, error) {
 	return a, nil
 }
 
-// checkPath refuses what the kernel would take for another path: nothing, or an
-// abstract name of nothing, for a name of its own choice, and a path with a NUL
-// byte for what is before it.
+// checkPath rejects paths that the kernel would silently read as another path:
+// an empty path or abstract name, for which it chooses a name itself, and a
+// path with a NUL byte, which it cuts there.
 func checkPath(path string) error {
 	switch {
 	case path == "" || path == "@":
 		return fmt.Errorf("%w %q: the path is empty", ErrAddress, path)
 	case strings.IndexByte(path, 0) >= 0:
-		return fmt.Errorf("%w %q: the path holds a NUL byte: leave it out", ErrAddress, path)
+		return fmt.Errorf("%w %q: the path holds a NUL byte; leave it out", ErrAddress, path)
 	case len(path) > MaxPath:
-		return fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d: choose a shorter path, or change to its directory and use a relative one",
+		return fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d; choose a shorter path, or change to its directory and use a relative one",
 			ErrAddress, path, len(path), MaxPath)
 	}
 	return nil
@@ -87,11 +87,11 @@ func checkPath(path string) error {
 func isAbstract(path string) bool { return strings.HasPrefix(path, "@") }
 
 // Abstract reports whether the address is a name in the network namespace and
-// no file, unix(7), "abstract".
+// not a file, unix(7), "abstract".
 func (a Addr) Abstract() bool { return isAbstract(a.Path) }
 
-// Network is the name that package net has for the type; with it an Addr is a
-// [net.Addr].
+// Network returns the name that package net uses for the type; with it an Addr
+// is a [net.Addr].
 func (a Addr) Network() string {
 	switch a.Type {
 	case Datagram:
@@ -103,5 +103,5 @@ func (a Addr) Network() string {
 	}
 }
 
-// String is the address as [ParseAddr] reads it.
+// String returns the address in the form that [ParseAddr] reads.
 func (a Addr) String() string { return string(a.Type) + ":" + a.Path }

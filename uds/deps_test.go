@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// Other programs import it: it brings nothing along but golang.org/x/sys.
+// Other programs import this package, so golang.org/x/sys must stay its only
+// dependency.
 func TestDependenciesAreTheStandardLibraryAndSys(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").Output()

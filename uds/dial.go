@@ -16,18 +16,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DialConfig says how to connect. Its zero value works.
+// DialConfig configures how to connect. Its zero value works.
 type DialConfig struct {
-	// Bind names the client's own socket, so that the server can tell it from
-	// others and answer its datagrams. Empty: the client has no name. See
-	// [AutoName].
+	// Bind names the client's own socket, so that the server can distinguish
+	// it from other clients and answer its datagrams. If it is empty, the
+	// client has no name. See [AutoName].
 	Bind string
-	// Control, if there is one, sets options of the socket before it connects.
+	// Control, if not nil, sets options of the socket before it connects.
 	Control func(fd int) error
 }
 
-// A Conn is a connection and, where the client bound one, the file of its own
-// socket, which Close removes.
+// A Conn is a connection. If the client bound its own socket, it also owns the
+// file of that socket, and Close removes that file.
 type Conn struct {
 	net.Conn
 	addr  Addr
@@ -35,11 +35,13 @@ type Conn struct {
 	close sync.Once
 }
 
-// Dial connects to an address, TYPE:PATH as [ParseAddr] reads it. The error is the kernel's errno, for errors.Is, with the
-// address and the cure: ENOENT and ECONNREFUSED where no server is, EAGAIN
-// where its backlog is full (connect(2) on a non-blocking AF_UNIX socket does
-// not wait), EACCES without write permission on the socket file, EPROTOTYPE
-// where it is of another type.
+// Dial connects to an address, TYPE:PATH as [ParseAddr] reads it. The error
+// wraps the kernel's errno, for errors.Is, and names the address and the cure:
+//
+//	ENOENT, ECONNREFUSED  no server is there
+//	EAGAIN                the server's backlog is full; connect(2) on a non-blocking AF_UNIX socket does not wait
+//	EACCES                no write permission on the socket file
+//	EPROTOTYPE            the socket is of another type
 func Dial(ctx context.Context, address string, c DialConfig) (*Conn, error) {
 	a, err := ParseAddr(address)
 	if err != nil {
@@ -57,8 +59,9 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 		return nil, err
 	}
 	var name *file
-	// Package net closes the socket itself where it cannot connect: this second
-	// descriptor keeps it open until its file is gone, see [file.remove].
+	// Package net closes the socket itself if it cannot connect. This second
+	// descriptor keeps the socket open until its file is removed, see
+	// [file.remove].
 	keep := -1
 	defer closeFD(&keep)
 	conn, err := dialer(func(fd int) (err error) {
@@ -91,7 +94,8 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 	return &Conn{Conn: conn, addr: a, name: name}, nil
 }
 
-// dialer has prepare see to a socket before it connects.
+// dialer returns a dialer that calls prepare with the socket before it
+// connects.
 func dialer(prepare func(fd int) error) *net.Dialer {
 	return &net.Dialer{ControlContext: func(_ context.Context, _, _ string, raw syscall.RawConn) error {
 		var err error
@@ -101,8 +105,9 @@ func dialer(prepare func(fd int) error) *net.Dialer {
 }
 
 // The server may run as another user and must be able to write to the client's
-// socket. Nobody else profits: a connected datagram socket takes messages from
-// its peer only, connect(2). Until it is connected, it is closed to others.
+// socket. This opens the socket to the server only: a connected datagram
+// socket accepts messages from its peer alone, connect(2). Before it is
+// connected, its mode keeps other users out.
 const clientMode, unconnectedMode fs.FileMode = 0o666, 0o600
 
 func bindClient(fd int, path string) (*file, error) {
@@ -122,7 +127,7 @@ func bindClient(fd int, path string) (*file, error) {
 	return f, nil
 }
 
-// An ownError is about the client's own socket, not the server's.
+// An ownError is an error of the client's own socket, not of the server's.
 type ownError struct {
 	path string
 	err  error
@@ -133,18 +138,20 @@ func (e *ownError) Error() string {
 }
 func (e *ownError) Unwrap() error { return e.err }
 
-// Type is the type of the socket.
+// Type returns the type of the socket.
 func (c *Conn) Type() Type { return c.addr.Type }
 
-// Close closes the connection and removes the client's own socket file: once,
-// as another connection may have the name after that, and the file the inode.
+// Close closes the connection and removes the client's own socket file. It
+// does so only once: after that, another connection may have the name, and
+// another file the inode.
 func (c *Conn) Close() error {
 	c.close.Do(c.name.remove)
 	return c.Conn.Close()
 }
 
 // CloseWrite ends the stream towards the server, shutdown(2) with SHUT_WR: the
-// server reads end of file, and its answers still arrive.
+// server reads end of file, and the client still receives the server's
+// answers.
 func (c *Conn) CloseWrite() error {
 	w, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok {
@@ -153,16 +160,16 @@ func (c *Conn) CloseWrite() error {
 	return w.CloseWrite()
 }
 
-// AutoName makes a name for the client's own socket that no other client has:
-// in directory dir, or an abstract one where dir is "@". The process id alone
-// would not do, as every client is process 1 of its container; so the host
-// name and a random part come with it.
+// AutoName returns a name for the client's own socket that no other client
+// has: a path in directory dir, or an abstract name if dir is "@". The process
+// id alone is not unique, because every client is process 1 of its container;
+// so the name also contains the host name and a random part.
 func AutoName(dir string) string {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
-	if len(host) > 12 { // enough for a container's id; sun_path is short
+	if len(host) > 12 { // enough for a container id; sun_path is short
 		host = host[:12]
 	}
 	name := fmt.Sprintf("client.%s.%d.%s", host, os.Getpid(), strings.ToLower(rand.Text()[:8]))
@@ -181,8 +188,9 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	return s.SyscallConn()
 }
 
-// NotThereYet reports whether err is that of a dial to a server that may be about
-// to start, or be free soon: its path is missing or stale, or its backlog full.
+// NotThereYet reports whether a dial failed with err because the server may
+// still be starting or may be briefly busy: its path is missing or stale, or
+// its backlog is full.
 func NotThereYet(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN)
 }

@@ -87,19 +87,19 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 		{"backlog full", unix.EAGAIN, func(t *testing.T, path string) {
 			listen(t, uds.ListenConfig{Backlog: 1}, stream(path))
 			fill(t, stream(path))
-		}, []string{"EAGAIN", "backlog is full: keep trying"}},
+		}, []string{"EAGAIN", "backlog is full; keep trying"}},
 		{"regular file", unix.ECONNREFUSED, func(t *testing.T, path string) {
 			check(t, os.WriteFile(path, []byte("precious"), 0o640))
-		}, []string{"ECONNREFUSED", "/s is a regular file, no socket", "use the path of a server's socket"}},
+		}, []string{"ECONNREFUSED", "/s is a regular file, not a socket", "use the path of a server's socket"}},
 		{"directory", unix.ECONNREFUSED, func(t *testing.T, path string) {
 			check(t, os.Mkdir(path, 0o750))
-		}, []string{"ECONNREFUSED", "/s is a directory, no socket"}},
+		}, []string{"ECONNREFUSED", "/s is a directory, not a socket"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			d := dir(t)
 			tt.make(t, d+"/s")
-			// With a name: nothing of it must be left.
+			// With a client socket of its own: its file must be removed.
 			_, err := uds.Dial(t.Context(), stream(d+"/s").String(), uds.DialConfig{Bind: d + "/client"})
 			wantError(t, err, tt.errno, append(tt.words, "connect stream:"+d+"/s")...)
 			gone(t, d+"/client")
@@ -122,7 +122,7 @@ func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 				listen(t, uds.ListenConfig{}, uds.Addr{Type: real, Path: path})
 				_, err := uds.Dial(t.Context(), uds.Addr{Type: asked, Path: path}.String(), uds.DialConfig{Bind: d + "/client"})
 				wantError(t, err, unix.EPROTOTYPE, "connect "+string(asked)+":"+path+": ", "(EPROTOTYPE)",
-					fmt.Sprintf("%s is a %s socket: use %s:%s", path, real, real, path))
+					fmt.Sprintf("%s is a %s socket; use %s:%s", path, real, real, path))
 				gone(t, d+"/client")
 			})
 		}
@@ -144,10 +144,10 @@ func TestDialWithoutPermission(t *testing.T) {
 	if o.Errno != unix.EACCES {
 		t.Fatalf("error is %q", o.Err)
 	}
-	wantWords(t, o.Err, "EACCES", "connect "+a.String(), a.Path+" is owned by "+strconv.Itoa(os.Geteuid())+":", "this process is", "give it the group, or the mode")
+	wantWords(t, o.Err, "EACCES", "connect "+a.String(), a.Path+" is owned by uid "+strconv.Itoa(os.Geteuid())+" gid ", "this process is", "give it the group, or the mode")
 }
 
-func TestDialIsLetInByMode(t *testing.T) {
+func TestDialIsAllowedByMode(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
 	listen(t, uds.ListenConfig{Mode: 0o666}, a)
@@ -184,7 +184,7 @@ func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
 			t.Errorf("the server sees %q, not %q", got, name)
 		}
 		if name[0] != '@' {
-			// The server, maybe of another user, answers datagrams through it.
+			// The server, maybe run by another user, sends datagrams to it.
 			info, err := os.Lstat(name)
 			check(t, err)
 			if info.Mode().Perm() != 0o666 {
@@ -197,7 +197,7 @@ func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
 	}
 }
 
-// Its server may be another user, who writes to the client's socket file.
+// The server may run as another user, and writes to the client's socket file.
 func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -226,8 +226,8 @@ func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 	}
 }
 
-// The file's mode lets everybody in, but only after connect(2) has closed the
-// socket to all but the server.
+// The file's mode gives every user access, but only after connect(2) has
+// closed the socket to all but the server.
 func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -240,7 +240,7 @@ func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
 	if o := client.outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
 	}
-	// The last of the clients stays until the stranger has met one.
+	// The last client stays until the stranger has tried to connect to one.
 	for poking.line(t) != "EPERM" {
 	}
 	check(t, poking.in.Close())
@@ -248,7 +248,7 @@ func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
 	if passed == "EACCES" {
 		passed = poking.line(t)
 	}
-	// Only root can have somebody else be the stranger.
+	// Only root can start the stranger as another user.
 	if os.Geteuid() == 0 && passed != "0" {
 		t.Errorf("the stranger got %s datagrams in", passed)
 	}
@@ -256,7 +256,7 @@ func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
 	gone(t, d+"/client")
 }
 
-func TestBindLeavesAloneWhatIsThere(t *testing.T) {
+func TestBindLeavesExistingFilesAlone(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	a := stream(d + "/s")
@@ -321,7 +321,7 @@ func TestCloseWriteEndsOneDirection(t *testing.T) {
 	}
 }
 
-func TestPeerCredIsWhoConnected(t *testing.T) {
+func TestPeerCredIsTheClients(t *testing.T) {
 	t.Parallel()
 	s := listen(t, uds.ListenConfig{}, stream(dir(t)+"/s"))
 	conn := dial(t, s.Addr())
@@ -336,15 +336,16 @@ func TestPeerCredIsWhoConnected(t *testing.T) {
 	}
 }
 
-// A socket that is closed while its file is still there leaves the inode to
-// somebody else's, which would be taken for it, and removed.
+// If a socket is closed while its file still exists, its inode may be reused
+// for a file of another process. That file would be mistaken for the socket,
+// and removed.
 func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	var name atomic.Pointer[string] // of the client that dials now
 	done := make(chan struct{})
 	looking := make(chan struct{})
-	met := 0 // clients that were met alive
+	met := 0 // clients that the stranger found alive
 	go func() {
 		defer close(looking)
 		for last := ""; ; {
@@ -357,8 +358,8 @@ func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 			if now == nil {
 				continue
 			}
-			// While it is open it can be connected to; without a listener
-			// that is a matter of datagrams.
+			// While the socket is open it can be connected to; without a
+			// listener, only a datagram socket can.
 			switch err := uds.Connects(uds.Datagram, *now); {
 			case err == nil && *now != last:
 				met++

@@ -16,7 +16,7 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// socketIn is an address in a fresh directory.
+// socketIn returns an address in a new directory.
 func socketIn() (address string, remove func()) {
 	dir, err := os.MkdirTemp("", "uds")
 	if err != nil {
@@ -25,7 +25,7 @@ func socketIn() (address string, remove func()) {
 	return "stream:" + dir + "/s", func() { _ = os.RemoveAll(dir) }
 }
 
-// Serve HTTP on a socket that the group may connect to, and nobody else.
+// Serve HTTP on a socket to which only the group can connect.
 func ExampleListen() {
 	address, remove := socketIn()
 	defer remove()
@@ -55,13 +55,14 @@ func ExampleListen() {
 	fmt.Printf("%s\n", body)
 
 	_, err = uds.Listen(context.Background(), address, uds.ListenConfig{})
-	fmt.Println(errors.Is(err, uds.ErrInUse)) // a second server is refused
+	fmt.Println(errors.Is(err, uds.ErrInUse)) // a second server fails
 	// Output:
 	// hello
 	// true
 }
 
-// Accept connections of one's own user only, by the kernel's word.
+// Accept only connections of this process's own user, as the kernel reports
+// it.
 func ExamplePeerCred() {
 	address, remove := socketIn()
 	defer remove()
@@ -93,8 +94,8 @@ func ExamplePeerCred() {
 	// Output: welcome
 }
 
-// Send a descriptor: the receiver reads the file, which need not exist where it
-// runs.
+// Send a descriptor: the receiver reads the file, which need not exist in its
+// own file system.
 func ExampleConn_SendFiles() {
 	client, server, err := uds.Pair()
 	if err != nil {
@@ -130,7 +131,7 @@ func ExampleConn_SendFiles() {
 	// Output: take this: read by another process
 }
 
-// Replace a server that runs, without a client being refused. Here both are in
+// Replace a running server without refusing a client. Here both servers are in
 // one process.
 func ExampleListen_takeover() {
 	address, remove := socketIn()
@@ -220,7 +221,7 @@ func ExampleNotThereYet() {
 	// Output: connected
 }
 
-// An event loop has the descriptor itself.
+// An event loop uses the descriptor itself.
 func ExampleListenConfig_Listen() {
 	address, remove := socketIn()
 	defer remove()

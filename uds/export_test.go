@@ -1,10 +1,11 @@
 package uds
 
-// ParseControl is what the fuzz test feeds.
+// ParseControl exports parseControl for the fuzz test.
 var ParseControl = parseControl
 
-// MapsAll reads what this process's namespace does not have.
+// MapsAll exports mapsAll, to read maps that this process's namespace does not
+// have.
 var MapsAll = mapsAll
 
-// Connects tries what a client does that finds out what is at a path.
+// Connects exports connects, which tries to connect to a path as a client.
 var Connects = connects

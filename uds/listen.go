@@ -9,41 +9,42 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ListenConfig says how to listen. Its zero value works.
+// ListenConfig configures how to listen. Its zero value works.
 type ListenConfig struct {
-	// Mode is the socket file's permission bits; who may write may connect,
-	// unix(7), "Pathname socket ownership and permissions". [DefaultMode]
-	// leaves it to the umask.
+	// Mode is the socket file's permission bits. Any process with write
+	// permission can connect, unix(7), "Pathname socket ownership and
+	// permissions". [DefaultMode] leaves the mode to the umask.
 	Mode fs.FileMode
-	// Backlog is how many connections may wait to be accepted, listen(2);
-	// 0 means as many as the system allows.
+	// Backlog is the number of connections that may wait to be accepted,
+	// listen(2); 0 means as many as the system allows.
 	Backlog int
-	// Takeover has [Listen] take the socket over from the server that runs, and
-	// hand it over to the next.
+	// Takeover makes [Listen] take the socket over from the running server,
+	// and hand it over to the next one.
 	Takeover bool
-	// Control, if there is one, sets options of the socket before it is bound, or
-	// before it is served where it comes from another process.
+	// Control, if not nil, sets options of the socket before it is bound. For
+	// a socket that comes from another process, it does so before the socket
+	// is served.
 	Control func(fd int) error
 }
 
 // A Socket is a bound socket with the files that it owns: the socket file and
-// its lock. Sockets of the types that connect are listening.
+// its lock. Stream and seqpacket sockets are already listening.
 type Socket struct {
 	addr   Addr
 	fd     int // -1 once closed
 	config ListenConfig
 	file   *file
 	lock   *lock
-	shared bool // other processes have the socket too, and its files are theirs
+	shared bool // other processes have the socket too, and own its files
 }
 
 func newSocket(a Addr) *Socket { return &Socket{fd: -1, addr: a} }
 
-// Listen makes a socket at a: lock, look, remove what is stale, bind, set the
-// mode, listen. The messages of a datagram socket come with credentials,
-// unix(7), SO_PASSCRED. The error names the address and the cure; it is an
-// [ErrNotSocket] where something else is at the path and an [ErrInUse] where a
-// server is.
+// Listen makes a socket at a. It locks the path, checks it, removes a stale
+// socket, binds, sets the mode and listens. For datagram sockets, the kernel
+// adds the sender's credentials to each message, unix(7), SO_PASSCRED. The
+// error names the address and the cure. It is an [ErrNotSocket] if the file at
+// the path is not a socket, and an [ErrInUse] if a server is running there.
 func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 	s := newSocket(a)
 	s.config = c
@@ -67,13 +68,13 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	if s.addr.Abstract() {
 		err = unix.Bind(s.fd, &unix.SockaddrUnix{Name: s.addr.Path})
 		if err == unix.EADDRINUSE {
-			return fmt.Errorf("%w: a server has the abstract name %s: stop it first or choose another", ErrInUse, s.addr.Path)
+			return fmt.Errorf("%w: a server has the abstract name %s; stop it first or choose another", ErrInUse, s.addr.Path)
 		}
 		if err != nil {
 			return os.NewSyscallError("bind", err)
 		}
 	} else {
-		if s.lock == nil { // or it comes from the socket that this one replaces
+		if s.lock == nil { // otherwise it comes from the socket that this one replaces
 			if s.lock, err = lockPath(s.addr.Path); err != nil {
 				return err
 			}
@@ -88,8 +89,8 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 	return c.start(s)
 }
 
-// prepare sets what has to be set before anybody can send: the credentials of
-// what waits already would be nobody's.
+// prepare sets what must be set before any client can send: a message that
+// arrives earlier would have no credentials.
 func (c ListenConfig) prepare(s *Socket) error {
 	if s.addr.Type == Datagram {
 		if err := passCred(s.fd); err != nil {
@@ -108,14 +109,14 @@ func (c ListenConfig) start(s *Socket) error {
 	}
 	err := unix.Listen(s.fd, backlogOrMax(c.Backlog))
 	if err == unix.EINVAL {
-		return fmt.Errorf("listen: %w (EINVAL): the socket is a connection already: pass the listening one, Accept=no in a systemd unit", err)
+		return fmt.Errorf("listen: %w (EINVAL): the socket is a connection already; pass the listening one, Accept=no in a systemd unit", err)
 	}
 	return os.NewSyscallError("listen", err)
 }
 
-// adopt makes a socket that another process made one of this configuration.
-// Listening again makes this process the one that clients see as the server,
-// see [PeerCred].
+// adopt applies this configuration to a socket that another process made.
+// Calling listen(2) again makes this process the one that clients see as the
+// server, see [PeerCred].
 func (c ListenConfig) adopt(s *Socket) error {
 	if c.Mode != DefaultMode && s.file != nil {
 		if err := s.file.chmod(c.Mode); err != nil {
@@ -128,10 +129,10 @@ func (c ListenConfig) adopt(s *Socket) error {
 	return c.start(s)
 }
 
-// Inherit makes a Socket of a descriptor that the parent process passed on, by
-// systemd's protocol for example, sd_listen_fds(3). Type and address are the
-// socket's own. Its file belongs to the parent: closing does not remove it.
-// Inherit takes fd over, also where it fails.
+// Inherit makes a Socket from a descriptor that the parent process passed on,
+// for example by systemd's protocol, sd_listen_fds(3). It reads type and
+// address from the socket. The socket file belongs to the parent: closing does
+// not remove it. Inherit takes over fd, even if it fails.
 func (c ListenConfig) Inherit(fd int) (*Socket, error) {
 	s := newSocket(Addr{})
 	s.fd, s.shared = fd, true
@@ -150,11 +151,11 @@ func (c ListenConfig) Inherit(fd int) (*Socket, error) {
 	return s, nil
 }
 
-// identify finds the address of a socket that somebody else made.
+// identify finds the address of a socket that another process made.
 func (s *Socket) identify() error {
 	sa, err := unix.Getsockname(s.fd)
 	if err != nil {
-		return fmt.Errorf("it is no socket: %w", err)
+		return fmt.Errorf("it is not a socket: %w", err)
 	}
 	sotype, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	if err != nil {
@@ -162,15 +163,15 @@ func (s *Socket) identify() error {
 	}
 	name, ok := sa.(*unix.SockaddrUnix)
 	if !ok {
-		return errors.New("it is no Unix socket: pass one, ListenStream=/path in a systemd unit")
+		return errors.New("it is not a Unix socket; pass one, ListenStream=/path in a systemd unit")
 	}
 	for _, t := range types {
 		if t.sotype() == sotype {
 			s.addr = Addr{t, name.Name}
 		}
 	}
-	if s.addr.Path == "@" || s.addr.Path == "" { // how package unix shows a socket without a name
-		return errors.New("it is a socket without an address: pass one that is bound")
+	if s.addr.Path == "@" || s.addr.Path == "" { // how package unix shows an unnamed socket
+		return errors.New("it is a socket without an address; pass one that is bound")
 	}
 	return nil
 }
@@ -183,9 +184,9 @@ func backlogOrMax(backlog int) int {
 }
 
 // Unlink removes the socket file, if it is still the one that this socket
-// made, and gives up its lock. Who has connected stays connected.
+// made, and releases its lock. Connected clients stay connected.
 func (s *Socket) Unlink() {
-	if s.shared { // they belong to another process
+	if s.shared { // the files belong to another process
 		s.lock.release()
 	} else {
 		s.file.remove()
@@ -194,24 +195,25 @@ func (s *Socket) Unlink() {
 	s.file, s.lock = nil, nil
 }
 
-// Addr is where the socket is bound.
+// Addr returns the address to which the socket is bound.
 func (s *Socket) Addr() Addr { return s.addr }
 
-// FD is the descriptor: non-blocking, close-on-exec, the socket's own; -1 once
-// it is closed.
+// FD returns the socket's descriptor, which is non-blocking and close-on-exec
+// and stays the socket's own; -1 once it is closed.
 func (s *Socket) FD() int { return s.fd }
 
-// Is tells whether a file is that of this socket.
+// Is reports whether st describes the socket file of this socket.
 func (s *Socket) Is(st *unix.Stat_t) bool { return s.file != nil && s.file.is(st) }
 
-// Lost tells whether nobody can connect any more, because the socket file is
-// not the one that this socket made: somebody has removed or replaced it.
+// Lost reports whether clients can no longer connect because the socket file
+// was removed or replaced since this socket made it.
 func (s *Socket) Lost() bool { return s.file != nil && !s.file.ours() }
 
-// Renew makes a new socket for one whose file is [Socket.Lost], in its place.
-// Who has connected to s, or sends to it, is not affected; s has no files any
-// more. The error is an [ErrInUse] or [ErrNotSocket] where something else is at
-// the path now, which is left alone; after any other Renew can be called again.
+// Renew makes a new socket in place of one whose file is [Socket.Lost].
+// Clients that are connected to s, or send to it, are not affected; s owns no
+// files afterwards. The error is an [ErrInUse] or [ErrNotSocket] if something
+// else is at the path now; Renew leaves that alone. After any other error,
+// Renew can be called again.
 func (s *Socket) Renew() (*Socket, error) {
 	n := newSocket(s.addr)
 	n.config = s.config
@@ -232,14 +234,14 @@ func (s *Socket) Renew() (*Socket, error) {
 	return n, nil
 }
 
-// Shared tells whether another process serves the socket too, or will: who has
-// connected and was not accepted will be by it.
+// Shared reports whether another process serves the socket too, or will: that
+// process will accept the connections that this one has not accepted.
 func (s *Socket) Shared() bool { return s.shared }
 
-// Refuse turns further clients away, while those that have connected already
-// can still be accepted: accept(2) gives them and then EAGAIN. So nobody who
-// was let in is lost.
-// Shared sockets are not ours to end: nothing is done.
+// Refuse rejects further clients. Clients that have connected already can
+// still be accepted: accept(2) returns them and then EAGAIN. So no waiting
+// client is lost. A shared socket is left alone, because another process
+// serves it too.
 func (s *Socket) Refuse() error {
 	if s.shared {
 		return nil
@@ -258,7 +260,7 @@ func (s *Socket) Close() error {
 	return os.NewSyscallError("close", err)
 }
 
-// closeFD closes a descriptor that there may be, and forgets it.
+// closeFD closes the descriptor, unless it is -1, and sets it to -1.
 func closeFD(fd *int) {
 	if *fd >= 0 {
 		_ = unix.Close(*fd)

@@ -54,7 +54,8 @@ func TestListenRefusesLiveSocket(t *testing.T) {
 	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			// A plain listener, without our lock: the socket itself must tell.
+			// A plain listener without our lock: the socket itself must show
+			// that it is served.
 			a := uds.Addr{Type: typ, Path: dir(t) + "/s"}
 			fd := bound(t, a)
 			before := inode(t, a.Path)
@@ -67,7 +68,7 @@ func TestListenRefusesLiveSocket(t *testing.T) {
 			gone(t, beside(a.Path, ".lock"))
 			dial(t, a)
 			if typ != uds.Datagram {
-				// The probe of the refused starter is first in the queue.
+				// The probe of the starter that failed is first in the queue.
 				for range 2 {
 					n, _, err := unix.Accept(fd)
 					check(t, err)
@@ -78,7 +79,7 @@ func TestListenRefusesLiveSocket(t *testing.T) {
 	}
 }
 
-// bound is a socket that is served without this package.
+// bound returns a socket that is served without this package.
 func bound(t *testing.T, a uds.Addr) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC, 0)
@@ -130,7 +131,7 @@ func TestListenReplacesStaleSocket(t *testing.T) {
 	}
 }
 
-// snapshot is all that must not change of what is not ours.
+// snapshot is everything that must not change about files that are not ours.
 type snapshot struct {
 	Mode    fs.FileMode
 	Inode   uint64
@@ -156,7 +157,7 @@ func take(t *testing.T, path string) snapshot {
 	return s
 }
 
-// What is at a path, made there with precious content.
+// An obstacle is a file at a path, made with content that must not be lost.
 type obstacle struct {
 	name, kind string
 	make       func(t *testing.T, path, target string)
@@ -167,7 +168,7 @@ func precious(t *testing.T, path string) {
 	check(t, os.WriteFile(path, []byte("precious"), 0o640))
 }
 
-func TestF4WhatIsNoSocketIsLeftAlone(t *testing.T) {
+func TestF4OtherFileAtThePathIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	n := leavesAlone(t, []obstacle{
 		{"regular file", "regular file", func(t *testing.T, path, _ string) { precious(t, path) }},
@@ -205,13 +206,14 @@ func TestF5SymbolicLinkAtThePathIsRefused(t *testing.T) {
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F5",
 		Done: "servers of each type started on links to a live and a stale socket, to a file, to nothing; " +
-			"and while somebody swaps the new socket for a link to a file",
+			"and while another process swaps the new socket for a link to a file",
 		Count:   n + starts,
-		Outcome: fmt.Sprintf("the links refused, those of %d swaps not followed; mode, time and content of what they lead to unchanged", swaps),
+		Outcome: fmt.Sprintf("the links refused, those of %d swaps not followed; mode, time and content of the files they lead to unchanged", swaps),
 	})
 }
 
-// leavesAlone listens with each type on each obstacle, and gives how often.
+// leavesAlone listens with each type on each obstacle, and returns how many
+// combinations it tried.
 func leavesAlone(t *testing.T, obstacles []obstacle) (n int) {
 	for _, o := range obstacles {
 		for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
@@ -246,9 +248,9 @@ func leavesAlone(t *testing.T, obstacles []obstacle) (n int) {
 	return n
 }
 
-// swapsForLink listens n times while somebody who may write to the directory
-// puts a link to a file where the socket was made, and gives how often he did:
-// chmod(2) would follow it.
+// swapsForLink listens n times, while another process with write permission on
+// the directory puts a link to a file in place of the socket. It returns how
+// often that happened in time: chmod(2) would follow the link.
 func swapsForLink(t *testing.T, n int) int {
 	t.Helper()
 	d := dir(t)
@@ -275,7 +277,7 @@ func swapsForLink(t *testing.T, n int) int {
 		}
 	}()
 	for range n {
-		// 0777 has bits that the umask takes away, which have to be given back.
+		// 0777 has bits that the umask removes; they have to be set again.
 		if s, err := (uds.ListenConfig{Mode: 0o777}).Listen(stream(path)); err == nil {
 			check(t, s.Close())
 		}
@@ -283,7 +285,7 @@ func swapsForLink(t *testing.T, n int) int {
 	close(over)
 	swaps := <-swapped
 	if swaps == 0 {
-		t.Error("nobody swapped a socket")
+		t.Error("no socket was swapped")
 	}
 	if diff := cmp.Diff(before, take(t, target)); diff != "" {
 		t.Errorf("the link was followed: the target changed (-before +after):\n%s", diff)
@@ -302,8 +304,8 @@ func ls(t *testing.T, d string) []string {
 	return names
 }
 
-// Somebody who may write to the directory could make us create, or lock, a
-// file elsewhere.
+// A user with write permission on the directory could make us create, or lock,
+// a file elsewhere.
 func TestListenDoesNotFollowLinkAtLock(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -323,7 +325,7 @@ func TestListenWithoutPermission(t *testing.T) {
 	if o.Errno != unix.EACCES {
 		t.Fatalf("error is %q", o.Err)
 	}
-	wantWords(t, o.Err, "EACCES", d+" is owned by "+strconv.Itoa(os.Geteuid())+":", "mode 0555", "this process is")
+	wantWords(t, o.Err, "EACCES", d+" is owned by uid "+strconv.Itoa(os.Geteuid())+" gid ", "mode 0555", "this process is")
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
@@ -416,7 +418,7 @@ func TestModeIsExactUnderAnyUmask(t *testing.T) {
 		{"datagram", "000", "600", "600"},
 		{"datagram", "077", "666", "666"},
 		{"seqpacket", "077", "660", "660"},
-		// What the umask leaves, as nothing was asked for.
+		// The umask alone decides, because no mode was requested.
 		{"stream", "000", "0", "777"},
 		{"stream", "022", "0", "755"},
 		{"stream", "077", "0", "700"},
@@ -441,7 +443,7 @@ func TestModeIsExactUnderAnyUmask(t *testing.T) {
 }
 
 // Between bind(2) and chmod(2) the file has the mode that bind gave it; under
-// umask 0 that lets everybody in.
+// umask 0 every user could connect.
 func TestF6SocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 	t.Parallel()
 	attempts := 0
@@ -456,7 +458,8 @@ func TestF6SocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 			if o := server.outcome(t); o.Err != "" {
 				t.Fatal(o.Err)
 			}
-			// The last of the starts stays until the stranger has met one.
+			// The last start stays until the stranger has tried to connect to
+			// it.
 			if got := knocking.line(t); got != "denied" {
 				t.Fatal(got)
 			}
@@ -472,7 +475,7 @@ func TestF6SocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F6",
-		Done:    "a stranger dials without a pause, for each type, while a server starts 100 times under umask 0 with a mode that keeps him out",
+		Done:    "a stranger dials without a pause, for each type, while a server starts 100 times under umask 0 with a mode that keeps it out",
 		Count:   300,
 		Outcome: fmt.Sprintf("%d attempts, none got past the mode", attempts),
 	})
@@ -501,7 +504,7 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 			_, err = uds.Dial(t.Context(), a.String(), uds.DialConfig{})
 			wantError(t, err, uds.ErrAddress, words)
 			count += 3
-			if path != "" { // which means no name
+			if path != "" { // an empty path means no name
 				_, err = uds.Dial(t.Context(), s.Addr().String(), uds.DialConfig{Bind: path})
 				wantError(t, err, uds.ErrAddress, words)
 				count++
@@ -509,7 +512,7 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 		}
 		check(t, s.Close())
 
-		// @NAME is no file, and a file may have such a name.
+		// @NAME is not a file, but a file may have such a name.
 		abstract, file := uds.Addr{Type: typ, Path: uds.AutoName("@")}, uds.Addr{Type: typ, Path: d + "/@x"}
 		s = listen(t, uds.ListenConfig{}, abstract)
 		if names := ls(t, d); names != nil || !abstract.Abstract() {
@@ -518,7 +521,7 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 		check(t, s.Close())
 		s = listen(t, uds.ListenConfig{}, file)
 		if diff := cmp.Diff([]string{".@x.lock", "@x"}, ls(t, d)); diff != "" || file.Abstract() {
-			t.Errorf("%s is no file (-want +got):\n%s", file, diff)
+			t.Errorf("%s is not a file (-want +got):\n%s", file, diff)
 		}
 		_, err := uds.Dial(t.Context(), uds.Addr{Type: typ, Path: "@x"}.String(), uds.DialConfig{})
 		wantError(t, err, unix.ECONNREFUSED, "no server has the name @x")
@@ -568,7 +571,7 @@ func TestListenerClosesAllOfTheSocket(t *testing.T) {
 	wantError(t, err, unix.ENOENT)
 }
 
-// Somebody has removed our files by hand, and another server has the path now.
+// The files were removed by hand, and another server has the path now.
 func TestCloseLeavesSuccessorsFiles(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
@@ -628,7 +631,7 @@ func TestKilledHolderLeavesStaleSocketThatIsReplaced(t *testing.T) {
 	dial(t, stream(path))
 }
 
-func TestRefuseStillAcceptsWhoHadConnected(t *testing.T) {
+func TestRefuseStillAcceptsEarlierConnections(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
 	s := listen(t, uds.ListenConfig{}, a)
@@ -666,7 +669,7 @@ func TestUnlinkKeepsConnections(t *testing.T) {
 	fd, _, err := unix.Accept(s.FD())
 	check(t, err)
 	check(t, unix.Close(fd))
-	// The path is free for a successor while this one finishes.
+	// The path is free for a successor while this server finishes.
 	listen(t, uds.ListenConfig{}, s.Addr())
 	dial(t, s.Addr())
 }
@@ -682,7 +685,7 @@ func TestAbstractNameIsRefusedWhileInUse(t *testing.T) {
 	listen(t, uds.ListenConfig{}, a)
 }
 
-func TestBoundSocketThatNobodyListensOnYetIsLeftAlone(t *testing.T) {
+func TestBoundSocketThatDoesNotListenYetIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	for _, sotype := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET} {
 		path := dir(t) + "/s"
@@ -690,7 +693,7 @@ func TestBoundSocketThatNobodyListensOnYetIsLeftAlone(t *testing.T) {
 		check(t, err)
 		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
 		_, err = uds.ListenConfig{}.Listen(stream(path))
-		wantError(t, err, uds.ErrInUse, "somebody has bound it, and does not listen yet")
+		wantError(t, err, uds.ErrInUse, "a process has bound it, and does not listen yet")
 		check(t, unix.Close(fd))
 		s, err := uds.ListenConfig{}.Listen(stream(path))
 		check(t, err)

@@ -22,8 +22,8 @@ import (
 )
 
 // A child is this test binary again, in a process of its own: the umask and
-// the user belong to a process, and only a process can be killed. Its role is
-// in the environment.
+// the user belong to a process, and only a process can be killed. An
+// environment variable holds its role.
 const roleVar = "UDS_TEST_ROLE"
 
 var roles = map[string]func(args []string) error{
@@ -61,24 +61,24 @@ var (
 	wantWords = testkit.WantWords
 )
 
-// stranger is a user whom nobody has granted anything.
+// stranger is a user id without any permissions.
 const stranger = 10003
 
 type child struct {
 	cmd *exec.Cmd
-	in  io.WriteCloser // its end is the cue
+	in  io.WriteCloser // closing it is the cue
 	out *bufio.Scanner
 }
 
-// start starts a child, as the stranger where uid is his. A test that is not
-// run by root has no choice of users; see [closedMode].
+// start starts a child, as the stranger if uid is the stranger's. A test that
+// does not run as root cannot choose the user; see [closedMode].
 func start(t *testing.T, uid int, files []*os.File, role string, args ...string) *child {
 	t.Helper()
-	// The test binary lies in a directory that is closed to the stranger; the
-	// link in /proc leads to it all the same.
+	// The stranger has no access to the directory of the test binary; the link
+	// in /proc leads to the binary anyway.
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", args...)
-	cmd.Env = append(os.Environ(), roleVar+"="+role, "GORACE=atexit_sleep_ms=0") // or each takes a second to end
+	cmd.Env = append(os.Environ(), roleVar+"="+role, "GORACE=atexit_sleep_ms=0") // otherwise each takes a second to end
 	cmd.Dir = "/"
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = files
@@ -98,9 +98,9 @@ func start(t *testing.T, uid int, files []*os.File, role string, args ...string)
 	return &child{cmd, in, bufio.NewScanner(out)}
 }
 
-// closedMode is a mode of a socket file that keeps the stranger out. Without
-// root the stranger is this user himself, whom only a file that nobody may
-// write to keeps out.
+// closedMode returns a mode of a socket file that denies access to the
+// stranger. Without root, the stranger is the same user as the test; then only
+// a file without any write permission denies access.
 func closedMode() fs.FileMode {
 	if os.Geteuid() == 0 {
 		return 0o600
@@ -116,7 +116,7 @@ func (c *child) line(t *testing.T) string {
 	return c.out.Text()
 }
 
-// end gives the cue and waits for the child to end well.
+// end gives the cue and waits for the child to exit without an error.
 func (c *child) end(t *testing.T) {
 	t.Helper()
 	check(t, c.in.Close())
@@ -149,8 +149,8 @@ func (c *child) outcome(t *testing.T) outcome {
 	return o
 }
 
-// listenRole listens once and holds the socket until the cue. Where it was
-// given another file, that file's end is the cue to begin.
+// listenRole listens once and holds the socket until the cue. If it was given
+// another file, the end of that file is the cue to begin.
 func listenRole(args []string) error {
 	address, mode, umask := mustParse(args[0]), octal(args[1]), octal(args[2])
 	unix.Umask(int(umask))
@@ -175,7 +175,8 @@ func dialRole(args []string) error {
 	return conn.Close()
 }
 
-// restartRole listens many times under umask 0, and the last time until the cue.
+// restartRole listens many times under umask 0, and the last time until the
+// cue.
 func restartRole(args []string) error {
 	unix.Umask(0)
 	address, mode := mustParse(args[0]), octal(args[1])
@@ -195,9 +196,9 @@ func restartRole(args []string) error {
 }
 
 // knockRole tries again and again, until the cue, to connect or to send a
-// datagram. It says when it starts, when it was denied first, and at the end how
-// often it tried, and how often it got past the file's mode: let in, or refused
-// only because nobody was listening yet.
+// datagram. It prints a line when it starts and when it is first denied. At
+// the end it prints how often it tried, and how often it passed the file's
+// mode: connected, or refused only because no process was listening yet.
 func knockRole(args []string) error {
 	address := mustParse(args[0])
 	server := &unix.SockaddrUnix{Name: address.Path}
@@ -291,9 +292,9 @@ func redialRole(args []string) error {
 	return conn.Close()
 }
 
-// pokeRole sends datagrams to a client's own socket until the cue. It says when
-// it starts, when the mode has kept it out first, when the connection has, and
-// at the end how many it got in.
+// pokeRole sends datagrams to a client's own socket until the cue. It prints a
+// line when it starts, when the mode first kept it out, and when the
+// connection first did. At the end it prints how many datagrams it delivered.
 func pokeRole(args []string) error {
 	over := make(chan struct{})
 	go func() {
@@ -362,10 +363,10 @@ func dial(t testing.TB, a uds.Addr) *uds.Conn {
 	return conn
 }
 
-// stale leaves the file of a socket that nobody serves.
+// stale leaves the file of a socket that no process serves.
 func stale(t testing.TB, path string) {
 	t.Helper()
-	syscall.ForkLock.RLock() // or a child that is being started has a copy of the socket
+	syscall.ForkLock.RLock() // otherwise a child that is being started has a copy of the socket
 	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)

@@ -12,16 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Listen listens at an address, TYPE:PATH as [ParseAddr] reads it, of a type
-// that connects: for net/http, gRPC and whatever else takes a listener. A stale
-// socket file is replaced, one that is served refused; closing the listener
-// removes its own file alone. The errors are those of [ListenConfig.Listen]; ctx
-// ends the wait for a server that hands over.
+// Listen listens at a stream or seqpacket address, TYPE:PATH as [ParseAddr]
+// reads it. The listener works with net/http, gRPC and other packages that
+// take one. Listen replaces a stale socket file and fails if a server has the
+// path; closing the listener removes only its own file. The errors are those
+// of [ListenConfig.Listen]; ctx ends the wait for a server that hands over.
 //
-// With c.Takeover the socket comes from the server that runs at the address, if
-// one does and was started with it too. That server's Accept then returns
-// [net.ErrClosed], while its connections stay: let it serve them to the end, with
-// http.Server.Shutdown for example, and exit.
+// With c.Takeover, Listen takes the socket from the server that runs at the
+// address, if there is one and it was started with Takeover too. That server's
+// Accept then returns [net.ErrClosed], while its connections stay. That server
+// should serve them to the end, with http.Server.Shutdown for example, and
+// exit.
 func Listen(ctx context.Context, address string, c ListenConfig) (net.Listener, error) {
 	s, h, err := c.open(ctx, address, false)
 	if err != nil {
@@ -43,8 +44,8 @@ func Listen(ctx context.Context, address string, c ListenConfig) (net.Listener, 
 	return l, nil
 }
 
-// Listener gives the socket, of a type that connects, to package net. It takes
-// the socket over: closing the listener closes the socket.
+// Listener hands a stream or seqpacket socket to package net. The listener
+// takes over the socket: closing the listener closes the socket.
 func (s *Socket) Listener() (net.Listener, error) {
 	inner, err := netListener(s.fd)
 	if err != nil {
@@ -53,8 +54,8 @@ func (s *Socket) Listener() (net.Listener, error) {
 	return &listener{socket: s, inner: inner, changed: make(chan struct{})}, nil
 }
 
-// ListenPacket listens for datagrams at an address, datagram:PATH. It is Listen
-// otherwise, but that no server can take it over.
+// ListenPacket listens for datagrams at an address, datagram:PATH. It works
+// like Listen, except that no server can take the socket over.
 func ListenPacket(ctx context.Context, address string, c ListenConfig) (net.PacketConn, error) {
 	c.Takeover = false
 	s, _, err := c.open(ctx, address, true)
@@ -99,7 +100,7 @@ func (c ListenConfig) open(ctx context.Context, address string, datagrams bool) 
 func (h *Handover) takeOver(ctx context.Context) error {
 	poll := []unix.PollFd{{Fd: int32(h.Claim()), Events: unix.POLLIN}}
 	for {
-		const patience = 100 // ms, in which ctx is not looked at
+		const patience = 100 // ms between two checks of ctx
 		n, err := unix.Poll(poll, patience)
 		switch {
 		case ctx.Err() != nil:
@@ -131,8 +132,8 @@ func netListener(fd int) (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
-// duplicate makes a descriptor of its own for package net, which duplicates that
-// once more, and sees to the flags of neither.
+// duplicate returns a descriptor for package net. Package net duplicates it
+// again and sets the flags of neither copy.
 func duplicate(fd int) (*os.File, error) {
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
@@ -141,7 +142,8 @@ func duplicate(fd int) (*os.File, error) {
 	return os.NewFile(uintptr(own), "socket"), nil
 }
 
-// A packetConn removes the file that package net does not know about.
+// A packetConn also removes the socket file, which package net does not know
+// about.
 type packetConn struct {
 	net.PacketConn
 	socket *Socket
@@ -149,23 +151,23 @@ type packetConn struct {
 
 func (p *packetConn) Close() error { return errors.Join(p.socket.Close(), p.PacketConn.Close()) }
 
-// A listener removes the file that package net does not know about, and hands
-// the socket over.
+// A listener also removes the socket file, which package net does not know
+// about, and hands the socket over.
 type listener struct {
 	inner    *net.UnixListener
 	socket   *Socket
-	handover *Handover         // nil: it is not handed over
-	control  *net.UnixListener // where successors ask
+	handover *Handover         // nil if the socket is not handed over
+	control  *net.UnixListener // successors connect to it
 	serving  sync.WaitGroup
 	close    sync.Once
 
 	mu      sync.Mutex
 	closed  bool
 	yielded bool          // a successor owns the socket, or will
-	changed chan struct{} // is closed when yielded or closed changes
+	changed chan struct{} // closed when yielded or closed changes
 }
 
-// Addr is the address, an [Addr].
+// Addr returns the address, an [Addr].
 func (l *listener) Addr() net.Addr { return l.socket.addr }
 
 // Accept waits for the next connection.
@@ -180,7 +182,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			return conn, err
 		case closed:
 			return nil, &net.OpError{Op: "accept", Net: l.socket.addr.Network(), Addr: l.socket.addr, Err: net.ErrClosed}
-		case yielded: // nothing is accepted until it is clear who owns the socket
+		case yielded: // accept nothing until it is clear which process owns the socket
 			<-changed
 		}
 	}
@@ -200,7 +202,7 @@ func (l *listener) Close() (err error) {
 	return err
 }
 
-// release gives up what package net does not have.
+// release closes and removes what package net does not own.
 func (l *listener) release() error {
 	if l.handover != nil {
 		l.handover.Remove()
@@ -241,7 +243,8 @@ func (l *listener) offer() error {
 	return nil
 }
 
-// handTo hands the socket to a successor, and reports whether that serves it.
+// handTo hands the socket to a successor, and reports whether the successor
+// serves it.
 func (l *listener) handTo(conn *net.UnixConn) bool {
 	defer func() { _ = conn.Close() }()
 	raw, err := conn.SyscallConn()

@@ -12,11 +12,12 @@ import (
 )
 
 // PeerCred returns the credentials of the process that made the other end of a
-// connection, by the kernel's word: its effective user and group, and its process
-// id as seen from here, which is 0 if it lives in another process id namespace. For
-// a client it is the process that called listen(2) last. Datagram sockets have
-// none: user and group are all ones. unix(7), SO_PEERCRED. c is a *[net.UnixConn]
-// or a *[Conn].
+// connection, as reported by the kernel: its effective user and group, and its
+// process id as seen from here. The process id is 0 if that process lives in
+// another process id namespace. For a client, the peer is the process that
+// called listen(2) last. Datagram sockets have no peer credentials: user and
+// group are all ones. unix(7), SO_PEERCRED. c is a *[net.UnixConn] or a
+// *[Conn].
 func PeerCred(c syscall.Conn) (cred *unix.Ucred, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -31,8 +32,9 @@ func peerCred(fd int) (*unix.Ucred, error) {
 	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
 }
 
-// OverflowUID is the user whom the kernel tells of instead of one that it cannot
-// tell: user_namespaces(7), "Unmapped user and group IDs".
+// OverflowUID returns the user id that the kernel reports in place of one that
+// has no number in this namespace: user_namespaces(7), "Unmapped user and
+// group IDs".
 var OverflowUID = sync.OnceValue(func() uint32 {
 	text, err := os.ReadFile("/proc/sys/kernel/overflowuid")
 	uid, parseErr := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
@@ -42,14 +44,14 @@ var OverflowUID = sync.OnceValue(func() uint32 {
 	return uint32(uid)
 })
 
-// Unmapped tells whether a user, by the kernel's word, may be any of those that
-// have no number in this process's user namespace. A user whose number there is
-// [OverflowUID] cannot be told from them. In a namespace that maps all users, as
-// the first of a system does, nobody is unmapped.
+// Unmapped reports whether uid, as reported by the kernel, may stand for a
+// user that has no number in this process's user namespace. A user whose
+// number there is [OverflowUID] looks the same. In a namespace that maps all
+// users, such as the first one of a system, no user is unmapped.
 func Unmapped(uid uint32) bool { return uid == OverflowUID() && !mapsAllUsers() }
 
-// IsOwnUser tells whether a user, by the kernel's word, is certainly that of this
-// process.
+// IsOwnUser reports whether uid, as reported by the kernel, is certainly the
+// user of this process.
 func IsOwnUser(uid uint32) bool { return uid == uint32(os.Geteuid()) && !Unmapped(uid) }
 
 var mapsAllUsers = sync.OnceValue(func() bool {
@@ -57,8 +59,9 @@ var mapsAllUsers = sync.OnceValue(func() bool {
 	return err == nil && mapsAll(string(text))
 })
 
-// mapsAll reads a uid_map: lines of the first number inside, the first outside,
-// and how many. All are 2^32-1, as -1 is no user.
+// mapsAll reports whether a uid_map maps all users. Each line has the first
+// number inside, the first outside, and the count. All users are 2^32-1,
+// because -1 is not a user.
 func mapsAll(uidMap string) bool {
 	mapped := uint64(0)
 	for line := range strings.Lines(uidMap) {
@@ -70,8 +73,8 @@ func mapsAll(uidMap string) bool {
 	return mapped == 1<<32-1
 }
 
-// passCred has each message of fd come with its sender's credentials, unix(7),
-// SO_PASSCRED.
+// passCred makes the kernel add the sender's credentials to each message that
+// fd receives, unix(7), SO_PASSCRED.
 func passCred(fd int) error {
 	return os.NewSyscallError("setsockopt SO_PASSCRED", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 }

@@ -80,8 +80,8 @@ func TestOfManyProcessesStartingAtOnceExactlyOneWins(t *testing.T) {
 	}
 }
 
-// The lock file is removed by its holder, so that a starter may lock a file
-// that is no longer there.
+// Its holder removes the lock file, so a starter may lock a file that is no
+// longer there.
 func TestNeverTwoServersWhileSocketsComeAndGo(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")

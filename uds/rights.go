@@ -10,14 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrOpenFiles is a message whose descriptors this process could not take, as
-// it has as many open as it may. Those that it got are closed.
+// ErrOpenFiles means that this process could not receive a message's
+// descriptors, because it has reached its limit of open files. The descriptors
+// that did arrive are closed.
 var ErrOpenFiles = errors.New("no room for another open file")
 
-// SendFiles sends a message over a connection, whole or not at all, and with it
-// descriptors of this process: the receiver gets new ones of the same open
-// files, unix(7), SCM_RIGHTS. They may be closed here right after. An empty
-// message cannot carry any: it would get a byte.
+// SendFiles sends a message over a connection, whole or not at all, and with
+// it descriptors of this process. The receiver gets new descriptors of the
+// same open files, unix(7), SCM_RIGHTS. The sender may close its own right
+// after the call. An empty message cannot carry descriptors: the kernel would
+// add a byte.
 func (c *Conn) SendFiles(message []byte, fds ...int) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -39,22 +41,22 @@ func (c *Conn) SendFiles(message []byte, fds ...int) error {
 	case err == unix.EINVAL:
 		return fmt.Errorf("%w (EINVAL): %d descriptors: a message carries at most 253", err, len(fds))
 	case err == unix.ETOOMANYREFS:
-		return fmt.Errorf("%w (ETOOMANYREFS): as many descriptors of this user are under way as one process may have open: wait until they are received", err)
+		return fmt.Errorf("%w (ETOOMANYREFS): this user has as many descriptors in flight as one process may have open; wait until they are received", err)
 	}
 	return err
 }
 
 // ReceiveFiles receives the next message of fd, a connection with [PassCred],
-// into buf, and with it at most limit descriptors, which are close-on-exec and
-// the caller's to close. cred is who sent it.
+// into buf, and with it at most limit descriptors. They are close-on-exec, and
+// the caller closes them. cred are the sender's credentials.
 //
-// The error is io.EOF at the end of the connection, EAGAIN where there is no
-// message, [ErrDescriptors] where more than limit descriptors came,
-// [ErrOpenFiles], [ErrTruncated] for a message larger than buf, or an errno of
-// recvmsg(2). With an error no descriptor stays open.
+// The error is io.EOF at the end of the connection, EAGAIN if there is no
+// message, [ErrDescriptors] if more than limit descriptors came,
+// [ErrOpenFiles], [ErrTruncated] if the message is larger than buf, or an
+// errno of recvmsg(2). After an error no descriptor stays open.
 func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.Ucred, err error) {
-	// The length and not the space, which is rounded up: the kernel would use
-	// the padding for one descriptor more.
+	// CmsgLen and not CmsgSpace, which is rounded up: the kernel would use the
+	// padding for one more descriptor.
 	control := make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgLen(4*limit))
 	var used, flags int
 	_, err = retry(func() (_ struct{}, err error) {
@@ -68,8 +70,8 @@ func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.U
 	switch {
 	case err != nil:
 	case flags&unix.MSG_CTRUNC != 0 && len(fds) < limit:
-		err = fmt.Errorf("%w: the limit is reached: close some, or raise it", ErrOpenFiles)
-	// Without credentials there is room for more than the limit.
+		err = fmt.Errorf("%w: the limit is reached; close some, or raise it", ErrOpenFiles)
+	// Without credentials there is room for more descriptors than the limit.
 	case flags&unix.MSG_CTRUNC != 0, len(fds) > limit:
 		err = fmt.Errorf("%w: more than %d", ErrDescriptors, limit)
 	case flags&unix.MSG_TRUNC != 0:
@@ -85,9 +87,9 @@ func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.U
 	return n, fds, cred, nil
 }
 
-// CloseFiles closes descriptors that others have handed over. A socket of theirs
-// is not waited for, whatever SO_LINGER they gave it, socket(7); a file of a file
-// system that does not answer is.
+// CloseFiles closes descriptors that other processes have handed over. It does
+// not wait for a socket among them, whatever SO_LINGER the other process set,
+// socket(7). It does wait for a file on a file system that does not answer.
 func CloseFiles(fds ...int) {
 	for _, fd := range fds {
 		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
@@ -97,9 +99,9 @@ func CloseFiles(fds ...int) {
 
 var errControl = errors.New("malformed ancillary data")
 
-// parseControl reads ancillary data, cmsg(3). With an error it still gives the
-// descriptors that it found, for they are open. The parsers of package unix
-// panic on some lengths; this one trusts none.
+// parseControl reads ancillary data, cmsg(3). With an error it still returns
+// the descriptors that it found, because they are open. The parsers of package
+// unix panic on some lengths; parseControl checks every length.
 func parseControl(b []byte) (fds []int, cred *unix.Ucred, err error) {
 	for len(b) > 0 {
 		var h unix.Cmsghdr

@@ -17,7 +17,7 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// filesPair is a connection over which files are sent to the receiving end.
+// filesPair returns a connection over which files are sent to the receiver.
 func filesPair(t *testing.T) (sender, receiver int) {
 	t.Helper()
 	sender, receiver = pair(t, uds.Seqpacket)
@@ -25,8 +25,8 @@ func filesPair(t *testing.T) (sender, receiver int) {
 	return sender, receiver
 }
 
-// pipe gives the two ends of one; the reader ends when no writer is open any
-// more, wherever it is.
+// pipe returns the two ends of a pipe. The reader reads end of file when no
+// process has a writer open any more.
 func pipe(t *testing.T) (r, w *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
@@ -35,7 +35,7 @@ func pipe(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
-// wantClosed checks that nobody has the other end of r any more.
+// wantClosed checks that no process has the other end of r open any more.
 func wantClosed(t *testing.T, r *os.File) {
 	t.Helper()
 	if n, err := r.Read(make([]byte, 1)); err != io.EOF {
@@ -79,7 +79,7 @@ func TestConnSendsFiles(t *testing.T) {
 	check(t, transport.PassCred(fd))
 	r, w := pipe(t)
 	check(t, conn.SendFiles([]byte("one"), int(w.Fd())))
-	check(t, conn.SendFiles(nil)) // an empty record is no end
+	check(t, conn.SendFiles(nil)) // an empty record is not an end of file
 	check(t, w.Close())
 	n, fds, _, err := uds.ReceiveFiles(fd, make([]byte, 10), 1)
 	if err != nil || n != 3 || len(fds) != 1 {
@@ -101,7 +101,7 @@ func TestConnSendsFiles(t *testing.T) {
 	}
 }
 
-func TestWhatIsRefusedLeavesNoDescriptorOpen(t *testing.T) {
+func TestRejectedDescriptorsAreClosed(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name        string
@@ -140,7 +140,7 @@ func TestWhatIsRefusedLeavesNoDescriptorOpen(t *testing.T) {
 func TestFilesAtTheLimitOfOpenFilesAreAnErrorThatPasses(t *testing.T) {
 	t.Parallel()
 	c := start(t, 0, nil, "full")
-	if o := c.line(t); o != "no room for another open file: the limit is reached: close some, or raise it" {
+	if o := c.line(t); o != "no room for another open file: the limit is reached; close some, or raise it" {
 		t.Errorf("at the limit: %s", o)
 	}
 	if o := c.line(t); o != "1 descriptors" {
@@ -149,7 +149,8 @@ func TestFilesAtTheLimitOfOpenFilesAreAnErrorThatPasses(t *testing.T) {
 	c.end(t)
 }
 
-// fullRole receives a descriptor when no number is free, and again later.
+// fullRole receives a descriptor when no descriptor number is free, and again
+// later.
 func fullRole([]string) error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -179,7 +180,8 @@ func fullRole([]string) error {
 	return nil
 }
 
-// header is the ancillary data header of so many bytes in all.
+// header returns an ancillary data header that claims this total length in
+// bytes.
 func header(length uint64, level, kind uint32) []byte {
 	b := binary.NativeEndian.AppendUint64(nil, length)
 	b = binary.NativeEndian.AppendUint32(b, level)
@@ -232,13 +234,13 @@ func FuzzControl(f *testing.F) {
 		if !bytes.Equal(given, control) {
 			t.Error("the data has changed")
 		}
-		// Where all is well the library agrees; where it is not, it may panic.
+		// For valid data the library agrees; for invalid data it may panic.
 		if err != nil {
 			return
 		}
 		messages, err := unix.ParseSocketControlMessage(control)
 		if err != nil {
-			t.Fatalf("the library says %v", err)
+			t.Fatalf("the library returns %v", err)
 		}
 		var want []int
 		for _, m := range messages {
@@ -249,12 +251,12 @@ func FuzzControl(f *testing.F) {
 			}
 		}
 		if fmt.Sprint(want) != fmt.Sprint(fds) {
-			t.Errorf("%v, but the library says %v", fds, want)
+			t.Errorf("%v, but the library returns %v", fds, want)
 		}
 	})
 }
 
-func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {
+func TestCredIsTheSendersAsReportedByTheKernel(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
@@ -293,7 +295,7 @@ func TestCredIsTheSendersByTheKernelsWord(t *testing.T) {
 	}
 }
 
-// pair is two sockets of a type, connected to each other.
+// pair returns two sockets of a type, connected to each other.
 func pair(t *testing.T, typ uds.Type) (a, b int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, sotypes[typ]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)

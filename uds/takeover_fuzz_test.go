@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FuzzTakeover has each side of a takeover listen to a peer that says anything,
-// with any number of descriptors: only the words of the protocol are believed,
-// and of what else comes along nothing stays open.
+// FuzzTakeover makes each side of a takeover receive arbitrary words from its
+// peer, with any number of descriptors. Only the words of the protocol may
+// have an effect, and no unexpected descriptor may stay open.
 func FuzzTakeover(f *testing.F) {
 	for _, s := range []string{takeoverHello, takeoverHello + " stream", takeoverHello + " stream files", takeoverMine, takeoverYours, takeoverServing, takeoverNo, "", "mine ", "min", "udsecho takeover 1 stream"} {
 		for _, n := range []uint8{0, 1, 2, 3, 4, 253} {
@@ -22,7 +22,7 @@ func FuzzTakeover(f *testing.F) {
 		}
 		word := string(said)
 
-		// A successor listens to a server.
+		// A successor reads from a server.
 		ours, heard := overhear(t, said, int(n))
 		types, fds, err := receiveHello(ours)
 		if believed := err == nil; believed && (len(types) == 0 || len(fds) != 2*len(types)+1 || int(n) != len(fds)) || !believed && len(fds) > 0 {
@@ -34,14 +34,14 @@ func FuzzTakeover(f *testing.F) {
 
 		ours, heard = overhear(t, said, int(n))
 		err = (&Handover{from: ours}).Claimed()
-		// The end of the connection is a yes, too: the server is gone.
+		// The end of the connection is a yes, too: the server has ended.
 		if claimed := n == 0 && (word == takeoverYours || word == ""); claimed != (err == nil) {
-			t.Errorf("claimed from a server that says %q with %d descriptors: %v", said, n, err)
+			t.Errorf("claimed from a server that sends %q with %d descriptors: %v", said, n, err)
 		}
 		_ = unix.Close(ours)
 		heard()
 
-		// And a server to a successor.
+		// A server reads from a successor.
 		want := Gone
 		switch {
 		case n > 0:
@@ -52,16 +52,16 @@ func FuzzTakeover(f *testing.F) {
 		}
 		ours, heard = overhear(t, said, int(n))
 		if step := (&Offer{fd: ours}).Next(); step != want {
-			t.Errorf("the next step of a successor that says %q with %d descriptors is %d", said, n, step)
+			t.Errorf("the next step of a successor that sends %q with %d descriptors is %d", said, n, step)
 		}
 		_ = unix.Close(ours)
 		heard()
 	})
 }
 
-// overhear gives one end of a connection at whose other end somebody has said
-// something, with n descriptors, and gone. heard is to be called once that end is
-// closed too, and checks that none of them is open.
+// overhear returns one end of a connection whose other end has sent something,
+// with n descriptors, and was closed. Call heard once the first end is closed
+// too: it checks that none of the descriptors is open.
 func overhear(t *testing.T, said []byte, n int) (fd int, heard func()) {
 	t.Helper()
 	check := func(err error) {
@@ -72,7 +72,7 @@ func overhear(t *testing.T, said []byte, n int) (fd int, heard func()) {
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	check(err)
-	r, w, err := os.Pipe() // of which they are the writing end: when all are closed it says so
+	r, w, err := os.Pipe() // the descriptors are copies of w: r reads end of file when all are closed
 	check(err)
 	var rights []byte
 	if n > 0 {

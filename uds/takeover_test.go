@@ -21,7 +21,8 @@ type successor struct {
 	err      error
 }
 
-// succeed asks for the sockets at addrs; the answer to that is the other's.
+// succeed asks for the sockets at addrs in the background; the running server
+// answers with offer.
 func succeed(addrs ...uds.Addr) <-chan successor {
 	done := make(chan successor, 1)
 	go func() {
@@ -31,14 +32,15 @@ func succeed(addrs ...uds.Addr) <-chan successor {
 	return done
 }
 
-// readable waits until there is something to accept or to receive.
+// readable waits until there is a connection to accept or a message to
+// receive.
 func readable(t testing.TB, fd int) {
 	t.Helper()
 	await(t, fd, unix.POLLIN)
 }
 
-// await waits for events; without any, for the end of the other side, which a
-// child that is being started may hold open for a moment.
+// await waits for events. With no events, it waits for the end of the other
+// side, which a child that is being started may hold open for a moment.
 func await(t testing.TB, fd int, events int16) {
 	t.Helper()
 	poll := []unix.PollFd{{Fd: int32(fd), Events: events}}
@@ -67,7 +69,7 @@ func handover(t testing.TB, addrs ...uds.Addr) *uds.Handover {
 	return h
 }
 
-// end closes all that there is, in the order of a server that ends.
+// end closes everything, in the order in which a server does.
 func end(h *uds.Handover) {
 	h.Remove()
 	if !h.Pending() {
@@ -88,7 +90,8 @@ func offer(t testing.TB, h *uds.Handover) *uds.Offer {
 	return o
 }
 
-// askedFor is a successor that has copies of a running server's descriptors.
+// askedFor returns a successor that has copies of a running server's
+// descriptors.
 func askedFor(t testing.TB, old *uds.Handover) (*uds.Handover, *uds.Offer) {
 	t.Helper()
 	var addrs []uds.Addr
@@ -116,7 +119,7 @@ func wantNext(t testing.TB, o *uds.Offer, want uds.Step) {
 	}
 }
 
-// pass has a successor own the sockets of the server that runs.
+// pass hands the sockets of the running server to a successor.
 func pass(t testing.TB, old, next *uds.Handover, o *uds.Offer) {
 	t.Helper()
 	wantNext(t, o, uds.Waits)
@@ -137,13 +140,15 @@ func pass(t testing.TB, old, next *uds.Handover, o *uds.Offer) {
 	}
 }
 
-// inodes are those of all that belongs to a socket that is the first.
+// inodes returns the inodes of all files of a socket that is the first of its
+// group.
 func inodes(t testing.TB, a uds.Addr) [3]uint64 {
 	t.Helper()
 	return [3]uint64{inode(t, a.Path), inode(t, beside(a.Path, ".lock")), inode(t, beside(a.Path, ".takeover"))}
 }
 
-// receive is how this package's users receive from a type.
+// receive returns the function with which users of this package receive from a
+// type.
 func receive(typ uds.Type) func(*transport.Receiver, int) ([]byte, error) {
 	if typ == uds.Datagram {
 		return (*transport.Receiver).ReceiveCred
@@ -151,7 +156,7 @@ func receive(typ uds.Type) func(*transport.Receiver, int) ([]byte, error) {
 	return (*transport.Receiver).Receive
 }
 
-func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
+func TestTakeoverLosesNoClientAndKeepsTheFiles(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
@@ -160,7 +165,7 @@ func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
 			a := uds.Addr{Type: typ, Path: d + "/s"}
 			old := handover(t, a)
 			before := inodes(t, a)
-			early := dial(t, a) // nobody has accepted it, or received from it
+			early := dial(t, a) // no process has accepted it, or received from it
 			check(t, say(early, "early"))
 
 			next, o := askedFor(t, old)
@@ -184,7 +189,8 @@ func TestTakeoverLosesNobodyAndKeepsTheFiles(t *testing.T) {
 			_, err := uds.ListenConfig{}.Listen(a)
 			wantError(t, err, uds.ErrInUse, beside(a.Path, ".lock"))
 
-			// And the next hands over likewise, after which nothing is left.
+			// The next server hands over in the same way; after that no file
+			// is left.
 			last, o := askedFor(t, next)
 			pass(t, next, last, o)
 			if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
@@ -218,7 +224,7 @@ func TestTakeoverOfManySocketsKeepsTheirOrder(t *testing.T) {
 	asking := succeed(addrs[0], addrs[2], addrs[1])
 	o = offer(t, next)
 	err := (<-asking).err
-	wantError(t, err, err, "the running server listens on 4 sockets, not 3: use the same addresses")
+	wantError(t, err, err, "the running server listens on 4 sockets, not 3; use the same addresses")
 	wantNext(t, o, uds.Gone)
 	end(next)
 	if names := ls(t, d); names != nil {
@@ -238,7 +244,7 @@ func TestTakeoverWithoutServerIsAUsualStart(t *testing.T) {
 	}
 	end(h)
 
-	// What a killed one leaves is replaced.
+	// The files of a killed server are replaced.
 	stale(t, d+"/s")
 	stale(t, d+"/.s.takeover")
 	end(handover(t, stream(d+"/s")))
@@ -252,13 +258,13 @@ func TestTakeoverFromServerThatDoesNotHandOver(t *testing.T) {
 	d := dir(t)
 	a := stream(d + "/s")
 	listen(t, uds.ListenConfig{}, a)
-	stale(t, d+"/.s.takeover") // of a server that was killed
+	stale(t, d+"/.s.takeover") // left by a server that was killed
 	_, err := uds.ListenConfig{}.Handover(a)
 	wantError(t, err, uds.ErrInUse, "listen "+a.String(), "stop it first", "started without takeover")
 	dial(t, a)
 }
 
-func TestTakeoverLeavesAloneWhatIsNoControlSocket(t *testing.T) {
+func TestTakeoverLeavesOtherFilesAlone(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	check(t, os.WriteFile(d+"/.s.takeover", []byte("precious"), 0o600))
@@ -293,10 +299,11 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	check(t, os.Chmod(d, 0o777))
-	// Only root can be two users; by himself the stranger does not answer.
-	words := "does not answer within 5s: is it paused"
+	// Only root can start two users; without root, the stranger is the same
+	// user and does not answer.
+	words := "does not answer within 5s; is it paused"
 	if os.Geteuid() == 0 {
-		words = "is served by user 10003, and this process is user 0: let one user run both"
+		words = "is served by user 10003, and this process is user 0; let one user run both"
 	}
 	if o := start(t, stranger, nil, "hold", "stream:"+d+"/s").outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
@@ -308,14 +315,14 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 	if os.Geteuid() == 0 {
 		old := handover(t, stream(d+"/mine"))
 		o := start(t, stranger, nil, "hold", "stream:"+d+"/mine").outcome(t)
-		wantWords(t, o.Err, "EACCES", d+"/.mine.takeover is owned by 0:0 with mode 0600")
+		wantWords(t, o.Err, "EACCES", d+"/.mine.takeover is owned by uid 0 gid 0 with mode 0600")
 		if _, err := old.Offer(); err != unix.EAGAIN {
-			t.Errorf("somebody asks: %v", err)
+			t.Errorf("another server asks: %v", err)
 		}
 	}
 }
 
-// A process that may connect to the control socket may still say what it likes.
+// A process that may connect to the control socket may still send anything.
 func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
@@ -348,7 +355,7 @@ func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
 		}
 		o.Close()
 	}
-	// And one that is gone before it is answered.
+	// One client has ended before the server answers.
 	check(t, unix.Close(ask()))
 	_, err = old.Offer()
 	wantError(t, err, unix.EPIPE, "sendmsg")
@@ -379,15 +386,15 @@ func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
 		rights []byte
 		words  string
 	}{
-		{"hello", nil, `the running server says "hello": is it of another version?`},
-		{"udsecho takeover 2", nil, "is it of another version?"},
-		{"udsecho takeover 1 stream", files(3), `the running server says "udsecho takeover 1 stream"`},
-		{"udsecho takeover 2 stream", files(2), "is it of another version?"},
-		{"udsecho takeover 2 strange", files(3), "is it of another version?"},
-		{"udsecho takeover 2 stream stream", files(3), "is it of another version?"},
-		{"udsecho takeover 2 stream", files(253), "is it of another version?"},
+		{"hello", nil, `the running server sent "hello"; is it another version?`},
+		{"udsecho takeover 2", nil, "is it another version?"},
+		{"udsecho takeover 1 stream", files(3), `the running server sent "udsecho takeover 1 stream"`},
+		{"udsecho takeover 2 stream", files(2), "is it another version?"},
+		{"udsecho takeover 2 strange", files(3), "is it another version?"},
+		{"udsecho takeover 2 stream stream", files(3), "is it another version?"},
+		{"udsecho takeover 2 stream", files(253), "is it another version?"},
 		{"udsecho takeover 2 stream" + strings.Repeat(" ", 10_000), files(3), "larger than the receive buffer"},
-		{"no", nil, "in use: the running server has given its sockets to another, or ends"},
+		{"no", nil, "in use: the running server has given its sockets to another server, or is ending"},
 		{"udsecho takeover 2 stream", files(3), "the running server holds another lock than " + beside(a.Path, ".lock")},
 	} {
 		asking := succeed(a)
@@ -448,9 +455,9 @@ func TestSuccessorThatIsGoneLeavesTheServerAsItWas(t *testing.T) {
 	}
 }
 
-// The second waits to be accepted, and takes over from the first, which has the
-// control socket by then. Had it descriptors before, it could take the end of the
-// old server for its own turn.
+// The second successor waits to be accepted, and takes over from the first,
+// which has the control socket by then. If the second had descriptors before,
+// it could read the old server's end as permission to serve.
 func TestTwoSuccessorsTakeOverOneAfterTheOther(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -483,10 +490,10 @@ func TestRefusedSuccessor(t *testing.T) {
 	a := stream(dir(t) + "/s")
 	old := handover(t, a)
 	next, o := askedFor(t, old)
-	fd := next.Claim() // which the server has not heard yet
+	fd := next.Claim() // the server has not received it yet
 	o.Refuse()
 	readable(t, fd)
-	wantError(t, next.Claimed(), uds.ErrInUse, "take over: ", "or ends")
+	wantError(t, next.Claimed(), uds.ErrInUse, "take over: ", "or is ending")
 	next.Close()
 	dial(t, a)
 }
@@ -550,12 +557,13 @@ func TestServerEndsInsteadOfHello(t *testing.T) {
 	check(t, got.err)
 	defer end(got.handover)
 	if got.handover.Pending() {
-		t.Error("there is nobody to take it over from")
+		t.Error("there is no server to take it over from")
 	}
 	dial(t, a)
 }
 
-// What was claimed must still be there, or two would serve one path.
+// The claimed files must still be there, otherwise two servers would serve one
+// path.
 func TestClaimOfSocketWhoseFileIsGone(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
@@ -565,11 +573,11 @@ func TestClaimOfSocketWhoseFileIsGone(t *testing.T) {
 	o.Yield()
 	check(t, os.Remove(a.Path))
 	err := next.Claimed()
-	wantError(t, err, err, "its file or its lock was removed meanwhile: start again")
+	wantError(t, err, err, "its file or its lock was removed meanwhile; start again")
 	next.Close()
 	wantNext(t, o, uds.Claims)
 	wantNext(t, o, uds.Gone)
-	check(t, old.TakeBack()) // its server makes the file again
+	check(t, old.TakeBack()) // its server recreates the file
 }
 
 func TestControlSocketWithoutRoomForItsName(t *testing.T) {
@@ -626,17 +634,17 @@ func TestInheritedSocketIsNotRemoved(t *testing.T) {
 }
 
 // Not parallel: it counts the descriptors of the process.
-func TestInheritWhatIsNoBoundUnixSocket(t *testing.T) {
+func TestInheritRejectsOtherDescriptors(t *testing.T) {
 	d := dir(t)
 	before := descriptors(t)
 	for _, tt := range []struct {
 		words string
 		make  func() (int, error)
 	}{
-		{"it is no socket: socket operation on non-socket", func() (int, error) { return unix.Open(d, unix.O_RDONLY|unix.O_CLOEXEC, 0) }},
-		{"it is a socket without an address: pass one that is bound", func() (int, error) { return unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0) }},
-		{"it is no Unix socket: pass one", func() (int, error) { return unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0) }},
-		{"the socket is a connection already: pass the listening one, Accept=no", func() (int, error) {
+		{"it is not a socket: socket operation on non-socket", func() (int, error) { return unix.Open(d, unix.O_RDONLY|unix.O_CLOEXEC, 0) }},
+		{"it is a socket without an address; pass one that is bound", func() (int, error) { return unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0) }},
+		{"it is not a Unix socket; pass one", func() (int, error) { return unix.Socket(unix.AF_INET, unix.SOCK_STREAM, 0) }},
+		{"the socket is a connection already; pass the listening one, Accept=no", func() (int, error) {
 			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 			check(t, err)
 			check(t, unix.Close(fds[1]))
@@ -658,7 +666,7 @@ func TestInheritWhatIsNoBoundUnixSocket(t *testing.T) {
 }
 
 // holdRole asks for a socket, or listens, and holds it until the cue. It
-// answers nobody who asks.
+// answers no server that asks.
 func holdRole(args []string) error {
 	unix.Umask(0)
 	h, err := uds.ListenConfig{}.Handover(mustParse(args[0]))
@@ -671,7 +679,8 @@ func holdRole(args []string) error {
 	return nil
 }
 
-// handRole offers its socket to who asks, and answers no more.
+// handRole offers its socket to the server that asks, and then answers no
+// more.
 func handRole(args []string) error {
 	h, err := uds.ListenConfig{}.Handover(mustParse(args[0]))
 	report(err)

@@ -1,9 +1,9 @@
-// Package bench measures echo servers side by side: how many messages a second,
-// and how long each takes to come back. Every byte that comes back is compared
-// with what was sent.
+// Package bench measures echo servers side by side: how many messages a
+// second, and how long each takes to return. It compares every byte of the
+// echo with the byte sent.
 //
-// Machines drift, so the rounds interleave the addresses, in an order that
-// rotates, and what is compared are ratios within a round: a row's ratio is the
+// Machines drift. So the rounds interleave the addresses, in an order that
+// rotates, and the comparison uses ratios within a round: a row's ratio is the
 // median over the rounds, with its range.
 package bench
 
@@ -21,25 +21,25 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// Config says what to measure: each size with each number of connections, at
-// each address.
+// Config defines what to measure: each size with each number of connections,
+// at each address.
 type Config struct {
 	Addrs       []transport.Addr
 	Dial        func(context.Context, transport.Addr) (*transport.Conn, error)
 	Sizes       []int // of a message, in bytes
 	Connections []int
-	Window      int           // messages that each connection has on their way
-	Rate        float64       // messages a second in all, of an open loop; 0: as fast as they come back
-	Warmup      time.Duration // before what counts, each time
-	Duration    time.Duration // of what counts, each time
+	Window      int           // messages in flight on each connection
+	Rate        float64       // messages a second in all, of an open loop; 0: as fast as the echoes arrive
+	Warmup      time.Duration // before the measured time, in each round
+	Duration    time.Duration // measured time, in each round
 	Rounds      int
-	Baseline    int           // ratios are to the fastest of the first so many addresses
+	Baseline    int           // ratios compare with the fastest of the first Baseline addresses
 	Spin        time.Duration // see package loop
 	Progress    func(string)
 }
 
-// A Row is what was measured of one size, with one number of connections, at
-// one address, over all rounds. Latencies are in nanoseconds.
+// A Row is the measurement of one size, with one number of connections, at one
+// address, over all rounds. Latencies are in nanoseconds.
 type Row struct {
 	Address     string    `json:"address"`
 	Size        int       `json:"size_bytes"`
@@ -65,7 +65,7 @@ type Row struct {
 	cpu       time.Duration
 }
 
-// Result is all rows and what they were measured on.
+// Result is all rows and the machine they were measured on.
 type Result struct {
 	Kernel string  `json:"kernel"`
 	CPUs   int     `json:"cpus"`
@@ -76,7 +76,8 @@ type Result struct {
 	Rows   []*Row  `json:"rows"`
 }
 
-// Run measures. A row's errors do not end it; not reaching a server does.
+// Run measures. Errors of a row do not end it, but it ends if it cannot reach
+// a server.
 func (c Config) Run(ctx context.Context) (*Result, error) {
 	result := &Result{Kernel: kernel(), CPUs: runtime.NumCPU(), Go: runtime.Version(), Rounds: c.Rounds, Base: c.Baseline, Target: c.Rate}
 	for _, size := range c.Sizes {

@@ -102,14 +102,16 @@ func TestOpenLoopKeepsItsRate(t *testing.T) {
 	c.Rate, c.Connections, c.Duration, c.Window = 2000, []int{4}, 500*time.Millisecond, 100
 	result, err := c.Run(t.Context())
 	testkit.Check(t, err)
-	// Never faster, however fast the server; how much slower is up to the machine.
+	// Never faster, even with a fast server; how much slower depends on the
+	// machine.
 	if row := result.Rows[0]; row.Rate > 2100 || row.Errors != 0 {
 		t.Errorf("%+v", row)
 	}
 }
 
-// An open loop against a server that stalls: what was to be sent meanwhile has
-// waited, and the latencies say so (coordinated omission).
+// An open loop against a server that stalls: the messages that should have
+// been sent meanwhile have waited, and the latencies must include that wait
+// (coordinated omission).
 func TestOpenLoopCountsTheWaitBeforeSending(t *testing.T) {
 	const stall = 300 * time.Millisecond
 	a := serveWith(t, func(conn net.Conn) {
@@ -130,7 +132,7 @@ func TestOpenLoopCountsTheWaitBeforeSending(t *testing.T) {
 	c.Rate, c.Duration, c.Warmup, c.Rounds = 200, time.Second, 0, 1
 	result, err := c.Run(t.Context())
 	testkit.Check(t, err)
-	// 200 messages in all; some 60 of them fell into the stall.
+	// 200 messages in all; the stall delayed about 60 of them.
 	if row := result.Rows[0]; row.P99 < int64(stall/2) {
 		t.Errorf("p99 %v with a stall of %v for a third of the messages", time.Duration(row.P99), stall)
 	}
@@ -195,7 +197,7 @@ func TestPlotsBothFormats(t *testing.T) {
 	}
 }
 
-// serveWith runs a server of the test's own for one connection.
+// serveWith runs the test's own server for one connection.
 func serveWith(t *testing.T, echo func(net.Conn)) transport.Addr {
 	t.Helper()
 	a := transport.Addr{Type: transport.Stream, Path: filepath.Join(testkit.Dir(t), "s")}
@@ -220,9 +222,9 @@ func serveWith(t *testing.T, echo func(net.Conn)) transport.Addr {
 	return a
 }
 
-// Both ends are in this process, so that this counts the server's allocations
-// and the client's together; what a measurement takes to begin and to end
-// is allowed for.
+// Both ends are in this process, so this counts the server's allocations and
+// the client's together. It allows for the allocations at the start and the
+// end of a measurement.
 func TestNeitherEndAllocatesForAnEcho(t *testing.T) {
 	for _, a := range serve(t)[:3] {
 		c := config(a)
@@ -240,7 +242,7 @@ func TestNeitherEndAllocatesForAnEcho(t *testing.T) {
 	}
 }
 
-// BenchmarkLoad is the client's side of an echo, and the server's: neither
+// BenchmarkLoad measures both sides of an echo, client and server. Neither
 // allocates.
 func BenchmarkLoad(b *testing.B) {
 	for _, a := range serve(b)[:3] {

@@ -15,8 +15,8 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// grace is how long the last messages may take to come back; those that do not
-// are errors.
+// grace is how long the last echoes may take to arrive; after that they count
+// as errors.
 const grace = 5 * time.Second
 
 // measurement is one round of one row.
@@ -28,19 +28,19 @@ type measurement struct {
 	cpu       time.Duration // of this process
 }
 
-// load is what all connections of a measurement have alike.
+// load is what all connections of a measurement share.
 type load struct {
 	loop     *loop.Loop
 	measured measurement
 	size     int
 	window   uint64
 	interval time.Duration // between the messages of one connection, in an open loop
-	pattern  []byte        // all messages are pieces of it
+	pattern  []byte        // every message is a piece of it
 	buf      []byte
 	epoch    time.Time
-	from, to time.Duration // what counts, since epoch
+	from, to time.Duration // the measured time, since epoch
 	lanes    []*lane
-	running  int // lanes that wait for something
+	running  int // lanes that wait for an event
 }
 
 func (c Config) measure(ctx context.Context, a transport.Addr, size, connections int) (_ *measurement, err error) {
@@ -63,7 +63,8 @@ func (c Config) measure(ctx context.Context, a transport.Addr, size, connections
 			_ = conn.Close()
 			return nil, err
 		}
-		// Before the descriptor is closed: the client's name goes first.
+		// Before the descriptor is closed, because the client's name is
+		// removed first.
 		defer func() { _ = errors.Join(conn.Close(), unix.Close(fd)) }()
 		n := &lane{load: l, fd: fd, messages: a.Type.Messages(), phase: uint64(i), starts: make([]time.Duration, c.Window)}
 		n.due = l.interval * time.Duration(i) / time.Duration(connections)
@@ -121,8 +122,8 @@ func (c Config) measure(ctx context.Context, a transport.Addr, size, connections
 
 func (l *load) now() time.Duration { return time.Since(l.epoch) }
 
-// timeout is until the next message of an open loop is due: with 0 the loop
-// does not sleep, as epoll_wait(2) counts in milliseconds.
+// timeout returns the time until the next message of an open loop is due. With
+// 0 the loop does not sleep, as epoll_wait(2) counts in milliseconds.
 func (l *load) timeout() time.Duration {
 	now := l.now()
 	if l.interval == 0 || now >= l.to {
@@ -142,17 +143,18 @@ type lane struct {
 	messages bool // the type keeps boundaries
 	phase    uint64
 	sent     uint64 // messages begun
-	got      uint64 // messages that are back
-	outOff   int    // bytes sent of message sent, where the socket took a part
-	inOff    int    // bytes back of message got
+	got      uint64 // messages echoed
+	outOff   int    // bytes sent of message sent, if the socket accepted only a part
+	inOff    int    // bytes received of message got
 	starts   []time.Duration
 	due      time.Duration // of the next message in an open loop
 	blocked  bool
 	done     bool
 }
 
-// message is the k-th message of the lane: a piece of the pattern that begins
-// elsewhere for each, so that a byte in a wrong place is found.
+// message returns the k-th message of the lane: a piece of the pattern that
+// begins at another place for each message, so that a byte in a wrong place is
+// detected.
 func (n *lane) message(k uint64) []byte {
 	off := (n.phase*31 + k) % patternPhases
 	return n.load.pattern[off : off+uint64(n.load.size)]
@@ -179,8 +181,9 @@ func (n *lane) send(now time.Duration) {
 				if n.due > now {
 					return
 				}
-				// The time at which it was to be sent: what it waited in here
-				// is part of what its user waits (coordinated omission).
+				// The time at which it should have been sent: its waiting time
+				// in this process is part of what the user waits (coordinated
+				// omission).
 				start = n.due
 				n.due += n.load.interval
 			}
@@ -212,7 +215,7 @@ func (n *lane) send(now time.Duration) {
 	}
 }
 
-// Ready takes what is back and sends what may follow.
+// Ready receives the echoes and sends the messages that may follow.
 func (n *lane) Ready(events uint32) {
 	if n.done {
 		return
@@ -289,7 +292,7 @@ func (n *lane) fail(count int64) {
 	n.load.loop.Remove(n.fd)
 }
 
-// cpuTime is what this process has used.
+// cpuTime returns the CPU time that this process has used.
 func cpuTime() time.Duration {
 	var u unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {

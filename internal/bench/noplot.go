@@ -4,7 +4,8 @@ package bench
 
 import "errors"
 
-// WritePlot is left out of this build: its fonts are as large as all the rest.
+// WritePlot is not part of this build: its fonts are as large as everything
+// else together.
 func (r *Result) WritePlot(string) error {
-	return errors.New("this build does not plot: build without the tag noplot, or take the image of the service bench in bench/compose.yaml")
+	return errors.New("this build does not plot; build without the tag noplot, or take the image of the service bench in bench/compose.yaml")
 }

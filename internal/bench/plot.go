@@ -70,12 +70,12 @@ func tiles(plots [][]*plot.Plot, c vg.CanvasSizer) {
 func title(row *Row) string {
 	s := fmt.Sprintf("%d bytes × %d connections", row.Size, row.Connections)
 	if row.Window > 1 {
-		s += fmt.Sprintf(", %d under way", row.Window)
+		s += fmt.Sprintf(", %d in flight", row.Window)
 	}
 	return s
 }
 
-// latencies has the percentiles so that each step to the right is ten times
+// latencies plots the percentiles so that each step to the right is ten times
 // rarer.
 func latencies(rows []*Row) (*plot.Plot, error) {
 	p := plot.New()

@@ -11,7 +11,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 )
 
-// WriteTable writes the rows for people.
+// WriteTable writes the rows as a table for people.
 func (r *Result) WriteTable(w io.Writer) error {
 	t := table.NewWriter()
 	t.SetStyle(table.StyleLight)
@@ -51,14 +51,14 @@ func took(ns int64) string {
 	return fmt.Sprintf("%.2f ms", float64(ns)/1e6)
 }
 
-// WriteJSON writes the same for programs.
+// WriteJSON writes the rows as JSON for programs.
 func (r *Result) WriteJSON(w io.Writer) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(r)
 }
 
-// WriteFile makes the file that write writes.
+// WriteFile creates the file with the content that write writes.
 func WriteFile(path string, write func(io.Writer) error) error {
 	f, err := os.Create(path)
 	if err != nil {

@@ -1,4 +1,4 @@
-// Package cli is what the two programs have alike on the command line: parsing,
+// Package cli holds what the two programs share on the command line: parsing,
 // help, exit statuses, the format of the log.
 package cli
 
@@ -15,18 +15,18 @@ import (
 	"github.com/udsecho/udsecho/internal/transcript"
 )
 
-// Std is the process's three files.
+// Std holds the three standard files of the process.
 type Std struct {
 	In       io.Reader
 	Out, Err io.Writer
 }
 
 // Main runs the command that the arguments name, one of the fields of the
-// struct that commands points to; every flag has a variable of the environment
-// too, UDS_ and its name. The command's Run may take a context, which the first
-// of signals ends, and a [Std]. From then on a second signal has its usual
-// effect. Main returns the exit status: 0, 1 for failure, 2 for usage; the one
-// line that says why goes to standard error.
+// struct that commands points to. Every flag can also be set by an environment
+// variable, UDS_ and its name. The command's Run may take a context, which the
+// first of signals ends, and a [Std]. After that, a second signal has its
+// usual effect. Main returns the exit status: 0, 1 for failure, 2 for usage.
+// It writes one line with the reason to standard error.
 func Main(name, description string, commands any, signals []os.Signal, options ...kong.Option) int {
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
@@ -45,7 +45,7 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	)
 	parser, err := kong.New(commands, options...)
 	if err != nil {
-		panic(err) // the struct is declared wrongly, whatever the user typed
+		panic(err) // the struct is declared wrongly; user input cannot cause this
 	}
 	status := 2
 	parsed, err := parser.Parse(os.Args[1:])
@@ -64,7 +64,7 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	return status
 }
 
-// helpOf is how to ask for help on the command that was called wrongly.
+// helpOf returns how to get help on the command that was called wrongly.
 func helpOf(name string, err error) string {
 	var wrong *kong.ParseError
 	if errors.As(err, &wrong) {
@@ -75,8 +75,8 @@ func helpOf(name string, err error) string {
 	return name + " --help"
 }
 
-// help shows the default command's flags too where no command is named, as
-// these are what most people look for.
+// help also shows the default command's flags if no command is named, because
+// most users look for these.
 func help(options kong.HelpOptions, ctx *kong.Context) error {
 	if err := kong.DefaultHelpPrinter(options, ctx); err != nil || ctx.Selected() != nil || ctx.Model.DefaultCmd == nil {
 		return err

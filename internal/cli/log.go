@@ -10,17 +10,18 @@ import (
 
 // LogFlags are the flags of a command that logs.
 type LogFlags struct {
-	LogFormat string `default:"console" enum:"plain,console,json" placeholder:"FORMAT" help:"How events are written: plain (messages only), console or json (default: ${default})."`
-	LogLevel  string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"Which events are written: debug, info, warn or error, and what is graver (default: ${default})."`
+	LogFormat string `default:"console" enum:"plain,console,json" placeholder:"FORMAT" help:"Format of events: plain (messages only), console or json (default: ${default})."`
+	LogLevel  string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"The lowest level of events to write: debug, info, warn or error (default: ${default})."`
 }
 
 // Logger writes events to w: as their messages alone (plain), for people
 // (console), or one JSON object a line (json). The messages are the same in
-// all three; what varies, a peer or a count of bytes, is a typed field.
+// all three. Values that vary, such as a peer or a count of bytes, are typed
+// fields.
 func (f LogFlags) Logger(w io.Writer) zerolog.Logger {
 	level, err := zerolog.ParseLevel(f.LogLevel)
 	if err != nil {
-		panic(err) // the enum above admits a level that zerolog does not know
+		panic(err) // the enum above allows a level that zerolog does not know
 	}
 	switch f.LogFormat {
 	case "plain":

@@ -12,7 +12,8 @@ import (
 )
 
 // values read arguments byte for byte. Kong's own mappers pass them through
-// JSON, which replaces what is not UTF-8; a path or a message may be anything.
+// JSON, which replaces bytes that are not UTF-8; a path or a message may
+// contain any bytes.
 var values = []kong.Option{
 	kong.KindMapper(reflect.String, kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
 		s, err := pop(ctx)
@@ -28,13 +29,13 @@ var values = []kong.Option{
 		target.Set(reflect.ValueOf(a))
 		return err
 	})),
-	// A list has commas; a comma of a path is written \,
+	// A list is separated by commas; a comma in a path is written \,
 	kong.TypeMapper(reflect.TypeFor[[]transport.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
 		s, err := pop(ctx)
 		if err != nil || s == "" {
 			return err
 		}
-		const comma = "\x00" // which no argument can hold
+		const comma = "\x00" // a byte that no argument can contain
 		for i, part := range strings.Split(strings.ReplaceAll(s, `\,`, comma), ",") {
 			if i > 0 {
 				part = strings.TrimLeft(part, " ")
@@ -47,8 +48,8 @@ var values = []kong.Option{
 		}
 		return nil
 	})),
-	// Kong takes an empty list for none: a list of users that was left empty by
-	// mistake would let in everybody.
+	// Kong treats an empty list like a missing flag. Then a list of users that
+	// was left empty by mistake would admit all users.
 	kong.TypeMapper(reflect.TypeFor[[]uint32](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
 		s, err := pop(ctx)
 		if err != nil {
@@ -57,7 +58,7 @@ var values = []kong.Option{
 		for part := range strings.SplitSeq(s, ",") {
 			id, err := strconv.ParseUint(strings.TrimSpace(part), 10, 32)
 			if err != nil {
-				return fmt.Errorf("%q is no user or group: write its number, 10002 for example", part)
+				return fmt.Errorf("%q is not a user or group number; write one, 10002 for example", part)
 			}
 			target.Set(reflect.Append(target, reflect.ValueOf(uint32(id))))
 		}

@@ -10,15 +10,15 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// What a user types is taken byte for byte or refused, and no list is read
-// otherwise than it was written.
+// User input is read byte for byte or rejected, and every list is read exactly
+// as it was written.
 func FuzzValues(f *testing.F) {
 	for _, s := range []string{"", "s", "stream:a,b", `a\,b,datagram:c`, `a\`, `a\,`, `\\,`, ",", "a,,b", "--listen", "\xff\n", "@x,tcp:[::1]:7000"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		if strings.Contains(s, "\x00") {
-			return // no argument holds one
+			return // no argument can contain one
 		}
 		parse := func(list string) (addrs []transport.Addr, text string, err error) {
 			var flags struct {

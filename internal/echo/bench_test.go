@@ -13,7 +13,7 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// A bare client costs nothing but its system calls.
+// A bare client costs only its system calls.
 type bare struct {
 	fd         int
 	sent, back []byte
@@ -77,7 +77,7 @@ func TestEchoDoesNotAllocate(t *testing.T) {
 				client.echo(t)
 			}
 			runtime.ReadMemStats(&after)
-			// The runtime has some of its own.
+			// The runtime allocates, too.
 			if n := after.Mallocs - before.Mallocs; n > echoes/20 {
 				t.Errorf("%d echoes cost %d allocations", echoes, n)
 			}
@@ -104,7 +104,7 @@ func newNamedDatagram(t testing.TB) *bare {
 	return newNamed(t, server.addr, uds.AutoName(filepath.Dir(server.addr.Path)))
 }
 
-// As our own client names itself, where BenchmarkEcho has abstract names.
+// Our own client uses such a name; BenchmarkEcho uses abstract names.
 func BenchmarkDatagramNamed(b *testing.B) {
 	client := newNamedDatagram(b)
 	b.SetBytes(int64(len(message)))

@@ -23,8 +23,8 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// stub is the address of a server that does what it is told for one client,
-// and then closes the connection.
+// stub returns the address of a server that runs the given function for one
+// client, and then closes the connection.
 func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listen(t)
@@ -47,7 +47,8 @@ func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 	return socket.Addr
 }
 
-// against gives a client's connection to a stub, without a deadline of its own.
+// against returns a client's connection to a stub, without a deadline of its
+// own.
 func against(t *testing.T, server func(conn *net.UnixConn)) *transport.Conn {
 	t.Helper()
 	conn := dial(t, stub(t, server))
@@ -55,7 +56,7 @@ func against(t *testing.T, server func(conn *net.UnixConn)) *transport.Conn {
 	return conn
 }
 
-// silent takes everything and answers nothing, until the client goes.
+// silent reads everything and answers nothing, until the client ends.
 func silent(conn *net.UnixConn) { _, _ = io.Copy(io.Discard, conn) }
 
 // mute is silent, and does not even end when the client's direction ends.
@@ -77,7 +78,7 @@ func TestCopyOfMuchIsByteExact(t *testing.T) {
 	sent, got := sha256.New(), sha256.New()
 	check(t, client.Copy(t.Context(), conn, io.TeeReader(random(3, size), sent), got))
 	if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
-		t.Error("what came back is not what was sent")
+		t.Error("the echo differs from the bytes sent")
 	}
 	if diff := cmp.Diff([]string{"sending standard input"}, journal.messages()); diff != "" {
 		t.Errorf("at info level (-want +got):\n%s", diff)
@@ -95,7 +96,7 @@ func TestCopyOfNothingEnds(t *testing.T) {
 	}
 }
 
-func TestMessageTakesBackNoMoreThanItSent(t *testing.T) {
+func TestMessageReceivesNoMoreThanItSent(t *testing.T) {
 	t.Parallel()
 	conn := against(t, func(conn *net.UnixConn) {
 		_, _ = io.WriteString(conn, "hello and more")
@@ -108,7 +109,7 @@ func TestMessageTakesBackNoMoreThanItSent(t *testing.T) {
 	}
 }
 
-func TestClientTellsThatServerDoesNotAnswer(t *testing.T) {
+func TestClientReportsThatTheServerDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	for name, send := range map[string]func(*transport.Conn) error{
 		"message": func(conn *transport.Conn) error {
@@ -124,13 +125,13 @@ func TestClientTellsThatServerDoesNotAnswer(t *testing.T) {
 			conn := against(t, mute(over))
 			err := send(conn)
 			close(over)
-			wantWords(t, err, "no answer for 50ms", "0 bytes are back of 42 sent", "paused or overloaded")
+			wantWords(t, err, "no answer for 50ms", "received 0 of 42 bytes", "paused or overloaded")
 			check(t, conn.Close())
 		})
 	}
 }
 
-// watched tells of each wait for bytes.
+// watched reports each wait for bytes.
 type watched struct {
 	*net.UnixConn
 	waits chan struct{}
@@ -141,10 +142,10 @@ func (w *watched) SetReadDeadline(d time.Time) error {
 	return w.UnixConn.SetReadDeadline(d)
 }
 
-// idle is an input that has nothing more to say until it is over.
+// idle is an input that returns nothing more until it is over.
 type idle struct {
 	first io.Reader
-	asked chan<- struct{} // closed when the first is sent and more is asked for
+	asked chan<- struct{} // closed when the first read has returned and the next one waits
 	over  <-chan struct{}
 }
 
@@ -157,14 +158,14 @@ func (i *idle) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-func TestIdleInputIsNoTimeout(t *testing.T) {
+func TestIdleInputIsNotATimeout(t *testing.T) {
 	t.Parallel()
 	for _, first := range []string{"", "hello"} {
 		t.Run("after "+first, func(t *testing.T) {
 			t.Parallel()
 			timeout := 20 * time.Millisecond
 			if first != "" {
-				timeout = time.Second // bounds the answer too, on a machine that may be busy
+				timeout = time.Second // limits the answer too, on a machine that may be busy
 			}
 			asked, over := make(chan struct{}), make(chan struct{})
 			echoed := make(chan struct{})
@@ -181,7 +182,8 @@ func TestIdleInputIsNoTimeout(t *testing.T) {
 			go func() {
 				result <- quiet(timeout).Copy(ctx, &transport.Conn{Conn: w}, &idle{strings.NewReader(first), asked, over}, out)
 			}()
-			// The first wait ends with the answer, the others by the timeout.
+			// The first wait ends with the answer, the others with the
+			// timeout.
 			for n := 0; n < 3; {
 				select {
 				case <-w.waits:
@@ -230,22 +232,22 @@ func TestServerThatClosesEarlyIsAnErrorWithCounts(t *testing.T) {
 
 	conn := against(t, takes(len(message), message[:10], now))
 	err := quiet(0).Message(t.Context(), conn, []byte(message), io.Discard)
-	wantWords(t, err, "the server closed the connection: 10 bytes are back of ")
+	wantWords(t, err, "received 10 of ")
 
 	asked := make(chan struct{})
 	conn = against(t, takes(len(message), message[:10], asked))
 	err = quiet(0).Copy(t.Context(), conn, &idle{strings.NewReader(message), asked, now}, io.Discard)
-	wantWords(t, err, "the server closed the connection: 10 bytes are back of 42 sent")
+	wantWords(t, err, "received 10 of 42 bytes before the server closed the connection")
 
-	// Before the end of the input: there would be nobody to take the rest.
+	// Before the end of the input, otherwise no server would read the rest.
 	defer close(over)
 	asked = make(chan struct{})
 	conn = against(t, takes(len(message), message, asked))
 	err = quiet(0).Copy(t.Context(), conn, &idle{strings.NewReader(message), asked, over}, io.Discard)
-	wantWords(t, err, "the server closed the connection: 42 bytes are back of 42 sent")
+	wantWords(t, err, "received 42 of 42 bytes before the server closed the connection")
 }
 
-// A server that had not read all that came resets the connection.
+// A server that had not read everything resets the connection.
 func TestServerThatClosesUnreadIsAnErrorWithCounts(t *testing.T) {
 	t.Parallel()
 	conn := against(t, func(conn *net.UnixConn) {
@@ -254,14 +256,14 @@ func TestServerThatClosesUnreadIsAnErrorWithCounts(t *testing.T) {
 	})
 	out := &bytes.Buffer{}
 	err := quiet(0).Message(t.Context(), conn, []byte(message), out)
-	wantWords(t, err, "the server closed the connection: 10 bytes are back of 42 sent")
+	wantWords(t, err, "received 10 of 42 bytes before the server closed the connection")
 	if out.String() != message[:10] {
 		t.Errorf("output is %q", out)
 	}
 }
 
-// late is a connection whose Write tells that all is sent, and returns only when
-// it may.
+// late is a connection whose Write reports that everything is sent, and
+// returns only when the test allows it.
 type late struct {
 	*watched
 	written chan<- struct{}
@@ -275,9 +277,9 @@ func (l *late) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// The goroutine that writes may be woken long after the echo has come back: its
+// The goroutine that writes may wake up long after the echo has arrived. Its
 // bytes are no longer due by then.
-func TestWriteThatReturnsLateIsNoTimeout(t *testing.T) {
+func TestWriteThatReturnsLateIsNotATimeout(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{Chunk: len(message)}, zerolog.Disabled)
 	written, back := make(chan struct{}), make(chan struct{})
@@ -296,7 +298,7 @@ func TestWriteThatReturnsLateIsNoTimeout(t *testing.T) {
 		select {
 		case <-waits:
 		case err := <-result:
-			t.Fatalf("what came back in time ends it: %v", err)
+			t.Fatalf("an echo in time ends it: %v", err)
 		}
 	}
 	close(back)
@@ -350,7 +352,7 @@ func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 	wantWords(t, err, "write the output")
 }
 
-func TestHealthCheckPassesAndIsNotMentioned(t *testing.T) {
+func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
 	check(t, healthcheck.Echo(t.Context(), server.addr))
@@ -372,7 +374,7 @@ func TestHealthCheckPassesAndIsNotMentioned(t *testing.T) {
 	}
 }
 
-func TestHealthCheckIsMentionedAtDebugLevel(t *testing.T) {
+func TestHealthCheckIsLoggedAtDebugLevel(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{}, zerolog.DebugLevel)
 	check(t, healthcheck.Echo(t.Context(), server.addr))
@@ -386,7 +388,7 @@ func TestHealthCheckIsMentionedAtDebugLevel(t *testing.T) {
 
 func TestHealthCheckFails(t *testing.T) {
 	t.Parallel()
-	t.Run("nobody there", func(t *testing.T) {
+	t.Run("no server", func(t *testing.T) {
 		t.Parallel()
 		s := listen(t)
 		check(t, s.Close())
@@ -411,8 +413,8 @@ func TestHealthCheckFails(t *testing.T) {
 			_, _ = io.ReadFull(conn, make([]byte, 13))
 			_, _ = io.WriteString(conn, "I am\nnot well and have much to say")
 			silent(conn)
-		}, `got back 'I am\nnot well': that is no echo server`},
-		"closes": {func(conn *net.UnixConn) { _, _ = io.ReadFull(conn, make([]byte, 13)) }, "the server closed the connection: 0 bytes are back of 13 sent"},
+		}, `received 'I am\nnot well'; the server is not an echo server`},
+		"closes": {func(conn *net.UnixConn) { _, _ = io.ReadFull(conn, make([]byte, 13)) }, "received 0 of 13 bytes before the server closed the connection"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

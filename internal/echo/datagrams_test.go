@@ -25,8 +25,8 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// A correspondent is a datagram client that does not connect: its queue takes
-// net.unix.max_dgram_qlen messages and one.
+// A correspondent is a datagram client that does not connect: its queue holds
+// one message more than net.unix.max_dgram_qlen.
 type correspondent struct {
 	*net.UnixConn
 	server *net.UnixAddr
@@ -55,8 +55,9 @@ func (c *correspondent) receive(t testing.TB) string {
 	return string(buf[:n])
 }
 
-// queueLength is how many datagrams a socket that is not connected to their
-// sender takes: the kernel looks whether there are more than the limit.
+// queueLength returns how many datagrams fit the queue of a socket that is not
+// connected to their sender: the kernel refuses a message if the queue is
+// longer than the limit.
 func queueLength(t testing.TB) int {
 	t.Helper()
 	text, err := os.ReadFile("/proc/sys/net/unix/max_dgram_qlen")
@@ -99,9 +100,9 @@ func TestDatagramTranscripts(t *testing.T) {
 	}
 }
 
-func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
+func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 	t.Parallel()
-	const warning = "cannot answer a client without a name: it has to bind one"
+	const warning = "cannot reply to a client without a name; it must bind one"
 	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.WarnLevel)
 	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: server.addr.Path, Net: "unixgram"})
 	check(t, err)
@@ -112,7 +113,7 @@ func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 		_, err := nameless.Write([]byte(message))
 		check(t, err)
 	}
-	// It is answered in its turn.
+	// The server answers it in turn.
 	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 	seconds := int(time.Since(began)/time.Second) + 1
 	server.log.await(t, 1, warning)
@@ -123,11 +124,11 @@ func TestSenderWithoutANameIsToldOfSeldomAndHarmsNobody(t *testing.T) {
 		}
 	}
 	if n := len(messages); n > 5*seconds {
-		t.Errorf("1000 messages in %d s are told of %d times", seconds, n)
+		t.Errorf("1000 messages in %d s are logged %d times", seconds, n)
 	}
 }
 
-func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	stats := new(stats.Server)
 	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{Stats: stats}, zerolog.WarnLevel)
@@ -137,7 +138,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 		lazy.send(t, message)
 		sent++
 	}
-	// It goes on sending, too.
+	// The flooding client continues to send, too.
 	over := make(chan struct{})
 	var clients, flood sync.WaitGroup
 	flood.Go(func() {
@@ -166,7 +167,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 					return
 				}
 				if back, err := conn.Receive(r); err != nil || string(back) != sent {
-					t.Errorf("%s: came back %q, %v", sent, back, err)
+					t.Errorf("%s: received %q, %v", sent, back, err)
 					return
 				}
 			}
@@ -176,7 +177,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	close(over)
 	flood.Wait()
 	server.log.await(t, 1, "dropped replies to a client: it does not read its replies")
-	// This one comes after all of the flood.
+	// This message comes after the whole flood.
 	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 	dropped := int(stats.Dropped.Load())
 	if least := sent - queueLength(t) - kept; dropped < least || dropped > sent {
@@ -188,7 +189,7 @@ func TestF28DatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
 	})
 }
 
-func TestConnectedDatagramClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+func TestConnectedDatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	for name, flood := range map[string]struct{ count, size int }{
 		"as the client program may": {1000, 1024},
@@ -218,7 +219,7 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 	for range 2 { // it can fall behind again
 		var want []string
 		for i := range total {
-			// Of several sizes, none of which is lost either.
+			// Messages of several sizes, none of which may be lost either.
 			want = append(want, fmt.Sprintf("%0*d", i%100, i))
 			client.send(t, want[i])
 		}
@@ -229,7 +230,7 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 		}
 	}
 	if n := strings.Count(strings.Join(server.log.messages(), "\n"), "sending data back"); n != 2*total {
-		t.Errorf("%d replies are told of, not %d", n, 2*total)
+		t.Errorf("%d replies are logged, not %d", n, 2*total)
 	}
 	for _, e := range server.log.all() {
 		if e.Level != "info" {
@@ -271,7 +272,7 @@ func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 	}
 }
 
-func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
+func TestDatagramClientThatEndsDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.WarnLevel)
 	d, err := os.MkdirTemp("", "uds")
@@ -283,7 +284,8 @@ func TestDatagramClientThatIsGoneIsNoTroubleToOthers(t *testing.T) {
 	for range queueLength(t) + 5 {
 		behind.send(t, message)
 	}
-	// It is answered in its turn, so that the others' replies are waiting.
+	// The server answers it in turn, so the others' replies are waiting by
+	// now.
 	r := transport.NewReceiver(100)
 	wantBack(t, dial(t, server.addr), r, message)
 	check(t, client.Close())
@@ -302,9 +304,9 @@ func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 		sendDescriptor(t, client.UnixConn, client.server)
 		client.send(t, "next")
 		if got := client.receive(t); got != "next" {
-			t.Errorf("came back %q", got)
+			t.Errorf("received %q", got)
 		}
-		server.log.await(t, 1, "refused a message: message carries file descriptors")
+		server.log.await(t, 1, "dropped a message: message carries file descriptors")
 	}
 }
 
@@ -367,8 +369,8 @@ func TestDrainTimeoutEndsTheWaitForDatagramClients(t *testing.T) {
 	gone(t, server.addr.Path)
 }
 
-// A flood sends one more message for each that the server tells of: as much as
-// comes in while it receives, however fast it is.
+// A flood sends one more message for each that the server logs: as many as
+// arrive while it receives, however fast it is.
 type flood struct {
 	net.Conn
 	until time.Time

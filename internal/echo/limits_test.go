@@ -22,7 +22,7 @@ import (
 // connecting are the types that have connections.
 var connecting = []transport.Type{transport.Stream, transport.Seqpacket}
 
-// refusals are those that stats count.
+// refusals returns the refusals that stats count.
 func refusals(counted *stats.Server) map[string]uint64 {
 	got := map[string]uint64{}
 	for cause := range stats.Causes {
@@ -55,7 +55,7 @@ func wantEnd(t *testing.T, conn *transport.Conn) {
 	}
 }
 
-func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
+func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
@@ -79,11 +79,12 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 				default:
 				}
 			}
-			// It is never too early, however late in a second it connected.
+			// The server is never too early, however late in a second the
+			// client connected.
 			if after := time.Since(began); after < timeout {
-				t.Errorf("turned away after %v", after)
+				t.Errorf("disconnected after %v", after)
 			}
-			server.log.await(t, 1, "turned a client away: it has said nothing for 1s")
+			server.log.await(t, 1, "disconnected a client: it has sent nothing for 1s")
 			wantBack(t, honest, r, message)
 			wantRefused(t, stats, "idle", 1)
 			if n := stats.Connections.Load(); n != 1 {
@@ -93,8 +94,8 @@ func TestIdleClientsAreTurnedAwayAndNobodyElse(t *testing.T) {
 	}
 }
 
-// A client has all of its time, wherever it connects between two of the
-// server's looks at the clock.
+// A client gets its full time, wherever it connects between two sweeps of the
+// server.
 func TestIdleTimeIsNeverShort(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
@@ -109,14 +110,14 @@ func TestIdleTimeIsNeverShort(t *testing.T) {
 		clients.Go(func() {
 			_, err := conn.Read(make([]byte, 1))
 			if after := time.Since(began); after < timeout || !errors.Is(err, io.EOF) {
-				t.Errorf("turned away after %v: %v", after, err)
+				t.Errorf("disconnected after %v: %v", after, err)
 			}
 		})
 	}
 	clients.Wait()
 }
 
-// fill sends on conn until the server takes no more, and reads nothing.
+// fill sends on conn until the server accepts no more, and reads nothing.
 func fill(t *testing.T, conn *transport.Conn, size int) {
 	t.Helper()
 	check(t, conn.SetWriteDeadline(time.Now().Add(300*time.Millisecond)))
@@ -130,7 +131,7 @@ func fill(t *testing.T, conn *transport.Conn, size int) {
 	}
 }
 
-func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
+func TestClientsThatDoNotReadAreDisconnected(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
@@ -139,7 +140,7 @@ func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
 			lazy, idle := dial(t, server.addr), dial(t, server.addr)
 			fill(t, lazy, 4096)
-			server.log.await(t, 1, "turned a client away: it has not read for 1s")
+			server.log.await(t, 1, "disconnected a client: it has not read for 1s")
 			wantEnd(t, lazy)
 			wantBack(t, idle, transport.NewReceiver(100), message) // no idle timeout is set
 			wantRefused(t, stats, "unread", 1)
@@ -147,9 +148,9 @@ func TestClientsThatDoNotReadAreTurnedAway(t *testing.T) {
 	}
 }
 
-// The kernel says that more can be sent only when three quarters of the send
-// buffer are free; who reads slowly takes long to get there.
-func TestClientThatReadsSlowlyIsNotTurnedAway(t *testing.T) {
+// The kernel reports that more can be sent only when three quarters of the
+// send buffer are free. A client that reads slowly needs a long time for that.
+func TestClientThatReadsSlowlyIsNotDisconnected(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
@@ -201,12 +202,12 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 					}
 				}
 			}
-			server.log.await(t, 3, "turned a client away: 3 connections of its user are open, the most allowed")
+			server.log.await(t, 3, "rejected a client: connection limit per user (3) reached")
 		})
 	}
 }
 
-func TestRefusalsAreCountedAllAndToldOfSeldom(t *testing.T) {
+func TestAllRefusalsAreCountedAndFewAreLogged(t *testing.T) {
 	t.Parallel()
 	stats := new(stats.Server)
 	server := serve(t, echoserver.Config{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
@@ -221,12 +222,12 @@ func TestRefusalsAreCountedAllAndToldOfSeldom(t *testing.T) {
 	}
 	seconds := int(time.Since(began)/time.Second) + 1
 	wantRefused(t, stats, "connections", n)
-	told := strings.Count(strings.Join(server.log.messages(), "\n"), "turned a client away")
+	told := strings.Count(strings.Join(server.log.messages(), "\n"), "rejected a client")
 	if told < 1 || told > 5*seconds {
-		t.Errorf("%d refusals in %d s are told of %d times", n, seconds, told)
+		t.Errorf("%d refusals in %d s are logged %d times", n, seconds, told)
 	}
 	for _, e := range server.log.all() {
-		if strings.HasPrefix(e.Message, "turned") && (e.Level != "warn" || e.Refused == 0 || e.Refused > n) {
+		if strings.HasPrefix(e.Message, "rejected") && (e.Level != "warn" || e.Refused == 0 || e.Refused > n) {
 			t.Errorf("%+v", fmt.Sprint(e))
 		}
 	}

@@ -35,7 +35,7 @@ var (
 	wantWords = testkit.WantError
 )
 
-// An event is one of the log, by what the tests look at.
+// An event is one event of the log, with the fields that the tests check.
 type event struct {
 	Level, Message, Peer string
 	Conn                 uint64
@@ -111,7 +111,7 @@ func listen(t testing.TB) *transport.Socket {
 	return listenOn(t, transport.Stream)
 }
 
-// unixTypes are the types that are served alike.
+// unixTypes are the types that the server handles alike.
 var unixTypes = []transport.Type{transport.Stream, transport.Datagram, transport.Seqpacket}
 
 func listenOn(t testing.TB, typ transport.Type) *transport.Socket {
@@ -129,7 +129,8 @@ func listenOn(t testing.TB, typ transport.Type) *transport.Socket {
 	return s
 }
 
-// A running server. Its log is at info level unless the server has one.
+// running is a running server. Its log is at info level unless the server has
+// one.
 type running struct {
 	addr transport.Addr
 	log  *journal
@@ -162,7 +163,7 @@ func serveSocket(t testing.TB, socket *transport.Socket, s echoserver.Config, le
 	return r
 }
 
-// ended waits for the server, which must have nothing to complain of.
+// ended waits for the end of the server, which must return no error.
 func (r *running) ended(t testing.TB) {
 	t.Helper()
 	select {
@@ -189,7 +190,7 @@ func dial(t testing.TB, a transport.Addr) *transport.Conn {
 	return conn
 }
 
-// wantEcho sends on conn and must get the same back.
+// wantEcho sends a message on conn and wants the same bytes as the echo.
 func wantEcho(t testing.TB, conn net.Conn, message string) {
 	t.Helper()
 	if _, err := io.WriteString(conn, message); err != nil {
@@ -204,12 +205,13 @@ func wantEcho(t testing.TB, conn net.Conn, message string) {
 	}
 }
 
-// random is n bytes that are the same for the same seed.
+// random returns n bytes that are the same for the same seed.
 func random(seed byte, n int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
 }
 
-// boundTo is where an internet socket listens, whose port the kernel chose.
+// boundTo returns the address of a TCP or UDP socket whose port the kernel
+// chose.
 func boundTo(t testing.TB, s *transport.Socket) string {
 	t.Helper()
 	sa, err := unix.Getsockname(s.FD())

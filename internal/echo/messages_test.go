@@ -22,7 +22,7 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// wantBack sends a message on conn and must get the same back.
+// wantBack sends a message on conn and wants the same message as the echo.
 func wantBack(t testing.TB, conn *transport.Conn, r *transport.Receiver, message string) {
 	t.Helper()
 	check(t, conn.Send([]byte(message)))
@@ -40,7 +40,7 @@ func TestMessagesComeBackWhole(t *testing.T) {
 			t.Parallel()
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
 			conn, r := dial(t, server.addr), transport.NewReceiver(transport.MaxMessage())
-			// The next one is answered too, whatever came before it.
+			// The server answers each message, whatever came before it.
 			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
 				sent, err := io.ReadAll(random(byte(size), int64(size)))
 				check(t, err)
@@ -60,7 +60,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
 			conn, r := dial(t, server.addr), transport.NewReceiver(100)
 			for range rounds {
-				// One after the other, and then all of them under way at once.
+				// First one at a time, and then all of them in flight at once.
 				for _, m := range messages {
 					wantBack(t, conn, r, m)
 				}
@@ -81,7 +81,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F26",
-		Done:    "empty datagrams and records between others, one at a time and eight under way",
+		Done:    "empty datagrams and records between others, one at a time and eight in flight",
 		Count:   empty,
 		Outcome: "every one came back empty and in its place; so did the message after it",
 	})
@@ -117,7 +117,7 @@ func TestServesAllTypesAtOnce(t *testing.T) {
 	}
 }
 
-func TestHealthCheckOfEachTypePassesAndIsNotMentioned(t *testing.T) {
+func TestHealthCheckOfEachTypePassesAndIsNotLogged(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
@@ -166,7 +166,7 @@ func TestHealthCheckOfMessageTypesFails(t *testing.T) {
 	}
 }
 
-// numbered is n messages of seven bytes.
+// numbered returns n messages of seven bytes.
 func numbered(n int) []byte {
 	var b bytes.Buffer
 	for i := range n {
@@ -187,7 +187,7 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 		{transport.Seqpacket, 8, 10_000},
 		{transport.Seqpacket, 256, 10_000},
 	} {
-		t.Run(fmt.Sprintf("%s with %d under way", tt.typ, tt.window), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s with %d in flight", tt.typ, tt.window), func(t *testing.T) {
 			t.Parallel()
 			server := serveSocket(t, listenOn(t, tt.typ), echoserver.Config{}, zerolog.WarnLevel)
 			sent, out := numbered(tt.messages), &bytes.Buffer{}
@@ -196,7 +196,7 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 			check(t, conn.SetDeadline(time.Time{}))
 			check(t, client.Copy(t.Context(), conn, bytes.NewReader(sent), out))
 			if !bytes.Equal(out.Bytes(), sent) {
-				t.Error("what came back is not what was sent")
+				t.Error("the echo differs from the bytes sent")
 			}
 			if m := server.log.messages(); m != nil {
 				t.Errorf("the server warns of %q", m)
@@ -205,7 +205,7 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 	}
 }
 
-// recorder is a server that keeps what comes, and echoes it.
+// recorder is a server that keeps the received messages, and echoes them.
 func recorder(t *testing.T) (a transport.Addr, messages <-chan string) {
 	t.Helper()
 	kept := make(chan string, 100)
@@ -216,7 +216,8 @@ func recorder(t *testing.T) (a transport.Addr, messages <-chan string) {
 	return a, kept
 }
 
-// odd is a datagram server that answers each message as it is told.
+// odd is a datagram server that answers each message with what answers
+// returns.
 func odd(t *testing.T, answers func(message []byte) [][]byte) transport.Addr {
 	t.Helper()
 	name := uds.AutoName("@")
@@ -264,7 +265,7 @@ func TestCopySendsInputInMessages(t *testing.T) {
 		a, messages := recorder(t)
 		out := &bytes.Buffer{}
 		client := echoclient.Client{Chunk: tt.chunk, Window: 2, Log: zerolog.Nop()}
-		// In pieces that are no measure of the messages.
+		// The pieces do not match the messages.
 		in := io.MultiReader(strings.NewReader(tt.in[:len(tt.in)/2]), strings.NewReader(tt.in[len(tt.in)/2:]))
 		check(t, client.Copy(t.Context(), dial(t, a), in, out))
 		var got []string
@@ -280,7 +281,7 @@ func TestCopySendsInputInMessages(t *testing.T) {
 	}
 }
 
-func TestNoMoreMessagesAreUnderWayThanTheWindow(t *testing.T) {
+func TestNoMoreMessagesAreInFlightThanTheWindow(t *testing.T) {
 	t.Parallel()
 	a := odd(t, func([]byte) [][]byte { return nil })
 	asked := make(chan struct{}, 100)
@@ -290,7 +291,7 @@ func TestNoMoreMessagesAreUnderWayThanTheWindow(t *testing.T) {
 	})
 	client := echoclient.Client{Chunk: 1, Window: 3, Timeout: 100 * time.Millisecond, Log: zerolog.Nop()}
 	err := client.Copy(t.Context(), dial(t, a), in, io.Discard)
-	wantWords(t, err, "no answer for 100ms: 0 messages are back", "paused or overloaded")
+	wantWords(t, err, "no answer for 100ms: received 0 messages", "paused or overloaded")
 	if n := len(asked); n != 4 { // the fourth waits for its turn
 		t.Errorf("%d messages were made of the input, not 4", n)
 	}
@@ -307,9 +308,9 @@ func TestReplyOfAnotherLengthIsAnError(t *testing.T) {
 		out := &bytes.Buffer{}
 		err := quiet(0).Message(t.Context(), dial(t, a), []byte(message), out)
 		if reply == "" {
-			wantWords(t, err, "the server turned the message of 42 bytes away: it does not let this process in, which is ")
+			wantWords(t, err, "the server rejected the message of 42 bytes: it denies uid ")
 		} else {
-			wantWords(t, err, fmt.Sprintf("a message of 42 bytes came back as one of %d: that is no echo server", len(reply)))
+			wantWords(t, err, fmt.Sprintf("a message of 42 bytes was answered with %d bytes; the server is not an echo server", len(reply)))
 		}
 		if out.Len() > 0 {
 			t.Errorf("output is %q", out)
@@ -328,7 +329,7 @@ func TestMessageClientFails(t *testing.T) {
 	}{
 		"input":     {broken{reason}, io.Discard, "read the input: enough"},
 		"output":    {strings.NewReader(message), broken{reason}, "write the output: enough"},
-		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960: raise SO_SNDBUF"},
+		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF"},
 	} {
 		conn, err := transport.DialConfig{Bind: uds.AutoName("@"), SendBuffer: 212_992}.Dial(t.Context(), server.addr)
 		check(t, err)
@@ -355,8 +356,8 @@ func TestUDPClientCountsWhatIsLost(t *testing.T) {
 		want     string
 	}{
 		{2, ""},
-		{3, "1 of 3 messages did not come back"},
-		{30, "10 of 30 messages did not come back"},
+		{3, "1 of 3 messages were not echoed"},
+		{30, "10 of 30 messages were not echoed"},
 	} {
 		conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
 		check(t, err)

@@ -16,8 +16,7 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// unserved is a socket of a type to which clients connect, and which nobody
-// reads from.
+// unserved connects to a socket that no process reads from.
 func unserved(t *testing.T, typ transport.Type) *transport.Conn {
 	return dial(t, listenOn(t, typ).Addr)
 }
@@ -57,7 +56,7 @@ func TestNoEchoToAServerThatDoesNotReadIsAnError(t *testing.T) {
 	}
 }
 
-func TestNoEchoTakesBackMuchWhileItSends(t *testing.T) {
+func TestNoEchoReceivesMuchWhileItSends(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []transport.Type{transport.Stream, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
@@ -69,13 +68,13 @@ func TestNoEchoTakesBackMuchWhileItSends(t *testing.T) {
 			c := &echoclient.Client{NoEcho: true, Chunk: 4096, Log: zerolog.Nop()}
 			check(t, c.Copy(t.Context(), dial(t, s.addr), random(2, 4<<20), &got))
 			if !bytes.Equal(want.Bytes(), got.Bytes()) {
-				t.Errorf("%d bytes came back, of %d, or others", got.Len(), want.Len())
+				t.Errorf("received %d of %d bytes, or other bytes", got.Len(), want.Len())
 			}
 		})
 	}
 }
 
-// With an input that has nothing to say nobody waits for the server.
+// With an idle input, the client does not wait for the server.
 func TestClientWithIdleInputEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {

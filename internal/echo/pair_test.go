@@ -52,7 +52,7 @@ func TestServeConnEchoesMuch(t *testing.T) {
 	check(t, quiet(0).Copy(t.Context(), conn, random(3, 1<<20), &got))
 	check(t, <-ended)
 	if !bytes.Equal(want.Bytes(), got.Bytes()) {
-		t.Errorf("%d bytes came back, of %d, or others", got.Len(), want.Len())
+		t.Errorf("received %d of %d bytes, or other bytes", got.Len(), want.Len())
 	}
 }
 
@@ -71,27 +71,27 @@ func TestServeConnEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// It has taken them over, so it closes them.
-func TestServeConnClosesSocketsThatAreNoStreams(t *testing.T) {
+// ServeConn takes the sockets over, so it closes them.
+func TestServeConnClosesSocketsOfOtherTypes(t *testing.T) {
 	t.Parallel()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	defer func() { check(t, unix.Close(fds[1])) }()
 	err = (&echoserver.Config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), fds[0])
-	wantWords(t, err, "is no stream socket")
+	wantWords(t, err, "is not a stream socket")
 	if !transport.HungUp(fds[1]) {
 		t.Error("the other end is still connected")
 	}
 }
 
-func TestServeConnRefusesWhatIsNoStream(t *testing.T) {
+func TestServeConnRejectsOtherDescriptors(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()
 	check(t, err)
 	defer func() { check(t, errors.Join(r.Close(), w.Close())) }()
 	err = (&echoserver.Config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), int(r.Fd()))
-	wantWords(t, err, "is no stream socket")
+	wantWords(t, err, "is not a stream socket")
 	if _, err := unix.FcntlInt(r.Fd(), unix.F_GETFD, 0); err != nil {
-		t.Errorf("it has closed what it did not take over: %v", err)
+		t.Errorf("it has closed a descriptor that it did not take over: %v", err)
 	}
 }

@@ -44,7 +44,7 @@ func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	for _, records := range [][]string{{}, {""}, {"", "", ""}, {"one", ""}, {"", "one", "", "", "two", "", "", ""}} {
-		for range 20 { // the end comes sooner or later than the server gets to it
+		for range 20 { // the end may arrive before or after the server gets to it
 			conn := dial(t, server.addr)
 			for _, r := range records {
 				check(t, conn.Send([]byte(r)))
@@ -56,8 +56,8 @@ func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
 	}
 }
 
-// The server finds all the records and the end when it starts, and can send back
-// few of them at a time.
+// The server finds all the records and the end when it starts, and can send
+// back only a few of them at a time.
 func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 	t.Parallel()
 	for name, last := range map[string]string{"after a record": "last", "after an empty one": ""} {
@@ -80,7 +80,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 	}
 }
 
-func TestSeqpacketClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
 	lazy := dial(t, server.addr)
@@ -166,11 +166,11 @@ func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T)
 	conn := dial(t, server.addr)
 	check(t, conn.Send(make([]byte, 4968)))
 	if got, err := conn.Receive(transport.NewReceiver(transport.MaxMessage())); err != nil || len(got) != 4968 {
-		t.Fatalf("%d bytes came back: %v", len(got), err)
+		t.Fatalf("received %d bytes: %v", len(got), err)
 	}
 	err := quiet(0).Message(t.Context(), conn, make([]byte, 4969), io.Discard)
-	wantWords(t, err, "the server closed the connection: 0 messages are back, the next of 4969 bytes is not")
-	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968: raise SO_SNDBUF")
+	wantWords(t, err, "received 0 messages, but not the next one of 4969 bytes, before the server closed the connection")
+	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968; raise SO_SNDBUF")
 	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 }
 
@@ -180,13 +180,13 @@ func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	conn := dial(t, server.addr)
 	sendDescriptor(t, conn.Conn.(*uds.Conn).Conn, nil)
 	if got, err := conn.Receive(transport.NewReceiver(100)); err != io.EOF {
-		t.Errorf("came back %q, %v", got, err)
+		t.Errorf("received %q, %v", got, err)
 	}
-	server.log.await(t, 1, "turned a client away: message carries file descriptors")
+	server.log.await(t, 1, "disconnected a client: message carries file descriptors")
 	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
 }
 
-// sendDescriptor sends a message that a file comes along with.
+// sendDescriptor sends a message together with a descriptor.
 func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
 	t.Helper()
 	null, err := os.Open(os.DevNull)
@@ -212,7 +212,7 @@ func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 	gone(t, server.addr.Path)
 }
 
-func TestSeqpacketDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
+func TestSeqpacketDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	t.Parallel()
 	socket := listenOn(t, transport.Seqpacket)
 	var conns []*transport.Conn

@@ -18,7 +18,7 @@ import (
 )
 
 // renewing is a server in a directory in which the test may do anything. Its
-// name holds what must not get into the log.
+// name contains characters that must not get into the log.
 type renewing struct {
 	*running
 	dir  string
@@ -50,7 +50,7 @@ func serveIn(t *testing.T, typ transport.Type, config transport.ListenConfig, ta
 	t.Cleanup(func() {
 		stop()
 		select {
-		case err := <-r.done: // which the test has looked at, if it cares
+		case err := <-r.done: // the test has checked the error, if it matters
 			r.done <- err
 		case <-time.After(patience):
 			t.Error("the server does not end")
@@ -59,7 +59,7 @@ func serveIn(t *testing.T, typ transport.Type, config transport.ListenConfig, ta
 	return r
 }
 
-// ends waits for the server and gives what it returned.
+// ends waits for the server and returns its error.
 func (r *renewing) ends(t *testing.T) error {
 	t.Helper()
 	select {
@@ -85,7 +85,7 @@ func (r *renewing) wantFiles(t *testing.T, want ...string) {
 	}
 }
 
-func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
+func TestRemovedSocketFileIsRecreated(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
 		for name, remove := range map[string]func(t *testing.T, d string){
@@ -112,7 +112,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 						remove(t, server.dir)
 						server.log.await(t, round+1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 						wantServed(t, server.addr, "after")
-						wantBack(t, before, r, "goes on")
+						wantBack(t, before, r, "continues")
 						info, err := os.Lstat(server.addr.Path)
 						check(t, err)
 						if info.Mode().Perm() != 0o640 {
@@ -125,7 +125,7 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 						files = []string{".s.lock", ".s.takeover", "s"}
 					}
 					server.wantFiles(t, files...)
-					// Nobody else gets in between.
+					// No other server gets in between.
 					if _, err := (transport.ListenConfig{}).Listen(server.addr); !errors.Is(err, uds.ErrInUse) {
 						t.Errorf("another server gets %v", err)
 					}
@@ -139,7 +139,8 @@ func TestRemovedSocketFileIsMadeAgain(t *testing.T) {
 	}
 }
 
-// dialBound is dial with an abstract name of its own, as the directory goes.
+// dialBound is dial with an abstract name of its own, because the directory is
+// removed.
 func dialBound(t *testing.T, a transport.Addr) *transport.Conn {
 	t.Helper()
 	conn, err := transport.DialConfig{Bind: uds.AutoName("@")}.Dial(t.Context(), a)
@@ -149,7 +150,7 @@ func dialBound(t *testing.T, a transport.Addr) *transport.Conn {
 	return conn
 }
 
-// wantServed is a client that comes, is served and goes.
+// wantServed is a client that connects, gets an echo and ends.
 func wantServed(t *testing.T, a transport.Addr, message string) {
 	t.Helper()
 	conn := dialBound(t, a)
@@ -157,8 +158,8 @@ func wantServed(t *testing.T, a transport.Addr, message string) {
 	check(t, conn.Close())
 }
 
-// Nobody is lost who finds the socket under another name while it is renewed.
-func TestWhoConnectsToAMovedSocketIsServed(t *testing.T) {
+// A client that connects to the moved socket while it is renewed is not lost.
+func TestClientOfAMovedSocketIsServed(t *testing.T) {
 	t.Parallel()
 	server := serveIn(t, transport.Stream, transport.ListenConfig{}, false)
 	moved := transport.Addr{Type: transport.Stream, Path: server.dir + "/moved"}
@@ -218,7 +219,8 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 				info, err := os.Lstat(server.addr.Path)
 				check(t, err)
 				if typ.Connects() {
-					// It drains: the lock goes when it has let the path go.
+					// The old server drains: it releases the lock after it has
+					// given up the path.
 					for late := time.Now().Add(patience); name != "another server with its lock"; time.Sleep(time.Millisecond) {
 						if _, err := os.Lstat(beside(server.addr.Path, ".lock")); errors.Is(err, os.ErrNotExist) {
 							break
@@ -227,7 +229,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 							t.Fatal("the lock stays")
 						}
 					}
-					wantBack(t, before, r, "goes on")
+					wantBack(t, before, r, "continues")
 					check(t, before.Close())
 				}
 				if err := server.ends(t); !errors.Is(err, tt.want) {
@@ -246,7 +248,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 	}
 }
 
-func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
+func TestServerWhoseDirectoryIsGoneContinuesAndComesBack(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
@@ -255,13 +257,13 @@ func TestServerWhoseDirectoryIsGoneGoesOnAndComesBack(t *testing.T) {
 			r := transport.NewReceiver(100)
 			before := dialBound(t, server.addr)
 			check(t, os.RemoveAll(server.dir))
-			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be made again now: listen again on "+
+			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be recreated now: listen again on "+
 				server.addr.String()+": lock "+beside(server.addr.Path, ".lock")+": no such file or directory (ENOENT): directory "+server.dir+" does not exist"))
-			wantBack(t, before, r, "goes on")
+			wantBack(t, before, r, "continues")
 			check(t, os.Mkdir(server.dir, 0o755))
 			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 			wantServed(t, server.addr, "back")
-			wantBack(t, before, r, "goes on")
+			wantBack(t, before, r, "continues")
 		})
 	}
 }
@@ -282,8 +284,8 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 	}
 }
 
-// A server that has asked for a socket, and not yet said that it wants it, has
-// asked for one that nobody finds any more.
+// A server has asked for a socket, and not claimed it yet. It asked for one
+// that clients no longer find.
 func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
@@ -306,17 +308,17 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 	}
 }
 
-func TestRemovedControlSocketIsMadeAgain(t *testing.T) {
+func TestRemovedControlSocketIsRecreated(t *testing.T) {
 	t.Parallel()
 	server := serveIn(t, transport.Stream, transport.ListenConfig{}, true)
 	check(t, os.Remove(beside(server.addr.Path, ".takeover")))
-	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event tells
+	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event reports it
 		if conn, err := net.Dial("unixpacket", beside(server.addr.Path, ".takeover")); err == nil {
 			check(t, conn.Close())
 			break
 		}
 		if time.Now().After(late) {
-			t.Fatal("it is not made again")
+			t.Fatal("it is not recreated")
 		}
 	}
 	generate(t, echoserver.Config{}, server.addr).log.await(t, 1, "took over ")

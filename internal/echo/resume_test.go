@@ -21,7 +21,7 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// A resuming client counts how often it has connected again.
+// resuming is a client that counts how often it has connected again.
 type resuming struct {
 	echoclient.Client
 	again atomic.Int64
@@ -37,8 +37,8 @@ func resumes(t *testing.T, a transport.Addr, patience time.Duration) *resuming {
 	return c
 }
 
-// stubs is a server that treats its first client in one way, the next in
-// another, and all that come later in the last.
+// stubs is a server that handles each client in its own way: the first in one
+// way, the next in another, and all later ones in the last way.
 func stubs(t *testing.T, typ transport.Type, ways ...func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listenOn(t, typ)
@@ -80,7 +80,7 @@ var ways = map[string]func(c *resuming, conn *transport.Conn, message string, ou
 	},
 }
 
-func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
+func TestBrokenTransferContinuesWhereItBroke(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		for name, send := range ways {
@@ -88,14 +88,14 @@ func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
 				t.Parallel()
 				first := int64(5)
 				if typ == transport.Seqpacket {
-					first = 0 // a record is back, or is not
+					first = 0 // a record returns whole or not at all
 				}
 				a := stubs(t, typ, echoes(first), ends, echoes(1000))
 				c := resumes(t, a, patience)
 				out := &bytes.Buffer{}
 				check(t, send(c, dial(t, a), message, out))
 				if out.String() != message {
-					t.Errorf("%q came back", out)
+					t.Errorf("received %q", out)
 				}
 				if n := c.again.Load(); n != 2 {
 					t.Errorf("connected again %d times", n)
@@ -105,8 +105,8 @@ func TestBrokenTransferGoesOnWhereItBroke(t *testing.T) {
 	}
 }
 
-// A datagram server has no connection to break: silence tells.
-func TestDatagramsGoOnAfterSilence(t *testing.T) {
+// A datagram server has no connection to break: silence counts as the end.
+func TestDatagramsContinueAfterSilence(t *testing.T) {
 	t.Parallel()
 	for name, send := range ways {
 		t.Run(name, func(t *testing.T) {
@@ -118,7 +118,7 @@ func TestDatagramsGoOnAfterSilence(t *testing.T) {
 			out := &bytes.Buffer{}
 			check(t, send(c, dial(t, dead.Addr), message, out))
 			if out.String() != message {
-				t.Errorf("%q came back", out)
+				t.Errorf("received %q", out)
 			}
 		})
 	}
@@ -154,10 +154,10 @@ func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 				if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 					wantWords(t, err, "tried for 100ms")
 				} else {
-					wantWords(t, err, "it may be full, or not let this process in", "tried for 100ms")
+					wantWords(t, err, "it may be at its connection limit, or deny uid ", "tried for 100ms")
 				}
 				if c.again.Load() == 0 || out.Len() > 0 {
-					t.Errorf("connected again %d times, %q came back", c.again.Load(), out)
+					t.Errorf("connected again %d times, received %q", c.again.Load(), out)
 				}
 			})
 		}
@@ -169,13 +169,13 @@ func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 	s := echoserver.Config{Allow: func(unix.Ucred) bool { return false }}
 	server := serveSocket(t, listenOn(t, transport.Datagram), s, zerolog.Disabled)
 	c := resumes(t, server.addr, patience)
-	wantWords(t, c.Message(t.Context(), dial(t, server.addr), []byte(message), io.Discard), "does not let this process in")
+	wantWords(t, c.Message(t.Context(), dial(t, server.addr), []byte(message), io.Discard), "it denies uid ")
 	if n := c.again.Load(); n != 0 {
 		t.Errorf("connected again %d times", n)
 	}
 }
 
-// Every connection brings one byte, and all of them together take longer than
+// Every connection returns one byte, and all of them together take longer than
 // the patience.
 func TestProgressRenewsThePatience(t *testing.T) {
 	t.Parallel()
@@ -189,12 +189,12 @@ func TestProgressRenewsThePatience(t *testing.T) {
 	out := &bytes.Buffer{}
 	check(t, c.Message(t.Context(), dial(t, a), []byte("0123456789"), out))
 	if out.String() != "0123456789" {
-		t.Errorf("%q came back", out)
+		t.Errorf("received %q", out)
 	}
 }
 
-// Nobody types for longer than the patience, and the server ends twice
-// meanwhile.
+// The user types nothing for longer than the patience, and the server ends
+// twice meanwhile.
 func TestIdleTransferOutlivesItsServers(t *testing.T) {
 	t.Parallel()
 	const patience = 20 * time.Millisecond
@@ -215,11 +215,11 @@ func TestIdleTransferOutlivesItsServers(t *testing.T) {
 	check(t, typed.Close())
 	check(t, <-copied)
 	if out.String() != "hello\n" {
-		t.Errorf("%q came back", out)
+		t.Errorf("received %q", out)
 	}
 }
 
-// errno is an error of a file that looks like one of the connection.
+// errno is an error of a file that looks like an error of the connection.
 func TestErrorsOfInputAndOutputAreNotTheConnections(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
@@ -244,13 +244,14 @@ func TestErrorsOfInputAndOutputAreNotTheConnections(t *testing.T) {
 	}
 }
 
-// Resuming is for echoes: anything else would be counted as what is back.
+// Resuming works for echoes only: any other answer would be counted as the
+// echo.
 func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
 		for answer, want := range map[string]string{
-			"HELLO":          "no echo server",
-			"hello and more": "no echo server",
+			"HELLO":          "not an echo server",
+			"hello and more": "not an echo server",
 		} {
 			t.Run(string(typ)+" "+answer, func(t *testing.T) {
 				t.Parallel()
@@ -263,14 +264,14 @@ func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 				out := &bytes.Buffer{}
 				wantWords(t, c.Copy(t.Context(), dial(t, a), strings.NewReader("hello"), out), want)
 				if c.again.Load() != 0 || out.Len() > 0 {
-					t.Errorf("connected again %d times, %q came back", c.again.Load(), out)
+					t.Errorf("connected again %d times, received %q", c.again.Load(), out)
 				}
 			})
 		}
 	}
 }
 
-// UDP loses messages, so that nobody knows which one a reply is to.
+// UDP loses messages, so the client cannot know to which one a reply belongs.
 func TestUDPIsNotResumed(t *testing.T) {
 	t.Parallel()
 	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
@@ -300,7 +301,7 @@ func TestTransferEndsWithItsContext(t *testing.T) {
 }
 
 // A server that answers late gets the rest when it does.
-func TestTransferGoesOnOnceAServerAnswers(t *testing.T) {
+func TestTransferContinuesOnceAServerAnswers(t *testing.T) {
 	t.Parallel()
 	const kept = 8 << 20
 	sent, err := io.ReadAll(random(7, 2*kept))
@@ -332,7 +333,7 @@ func TestTransferGoesOnOnceAServerAnswers(t *testing.T) {
 			var back bytes.Buffer
 			check(t, c.Copy(t.Context(), dial(t, a), bytes.NewReader(sent), &back))
 			if !bytes.Equal(back.Bytes(), sent) {
-				t.Errorf("%d bytes are back of %d, and they differ", back.Len(), len(sent))
+				t.Errorf("received %d of %d bytes, and they differ", back.Len(), len(sent))
 			}
 			if n := c.again.Load(); n != 0 {
 				t.Errorf("connected again %d times", n)
@@ -341,12 +342,13 @@ func TestTransferGoesOnOnceAServerAnswers(t *testing.T) {
 	}
 }
 
-// zeros is an input without a new line, and without an end.
+// zeros is an input without a newline and without an end.
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
-// Nothing of it can be sent, and no more than what is kept is read of it.
+// No part of the line can be sent, and the client reads no more of it than it
+// keeps.
 func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
@@ -367,7 +369,7 @@ func bad(t *testing.T, typ transport.Type, seed uint64, most int) (a transport.A
 	return a
 }
 
-// What came back, with an error or without, is what was sent, in order.
+// The bytes received, with an error or without, are the bytes sent, in order.
 func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 	t.Parallel()
 	first := testkit.Seed(t)
@@ -383,7 +385,7 @@ func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 				back := &bytes.Buffer{}
 				check(t, c.Copy(t.Context(), dial(t, a), bytes.NewReader(sent), back))
 				if !bytes.Equal(back.Bytes(), sent) {
-					t.Errorf("%d bytes are back of %d, and they differ", back.Len(), len(sent))
+					t.Errorf("received %d of %d bytes, and they differ", back.Len(), len(sent))
 				}
 				if c.again.Load() == 0 {
 					t.Error("nothing broke")
@@ -395,7 +397,7 @@ func TestNoByteIsLostOrWrongOnABadLine(t *testing.T) {
 					t.Error("without --retry there is no error")
 				}
 				if !bytes.HasPrefix(sent, back.Bytes()) {
-					t.Errorf("%d bytes are back, and they are not the first that were sent", back.Len())
+					t.Errorf("received %d bytes, and they are not the first bytes sent", back.Len())
 				}
 			})
 		}

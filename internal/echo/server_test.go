@@ -143,13 +143,13 @@ func TestServesSeveralSockets(t *testing.T) {
 	}
 }
 
-func TestClientThatNeverReadsStopsNobodyElse(t *testing.T) {
+func TestClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{Chunk: 4096}, zerolog.Disabled)
 	sent, err := io.ReadAll(random(1, 8<<20))
 	check(t, err)
 
-	// It writes until nothing more is taken.
+	// It writes until the server accepts nothing more.
 	lazy := dial(t, server.addr)
 	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
 	n, err := lazy.Write(sent)
@@ -190,7 +190,7 @@ func TestF24HalfCloseLosesNothing(t *testing.T) {
 		writer.Wait()
 		check(t, err)
 		if !bytes.Equal(got, sent) {
-			t.Fatalf("%d bytes came back of %d sent", len(got), len(sent))
+			t.Fatalf("received %d of %d bytes", len(got), len(sent))
 		}
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
@@ -199,14 +199,14 @@ func TestF24HalfCloseLosesNothing(t *testing.T) {
 	})
 }
 
-func TestClientThatBreaksOffIsNoTroubleToOthers(t *testing.T) {
+func TestClientThatDisconnectsDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
 	for range 5 {
 		conn := dial(t, server.addr)
 		_, err := conn.Write(make([]byte, 1000))
 		check(t, err)
-		// With bytes unread: the server's sends fail, and its receives.
+		// Bytes are unread, so both the server's sends and its receives fail.
 		check(t, conn.Close())
 	}
 	server.log.await(t, 6, "waiting for a connection")
@@ -236,10 +236,11 @@ func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 	}
 }
 
-func TestDrainServesWhoHadConnectedAndWasNotYetAccepted(t *testing.T) {
+func TestDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	t.Parallel()
 	socket := listen(t)
-	// More than the server accepts in one turn, and it is to stop after one.
+	// More than the server accepts in one turn, and it is told to stop after
+	// one.
 	var conns []*transport.Conn
 	for i := range 200 {
 		conn := dial(t, socket.Addr)
@@ -283,7 +284,7 @@ func TestStopWithoutClientsIsImmediate(t *testing.T) {
 	server.ended(t)
 }
 
-func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
+func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{MaxConnections: 2}, zerolog.InfoLevel)
 	first, second := dial(t, server.addr), dial(t, server.addr)
@@ -293,7 +294,7 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	if n, err := dial(t, server.addr).Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("a third client reads %d, %v", n, err)
 	}
-	server.log.await(t, 1, "turned a client away: 2 connections are open")
+	server.log.await(t, 1, "rejected a client: connection limit (2) reached")
 
 	check(t, first.Close())
 	server.log.await(t, 2, "waiting for a connection")
@@ -301,15 +302,16 @@ func TestMaxConnectionsTurnsFurtherClientsAway(t *testing.T) {
 	wantEcho(t, second, "second")
 }
 
-// A server that ends by itself just when it is told to may be gone before the
-// word comes, which must not go into whatever has its descriptor's number then.
+// A server that ends by itself just when it is told to stop may have ended
+// before it reads that. The word must not be written to another file that has
+// its descriptor's number by then.
 //
-// Not parallel: nobody else is to take the numbers.
-func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
+// Not parallel: no other test may use the descriptor numbers.
+func TestLateStopWritesToNoOtherDescriptor(t *testing.T) {
 	for range 100 {
 		socket := listenOn(t, transport.Datagram)
 		client := correspond(t, socket.Addr)
-		client.send(t, "wake up") // so that nobody waits for the word
+		client.send(t, "wake up") // so that the loop does not wait for the word
 		ctx, stop := context.WithCancel(t.Context())
 		stop()
 		check(t, (&echoserver.Config{Log: zerolog.Nop()}).Serve(ctx, socket))
@@ -320,12 +322,12 @@ func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
 			counters = append(counters, fd)
 		}
 		if got := client.receive(t); got != "wake up" {
-			t.Fatalf("came back %q", got)
+			t.Fatalf("received %q", got)
 		}
 		runtime.Gosched()
 		for _, fd := range counters {
 			if n, err := unix.Read(fd, make([]byte, 8)); err != unix.EAGAIN {
-				t.Fatalf("somebody wrote to it: %d, %v", n, err)
+				t.Fatalf("it was written to: %d, %v", n, err)
 			}
 			check(t, unix.Close(fd))
 		}
@@ -333,7 +335,7 @@ func TestLateStopWritesToNobodysDescriptor(t *testing.T) {
 	}
 }
 
-// Serve leaves its caller's Server as it is.
+// Serve does not change its caller's Config.
 func TestTwoServeByOneServer(t *testing.T) {
 	t.Parallel()
 	s := &echoserver.Config{Chunk: 16, Log: zerolog.Nop()}

@@ -26,8 +26,8 @@ type generation struct {
 	done chan error
 }
 
-// generate starts one on all of addrs. It listens in the background: the server
-// that runs has to answer.
+// generate starts a generation on all of addrs. It listens in the background,
+// because the running server has to answer.
 func generate(t testing.TB, s echoserver.Config, addrs ...transport.Addr) *generation {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -61,8 +61,8 @@ func (g *generation) end(t testing.TB) error {
 	}
 }
 
-// places are addresses of the three types in a directory, which must be empty
-// in the end.
+// places returns addresses of the three types in a directory, which must be
+// empty at the end.
 func places(t testing.TB) []transport.Addr {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
@@ -121,12 +121,12 @@ func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
 	next := generate(t, echoserver.Config{}, addr)
 	next.log.await(t, 1, "took over ")
 	check(t, old.end(t))
-	old.log.await(t, 1, "drain timeout is over: closing what is left")
+	old.log.await(t, 1, "drain timeout is over: closing all connections")
 	wantEchoOf(t, addr)
 }
 
-// The replies that wait for a client in the old server come before those of the
-// new one.
+// The replies that wait for a client in the old server come before those of
+// the new server.
 func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
@@ -173,7 +173,7 @@ func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
 	generate(t, echoserver.Config{}, addr).log.await(t, 1, "took over ")
 	wantEchoOf(t, addr)
 	check(t, old.end(t))
-	old.log.await(t, 1, "dropped replies to a client: it has not read for the 50ms that a handover may take")
+	old.log.await(t, 1, "dropped replies to a client: it has not read for 50ms, the limit of a handover")
 }
 
 func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
@@ -184,7 +184,8 @@ func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 	for range 10 {
 		a, b := generate(t, echoserver.Config{}, addrs...), generate(t, echoserver.Config{}, addrs[2], addrs[1], addrs[0])
 		check(t, old.end(t))
-		// The loser was refused, or had not asked yet and took over from the winner.
+		// The loser failed, or had not asked yet and took over from the
+		// winner.
 		var loser *generation
 		select {
 		case err := <-a.done:
@@ -206,7 +207,7 @@ func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 	}
 }
 
-// ask is a successor that has asked for sockets and not claimed them yet.
+// ask returns a successor that has asked for sockets and not claimed them yet.
 func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *uds.Handover) {
 	t.Helper()
 	sockets, h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
@@ -238,7 +239,7 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				sockets, next := ask(t, addr)
 				old.stop()
 				old.log.await(t, 1, "draining")
-				wantEchoOf(t, addr) // it may be claimed at any moment, until then it is served
+				wantEchoOf(t, addr) // it may be claimed at any moment; until then it is served
 				if !claims {
 					next.Close()
 					check(t, old.end(t))
@@ -260,9 +261,9 @@ func TestSignalDuringTheHandover(t *testing.T) {
 	}
 }
 
-// A successor may die after any step of its takeover: the old server then serves
-// all types as before, also where the dead one changed what it had of them.
-func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
+// A successor may die after any step of its takeover. The old server then
+// serves all types as before, even if the successor changed the sockets.
+func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 	t.Parallel()
 	for step := range 4 {
 		t.Run(fmt.Sprint(step), func(t *testing.T) {
@@ -277,7 +278,7 @@ func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
 			if step > 0 {
 				fd := h.Claim()
 				if step > 1 {
-					answered(t, h, fd) // which gives them another mode, and another backlog
+					answered(t, h, fd) // changes their mode and their backlog
 				}
 			}
 			var waiting []*transport.Conn
@@ -310,7 +311,7 @@ func TestServerServesOnWhereItsSuccessorIsGone(t *testing.T) {
 	}
 }
 
-// The successor is told to end while the old server still sends replies.
+// The successor is told to stop while the old server still sends replies.
 func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
@@ -324,10 +325,10 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 	old.log.await(t, n, "sending data back to the client")
 	next := generate(t, echoserver.Config{}, addr)
 	old.log.await(t, 1, "handing over ")
-	slow.send(t, fmt.Sprint(n)) // nobody receives at this moment
+	slow.send(t, fmt.Sprint(n)) // no server receives at this moment
 	next.stop()
 	check(t, next.end(t))
-	old.log.await(t, 1, "the server that was to take over is gone: serving on")
+	old.log.await(t, 1, "the server that was taking over has ended; continuing to serve")
 	for i := range n + 1 {
 		if got := slow.receive(t); got != fmt.Sprint(i) {
 			t.Errorf("reply %d is %q", i, got)
@@ -392,7 +393,7 @@ func TestTakeoverUnderLoad(t *testing.T) {
 	}
 }
 
-// once connects, has something echoed and closes.
+// once connects, gets an echo and closes.
 func once(ctx context.Context, a transport.Addr, text string) error {
 	config := transport.DialConfig{}
 	if a.Type == transport.Datagram {

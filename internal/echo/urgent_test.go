@@ -18,8 +18,8 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// blocking is the descriptor of a connection, whose calls wait, though not for
-// ever.
+// blocking returns the descriptor of a connection in blocking mode, with a
+// timeout.
 func blocking(t *testing.T, conn *transport.Conn) int {
 	t.Helper()
 	fd, err := conn.Detach()
@@ -31,9 +31,9 @@ func blocking(t *testing.T, conn *transport.Conn) int {
 	return fd
 }
 
-// sendUrgent sends the parts of message between its bars, every second one with
-// MSG_OOB, send(2), and returns all of them. The last byte of each is the
-// urgent one.
+// sendUrgent sends the parts of message between its bars, every second one
+// with MSG_OOB, send(2), and returns all of them. The last byte of each such
+// part is the urgent one.
 func sendUrgent(t *testing.T, fd int, message string) (sent []byte) {
 	t.Helper()
 	for i, part := range strings.Split(message, "|") {

@@ -1,5 +1,5 @@
-// Package echoclient is the client's side of the echo: it sends, takes back what it
-// sent, and goes on where a connection broke.
+// Package echoclient is the client's side of the echo: it sends, receives the
+// echo, and continues after a connection broke.
 package echoclient
 
 import (
@@ -20,29 +20,32 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// A Client sends and takes back what it sent.
+// A Client sends data and receives the echo.
 type Client struct {
 	Chunk   int           // size of one receive on a stream, or of one message of Copy, in bytes; 0: see Copy
-	Window  int           // messages that may be on their way, of the types that keep boundaries; 0: one
+	Window  int           // messages that may be in flight, for types that keep boundaries; 0: one
 	Timeout time.Duration // the longest wait for bytes that are due; 0: no limit
-	NoEcho  bool          // the server may answer anything, or nothing: see Message and Copy
-	Lines   bool          // Copy sends each line as a message of its own, where Chunk is 0
-	// Redial connects again where a transfer has broken, which then goes on with
-	// what has not come back; nil: it fails. It is given up once nothing has come
-	// back for Patience. Over datagrams, where nothing tells that the server has
-	// ended, a silence of Timeout, or 2 s, is taken for it. Not with NoEcho.
+	NoEcho  bool          // the server may send any answer, or none: see Message and Copy
+	Lines   bool          // Copy sends each line as a message of its own, if Chunk is 0
+	// Redial connects again after a transfer has broken. The transfer then
+	// continues with the bytes that have not been echoed; nil: the transfer
+	// fails. The client gives up if it receives nothing for Patience. Over
+	// datagrams, where no event reports that the server has ended, a silence
+	// of Timeout, or 2 s, counts as the end. Redial cannot be used with
+	// NoEcho.
 	Redial   func(context.Context) (*transport.Conn, error)
 	Patience time.Duration
 	Log      zerolog.Logger
 }
 
-// Message sends message and writes to out what comes back: of a stream until it
-// is as long as the message, of the other types one message.
+// Message sends message and writes the echo to out: for a stream, as many
+// bytes as the message has, for the other types one message.
 //
-// With NoEcho, it ends its own direction instead, and writes what comes until
-// the server has ended the other, or is silent for Timeout. A type without
-// connections has no such end: there a silence of 1 s will do. An empty message
-// is not sent over a stream, and nothing is ended there: the client listens.
+// With NoEcho, it ends its own direction instead, and writes everything that
+// it receives until the server has ended the other direction, or is silent for
+// Timeout. Types without connections have no such end: for them a silence of 1
+// s is enough. An empty message is not sent over a stream, and the direction
+// is not ended: the client only listens.
 func (c *Client) Message(ctx context.Context, conn *transport.Conn, message []byte, out io.Writer) error {
 	if c.NoEcho && len(message) == 0 && !conn.Type().Messages() {
 		return c.exchange(ctx, conn, nil, out, -1, zerolog.InfoLevel)
@@ -55,25 +58,26 @@ func (c *Client) Message(ctx context.Context, conn *transport.Conn, message []by
 	return c.transfer(ctx, conn, bytes.NewReader(message), out, 0, want, zerolog.InfoLevel)
 }
 
-// Copy sends in to its end and writes to out what comes back. Single chunks and
+// Copy sends in to its end and writes the echo to out. Single chunks and
 // messages are events of debug level, as there may be millions.
 //
-// Over a stream it reads while it writes: a client that wrote everything first
-// would block as soon as the buffers in both directions are full, while the
-// server, which cannot send, has stopped receiving. It then ends its own
+// Over a stream it reads while it writes. A client that wrote everything first
+// would block as soon as the buffers in both directions are full, because the
+// server, which cannot send, has stopped receiving. Copy then ends its own
 // direction and reads to the end of the server's.
 //
-// Over the other types it sends messages of Chunk bytes, or all of the input as
-// one where Chunk is 0. NoEcho is as for Message.
+// Over the other types it sends messages of Chunk bytes, or the whole input as
+// one message if Chunk is 0. NoEcho works as in Message.
 func (c *Client) Copy(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer) error {
 	c.Log.Info().Msg("sending standard input")
 	return c.transfer(ctx, conn, in, out, c.Chunk, -1, zerolog.DebugLevel)
 }
 
-// streamChunk is the size of one receive where none is given: the source's.
+// streamChunk is the default size of one receive in bytes: that of the example
+// program this one replaces.
 const streamChunk = 16
 
-// exchange receives want bytes, or to the end where want is negative; without an
+// exchange receives want bytes, or to the end if want is negative. Without an
 // input it only receives.
 func (c *Client) exchange(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
@@ -100,23 +104,25 @@ func (c *Client) exchange(ctx context.Context, conn *transport.Conn, in io.Reade
 		return err
 	}
 	if short := got < want || want < 0 && (!s.done.Load() || got < s.sent.Load()); short {
-		return fmt.Errorf("%w: %d bytes are back of %d sent%s", errClosed, got, s.sent.Load(), whyAtOnce(got))
+		// In full: "received … of … bytes before the server closed the connection".
+		return fmt.Errorf("received %d of %d bytes before %w%s", got, s.sent.Load(), errClosed, whyAtOnce(got))
 	}
 	return nil
 }
 
-// errClosed is a connection that ended before all had come back.
+// errClosed means that a connection ended before the whole echo was received.
 var errClosed = errors.New("the server closed the connection")
 
-// whyAtOnce is what it may mean that a server closes before it has answered.
+// whyAtOnce returns the likely reason why a server closes before it has
+// answered.
 func whyAtOnce[N int | int64](got N) string {
 	if got > 0 {
 		return ""
 	}
-	return fmt.Sprintf(": it may be full, or not let this process in, which is %s", whoAmI())
+	return fmt.Sprintf("; it may be at its connection limit, or deny %s", whoAmI())
 }
 
-func whoAmI() string { return fmt.Sprintf("%d:%d", os.Geteuid(), os.Getegid()) }
+func whoAmI() string { return fmt.Sprintf("uid %d gid %d", os.Geteuid(), os.Getegid()) }
 
 func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Level) (got int64, err error) {
 	buf := make([]byte, cmp.Or(c.Chunk, streamChunk))
@@ -143,16 +149,17 @@ func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Lev
 		}
 		switch {
 		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded) && !due: // nothing was owed
+		case errors.Is(err, os.ErrDeadlineExceeded) && !due: // no bytes were due
 		case errors.Is(err, os.ErrDeadlineExceeded) && c.NoEcho:
 			return got, nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return got, fmt.Errorf("no answer for %v: %d bytes are back of %d sent: is the server paused or overloaded?",
+			return got, fmt.Errorf("no answer for %v: received %d of %d bytes; is the server paused or overloaded?",
 				c.Timeout, got, s.sent.Load())
 		case c.NoEcho && got == 0 && errors.Is(err, unix.ECONNRESET):
 			return got, errUnread
 		case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
-			// ECONNRESET is end of file too, of a server that had not read all.
+			// ECONNRESET is end of file too, from a server that had not read
+			// everything.
 			return got, nil
 		default:
 			return got, fmt.Errorf("receive: %w", err)
@@ -161,8 +168,8 @@ func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Lev
 	return got, nil
 }
 
-// awaitSent lets the input be sent to a server that has ended its own direction
-// first, and still reads.
+// awaitSent waits until the input is sent, if the server has ended its own
+// direction first and still reads.
 func awaitSent(ctx context.Context, conn *transport.Conn, sent <-chan struct{}) {
 	if conn.Closed() {
 		return
@@ -173,8 +180,9 @@ func awaitSent(ctx context.Context, conn *transport.Conn, sent <-chan struct{}) 
 	}
 }
 
-// errUnread is ECONNRESET for a client to which nothing is owed, and nothing came.
-var errUnread = errors.New("the server closed the connection without an answer, and without reading all that was sent")
+// errUnread is ECONNRESET for a client that expects nothing and has received
+// nothing.
+var errUnread = errors.New("the server closed the connection without an answer, and without reading everything that was sent")
 
 // sender is the direction to the server.
 type sender struct {
@@ -187,18 +195,18 @@ type sender struct {
 	bad    atomic.Pointer[error]
 }
 
-// run copies the input to the connection. Where the input fails it closes the
-// connection, which ends the receiver; where the connection fails, the receiver
-// sees that itself.
+// run copies the input to the connection. If the input fails, it closes the
+// connection, which ends the receiver. If the connection fails, the receiver
+// notices it itself.
 func (s *sender) run() {
 	if s.client.NoEcho {
-		defer s.done.Store(true) // the server may go on sending when it reads no more
+		defer s.done.Store(true) // the server may still send after it stops reading
 	}
 	buf := make([]byte, 64<<10)
 	for {
 		n, err := s.in.Read(buf)
 		if n > 0 {
-			s.sent.Add(int64(n)) // before, so that what comes back was never not sent
+			s.sent.Add(int64(n)) // count first, so that no echo is larger than the count
 			err := s.client.writeBy(s.conn)
 			if err == nil {
 				_, err = s.conn.Write(buf[:n])
@@ -230,8 +238,8 @@ func (s *sender) fail(err error) {
 	_ = s.conn.Close()
 }
 
-// writeBy bounds the next send where nothing that is owed does: the server may
-// be one that never reads.
+// writeBy sets a deadline for the next send if no due echo bounds the wait:
+// the server may never read.
 func (c *Client) writeBy(conn *transport.Conn) error {
 	if !c.NoEcho || c.Timeout == 0 {
 		return nil
@@ -239,9 +247,9 @@ func (c *Client) writeBy(conn *transport.Conn) error {
 	return conn.SetWriteDeadline(time.Now().Add(c.Timeout))
 }
 
-// unread is the error of a send that writeBy has ended.
+// unread returns the error of a send that writeBy has ended.
 func (c *Client) unread() error {
-	return fmt.Errorf("the server has not read for %v: is it paused or overloaded?", c.Timeout)
+	return fmt.Errorf("the server has not read for %v; is it paused or overloaded?", c.Timeout)
 }
 
 func (s *sender) err() error {

@@ -19,20 +19,20 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// defaultPatience is how long a client waits where no timeout is given: over UDP
-// before it takes messages for lost, and where nothing is owed, over UDP and
-// datagrams, before it takes silence for the end.
+// defaultPatience is how long a client waits without a given timeout. Over
+// UDP, a message without an echo then counts as lost. If no echo is due, over
+// UDP and datagrams, silence then counts as the end.
 const defaultPatience = time.Second
 
-// messages sends in as messages of size bytes, or as one where size is 0, and
-// receives one message for each or, with NoEcho, whatever comes.
+// messages sends in as messages of size bytes, or as one message if size is 0.
+// It receives one message for each or, with NoEcho, any message.
 func (c *Client) messages(ctx context.Context, conn *transport.Conn, in io.Reader, size int, out io.Writer, level zerolog.Level) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 
-	// The sizes of the messages under way. It holds one less than the window,
-	// as the receiver takes one out before it waits for the reply.
+	// The sizes of the messages in flight. The channel holds one less than the
+	// window, as the receiver takes one out before it waits for the reply.
 	sizes := make(chan int, max(c.Window, 1)-1)
 	sent := make(chan struct{})
 	r := &replies{client: c, conn: conn, receiver: transport.NewReceiver(transport.MaxMessage()), out: out, level: level}
@@ -45,10 +45,10 @@ func (c *Client) messages(ctx context.Context, conn *transport.Conn, in io.Reade
 				_ = conn.CloseWrite()
 			}
 			if errors.Is(err, unix.EPIPE) {
-				return // it may go on sending; the receiver sees it if not
+				return // the server may still send; if not, the receiver notices
 			}
 		}
-		if err != nil && err != errClosed { // there the receiver says what was due
+		if err != nil && err != errClosed { // for errClosed the receiver reports what was due
 			cancel(err)
 		}
 	}()
@@ -64,7 +64,7 @@ func (c *Client) messages(ctx context.Context, conn *transport.Conn, in io.Reade
 		return context.Cause(ctx)
 	}
 	if err == nil && r.lost > 0 {
-		err = fmt.Errorf("%d of %d messages did not come back", r.lost, r.lost+r.got)
+		err = fmt.Errorf("%d of %d messages were not echoed", r.lost, r.lost+r.got)
 	}
 	return err
 }
@@ -85,7 +85,7 @@ func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.R
 		case sizes <- len(message):
 			err := conn.Send(message)
 			if conn.Type() == transport.Seqpacket && isGone(err) {
-				err = errClosed // which an error of the input is not
+				err = errClosed // an error of the input is not errClosed
 			}
 			return err
 		case <-ctx.Done():
@@ -93,8 +93,8 @@ func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.R
 		}
 	}
 	if size == 0 && c.Lines {
-		// A line that fills the buffer is larger than any message, and its error
-		// is that of sending.
+		// A line that fills the buffer is larger than any message; sending it
+		// returns the error.
 		for lines := bufio.NewReaderSize(in, transport.MaxMessage()+1); ; {
 			line, err := lines.ReadSlice('\n')
 			if len(line) > 0 {
@@ -136,8 +136,8 @@ func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.R
 	}
 }
 
-// isGone tells whether the server has closed the connection, having read all
-// or, ECONNRESET, not.
+// isGone reports whether the server has closed the connection, after it read
+// everything (EPIPE) or before (ECONNRESET).
 func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) }
 
 // replies is the direction from the server.
@@ -177,7 +177,7 @@ func (r *replies) receiveAll(sent <-chan struct{}) error {
 				return err
 			}
 		case errors.Is(err, os.ErrDeadlineExceeded) && !due:
-		case errors.Is(err, unix.ECONNRESET): // comes before the records that the server has sent, and once
+		case errors.Is(err, unix.ECONNRESET): // comes once, before the records that the server has sent
 			reset = true
 		case errors.Is(err, io.EOF) && reset && r.got == 0:
 			return errUnread
@@ -219,8 +219,8 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 		switch {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded) && isUDP:
-			// Whatever was under way has had its time; what the sender adds now
-			// has not.
+			// The messages in flight have had their time; messages that the
+			// sender adds now have not.
 			r.lost++
 			for n := len(sizes); n > 0; n-- {
 				<-sizes
@@ -230,17 +230,17 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 		case errors.Is(err, os.ErrDeadlineExceeded) && resumes:
 			return errSilent
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			return fmt.Errorf("no answer for %v: %d messages are back: is the server paused or overloaded?", patience, r.got)
+			return fmt.Errorf("no answer for %v: received %d messages; is the server paused or overloaded?", patience, r.got)
 		case errors.Is(err, io.EOF), r.conn.Type() == transport.Seqpacket && isGone(err):
-			return fmt.Errorf("%w: %d messages are back, the next of %d bytes is not%s", errClosed, r.got, size, whyAtOnce(r.got))
+			return fmt.Errorf("received %d messages, but not the next one of %d bytes, before %w%s", r.got, size, errClosed, whyAtOnce(r.got))
 		default:
 			return fmt.Errorf("receive: %w", err)
 		}
 		if r.conn.Type() == transport.Datagram && bytes.Equal(message, echo.Refusal(size)) {
-			return fmt.Errorf("the server turned the message of %d bytes away: it does not let this process in, which is %s", size, whoAmI())
+			return fmt.Errorf("the server rejected the message of %d bytes: it denies %s", size, whoAmI())
 		}
 		if len(message) != size && !isUDP {
-			return fmt.Errorf("a message of %d bytes came back as one of %d: that is no echo server", size, len(message))
+			return fmt.Errorf("a message of %d bytes was answered with %d bytes; the server is not an echo server", size, len(message))
 		}
 		if err := r.received(message); err != nil {
 			return err

@@ -14,14 +14,14 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// resumePatience is how long a datagram client that may connect again waits for
-// a reply before it does.
+// resumePatience is how long a datagram client that may connect again waits
+// for a reply before it does so.
 const resumePatience = 2 * time.Second
 
 var errSilent = errors.New("no answer: the server may have ended")
 
-// broken tells whether err is the end of a connection, after which another may
-// go on.
+// broken reports whether err is the end of a connection after which the
+// transfer may continue over another one.
 func broken(err error) bool {
 	for _, end := range []error{errClosed, errSilent, unix.EPIPE, unix.ECONNRESET, unix.ECONNREFUSED, unix.ENOTCONN} {
 		if errors.Is(err, end) {
@@ -31,9 +31,10 @@ func broken(err error) bool {
 	return false
 }
 
-// transfer sends in and receives want bytes, or to the end where want is
-// negative; over the types that keep boundaries it sends messages of size bytes.
-// Where the connection breaks it goes on over another, if it may.
+// transfer sends in and receives want bytes, or to the end if want is
+// negative. Over the types that keep boundaries it sends messages of size
+// bytes. If the connection breaks, it continues over another one, if Redial
+// allows that.
 func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer, size int, want int64, level zerolog.Level) error {
 	once := func(conn *transport.Conn, in io.Reader, out io.Writer, back int64) error {
 		if conn.Type().Messages() {
@@ -45,18 +46,18 @@ func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reade
 		}
 		return c.exchange(ctx, conn, in, out, rest, level)
 	}
-	if c.Redial == nil || c.NoEcho || conn.Type() == transport.UDP { // UDP loses what then must not be missed
+	if c.Redial == nil || c.NoEcho || conn.Type() == transport.UDP { // UDP loses messages, and resuming needs all of them
 		return once(conn, in, out, 0)
 	}
-	// A message is sent once all of it is read, so at least one must fit, and
-	// the byte by which one is too large.
+	// A message is sent once all of it is read, so the tape must hold at least
+	// one message, and one byte more to notice a message that is too large.
 	t := newTape(in, max(maxKept, size, transport.MaxMessage()+1))
-	defer t.rewound() // or who waits for room would do so for ever
+	defer t.rewound() // otherwise a reader that waits for room would wait for ever
 	w := &acknowledger{out: out, tape: t}
-	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back as one
+	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back at the same moment
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
 	defer func() { _ = conn.Close() }()
-	var failing time.Time // when a connection broke first, and none has brought anything since
+	var failing time.Time // when a connection first broke, with no bytes received since
 	for {
 		before, began := w.back, time.Now()
 		err := once(conn, t.rewound(), w, before)
@@ -67,8 +68,8 @@ func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reade
 		case err == nil || ctx.Err() != nil || !broken(err) || end != nil && end != io.EOF:
 			return err
 		case !due && end == io.EOF && w.back > 0:
-			return nil // all of it is back
-		// A connection over which nothing had to be said is good if it lasts.
+			return nil // the whole echo was received
+		// A connection over which nothing had to be sent is good if it lasts.
 		case w.back > before || !due && time.Since(began) > c.Patience:
 			failing = time.Time{}
 			wait.Reset()
@@ -94,15 +95,15 @@ func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reade
 	}
 }
 
-// errNoEcho is what must not be taken for the answer to what was sent.
-var errNoEcho = errors.New("what comes back is not what was sent: that is no echo server")
+// errNoEcho means that the received bytes are not the echo of the sent bytes.
+var errNoEcho = errors.New("the received bytes are not the echo of the sent bytes; the server is not an echo server")
 
-// An acknowledger writes what comes back, and has the tape forget it.
+// An acknowledger writes the echo, and makes the tape forget it.
 type acknowledger struct {
 	out  io.Writer
 	tape *tape
 	back int64
-	err  error // not the connection's
+	err  error // not an error of the connection
 }
 
 func (a *acknowledger) Write(p []byte) (int, error) {

@@ -6,28 +6,29 @@ import (
 	"sync"
 )
 
-// maxKept is how many bytes a client that may connect again keeps: those that are
-// sent and not back. Without a bound, a server that reads and never answers
-// would fill the memory. The send buffers of both sides, 208 KiB each where
-// nobody has set them, hold far less; and where they hold more, an echo server
-// answers what it has, so that the transfer goes on. It fits a container of
-// 64 MiB twice: while the ring grows, and in garbage.
+// maxKept is how many bytes a client that may connect again keeps: bytes that
+// are sent and not echoed yet. Without a limit, a server that reads and never
+// answers would fill the memory. The send buffers of both sides, 208 KiB each
+// by default, hold far less. If they hold more, an echo server still answers
+// what it has, so the transfer continues. The limit fits twice into a
+// container of 64 MiB: the ring needs that while it grows, and until garbage
+// is collected.
 const maxKept = 8 << 20
 
-// A tape is an input that can be wound back to what has not come back yet, so
-// that a broken transfer goes on where it broke. It keeps only what is under
-// way, and reads no further while that is as much as it may keep.
+// A tape is an input that can be rewound to the first byte not echoed yet, so
+// that a broken transfer continues at the point where it broke. It keeps only
+// the bytes in flight, and stops reading at its limit.
 type tape struct {
 	in    io.Reader
-	limit int // of what is kept, in bytes
+	limit int // largest number of bytes to keep
 
 	mu      sync.Mutex
 	changed sync.Cond
 	ring    []byte  // the byte at n of the input is at n modulo its length
-	start   int64   // of what is kept, in the input
-	end     int64   // likewise
-	last    *cursor // the reader that may read
-	reading bool    // somebody reads from in
+	start   int64   // offset in the input of the first byte kept
+	end     int64   // offset in the input after the last byte kept
+	last    *cursor // the only reader that may read
+	reading bool    // a goroutine reads from in
 	err     error   // of in, io.EOF at its end
 }
 
@@ -37,7 +38,7 @@ func newTape(in io.Reader, limit int) *tape {
 	return t
 }
 
-// expects tells whether p is what has to come back next.
+// expects reports whether p is the next part of the expected echo.
 func (t *tape) expects(p []byte) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -52,7 +53,7 @@ func (t *tape) expects(p []byte) bool {
 	return true
 }
 
-// from is what is kept from a place of the input on, up to the end of the ring.
+// from returns the bytes kept from offset at on, up to the end of the ring.
 func (t *tape) from(at int64) []byte {
 	if at == t.end {
 		return nil
@@ -61,7 +62,7 @@ func (t *tape) from(at int64) []byte {
 	return part[:min(int64(len(part)), t.end-at)]
 }
 
-// keep adds what was read, for which there is room.
+// keep adds the bytes read, for which there is room.
 func (t *tape) keep(p []byte) {
 	if need := t.kept() + len(p); need > len(t.ring) {
 		larger := make([]byte, min(max(2*len(t.ring), need), t.limit))
@@ -78,28 +79,28 @@ func (t *tape) keep(p []byte) {
 
 func (t *tape) kept() int { return int(t.end - t.start) }
 
-// forget lets the next n bytes go, which are back.
+// forget drops the next n bytes, which were echoed.
 func (t *tape) forget(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.start += int64(n)
 	if t.kept() == 0 {
-		t.ring = nil // let the memory go
+		t.ring = nil // free the memory
 	}
 	t.changed.Broadcast()
 }
 
-// state tells whether something is to come back, and how the input ended, nil
-// where it has not.
+// state reports whether an echo is due, and how the input ended, nil if it has
+// not ended.
 func (t *tape) state() (due bool, end error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.kept() > 0, t.err
 }
 
-// rewound is a reader that starts with what has not come back, and ends the one
-// before. That may be waiting for the input: what it gets is kept, too. Or it
-// waits for room.
+// rewound returns a reader that starts with the first byte not echoed, and
+// ends the previous reader. That reader may be waiting for the input: the
+// bytes it gets are kept, too. Or it may be waiting for room.
 func (t *tape) rewound() io.Reader {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -110,7 +111,7 @@ func (t *tape) rewound() io.Reader {
 
 type cursor struct {
 	tape *tape
-	at   int64 // in the input
+	at   int64 // offset in the input
 }
 
 func (c *cursor) Read(p []byte) (int, error) {
@@ -121,7 +122,7 @@ func (c *cursor) Read(p []byte) (int, error) {
 		if t.last != c {
 			return 0, io.ErrClosedPipe
 		}
-		c.at = max(c.at, t.start) // the server may know what was not sent to it now
+		c.at = max(c.at, t.start) // the server already knows the bytes in between
 		if part := t.from(c.at); len(part) > 0 {
 			n := copy(p, part)
 			c.at += int64(n)
@@ -137,7 +138,7 @@ func (c *cursor) Read(p []byte) (int, error) {
 		}
 		t.reading = true
 		t.mu.Unlock()
-		n, err := t.in.Read(p[:min(len(p), room)]) // which may be used as scratch space, io.Reader
+		n, err := t.in.Read(p[:min(len(p), room)]) // Read may use p as scratch space, io.Reader
 		t.mu.Lock()
 		t.keep(p[:n])
 		t.err, t.reading = err, false

@@ -28,7 +28,7 @@ func TestTapeStartsAgainWithWhatIsNotBack(t *testing.T) {
 	second := tape.rewound()
 	readTape(t, second, "2345")
 	if _, err := first.Read(make([]byte, 1)); err != io.ErrClosedPipe {
-		t.Errorf("the first reader goes on: %v", err)
+		t.Errorf("the first reader continues: %v", err)
 	}
 	readTape(t, second, "67")
 	tape.forget(6)
@@ -42,7 +42,7 @@ func TestTapeStartsAgainWithWhatIsNotBack(t *testing.T) {
 	}
 	tape.forget(2)
 	if due, _ := tape.state(); due {
-		t.Error("bytes are due that are back")
+		t.Error("echoed bytes are still due")
 	}
 }
 
@@ -57,7 +57,7 @@ func TestTapeExpectsWhatWasReadAndNoMore(t *testing.T) {
 	}
 }
 
-// What comes back of what the reader was still to read is not read again.
+// Bytes that were echoed before the reader read them are not read again.
 func TestTapeSkipsWhatIsBackBeforeItIsRead(t *testing.T) {
 	t.Parallel()
 	tape := newTape(strings.NewReader("0123456789"), maxKept)
@@ -68,8 +68,8 @@ func TestTapeSkipsWhatIsBackBeforeItIsRead(t *testing.T) {
 	readTape(t, second, "56789")
 }
 
-// A reader left behind in the input takes nothing away, and those after it end
-// as soon as there is another.
+// A reader left behind in the input loses no bytes, and the readers after it
+// end as soon as there is another.
 func TestTapeKeepsWhatAReaderLeftBehindGets(t *testing.T) {
 	t.Parallel()
 	in, typed := io.Pipe()
@@ -124,8 +124,8 @@ func TestTapeKeepsWhatComesWithTheEnd(t *testing.T) {
 	}
 }
 
-// What is not back is bounded: a reader waits, and goes on with what there is
-// room for.
+// The bytes not echoed are limited: a reader waits, and continues when there
+// is room.
 func TestTapeThatIsFullWaitsForWhatComesBack(t *testing.T) {
 	t.Parallel()
 	const limit = 100 << 10
@@ -152,7 +152,7 @@ func TestTapeThatIsFullWaitsForWhatComesBack(t *testing.T) {
 			got = append(got, <-sent...)
 		}
 		if len(got)-back > limit {
-			t.Fatalf("%d bytes are under way, more than %d", len(got)-back, limit)
+			t.Fatalf("%d bytes are in flight, more than %d", len(got)-back, limit)
 		}
 		next := got[back:min(len(got), back+30000)]
 		if len(next) == 0 {
@@ -182,7 +182,7 @@ func TestTapeThatIsFullEndsTheReaderBefore(t *testing.T) {
 	}()
 	second := tape.rewound()
 	if err := <-ended; err != io.ErrClosedPipe {
-		t.Errorf("the first reader goes on: %v", err)
+		t.Errorf("the first reader continues: %v", err)
 	}
 	readTape(t, second, "0123")
 	tape.forget(3)

@@ -11,18 +11,20 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 )
 
-// refuse counts n that are not served, and is the event that says so.
+// refuse counts n clients that are not served, and returns the event that logs
+// it.
 func (s *server) refuse(c stats.Cause, n int) *zerolog.Event {
 	return s.warn[c].Warn().Stringer("cause", c).Uint64("refused", s.config.Stats.Refuse(c, n))
 }
 
-// opened counts n more connections that are open.
+// opened counts n more open connections.
 func (s *server) opened(n int) {
 	s.open += n
 	s.config.Stats.Connections.Add(int64(n))
 }
 
-// count counts a connection, and returns whose it is, -1 where that is not known.
+// count counts a connection, and returns its user, -1 if the user is not
+// known.
 func (s *server) count(cred *unix.Ucred) (uid int64) {
 	s.config.Stats.Accepted.Add(1)
 	s.opened(1)
@@ -33,7 +35,7 @@ func (s *server) count(cred *unix.Ucred) (uid int64) {
 	return int64(cred.Uid)
 }
 
-// forgetUser counts the end of a connection of a user, -1 where it is not known.
+// forgetUser counts the end of a connection of user uid; -1 means not known.
 func (s *server) forgetUser(uid int64) {
 	s.opened(-1)
 	if uid < 0 {
@@ -45,7 +47,7 @@ func (s *server) forgetUser(uid int64) {
 }
 
 // endings are connections that other goroutines have served and closed, by
-// their users. The loop's goroutine takes note of them.
+// their users. The loop's goroutine removes them from its counts.
 type endings struct {
 	mu     sync.Mutex
 	users  []int64

@@ -17,19 +17,19 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// Replies that a datagram client does not take wait for it: so many, and so
-// many bytes of all clients, and for so long.
+// Replies that a datagram client does not take wait for the client. These are
+// the limits: replies of one client, bytes of all clients, and time.
 const (
 	maxWaiting      = 1024
 	maxWaitingBytes = 16 << 20
 	maxWait         = 10 * time.Second
 	minPause        = time.Millisecond
-	replyCost       = 256 // what keeping a reply takes beside its bytes, about
-	maxTries        = 64  // queues that are tried between two pauses
+	replyCost       = 256 // about what a waiting reply costs beside its bytes
+	maxTries        = 64  // queues to try between two pauses
 )
 
-// datagrams is a socket that receives from everybody: there is no connection,
-// and nothing to accept.
+// datagrams is a socket that receives from all clients: there is no
+// connection, and nothing to accept.
 type datagrams struct {
 	server   *server
 	socket   *transport.Socket
@@ -39,15 +39,15 @@ type datagrams struct {
 	tryAgain time.Time
 	pause    time.Duration
 	buffer   sendBuffer
-	unmapped bool // clients of users whom the kernel does not tell here may be answered at paths
-	replaced bool // only who is connected to it finds it any more
-	paused   bool // the relay's target takes nothing now
+	unmapped bool // reply at paths even to clients whose user the kernel cannot map
+	replaced bool // only connected clients still find this socket
+	paused   bool // the relay's target accepts nothing now
 }
 
-// A queue is what one client has not taken yet, oldest first.
+// A queue holds the replies that one client has not taken yet, oldest first.
 type queue struct {
 	replies [][]byte
-	since   time.Time // when the client last took one
+	since   time.Time // time when the client last took one
 }
 
 func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
@@ -56,8 +56,8 @@ func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
 		return d, nil
 	}
 	// A reply counts against the send buffer until its client has read it, so
-	// that clients that do not read would stop the replies to all others.
-	// The kernel doubles the number and keeps 32 bytes.
+	// clients that do not read would stop the replies to all others. The
+	// kernel doubles the number and reserves 32 bytes.
 	_ = unix.SetsockoptInt(socket.FD(), unix.SOL_SOCKET, unix.SO_SNDBUF, transport.MaxMessage()/2+16)
 	d.unmapped = s.config.Allow != nil && s.config.Allow(unix.Ucred{Uid: uds.OverflowUID(), Gid: anyUser})
 	limit, err := transport.SendLimit(socket.FD())
@@ -73,13 +73,14 @@ func (d *datagrams) Ready(uint32) {
 	}
 }
 
-// stop receives nothing more; replies may still wait.
+// stop ends receiving; replies may still wait.
 func (d *datagrams) stop() { d.server.loop.Remove(d.socket.FD()) }
 
-// receiveAll receives what is there, and of what comes meanwhile not without an
-// end: a UDP socket, unlike one that [transport.Socket.Refuse] has shut down, goes on
-// receiving. Its buffer, SO_RCVBUF in socket(7), holds no more messages than this:
-// each takes far more than 256 bytes.
+// receiveAll receives all waiting messages. It needs a bound, because messages
+// may still arrive: a UDP socket, unlike a socket that
+// [transport.Socket.Refuse] has shut down, continues to receive. The bound is
+// safe, because the receive buffer, SO_RCVBUF in socket(7), holds fewer
+// messages: each takes far more than 256 bytes.
 func (d *datagrams) receiveAll() {
 	size, err := unix.GetsockoptInt(d.socket.FD(), unix.SOL_SOCKET, unix.SO_RCVBUF)
 	if err != nil || d.socket.Addr.Type.Unix() {
@@ -92,7 +93,7 @@ func (d *datagrams) receiveAll() {
 	}
 }
 
-// receive echoes one message and tells whether there may be more.
+// receive echoes one message and reports whether there may be more.
 func (d *datagrams) receive() bool {
 	if d.paused {
 		return false
@@ -107,10 +108,10 @@ func (d *datagrams) receive() bool {
 	case err == unix.EAGAIN:
 		return false
 	case errors.Is(err, uds.ErrTruncated):
-		d.refuseMessage(stats.Truncated).Err(err).Msgf("refused a message: %v", err)
+		d.refuseMessage(stats.Truncated).Err(err).Msgf("dropped a message: %v", err)
 		return true
 	case errors.Is(err, uds.ErrDescriptors):
-		d.refuseMessage(stats.Descriptors).Err(err).Msgf("refused a message: %v", err)
+		d.refuseMessage(stats.Descriptors).Err(err).Msgf("dropped a message: %v", err)
 		return true
 	case err != nil:
 		d.server.refuse(stats.System, 0).Err(err).Msgf("cannot receive: %v", err)
@@ -118,7 +119,7 @@ func (d *datagrams) receive() bool {
 	}
 	to := d.sender()
 	if unixSocket && d.server.config.Allow != nil && !d.server.allowed(d.cred()) {
-		transcript.WithCred(d.refuseMessage(stats.User), d.cred()).Msg("turned a client away: " + notAllowed(d.cred()))
+		transcript.WithCred(d.refuseMessage(stats.User), d.cred()).Msg("rejected a client: " + notAllowed(d.cred()))
 		if d.server.receiver.Named() && d.mayAnswer(to) == nil && d.buffer.admit(to.address, 1) {
 			_ = d.send(to, echo.Refusal(len(message)))
 		}
@@ -137,13 +138,13 @@ func (d *datagrams) receive() bool {
 	if named := d.server.receiver.Named(); !named && relay != nil {
 		return relay.Message(d.relayed(client{}), message)
 	} else if !named {
-		d.server.refuse(stats.Nameless, 1).Int("bytes", len(message)).Msg("cannot answer a client without a name: it has to bind one")
+		d.server.refuse(stats.Nameless, 1).Int("bytes", len(message)).Msg("cannot reply to a client without a name; it must bind one")
 		return true
 	}
 	if err := d.mayAnswer(to); err == errNotOwn || err == errUnmapped {
 		transcript.WithCred(d.refuseMessage(stats.Nameless), d.cred()).Msg(err.Error())
 		return true
-	} // after any other error, nor can the reply be sent
+	} // after any other error the reply cannot be sent either
 	if relay != nil {
 		return relay.Message(d.relayed(to.clone()), message)
 	}
@@ -174,15 +175,16 @@ func (d *datagrams) reply(to client, message []byte) {
 	}
 }
 
-// drain receives what is there, and then stops; if the relay's target takes
-// nothing now, it goes on when that does.
+// drain receives all waiting messages, and then stops. If the relay's target
+// accepts nothing now, drain continues when it does.
 func (d *datagrams) drain() {
 	if d.receiveAll(); !d.paused {
 		d.stop()
 	}
 }
 
-// sender is who sent the last message, until the next.
+// sender returns the client that sent the last message; it is valid until the
+// next message.
 func (d *datagrams) sender() client {
 	c := client{address: d.server.receiver.Peek()}
 	if c.address.IsPath() {
@@ -194,18 +196,18 @@ func (d *datagrams) sender() client {
 	return c
 }
 
-// anyUser is a user whom nobody is: -1, as chown(2) has it.
+// anyUser is the user id that no user has: -1, as in chown(2).
 const anyUser = ^uint32(0)
 
-// mayAnswer is errNotOwn or errUnmapped where a reply could reach a socket of
-// another user, and another error where there is no socket to reach.
+// mayAnswer returns errNotOwn or errUnmapped if a reply could reach a socket
+// of another user, and another error if there is no socket to reach.
 func (d *datagrams) mayAnswer(c client) error {
-	if !c.address.IsPath() { // whose an abstract name is, the kernel knows
+	if !c.address.IsPath() { // the kernel knows the owner of an abstract name
 		return nil
 	}
 	if c.uid == uds.OverflowUID() && !d.unmapped {
-		// Messages that came to a socket of the parent's before this process had
-		// it look the same.
+		// Messages that arrived while the parent process still held the socket
+		// also have no credentials.
 		cred, _ := d.server.receiver.Cred()
 		if uds.Unmapped(c.uid) || d.socket.Shared() && cred.Pid == 0 {
 			return errUnmapped
@@ -228,17 +230,17 @@ func (d *datagrams) send(c client, message []byte) error {
 		if err == nil {
 			err = transport.ReplyTo(d.socket.FD(), message, n.address)
 			if err == unix.ENOENT {
-				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd: mount /proc", err)
+				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd; mount /proc", err)
 			}
 		}
 		if err != unix.ECONNREFUSED || !again {
 			return err
 		}
-		d.server.names.forget(c) // it has closed that socket, and may have another there
+		d.server.names.forget(c) // the client has closed that socket, and may have another one there
 	}
 }
 
-// log says what was received and tells whether its sender is a health check.
+// log logs the message and reports whether its sender is a health check.
 func (d *datagrams) log(message []byte) (quiet bool) {
 	who := d.cred()
 	peer := d.server.receiver.Sender().String()
@@ -249,7 +251,8 @@ func (d *datagrams) log(message []byte) (quiet bool) {
 	return quiet
 }
 
-// cred is who sent the last message, nil where the kernel does not say.
+// cred returns the credentials of the last message's sender, nil if the kernel
+// has none.
 func (d *datagrams) cred() *unix.Ucred {
 	if cred, ok := d.server.receiver.Cred(); ok {
 		return &cred
@@ -284,9 +287,9 @@ func (d *datagrams) wait(c client, q *queue, message []byte) {
 	}
 }
 
-// sendWaiting sends what clients now take. No event tells when a client has
-// read, so it is tried at every turn of the loop, and ever more seldom while
-// nothing goes.
+// sendWaiting sends the replies that clients now take. No event reports that a
+// client has read, so the server tries at every turn of the loop, and less and
+// less often while no client takes anything.
 func (d *datagrams) sendWaiting(now time.Time) {
 	if d.waiting == 0 || d.pause > minPause && now.Before(d.tryAgain) {
 		return
@@ -296,7 +299,7 @@ func (d *datagrams) sendWaiting(now time.Time) {
 		d.buffer.look()
 	}
 	tries := 0
-	for c, q := range d.queues { // begins somewhere else each time
+	for c, q := range d.queues { // map order: begins with another client each time
 		if tries++; tries > maxTries && now.Before(d.tryAgain) {
 			break
 		}
@@ -373,26 +376,28 @@ func (d *datagrams) drop(n int, to client, err error) {
 		Msgf("dropped replies to a client: %v", err)
 }
 
-// A sendBuffer sees to it that no client takes the whole send buffer of the
-// socket, which all replies share. A reply counts against it until the client
-// has read it, and the kernel's limit of a queue, max_dgram_qlen, does not hold
-// for a client that is connected to this socket. The kernel does not tell whose
-// replies fill it. So from the moment at which half of it is taken, replies are
-// counted by client, and who gets more than a sixteenth of it while it goes on
-// growing gets nothing more until it is less than half full again.
+// A sendBuffer prevents one client from using the whole send buffer of the
+// socket, which all replies share. A reply counts against the buffer until the
+// client has read it. The kernel's limit of a queue, max_dgram_qlen, does not
+// apply to a client that is connected to this socket. The kernel does not
+// report whose replies fill the buffer. So when half of it is used, the server
+// begins to count replies by client. A client that gets more than a sixteenth
+// of the buffer while its use still grows gets nothing more until it is less
+// than half full again.
 type sendBuffer struct {
 	fd, size int
-	sent     int // since the last look
-	taken    int // at the last look
+	sent     int // since the last check
+	taken    int // at the last check
 	half     bool
 	shares   map[transport.Sender]int
 	greedy   map[transport.Sender]bool
 }
 
-// skbSize is about what the kernel counts for a message beyond its bytes.
+// skbSize is about what the kernel counts for a message in addition to its
+// bytes.
 const skbSize = 768
 
-// admit tells whether a reply of n bytes may be sent to a client.
+// admit reports whether a reply of n bytes may be sent to a client.
 func (b *sendBuffer) admit(to transport.Sender, n int) bool {
 	n += skbSize
 	if b.sent += n; b.sent > b.size/8 {

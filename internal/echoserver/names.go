@@ -10,53 +10,58 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// MaxNames bounds the descriptors that the names of datagram clients take.
+// MaxNames limits the number of descriptors that are open for the names of
+// datagram clients.
 const MaxNames = 128
 
-// A client is whom a datagram's reply goes to: its address and, if that is a
-// path, the user whose socket must be there.
+// A client is the receiver of a datagram's reply: its address and, if that is
+// a path, the user who must own the socket there.
 type client struct {
 	address transport.Sender
 	uid     uint32
 }
 
-// clone is the client beyond the receiver's next message.
+// clone returns a copy that stays valid after the receiver's next message.
 func (c client) clone() client {
 	return client{transport.Sender(strings.Clone(string(c.address))), c.uid}
 }
 
-// errNotOwn is a name that leads to something else than a socket of its user's:
-// names are looked up where the server is, and a client can replace its file.
-var errNotOwn = errors.New("cannot answer at a name that is no socket of the client's own")
+// errNotOwn means that a name leads to something other than a socket of the
+// client's user. The server looks names up in its own file system, and a
+// client can replace its file.
+var errNotOwn = errors.New("cannot reply to a name that is not the client's own socket")
 
-// errUnmapped is a client at a path whose user the kernel tells as the one that
-// stands for all those it cannot tell: so nobody knows whose the file is.
-var errUnmapped = errors.New("cannot answer at a path a client whose user the kernel does not tell here: " +
+// errUnmapped means that the client has a path as its address, and that the
+// kernel reports its user as the overflow user, which stands for all users
+// without a number in this namespace. So the server cannot know who owns the
+// file.
+var errUnmapped = errors.New("cannot reply to a path, because the kernel does not report the client's user here; " +
 	"map the user into the server's user namespace, have systemd pass credentials (PassCredentials=yes), " +
 	"or allow all such users with --allow-uid and this number")
 
-// names are the socket files of datagram clients. A name is looked at once, and
-// replies go to the file that was looked at, by its descriptor, whatever the name
-// leads to by then: open(2), O_PATH, and proc(5), /proc/self/fd. So no client can
-// have a reply written to a file of another user. Without /proc there are no
-// replies to paths; without a second look by name there is nothing to race with.
+// names are the socket files of datagram clients. The server looks each name
+// up once, and sends replies to that file by its descriptor, wherever the name
+// leads by then: open(2), O_PATH, and proc(5), /proc/self/fd. So no client can
+// make the server write a reply to a file of another user: there is no second
+// look-up to race with. Without /proc there are no replies to paths.
 //
-// What is not noticed at once is a client that binds its name anew and keeps the
-// old socket open, which gets the replies until the names are forgotten, once a
-// second. Usually it closes the old one, which the kernel tells: ECONNREFUSED.
+// One case is not noticed at once: a client that binds its name again and
+// keeps the old socket open. The old socket gets the replies until the server
+// forgets all names, once a second. Usually the client closes the old socket,
+// and the kernel reports ECONNREFUSED.
 type names struct {
 	dir   workDir
 	files map[client]name
 }
 
-// A name is a file that was looked at: its descriptor, and the address that
+// A name is a file that was looked up: its descriptor, and the address that
 // leads to it.
 type name struct {
 	fd      int
 	address transport.Sender
 }
 
-// look finds the socket of a client, whose address is a path. The error is
+// look opens the socket file of a client whose address is a path. The error is
 // errNotOwn or an errno of open(2).
 func (s *server) look(c client) (name, error) {
 	if n, ok := s.names.files[c]; ok {
@@ -83,8 +88,8 @@ func (s *server) look(c client) (name, error) {
 	return n, nil
 }
 
-// isOwn tells whether a file is a socket that this server receives from: it
-// would answer itself without an end.
+// isOwn reports whether a file is a socket that this server receives from: the
+// server would reply to itself without end.
 func (s *server) isOwn(st *unix.Stat_t) bool {
 	for _, d := range s.datagrams {
 		if d.socket.Is(st) {
@@ -94,9 +99,9 @@ func (s *server) isOwn(st *unix.Stat_t) bool {
 	return false
 }
 
-// open opens a path of a client's, which is relative to the directory in which
-// the server was started. Names make room for it where the process has no
-// descriptor left.
+// open opens a client's path, which is relative to the directory in which the
+// server was started. If the process has no descriptor left, it closes one of
+// the names first.
 func (n *names) open(path string) (fd int, err error) {
 	for {
 		fd, err = unix.Openat(n.dir.home, path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -106,7 +111,7 @@ func (n *names) open(path string) (fd int, err error) {
 	}
 }
 
-// evict forgets one name, and tells whether there was any.
+// evict forgets one name, and reports whether there was any.
 func (n *names) evict() bool {
 	for c := range n.files {
 		n.forget(c)

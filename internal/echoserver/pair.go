@@ -12,30 +12,30 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// ServeConn serves one stream connection, which it takes over, such as an end
-// of a socketpair(2) that this process has inherited: to its end, or until ctx
-// ends. It closes any socket, also where it fails, and leaves alone what is no
-// socket: a number that nobody has passed on may be a descriptor of the Go
-// runtime's. Nothing was accepted, so neither that is mentioned nor that the server
-// waits for another.
+// ServeConn serves one stream connection, and takes it over, for example an
+// end of a socketpair(2) that this process has inherited. It returns at the
+// end of the connection, or when ctx ends. It closes any socket, even if it
+// fails. It leaves a descriptor that is not a socket alone: a number that the
+// parent did not pass on may be a descriptor of the Go runtime. It logs
+// neither an accepted connection nor that the server waits for another one.
 func (c Config) ServeConn(ctx context.Context, fd int) error {
 	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_STREAM {
 		if err == nil {
 			_ = unix.Close(fd)
 		}
-		return fmt.Errorf("descriptor %d is no stream socket", fd)
+		return fmt.Errorf("descriptor %d is not a stream socket", fd)
 	}
 	l, err := loop.New(c.Spin)
 	if err != nil {
 		_ = unix.Close(fd)
 		return err
 	}
-	// Like a server that drains: it welcomes nobody else.
+	// Like a server that drains, it accepts no other client.
 	s := newServer(c, l)
 	s.streams, s.drainUntil = transport.NewReceiver(c.Chunk), time.Now()
 	defer s.close()
 	transport.InlineUrgent(fd)
-	err = unix.SetNonblock(fd, true) // or the loop would wait in read(2)
+	err = unix.SetNonblock(fd, true) // otherwise the loop would wait in read(2)
 	if err == nil {
 		err = l.Add(fd, &conn{server: s, fd: fd, events: unix.EPOLLIN, id: 1, uid: -1}, unix.EPOLLIN)
 	}

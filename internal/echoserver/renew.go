@@ -10,20 +10,21 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// hasFiles tells whether there is a socket file that somebody could remove.
+// hasFiles reports whether there is a socket file that other processes could
+// remove.
 func (s *server) hasFiles() bool {
 	return s.drainUntil.IsZero() && len(s.listeners)+len(s.datagrams) > 0
 }
 
-// renew makes new sockets for those whose file somebody has removed: nobody
-// could connect any more. Where something else has the path by now, the server
-// ends as if it were told to.
+// renew makes new sockets for those whose file was removed, because no client
+// could connect to them any more. If something else is at the path by now, the
+// server ends as if it had been told to stop.
 func (s *server) renew() {
 	if !s.acceptAgain.IsZero() {
-		return // not all who had connected could be accepted
+		return // not all waiting connections could be accepted
 	}
 	if s.successor != nil && s.successor.claims {
-		return // it finds out, if it is to have them
+		return // the successor finds the missing file itself
 	}
 	s.goHome()
 	for _, ln := range slices.Clone(s.listeners) {
@@ -37,7 +38,8 @@ func (s *server) renew() {
 		if !s.replace(ln.socket) {
 			continue
 		}
-		// As in drain: the file may have been moved, and found there.
+		// As in drain: the file may have been moved, and clients may still
+		// connect to it.
 		_ = ln.socket.Refuse()
 		ln.acceptAll()
 		s.listeners = slices.DeleteFunc(s.listeners, func(other *listener) bool { return other == ln })
@@ -46,14 +48,14 @@ func (s *server) renew() {
 	}
 	for _, d := range slices.Clone(s.datagrams) {
 		if d.socket.Lost() {
-			d.replaced = s.replace(d.socket) // clients that are connected to it go on using it
+			d.replaced = s.replace(d.socket) // clients that are connected to it continue to use it
 		}
 	}
 	s.renewControl()
 }
 
 func (s *server) replace(old *transport.Socket) bool {
-	s.refuseSuccessor() // which has the old socket
+	s.refuseSuccessor() // the successor has the old socket
 	renewed, err := old.Renew()
 	path := transcript.Escape(old.Addr.Path)
 	switch {
@@ -61,7 +63,7 @@ func (s *server) replace(old *transport.Socket) bool {
 		s.displaced = err
 		return false
 	case err != nil:
-		s.refuse(stats.System, 0).Err(err).Msgf("%s was removed, and cannot be made again now: %s", path, transcript.Escape(err.Error()))
+		s.refuse(stats.System, 0).Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, transcript.Escape(err.Error()))
 		return false
 	}
 	s.config.Log.Warn().Str("listen", transcript.Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)
@@ -77,8 +79,9 @@ func (s *server) replace(old *transport.Socket) bool {
 	return true
 }
 
-// renewControl makes the control socket again where its file is gone. Nothing
-// ends where that fails: no server can take over meanwhile.
+// renewControl recreates the control socket if its file was removed. If that
+// fails, the server continues to serve, but no other server can take over
+// meanwhile.
 func (s *server) renewControl() {
 	if s.handover == nil || s.pending() || !s.handover.Lost() {
 		return

@@ -1,6 +1,6 @@
 // Package echoserver is the server's side of the echo: one event loop for the
-// sockets of all types, which has the connections, the limits, the drain at the
-// end, and the handover to a successor.
+// sockets of all types. It handles the connections, the limits, the drain at
+// the end, and the handover to a successor.
 //
 // The texts of its events are a contract, the transcript: a program that reads
 // them finds the same words in every format and every version.
@@ -22,42 +22,44 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// A Config says how to echo to any number of clients at once.
+// A Config configures a server that echoes to any number of clients at once.
 type Config struct {
 	Chunk        int           // size of one receive on a stream, in bytes
-	Spin         time.Duration // how long to go on asking before sleeping, see package loop; 0: not at all
-	SendBuffer   int           // SO_SNDBUF of connections, in bytes; 0: the system's
-	DrainTimeout time.Duration // how long running echoes may take once the server is told to stop
+	Spin         time.Duration // how long to poll before sleeping, see package loop; 0: not at all
+	SendBuffer   int           // SO_SNDBUF of connections, in bytes; 0: the system's default
+	DrainTimeout time.Duration // how long echoes in flight may take once the server is told to stop
 
-	// Further clients are turned away, but [HealthChecks]; 0: no limit.
-	// Connections of TCP have no user, and only the first limit.
+	// Further clients are rejected, except [HealthChecks]; 0: no limit. TCP
+	// connections have no user, so only the first limit applies to them.
 	MaxConnections, MaxConnectionsPerUser int
-	// Clients that say nothing for so long, or take nothing of what is due to
-	// them, are turned away within two seconds more; 0: they may.
+	// Clients that send nothing for this long, or read nothing of what the
+	// server has to send, are disconnected within two seconds more; 0: no
+	// limit.
 	IdleTimeout, WriteTimeout time.Duration
-	// Allow tells whether a client may be served, by the kernel's word who it
-	// is, on sockets that know it (not TCP, not UDP). nil: everybody may.
+	// Allow reports whether a client may be served, by the credentials that
+	// the kernel reports. TCP and UDP sockets have none. nil: all clients may.
 	Allow func(unix.Ucred) bool
-	// Files serves a connection of a files: socket, which it takes over; it calls
-	// done, from any goroutine, when it has closed it. A quiet one is not
-	// mentioned at info level.
+	// Files serves a connection of a files: socket, and takes it over. It
+	// calls done, from any goroutine, when it has closed the connection. A
+	// quiet connection is not logged at info level.
 	Files func(fd int, quiet bool, done func())
-	// Relay takes connections and messages in place of the echo, but for health
-	// checks, which are echoed; nil: everything is.
+	// Relay takes connections and messages in place of the echo, except health
+	// checks, which are echoed; nil: the server echoes everything.
 	Relay Relay
-	// OwnDirectory lets the server change the working directory of the process:
-	// none of its paths is relative. It answers datagrams faster then.
+	// OwnDirectory lets the server change the working directory of the
+	// process, because none of its paths is relative. The server then sends
+	// datagram replies faster.
 	OwnDirectory bool
-	// Handover has the sockets, where they come from a server that runs or go to
-	// the next; nil: they do neither.
+	// Handover holds the sockets, if they come from a running server or can go
+	// to the next one; nil: neither.
 	Handover *uds.Handover
-	Stats    *stats.Server // what is counted; nil: nobody asks
+	Stats    *stats.Server // the counters; nil if they are not needed
 	Log      zerolog.Logger
 }
 
-// Serve serves sockets, which it takes over, until ctx ends. Then it removes
-// the socket files, still accepts who had connected before, lets every echo
-// run to its end or to the drain timeout, and returns nil.
+// Serve serves sockets, and takes them over, until ctx ends. Then it removes
+// the socket files, accepts the connections that were made before, lets every
+// echo continue to its end or to the drain timeout, and returns nil.
 func (c Config) Serve(ctx context.Context, sockets ...*transport.Socket) error {
 	l, err := loop.New(c.Spin)
 	if err != nil {
@@ -91,7 +93,7 @@ func (c Config) Serve(ctx context.Context, sockets ...*transport.Socket) error {
 	c.Log.Info().Msg(waiting)
 	switch {
 	case s.pending() && ctx.Err() != nil:
-		return nil // the one that serves them may go on
+		return nil // the server that serves them may continue
 	case s.pending():
 		err = s.claim()
 	case s.handover != nil:
@@ -133,32 +135,32 @@ func (s *server) serve(socket *transport.Socket) error {
 	return s.loop.Add(socket.FD(), d, unix.EPOLLIN)
 }
 
-// server is one that runs. One goroutine owns all of it.
+// A server is the state of a running server. One goroutine owns all of it.
 type server struct {
 	config      Config
 	loop        *loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
-	spare       [][]byte // buffers for what connections that are blocked have to send
+	spare       [][]byte // buffers for the unsent bytes of blocked connections
 	sockets     []*transport.Socket
-	handover    *uds.Handover // nil: the sockets do not change hands, or have
-	claimed     int           // the connection over which they come, while they are pending
-	successor   *successor    // who may take them over
+	handover    *uds.Handover // nil: the sockets are not handed over, or have been
+	claimed     int           // the connection over which the sockets come, while they are pending
+	successor   *successor    // a server that may take them over
 	names       names
-	ownThread   bool           // the loop's, and not asked for a working directory yet
+	ownThread   bool           // the loop has its own thread, whose working directory is not set yet
 	open        int            // connections
-	perUser     map[uint32]int // likewise
+	perUser     map[uint32]int // open connections of each user
 	lastID      uint64
-	streams     *transport.Receiver // one receive, shared by all stream connections
+	streams     *transport.Receiver // one receiver, shared by all stream connections
 	receiver    *transport.Receiver
-	warn        [stats.Causes]zerolog.Logger // each bounded, as a client can cause them as often as it likes
-	warnDropped zerolog.Logger               // likewise
+	warn        [stats.Causes]zerolog.Logger // each rate limited, as a client can cause them as often as it likes
+	warnDropped zerolog.Logger               // rate limited too
 	started     time.Time
-	swept       time.Duration // since then, when what goes by time was last looked at
-	acceptAgain time.Time     // while the system lacks descriptors
+	swept       time.Duration // time since the start at the last sweep
+	acceptAgain time.Time     // when to accept again, while the system lacks descriptors
 	ended       endings
 	drainUntil  time.Time
-	failed      error // what ends the server
+	failed      error // the error that ends the server
 	displaced   error // another server has its path: it ends once its clients are served
 }
 
@@ -226,13 +228,13 @@ func (s *server) run(ctx context.Context) error {
 		}
 		if now.After(s.drainUntil) {
 			s.config.Log.Warn().Int("connections", s.open).Int("replies", waiting).Dur("drain_timeout", s.config.DrainTimeout).
-				Msg("drain timeout is over: closing what is left")
+				Msg("drain timeout is over: closing all connections")
 			return s.displaced
 		}
 	}
 }
 
-// timeout is how long the loop may sleep, -1 for as long as nothing happens.
+// timeout returns how long the loop may sleep, -1 for no limit.
 func (s *server) timeout() time.Duration {
 	var first time.Time
 	earlier := func(t time.Time) {
@@ -257,25 +259,27 @@ func (s *server) timeout() time.Duration {
 	return max(time.Until(first), 0)
 }
 
-// goHome comes before whatever looks up a path on the loop's thread.
+// goHome must be called before anything that looks up a path on the loop's
+// thread.
 func (s *server) goHome() { s.names.dir.goHome() }
 
-// sweepPeriod is how often the server looks at what goes by time.
+// sweepPeriod is the time between two sweeps.
 const sweepPeriod = time.Second
 
-// sweep turns clients away that have said or taken nothing for too long, and
-// renews socket files that are gone.
+// sweep disconnects clients that have sent or read nothing for too long, and
+// recreates socket files that were removed.
 //
-// The time of a client begins with the first sweep after it did something: so
-// it is never short, and costs nothing in between. Where the process itself was
-// stopped, it begins anew: what clients did meanwhile has not been looked at.
+// The time of a client begins with the first sweep after its last activity. So
+// it is never too short, and costs nothing in between. If the process itself
+// was stopped, the time begins again: the server has not seen what clients did
+// meanwhile.
 func (s *server) sweep(now time.Duration) {
 	if now-s.swept < sweepPeriod {
 		return
 	}
 	stopped := now-s.swept > 3*sweepPeriod
 	s.swept = now
-	s.names.forgetAll() // to be looked at again
+	s.names.forgetAll() // look them up again
 	if s.config.Relay != nil {
 		s.config.Relay.Sweep(now, stopped)
 	}
@@ -292,7 +296,7 @@ func (s *server) sweep(now time.Duration) {
 		case c.blocked && s.config.WriteTimeout > 0 && still >= s.config.WriteTimeout:
 			c.turnAway(stats.Unread, "it has not read for %v", s.config.WriteTimeout)
 		case !c.blocked && s.config.IdleTimeout > 0 && still >= s.config.IdleTimeout:
-			c.turnAway(stats.Idle, "it has said nothing for %v", s.config.IdleTimeout)
+			c.turnAway(stats.Idle, "it has sent nothing for %v", s.config.IdleTimeout)
 		}
 	}
 	if s.drainUntil.IsZero() {
@@ -300,13 +304,14 @@ func (s *server) sweep(now time.Duration) {
 	}
 }
 
-// pending tells whether the sockets are still another server's.
+// pending reports whether the sockets still belong to another server.
 func (s *server) pending() bool { return s.handover != nil && s.handover.Pending() }
 
-// drain turns new clients away. The files go first, so that a client finds no
-// socket rather than a closed one; who had connected by then is served. Sockets
-// that another server has just asked for are that one's, or are drained when it
-// is gone; those that are not this one's yet are given back.
+// drain rejects new clients. The files are removed first, so that a new client
+// finds no socket instead of a closed one; clients that had connected by then
+// are served. If another server has just asked for the sockets, they are left
+// to it, or drained when it has ended. Sockets that do not belong to this
+// server yet are given back.
 func (s *server) drain() error {
 	s.goHome()
 	if s.pending() {
@@ -332,7 +337,7 @@ func (s *server) drain() error {
 	var kept []*listener
 	for _, ln := range s.listeners {
 		ln.socket.Unlink()
-		if !ln.socket.Shared() { // or who waits is served by the others
+		if !ln.socket.Shared() { // otherwise the other servers accept the waiting clients
 			ln.acceptAll()
 			if err := ln.socket.Refuse(); err != nil {
 				return err
@@ -400,8 +405,8 @@ func (s *server) close() {
 	}
 }
 
-// allowed tells whether Allow lets a client in. One that the kernel does not
-// identify is nobody.
+// allowed reports whether Allow admits a client. A client without credentials
+// is denied.
 func (s *server) allowed(cred *unix.Ucred) bool {
 	return s.config.Allow == nil || cred != nil && s.config.Allow(*cred)
 }
@@ -415,18 +420,18 @@ func (s *server) watchListeners(events uint32) {
 	}
 }
 
-// HealthChecks is how many connections that check the server's health are
-// served beside the limits, so that a server is not killed for being full: a few
-// checks at once, each with a connection that it has just closed and the server
-// not yet.
+// HealthChecks is the number of health check connections that are served in
+// addition to the limits, so that a full server is not killed as unhealthy. It
+// allows a few checks at once, each with a connection that the check has just
+// closed and the server has not closed yet.
 const HealthChecks = 8
 
 func isHealthCheck(peer string, cred *unix.Ucred) bool {
 	return cred != nil && echo.IsHealthCheck(peer, cred.Uid)
 }
 
-// about is an event about a client, or nil where its level is off: a health
-// check is not mentioned at info level.
+// about returns an event about a client, or nil if its level is off: a health
+// check is not logged at info level.
 func (s *server) about(quiet bool) *zerolog.Event {
 	level := zerolog.InfoLevel
 	if quiet {

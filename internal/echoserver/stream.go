@@ -15,8 +15,8 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// acceptPause is how long a server that has run out of descriptors waits for
-// some to be closed: without it, it would fail to accept in a busy loop.
+// acceptPause is how long a server without free descriptors waits before it
+// accepts again. Without this pause, accept would fail in a busy loop.
 const acceptPause = 100 * time.Millisecond
 
 // A listener accepts connections.
@@ -28,12 +28,13 @@ type listener struct {
 
 func (ln *listener) Ready(uint32) { ln.accept(64) }
 
-// acceptAll accepts who has connected, and tells whether it could: see
+// acceptAll accepts all waiting connections, and reports whether it could: see
 // acceptLater.
 func (ln *listener) acceptAll() (all bool) { return ln.accept(-1) }
 
-// accept accepts who has connected, up to limit if it is not negative: the
-// connections must get their turn. It tells whether nobody is left.
+// accept accepts waiting connections, up to limit if it is not negative,
+// because open connections must get their turn. It reports whether none is
+// left waiting.
 func (ln *listener) accept(limit int) (all bool) {
 	for ; limit != 0; limit-- {
 		fd, err := raw.Accept(ln.socket.FD())
@@ -51,17 +52,18 @@ func (ln *listener) accept(limit int) (all bool) {
 	return false
 }
 
-// turnAwayAll closes the connections of those who could not be accepted for want
-// of descriptors, and counts them. It is called once all else is closed, which
-// leaves descriptors: those of the loop at least.
+// turnAwayAll closes the waiting connections that could not be accepted
+// because descriptors were missing, and counts them. It is called once
+// everything else is closed, which frees descriptors: at least those of the
+// loop.
 func (s *server) turnAwayAll() {
 	n := 0
 	for _, ln := range s.listeners {
 		if ln.socket.Shared() {
-			continue // the others serve them
+			continue // the other servers serve them
 		}
 		_ = ln.socket.Refuse()
-		for range 1 << 16 { // an internet socket is not shut down, and there may always be one more
+		for range 1 << 16 { // a TCP socket is not shut down, and clients may continue to connect
 			fd, err := raw.Accept(ln.socket.FD())
 			if err == unix.EMFILE && raiseOpenFiles() {
 				continue
@@ -73,19 +75,19 @@ func (s *server) turnAwayAll() {
 				n++
 				_ = unix.Close(fd)
 			} else if err != unix.EINTR && err != unix.ECONNABORTED {
-				s.config.Log.Warn().Err(err).Msgf("cannot count who else has connected: accept: %s", transcript.Escape(err.Error()))
+				s.config.Log.Warn().Err(err).Msgf("cannot count the waiting clients: accept: %s", transcript.Escape(err.Error()))
 				break
 			}
 		}
 	}
-	if n > 0 { // not bounded: it is said once
+	if n > 0 { // not rate limited: it is logged once
 		s.config.Log.Warn().Stringer("cause", stats.System).Uint64("refused", s.config.Stats.Refuse(stats.System, n)).
-			Msgf("turned %d clients away that had connected: no descriptor came free for them", n)
+			Msgf("rejected %d waiting clients: no descriptor became free for them", n)
 	}
 }
 
-// raiseOpenFiles raises the limit of open files as far as it may be, as Go does
-// when a program starts, and tells whether it has been lowered since.
+// raiseOpenFiles raises the limit of open files to its hard limit, as Go does
+// when a program starts, and reports whether it had been lowered since.
 func raiseOpenFiles() bool {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil || limit.Cur >= limit.Max {
@@ -95,7 +97,7 @@ func raiseOpenFiles() bool {
 	return unix.Setrlimit(unix.RLIMIT_NOFILE, &limit) == nil
 }
 
-// acceptLater waits for the system to have what it lacks.
+// acceptLater waits until the system has the missing resource.
 func (s *server) acceptLater(what string, err error) {
 	s.refuse(stats.System, 0).Err(err).Msgf("cannot %s: %s: trying again in %v", what, transcript.Escape(err.Error()), acceptPause)
 	s.watchListeners(0)
@@ -118,7 +120,7 @@ func (ln *listener) welcome(fd int) {
 	}
 	if why, text := ln.refusal(t, fd, cred); text != "" {
 		if ev := ln.server.refuse(why, 1); ev != nil { // there may be thousands
-			transcript.WithCred(ev.Str("peer", transcript.Escape(transport.PeerName(fd))), cred).Msg("turned a client away: " + text)
+			transcript.WithCred(ev.Str("peer", transcript.Escape(transport.PeerName(fd))), cred).Msg("rejected a client: " + text)
 		}
 		_ = unix.Close(fd)
 		return
@@ -135,7 +137,7 @@ func (ln *listener) welcome(fd int) {
 	switch t {
 	case transport.Stream:
 		transport.InlineUrgent(fd)
-	case transport.TCP: // urgent bytes are the listener's affair
+	case transport.TCP: // TCP connections inherit SO_OOBINLINE from the listener
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	case transport.Seqpacket:
 		c.records, c.events = true, unix.EPOLLIN|unix.EPOLLRDHUP
@@ -158,7 +160,7 @@ func (ln *listener) welcome(fd int) {
 		return
 	}
 	if err := ln.server.loop.Add(fd, c, c.events); err != nil {
-		ln.server.refuse(stats.System, 1).Err(err).Msgf("turned a client away: %v", err)
+		ln.server.refuse(stats.System, 1).Err(err).Msgf("rejected a client: %v", err)
 		_ = unix.Close(fd)
 		return
 	}
@@ -170,8 +172,8 @@ func (ln *listener) welcome(fd int) {
 	}
 }
 
-// refusal is why a client that has connected is not served, with no text where
-// it is.
+// refusal returns why a connected client is not served; the text is empty if
+// it is served.
 func (ln *listener) refusal(t transport.Type, fd int, cred *unix.Ucred) (stats.Cause, string) {
 	if t.Unix() && !ln.server.allowed(cred) {
 		return stats.User, notAllowed(cred)
@@ -189,48 +191,49 @@ func (ln *listener) refusal(t transport.Type, fd int, cred *unix.Ucred) (stats.C
 	return why, text
 }
 
-// full is which limit a further client of this user would exceed by more than
-// beside, with no text where none.
+// full returns which limit a further client of this user would exceed by more
+// than beside; the text is empty if none.
 func (ln *listener) full(cred *unix.Ucred, beside int) (stats.Cause, string) {
 	if cred != nil {
 		if n := ln.server.perUser[cred.Uid]; ln.server.config.MaxConnectionsPerUser > 0 && n >= ln.server.config.MaxConnectionsPerUser+beside {
-			return stats.UserConnections, fmt.Sprintf("%d connections of its user are open, the most allowed", n)
+			return stats.UserConnections, fmt.Sprintf("connection limit per user (%d) reached", ln.server.config.MaxConnectionsPerUser)
 		}
 	}
 	if n := ln.server.open; ln.server.config.MaxConnections > 0 && n >= ln.server.config.MaxConnections+beside {
-		return stats.Connections, fmt.Sprintf("%d connections are open, the most allowed", n)
+		return stats.Connections, fmt.Sprintf("connection limit (%d) reached", ln.server.config.MaxConnections)
 	}
 	return 0, ""
 }
 
 func notAllowed(cred *unix.Ucred) string {
 	if cred == nil {
-		return "the kernel does not say who it is"
+		return "the kernel does not report its user"
 	}
 	return fmt.Sprintf("user %d, group %d is not allowed", cred.Uid, cred.Gid)
 }
 
-// A conn is one client. It costs the server what is here: the bytes that are
-// under way are in the kernel's buffers.
+// A conn is one client. Its cost to the server is this struct: the bytes in
+// flight are in the kernel's buffers.
 type conn struct {
 	server   *server
 	fd       int
 	events   uint32 // what the loop waits for while nothing is blocked
 	quiet    bool
 	noRights bool          // no descriptor can come along
-	records  bool          // it is one of a seqpacket socket: records are received whole, and go back as such
-	blocked  bool          // rest waits for the client to read; meanwhile nothing is received
-	still    time.Duration // the first sweep after it said or took something; 0: not yet
+	records  bool          // a seqpacket connection: records are received and sent back whole
+	blocked  bool          // rest waits until the client reads; meanwhile nothing is received
+	still    time.Duration // the first sweep after the client sent or read something; 0: not yet
 	unread   int           // at the last sweep, while blocked
 	uid      int64         // -1: not known
 	id       uint64
 	peer     string
 	rest     []byte // received and not yet sent back
-	kept     []byte // which rest is a part of while blocked
+	kept     []byte // the buffer that rest is part of while blocked
 }
 
-// What one client gets before the others' turn: so many receives, and of large
-// ones so many bytes, after which there is another.
+// The share of one client before the others get their turn: this many
+// receives, and for large ones this many bytes, after which one more receive
+// may follow.
 const (
 	maxTurn      = 16
 	maxTurnBytes = 32 << 10
@@ -239,7 +242,7 @@ const (
 func (c *conn) Ready(events uint32) {
 	switch {
 	case !c.blocked:
-	case !c.send() || c.records: // what has come meanwhile brings the next call, with its events
+	case !c.send() || c.records: // the next call, with its own events, handles what has arrived meanwhile
 		return
 	}
 	if c.records {
@@ -275,9 +278,9 @@ func (c *conn) receive() ([]byte, error) {
 	return c.server.streams.ReceiveStream(c.fd)
 }
 
-// receiveRecord receives one record. Only then is an empty record told from the
-// end of the connection, both of which recvmsg(2) reports as 0 bytes: where epoll
-// did not say that the peer has shut down, there was a record.
+// receiveRecord receives one record. It must distinguish an empty record from
+// the end of the connection, because recvmsg(2) reports both as 0 bytes: if
+// epoll did not report that the peer has shut down, it was a record.
 func (c *conn) receiveRecord(events uint32) {
 	var record []byte
 	var end bool
@@ -320,8 +323,8 @@ func (c *conn) sendBack(payload []byte) bool {
 	return c.send()
 }
 
-// send sends the rest and tells whether all of it is gone. What the client does
-// not take now is kept, at most one chunk or record, and nothing more is
+// send sends the rest and reports whether all of it is sent. It keeps what the
+// client does not take now, at most one chunk or record. Nothing more is
 // received from a client that does not read.
 func (c *conn) send() bool {
 	for {
@@ -331,7 +334,7 @@ func (c *conn) send() bool {
 		case err == unix.EAGAIN:
 			if !c.blocked {
 				c.blocked = true
-				c.kept = c.server.keep(c.rest) // the buffer is everybody's
+				c.kept = c.server.keep(c.rest) // the buffer is shared by all connections
 				c.rest = c.kept
 				c.server.loop.Watch(c.fd, unix.EPOLLOUT)
 			}
@@ -356,10 +359,11 @@ func (c *conn) send() bool {
 	}
 }
 
-// maxSpare is how many buffers of connections that were blocked wait for others.
+// maxSpare is how many buffers of formerly blocked connections are kept for
+// reuse.
 const maxSpare = 64
 
-// keep copies what could not be sent.
+// keep copies the bytes that could not be sent.
 func (s *server) keep(rest []byte) []byte {
 	n := len(s.spare) - 1
 	if n < 0 {
@@ -370,9 +374,9 @@ func (s *server) keep(rest []byte) []byte {
 	return append(b[:0], rest...)
 }
 
-// hasRead tells whether a client that does not take all has read something
-// since the last call. It may be long until the kernel lets the server send
-// again: until three quarters of the send buffer are free.
+// hasRead reports whether a client that does not take everything has read
+// something since the last call. The kernel may let the server send again much
+// later: only when three quarters of the send buffer are free.
 func (c *conn) hasRead() bool {
 	if !c.blocked {
 		return false
@@ -404,10 +408,10 @@ func (c *conn) end(err error) {
 	c.close()
 }
 
-// turnAway closes the connection of a client that is not served any longer.
+// turnAway disconnects a client that the server stops serving.
 func (c *conn) turnAway(why stats.Cause, format string, args ...any) {
 	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(transport.PeerName(c.fd))).Int64("uid", c.uid).
-		Msgf("turned a client away: "+format, args...)
+		Msgf("disconnected a client: "+format, args...)
 	c.close()
 }
 
@@ -420,11 +424,11 @@ func (c *conn) close() {
 	}
 }
 
-// event is an event about this client, nil where its level is off.
+// event returns an event about this client, nil if its level is off.
 func (c *conn) event() *zerolog.Event {
 	ev := c.server.about(c.quiet)
 	if ev == nil {
-		return nil // Escape costs something
+		return nil // Escape costs time
 	}
 	return ev.Uint64("conn", c.id).Str("peer", transcript.Escape(c.peer))
 }

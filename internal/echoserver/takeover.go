@@ -12,7 +12,7 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// claim asks the server that runs to stop serving the sockets.
+// claim asks the running server to stop serving the sockets.
 func (s *server) claim() error {
 	s.claimed = s.handover.Claim()
 	return s.loop.Add(s.claimed, &claim{s}, unix.EPOLLIN)
@@ -23,8 +23,9 @@ type claim struct{ server *server }
 
 func (c *claim) Ready(uint32) { c.server.takeOver() }
 
-// takeOver serves the sockets, if the other server has stopped serving them, and
-// then has it let them go: should this one die on the way, that one serves on.
+// takeOver serves the sockets, if the other server has stopped serving them,
+// and then tells that server to release them. If this server dies before that,
+// the other one continues to serve.
 func (s *server) takeOver() {
 	err := s.handover.Claimed()
 	if err == unix.EAGAIN {
@@ -52,8 +53,9 @@ func (s *server) offer() error {
 	return s.loop.Add(s.handover.Control(), &control{s}, unix.EPOLLIN)
 }
 
-// A control is where another server asks for the sockets: one at a time, as of
-// two with their descriptors neither could know whether the other owns them.
+// A control is the control socket, on which another server asks for the
+// sockets. Only one server at a time gets descriptors: if two had them,
+// neither could know whether the other owns the sockets.
 type control struct{ server *server }
 
 func (c *control) Ready(uint32) {
@@ -64,7 +66,7 @@ func (c *control) Ready(uint32) {
 		return
 	case err != nil:
 		const what = "hand over the sockets"
-		if _, ok := err.(unix.Errno); ok { // nobody was accepted
+		if _, ok := err.(unix.Errno); ok { // no server was accepted
 			s.acceptLater(what, err)
 		} else {
 			s.refuse(stats.System, 0).Err(err).Msgf("cannot %s: %s", what, transcript.Escape(err.Error()))
@@ -84,8 +86,8 @@ func (c *control) Ready(uint32) {
 type successor struct {
 	server  *server
 	offer   *uds.Offer
-	claims  bool      // nothing is received from datagram sockets any more
-	emptyBy time.Time // when the replies that wait have had their time
+	claims  bool      // datagram sockets no longer receive
+	emptyBy time.Time // when waiting replies have had their time
 	owns    bool      // nothing is accepted any more either
 }
 
@@ -110,9 +112,10 @@ func (n *successor) Ready(uint32) {
 	}
 }
 
-// handOver yields the sockets to a server that claims them once all replies have
-// been taken, or have had their time: the successor's would come before them.
-// Until then connections are accepted as usual.
+// handOver yields the sockets to a server that claims them, once clients have
+// taken all replies or the replies have had their time. Otherwise the
+// successor's replies would arrive first. Until then the server accepts
+// connections as usual.
 func (s *server) handOver(now time.Time) {
 	n := s.successor
 	if n == nil || !n.claims || n.owns {
@@ -125,7 +128,7 @@ func (s *server) handOver(now time.Time) {
 	}
 	for _, d := range s.datagrams {
 		if !d.replaced {
-			d.dropAll(fmt.Errorf("it has not read for the %v that a handover may take", s.config.DrainTimeout))
+			d.dropAll(fmt.Errorf("it has not read for %v, the limit of a handover", s.config.DrainTimeout))
 		}
 	}
 	for _, ln := range s.listeners {
@@ -135,7 +138,7 @@ func (s *server) handOver(now time.Time) {
 	n.offer.Yield()
 }
 
-// handedOver lets go what a successor serves by now.
+// handedOver releases the sockets that a successor serves now.
 func (s *server) handedOver() {
 	s.goHome()
 	s.dismiss()
@@ -147,13 +150,13 @@ func (s *server) handedOver() {
 	s.leave()
 }
 
-// takeBack serves on where a successor is gone.
+// takeBack continues to serve after a successor has ended.
 func (s *server) takeBack() {
 	s.goHome()
 	n := s.successor
 	s.dismiss()
 	if n.claims {
-		s.config.Log.Warn().Msg("the server that was to take over is gone: serving on")
+		s.config.Log.Warn().Msg("the server that was taking over has ended; continuing to serve")
 	}
 	if n.owns {
 		s.failed = s.handover.TakeBack()
@@ -174,7 +177,7 @@ func (s *server) takeBack() {
 	}
 }
 
-// forgetControl takes the control socket out of the loop.
+// forgetControl removes the control socket from the loop.
 func (s *server) forgetControl() {
 	if fd := s.handover.Control(); fd >= 0 {
 		s.loop.Remove(fd)
@@ -188,7 +191,8 @@ func (s *server) dismiss() {
 	s.successor = nil
 }
 
-// refuseSuccessor keeps the sockets from a successor that does not own them yet.
+// refuseSuccessor keeps the sockets from a successor that does not own them
+// yet.
 func (s *server) refuseSuccessor() {
 	if s.successor != nil {
 		s.loop.Remove(s.successor.offer.FD())

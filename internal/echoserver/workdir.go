@@ -6,30 +6,32 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A workDir is the working directory of the loop's thread, which is another one
-// while it sends to datagram clients with paths.
+// A workDir is the working directory of the loop's thread, which changes while
+// the server sends to datagram clients with paths.
 //
-// They are reached through /proc/self/fd. From the root the kernel searches three
-// directories on the way there, and asks for the access to each. Where the root
-// is a FUSE file system, in containers of rootless engines for example, it asks
-// another process: 60 µs for a user that is not root, where the rest takes 4. From
-// a working directory /proc/self/fd it is one look-up.
+// The server reaches them through /proc/self/fd. From the root directory, the
+// kernel searches three directories on the way there, and checks access to
+// each. If the root is a FUSE file system, as in containers of rootless
+// engines, the kernel asks another process: this takes 60 µs for a user other
+// than root, while the rest takes 4 µs. From the working directory
+// /proc/self/fd, one look-up is enough.
 //
 // The thread stays there until something else looks up a path: [server.goHome]
-// comes before whatever the loop does with files.
+// must be called before the loop uses files in any other way.
 type workDir struct {
-	home, fds int // O_PATH descriptors; AT_FDCWD where there is only one directory
+	home, fds int // O_PATH descriptors; AT_FDCWD if there is only one directory
 	away      bool
 }
 
-// onOwnThread runs f on a thread that ends with it, so that whatever f does to
-// its thread stays there.
+// onOwnThread runs f on a thread that ends with f, so that f's changes to its
+// thread stay there.
 func onOwnThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == unix.Getpid() {
-			// The main thread does not end, and is what /proc/PID/cwd shows.
+			// The main thread does not end, and /proc/PID/cwd shows its
+			// directory.
 			defer runtime.UnlockOSThread()
 			done <- onOwnThread(f)
 			return
@@ -39,9 +41,10 @@ func onOwnThread(f func() error) error {
 	return <-done
 }
 
-// newWorkDir needs no privilege, unshare(2): CLONE_FS. The seccomp(2) profile of
-// many engines refuses it in containers: there the directory is that of all
-// threads, if that may change. Otherwise, and without /proc, there is none.
+// newWorkDir needs no privilege, unshare(2): CLONE_FS. In containers, the
+// seccomp(2) profile of many engines refuses the call. Then the directory is
+// that of all threads, if mayChange allows that. If not, or without /proc,
+// there is none.
 func newWorkDir(mayChange bool) workDir {
 	one := workDir{home: unix.AT_FDCWD, fds: -1}
 	const flags = unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC
@@ -60,7 +63,8 @@ func newWorkDir(mayChange bool) workDir {
 	return one
 }
 
-// prefix is what comes before a descriptor's number in a path that leads to it.
+// prefix returns the part of a path that comes before the number of a
+// descriptor.
 func (w *workDir) prefix() string {
 	if w.fds < 0 {
 		return "/proc/self/fd/"
@@ -68,7 +72,8 @@ func (w *workDir) prefix() string {
 	return ""
 }
 
-// leave makes the number of a descriptor a path, see prefix.
+// leave changes the directory so that the number of a descriptor is a path,
+// see prefix.
 func (w *workDir) leave() error {
 	if w.fds < 0 || w.away {
 		return nil
@@ -78,7 +83,7 @@ func (w *workDir) leave() error {
 	return err
 }
 
-// goHome comes before everything that looks up a path.
+// goHome must be called before anything that looks up a path.
 func (w *workDir) goHome() {
 	if w.away {
 		w.away = unix.Fchdir(w.home) != nil

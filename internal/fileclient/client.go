@@ -1,4 +1,4 @@
-// Package fileclient is the client's side of handing over files, see package files.
+// Package fileclient is the client's side of passing files, see package files.
 package fileclient
 
 import (
@@ -17,14 +17,14 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// A Client hands files over.
+// A Client sends files to a server.
 type Client struct {
 	Timeout time.Duration // the longest wait for an answer; 0: no limit
 	Log     zerolog.Logger
 }
 
-// Sum hands f over and returns what the server read in it. The connection may
-// be used again.
+// Sum sends f and returns the sum that the server read in it. The connection
+// may be used again.
 func (c *Client) Sum(ctx context.Context, conn *transport.Conn, f *os.File) (files.Sum, error) {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if c.Timeout > 0 {
@@ -41,7 +41,7 @@ func (c *Client) Sum(ctx context.Context, conn *transport.Conn, f *os.File) (fil
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return files.Sum{}, fmt.Errorf("no answer for %v: is the file large, or the server paused or overloaded?", c.Timeout)
 	case errors.Is(err, io.EOF):
-		return files.Sum{}, fmt.Errorf("the server closed the connection without an answer: it may listen on something else than files: there, or not let this process in, which is %d:%d", os.Geteuid(), os.Getegid())
+		return files.Sum{}, fmt.Errorf("the server closed the connection without an answer; this may not be a files: address, or the server may deny uid %d gid %d", os.Geteuid(), os.Getegid())
 	case err != nil:
 		return files.Sum{}, err
 	}
@@ -58,8 +58,8 @@ func exchange(conn *transport.Conn, f *os.File) (answer []byte, err error) {
 	if err := raw.Control(func(fd uintptr) { sendErr = conn.SendFiles([]byte(files.Request), int(fd)) }); err != nil {
 		return nil, err
 	}
-	// A server that turned this client away has said why before it closed, which
-	// is to be read, but after the error of the closing.
+	// A server that rejected this client has sent the reason before it closed.
+	// The reason can still be read, but the error of the close comes first.
 	if sendErr != nil && sendErr != unix.EPIPE && sendErr != unix.ECONNRESET {
 		return nil, fmt.Errorf("send: %w", sendErr)
 	}
@@ -74,8 +74,8 @@ func exchange(conn *transport.Conn, f *os.File) (answer []byte, err error) {
 	return answer, err
 }
 
-// Seal makes memory that holds what r does to its end, and that nobody can
-// change any more: it may be mapped by whoever it is handed to.
+// Seal makes memory that holds everything r reads to its end, and that no
+// process can change any more. So any receiver may map it.
 func Seal(name string, r io.Reader) (f *os.File, err error) {
 	fd, err := unix.MemfdCreate("udsecho", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {

@@ -1,6 +1,6 @@
 package fileserver
 
-// Hang takes the places of all who may close files, as those of a file system
+// Hang occupies all goroutines that may close files, as files of a file system
 // that does not answer would, until end is called.
 func (s *Server) Hang() (end func()) {
 	for range cap(s.closing) {

@@ -37,13 +37,13 @@ var (
 	wantWords = testkit.WantError
 )
 
-// A running server.
+// running is a running server.
 type running struct {
 	addr  transport.Addr
 	log   *testkit.Text
 	stats *stats.Server
 	files *fileserver.Server
-	stop  func() // and wait until it has ended
+	stop  func() // ends the server and waits
 }
 
 func serve(t *testing.T, drainTimeout time.Duration) *running {
@@ -84,7 +84,7 @@ func (r *running) dial(t *testing.T) *transport.Conn {
 
 var client = fileclient.Client{Timeout: patience, Log: zerolog.Nop()}
 
-// works checks that the server still reads what others hand over.
+// works checks that the server still reads the files of other clients.
 func (r *running) works(t *testing.T) {
 	t.Helper()
 	check(t, healthcheck.Files(t.Context(), r.addr))
@@ -96,7 +96,7 @@ func content(size int) []byte {
 	return b
 }
 
-// memory is a memfd that can still be changed.
+// memory returns a memfd that can still be changed.
 func memory(t *testing.T, size int64) *os.File {
 	t.Helper()
 	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -146,7 +146,7 @@ func TestSumIsOfTheWholeFile(t *testing.T) {
 	r.log.Await(t, 1, fmt.Sprintf(`"mapped":%d,`, 16<<20+256<<10+1))
 }
 
-// Each page of a hole that the server touched would be charged to it.
+// Each page of a hole that the server touched would be charged to the server.
 func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
@@ -171,10 +171,10 @@ func TestHolesOfSealedMemoryAreNotFilled(t *testing.T) {
 	if before.Blocks != after.Blocks {
 		t.Errorf("the memory had %d blocks, and has %d after it was read", before.Blocks, after.Blocks)
 	}
-	r.log.Await(t, 1, `"mapped":1`) // and some more digits: most of the data
+	r.log.Await(t, 1, `"mapped":1`) // more digits follow: most of the data
 }
 
-// The descriptors of both are of one open file, with one offset.
+// Both descriptors belong to one open file, with one offset.
 func TestOffsetOfTheSenderStaysWhereItIs(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
@@ -194,8 +194,9 @@ func TestOffsetOfTheSenderStaysWhereItIs(t *testing.T) {
 	r.log.Await(t, 1, `"mapped":1048576,`)
 }
 
-// The server opens sealed memory once more, which its owner can refuse, or delay
-// by a lease, fcntl(2), F_SETLEASE. It is read all the same.
+// The server opens sealed memory a second time. Its owner can refuse that, or
+// delay it by a lease, fcntl(2), F_SETLEASE. The server reads the memory
+// anyway.
 func TestSealedMemoryThatMustNotBeOpenedIsRead(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
@@ -216,7 +217,7 @@ func TestSealedMemoryThatMustNotBeOpenedIsRead(t *testing.T) {
 	r.log.Await(t, 1, `"mapped":0,`)
 }
 
-func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
+func TestOtherDescriptorsAreRejectedAndTheConnectionContinues(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
 	conn := r.dial(t)
@@ -238,15 +239,15 @@ func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
 	}{
 		{pipe, "it is a pipe"},
 		{os.NewFile(uintptr(socket), "socket"), "it is a socket"},
-		{os.NewFile(uintptr(epoll), "epoll"), "it is a descriptor of no file"},
+		{os.NewFile(uintptr(epoll), "epoll"), "it is a descriptor without a file"},
 		{open("/", unix.O_RDONLY), "it is a directory"},
 		{open("/dev/zero", unix.O_RDONLY), "it is a device"},
-		{open("/proc/version", unix.O_RDONLY), "it is a file of the kernel's"},
+		{open("/proc/version", unix.O_RDONLY), "it is a file of the kernel, of proc"},
 		{open("fileserver_test.go", unix.O_PATH), "O_PATH"},
 		{open(t.TempDir()+"/f", unix.O_WRONLY|unix.O_CREAT), "open for writing only"},
 	} {
 		_, err := client.Sum(t.Context(), conn, tt.f)
-		wantWords(t, err, "the server does not read it: ", tt.words)
+		wantWords(t, err, "the server rejected the file: ", tt.words)
 		check(t, tt.f.Close())
 		f, err := fileclient.Seal("good", strings.NewReader("good"))
 		check(t, err)
@@ -256,7 +257,7 @@ func TestWhatIsNoFileIsRefusedAndTheConnectionGoesOn(t *testing.T) {
 	}
 }
 
-func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
+func TestClientThatBreaksTheProtocolIsDisconnectedAndLeavesNothingOpen(t *testing.T) {
 	t.Parallel()
 	r := serve(t, 0)
 	turnedAway := 0
@@ -265,8 +266,8 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 		count   int
 		words   string
 	}{
-		{"sum 1", 2, "more than one descriptor came, and all are closed"},
-		{"sum 1", 253, "more than one descriptor came, and all are closed"},
+		{"sum 1", 2, "more than one descriptor was received, and all are closed"},
+		{"sum 1", 253, "more than one descriptor was received, and all are closed"},
 		{"sum 1", 0, "no descriptor came"},
 		{"", 0, "no descriptor came"},
 		{"sum 2", 1, `unknown request 'sum 2': write "sum 1"`},
@@ -296,12 +297,12 @@ func TestWhoBreaksTheProtocolIsTurnedAwayAndLeavesNothingOpen(t *testing.T) {
 		check(t, mine.Close())
 		turnedAway++
 	}
-	r.log.Await(t, 1, "turned a client away: ")
+	r.log.Await(t, 1, "disconnected a client: ")
 	for cause := range stats.Causes {
 		turnedAway -= int(r.stats.Refused(cause))
 	}
 	if turnedAway != 0 {
-		t.Errorf("%d more or less were turned away than were counted", turnedAway)
+		t.Errorf("the difference of disconnected and counted clients is %d", turnedAway)
 	}
 	r.works(t)
 }
@@ -315,7 +316,7 @@ func TestF16MemoryThatIsTruncatedWhileItIsRead(t *testing.T) {
 		f := memory(t, 8<<20)
 		_, err := f.WriteAt(content(8<<20), 0)
 		check(t, err)
-		seal(t, f, unix.F_SEAL_GROW) // not all that it takes
+		seal(t, f, unix.F_SEAL_GROW) // not all required seals
 		conn := r.dial(t)
 		done := make(chan error, 1)
 		go func() {
@@ -346,7 +347,7 @@ func TestReadingEndsWhenTheSenderLeaves(t *testing.T) {
 		conn := r.dial(t)
 		check(t, conn.SendFiles([]byte("sum 1"), int(f.Fd())))
 		r.log.Await(t, 1, "received 'sum 1'")
-		r.works(t) // beside it
+		r.works(t) // meanwhile
 		check(t, conn.Close())
 	}
 	r.log.Await(t, 1, "lost the connection: the client left before the answer")
@@ -359,7 +360,7 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	check(t, conn.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
 	r.log.Await(t, 1, "received 'sum 1'")
 	r.stop()
-	r.log.Await(t, 1, "drain timeout is over: closing what is left")
+	r.log.Await(t, 1, "drain timeout is over: closing all connections")
 	if _, err := os.Lstat(r.addr.Path); !os.IsNotExist(err) {
 		t.Errorf("the socket file is left (%v)", err)
 	}
@@ -367,7 +368,7 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 		t.Errorf("the answer is %q", answer)
 	}
 
-	// Who had connected is served.
+	// A client that was connected is served.
 	r = serve(t, patience)
 	conn = r.dial(t)
 	ended := make(chan struct{})
@@ -385,8 +386,9 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	<-ended
 }
 
-// Of the clients one's file is to be closed, some are about to be received from,
-// which may have to close files too, and some have asked for nothing.
+// The file of one client is about to be closed. Some clients are about to be
+// received from, which may have to close files too, and some have requested
+// nothing.
 func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 	t.Parallel()
 	const drainTimeout = 100 * time.Millisecond
@@ -414,7 +416,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 		case <-stopped:
 			took = append(took, time.Since(from))
 		case <-time.After(patience):
-			t.Errorf("it does not end, %v after it was told to", patience)
+			t.Errorf("it has not ended %v after it was told to stop", patience)
 		}
 		end()
 		<-stopped
@@ -422,7 +424,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 			return
 		}
 	}
-	// What hangs does so each time; a machine that is busy delays some.
+	// A hang would delay each run; a busy machine delays only some.
 	slices.Sort(took)
 	median := took[len(took)/2]
 	if median > drainTimeout+time.Second {
@@ -434,7 +436,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 	})
 }
 
-// refused waits until so many were turned away for this cause.
+// refused waits until this many clients were rejected for this cause.
 func (r *running) refused(t *testing.T, cause string, want uint64) {
 	t.Helper()
 	r.log.Await(t, 1, `"cause":"`+cause+`"`)
@@ -478,11 +480,11 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 
 	idle := serveAs(t, echoserver.Config{}, fileserver.Config{IdleTimeout: 50 * time.Millisecond})
 	_, err = idle.dial(t).Receive(transport.NewReceiver(100))
-	check(t, err) // the reason
+	check(t, err) // reads the reason
 	idle.refused(t, "idle", 1)
 }
 
-func TestHealthCheckIsNotMentioned(t *testing.T) {
+func TestHealthCheckIsNotLogged(t *testing.T) {
 	t.Parallel()
 	r := serve(t, patience)
 	check(t, healthcheck.Files(t.Context(), r.addr))
@@ -495,7 +497,7 @@ func TestHealthCheckIsNotMentioned(t *testing.T) {
 	wantWords(t, healthcheck.Files(t.Context(), r.addr), "no such file")
 }
 
-func TestClientBelievesNoStrangeAnswer(t *testing.T) {
+func TestClientRejectsInvalidAnswers(t *testing.T) {
 	t.Parallel()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
@@ -506,16 +508,16 @@ func TestClientBelievesNoStrangeAnswer(t *testing.T) {
 	check(t, unix.SetNonblock(socket.FD(), false))
 	digits := strings.Repeat("0a", 32)
 	for answer, words := range map[string]string{
-		"":                          "that is no server of files",
-		"sum 1":                     "that is no server of files",
-		"sum 1 1 " + digits + "0":   "that is no server of files",
-		"sum 1 1 " + digits[1:]:     "that is no server of files",
-		"sum 1 -1 " + digits:        "that is no server of files",
-		"sum 1 +1 " + digits:        "that is no server of files",
-		"sum 1 x " + digits:         "that is no server of files",
-		"sum 2 1 " + digits:         "that is no server of files",
-		"sum 1 1 g" + digits[1:]:    "that is no server of files",
-		"error \x1b[31m":            "does not read it: \x1b[31m",
+		"":                          "the server is not a files: server",
+		"sum 1":                     "the server is not a files: server",
+		"sum 1 1 " + digits + "0":   "the server is not a files: server",
+		"sum 1 1 " + digits[1:]:     "the server is not a files: server",
+		"sum 1 -1 " + digits:        "the server is not a files: server",
+		"sum 1 +1 " + digits:        "the server is not a files: server",
+		"sum 1 x " + digits:         "the server is not a files: server",
+		"sum 2 1 " + digits:         "the server is not a files: server",
+		"sum 1 1 g" + digits[1:]:    "the server is not a files: server",
+		"error \x1b[31m":            "rejected the file: \x1b[31m",
 		strings.Repeat("sum", 1000): "message is larger",
 	} {
 		conn, err := transport.DialConfig{}.Dial(t.Context(), socket.Addr)

@@ -1,4 +1,4 @@
-// Package fileserver is the server's side of handing over files, see package files.
+// Package fileserver is the server's side of passing files, see package files.
 package fileserver
 
 import (
@@ -23,17 +23,18 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// A Server reads the files that clients hand over.
+// A Server reads the files that clients send.
 type Server struct {
 	config Config
-	warn   zerolog.Logger // for what a client can cause as often as it likes
+	warn   zerolog.Logger // for events that a client can cause as often as it likes
 
-	// Who reads holds one of these buffers, for one part of a file. So neither
-	// a huge file nor many keep others waiting, or take more memory, or more
-	// threads where the reading hangs.
+	// A reader holds one of these buffers for one part of a file. So neither a
+	// huge file nor many files make others wait, or use more memory, or more
+	// threads if a read hangs.
 	turns  chan []byte
-	spares chan []byte // for turns that hang, see [turnPatience]
-	// To close a file may hang, too. So many at a time do, and others wait.
+	spares chan []byte // for use while turns hang, see [turnPatience]
+	// Closing a file may hang, too. At most this many do at a time; others
+	// wait.
 	closing chan struct{}
 	stopped context.Context
 	stop    func()
@@ -44,25 +45,25 @@ type Server struct {
 	serving sync.WaitGroup
 }
 
-// A Config says how a [Server] serves.
+// A Config configures a [Server].
 type Config struct {
-	// As in package echo: clients that ask for nothing for so long, or do not
-	// take an answer, are turned away; 0: they may.
+	// As in package echoserver: clients that request nothing for this long, or
+	// do not read an answer, are disconnected; 0: no limit.
 	IdleTimeout, WriteTimeout time.Duration
-	Stats                     *stats.Server // counts who is turned away
+	Stats                     *stats.Server // counts rejected and disconnected clients
 	Log                       zerolog.Logger
 }
 
-// NewServer makes a server that waits for connections, see [Server.Serve].
+// NewServer returns a server that waits for connections, see [Server.Serve].
 func NewServer(c Config) *Server {
 	s := &Server{config: c, conns: map[*conn]bool{}}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
-	// A processor is left to the echo.
+	// Leave one processor to the echo.
 	turns := max(runtime.GOMAXPROCS(0)-1, 1)
 	s.turns, s.spares, s.closing = make(chan []byte, turns+mayHang), make(chan []byte, mayHang), make(chan struct{}, mayHang)
 	for range turns {
-		s.turns <- nil // made when it is first had: most servers take no files
+		s.turns <- nil // made at first use: most servers receive no files
 	}
 	for range mayHang {
 		s.spares <- nil
@@ -70,8 +71,9 @@ func NewServer(c Config) *Server {
 	return s
 }
 
-// Serve serves a connection, which it takes over, in the background, and calls
-// done when it has closed it. A quiet one is not mentioned at info level.
+// Serve serves a connection in the background, and takes it over. It calls
+// done when it has closed the connection. A quiet connection is not logged at
+// info level.
 func (s *Server) Serve(fd int, quiet bool, done func()) {
 	c := &conn{server: s, quiet: quiet}
 	if err := c.open(fd); err != nil {
@@ -93,7 +95,7 @@ func (s *Server) Serve(fd int, quiet bool, done func()) {
 	})
 }
 
-// open finds out who is at the other end of fd.
+// open sets up the connection on fd, and reads the peer's credentials.
 func (c *conn) open(fd int) (err error) {
 	f := os.NewFile(uintptr(fd), "")
 	defer func() { _ = f.Close() }()
@@ -113,18 +115,18 @@ func (c *conn) open(fd int) (err error) {
 	return err
 }
 
-// stopPatience is how long Stop waits for those who read.
+// stopPatience is how long Stop waits for readers.
 const stopPatience = 500 * time.Millisecond
 
-// Stop closes the connections that there are. What hangs, reading or closing,
-// because the file's own file system does, is left to the end of the process.
-// Nothing may be served any more.
+// Stop closes the open connections. If reading or closing hangs because the
+// file's own file system does, Stop leaves that to the end of the process.
+// Serve must not be called any more.
 func (s *Server) Stop() {
 	s.stop()
 	s.mu.Lock()
 	for c := range s.conns {
-		// Not here: to close a connection waits for its receive, which may hang
-		// in closing what came too much.
+		// Not here: closing a connection waits for its receive, which may hang
+		// while it closes unexpected descriptors.
 		s.serving.Go(func() { _ = c.conn.Close() })
 	}
 	s.mu.Unlock()
@@ -147,7 +149,7 @@ type conn struct {
 	cred   *unix.Ucred
 	peer   string
 	id     uint64
-	quiet  bool // it checks the server's health, and is not mentioned at info level
+	quiet  bool // it checks the server's health, and is not logged at info level
 }
 
 func (c *conn) serve() {
@@ -162,16 +164,16 @@ func (c *conn) serve() {
 			c.event().Msg("no data from")
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			c.turnAway(stats.Idle, fmt.Errorf("it has asked for nothing for %v", c.server.config.IdleTimeout))
+			c.turnAway(stats.Idle, fmt.Errorf("it has requested nothing for %v", c.server.config.IdleTimeout))
 			return
 		case errors.Is(err, uds.ErrDescriptors):
-			c.turnAway(stats.Descriptors, fmt.Errorf("more than one descriptor came, and all are closed: hand over one at a time"))
+			c.turnAway(stats.Descriptors, fmt.Errorf("more than one descriptor was received, and all are closed; send one at a time"))
 			return
 		case errors.Is(err, uds.ErrOpenFiles):
-			c.turnAway(stats.System, fmt.Errorf("the server has as many files open as it may: try again later"))
+			c.turnAway(stats.System, fmt.Errorf("the server has reached its limit of open files; try again later"))
 			return
 		case errors.Is(err, uds.ErrTruncated):
-			c.turnAway(stats.Truncated, fmt.Errorf("the request has more than %d bytes: write %q", files.MaxRecord, files.Request))
+			c.turnAway(stats.Truncated, fmt.Errorf("the request has more than %d bytes; write %q", files.MaxRecord, files.Request))
 			return
 		case err != nil:
 			c.lost(err)
@@ -187,7 +189,7 @@ func (c *conn) serve() {
 			c.lost(err)
 			return
 		case err != nil:
-			c.refuse(stats.Request, err).Msgf("cannot read what came: %v", err)
+			c.refuse(stats.Request, err).Msgf("cannot read the received file: %v", err)
 			answer = "error " + err.Error()
 		}
 		c.event().Int("bytes", len(answer)).Msg("sending " + transcript.Quote([]byte(answer)))
@@ -202,7 +204,7 @@ func (c *conn) serve() {
 	}
 }
 
-// within is the deadline of what may take so long; 0: no deadline.
+// within returns the deadline for something that may take d; 0: no deadline.
 func within(d time.Duration) (deadline time.Time) {
 	if d > 0 {
 		deadline = time.Now().Add(d)
@@ -213,7 +215,7 @@ func within(d time.Duration) (deadline time.Time) {
 func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
 	var n int
 	waitErr := c.raw.Read(func(fd uintptr) bool {
-		c.server.closing <- struct{}{} // what comes too much is closed there
+		c.server.closing <- struct{}{} // unexpected descriptors are closed there
 		n, fds, _, err = uds.ReceiveFiles(int(fd), buf, 1)
 		<-c.server.closing
 		return err != unix.EAGAIN
@@ -224,16 +226,16 @@ func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
 	return buf[:n], fds, err
 }
 
-// A protocolError is what a client of this protocol does not do.
+// A protocolError means that a client has broken this protocol.
 type protocolError struct{ text string }
 
 func (e *protocolError) Error() string { return e.text }
 
-// answer reads what came, and closes it.
+// answer reads the received file, and closes it.
 func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	c.event().Int("bytes", len(record)).Int("descriptors", len(fds)).Msg("received " + transcript.Quote(record))
 	if len(fds) == 0 {
-		return "", &protocolError{fmt.Sprintf("no descriptor came with the request: send %q with one", files.Request)}
+		return "", &protocolError{fmt.Sprintf("no descriptor came with the request; send %q with one", files.Request)}
 	}
 	fd := fds[0]
 	if string(record) != files.Request {
@@ -287,15 +289,16 @@ func (c *conn) turn(work func(buf []byte) error) error {
 	}
 }
 
-// mayHang is how many files may hang their reader, or who closes them, without
-// others being kept from theirs: those of a file system that does not answer.
+// mayHang is how many files may hang the goroutine that reads or closes them,
+// without stopping others: files of a file system that does not answer.
 const mayHang = 4
 
-// turnPatience is how long a turn may take before another may be had beside it.
+// turnPatience is how long a turn may take before a spare turn is added.
 const turnPatience = time.Second
 
-// giveBack returns what ends a turn: it gives buf to the next, unless the turn
-// took so long that the next has got a spare one.
+// giveBack returns the function that ends a turn. It gives buf to the next
+// client, unless the turn took so long that the next client has got a spare
+// buffer.
 func (s *Server) giveBack(buf []byte) (end func()) {
 	fired := make(chan bool, 1)
 	late := time.AfterFunc(turnPatience, func() {
@@ -316,22 +319,24 @@ func (s *Server) giveBack(buf []byte) (end func()) {
 	}
 }
 
-// left tells whether the client has closed its end.
+// left reports whether the client has closed its end.
 func (c *conn) left() (left bool) {
 	err := c.raw.Control(func(fd uintptr) { left = transport.HungUp(int(fd)) })
 	return left || err != nil
 }
 
-// refuse counts what is not served, and is the event that says so.
+// refuse counts a request that is not served, and returns the event that logs
+// it.
 func (c *conn) refuse(why stats.Cause, err error) *zerolog.Event {
 	ev := c.server.warn.Warn().Stringer("cause", why).Uint64("refused", c.server.config.Stats.Refuse(why, 1))
 	return transcript.WithCred(ev.Uint64("conn", c.id).Str("peer", transcript.Escape(c.peer)).Err(err), c.cred)
 }
 
-// turnAway tells the client why it is, and the log. The caller closes.
+// turnAway tells the client, and logs, why it is rejected. The caller closes
+// the connection.
 func (c *conn) turnAway(why stats.Cause, err error) {
-	c.refuse(why, err).Msgf("turned a client away: %v", err)
-	// What it does not take now it does not get.
+	c.refuse(why, err).Msgf("disconnected a client: %v", err)
+	// The client misses the text if it does not accept it now.
 	_ = c.raw.Control(func(fd uintptr) {
 		_ = unix.Sendto(int(fd), []byte("error "+err.Error()), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
 	})
@@ -339,12 +344,12 @@ func (c *conn) turnAway(why stats.Cause, err error) {
 
 func (c *conn) lost(err error) {
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) {
-		return // the drain timeout, which was mentioned
+		return // the drain timeout, which is logged already
 	}
 	c.event().Err(err).Msgf("lost the connection: %v", err)
 }
 
-// event is an event about this client.
+// event returns an event about this client.
 func (c *conn) event() *zerolog.Event {
 	level := zerolog.InfoLevel
 	if c.quiet {

@@ -14,39 +14,39 @@ import (
 
 const (
 	bufferSize = 256 << 10 // bytes of one read
-	windowSize = 16 << 20  // bytes that are mapped at a time, a multiple of the page size
+	windowSize = 16 << 20  // bytes to map at a time, a multiple of the page size
 )
 
-// An input is a descriptor of a stranger's.
+// An input is a descriptor that another process sent.
 type input struct {
 	fd     int
 	size   int64
-	seek   int // fd once more, with an offset of its own: memory that cannot change; or -1
+	seek   int // a second descriptor of fd, with an offset of its own, for memory that cannot change; or -1
 	mapped int64
 }
 
-// inspect looks at what fd is. The error is one to tell the client.
+// inspect examines fd. Its error is meant for the client.
 func inspect(fd int) (*input, error) {
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	switch {
 	case err != nil:
 		return nil, os.NewSyscallError("fcntl F_GETFL", err)
 	case flags&unix.O_PATH != 0:
-		return nil, errors.New("the descriptor is one of a path alone (O_PATH): open the file for reading")
+		return nil, errors.New("the descriptor is for a path only (O_PATH); open the file for reading")
 	case flags&unix.O_ACCMODE == unix.O_WRONLY:
-		return nil, errors.New("the descriptor is open for writing only: open the file for reading")
+		return nil, errors.New("the descriptor is open for writing only; open the file for reading")
 	}
 	sealed := sealed(fd)
-	// After the seals: from then on the size is the last.
+	// Read the size after the seals: from then on the size cannot change.
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, fmt.Errorf("it is a %s: only regular files and memory are read", kind(st.Mode))
+		return nil, fmt.Errorf("it is a %s; only regular files and memory are read", kind(st.Mode))
 	}
 	if kernels(fd) {
-		return nil, errors.New("it is a file of the kernel's, of proc or sysfs for example, and to read it may never end: send a copy")
+		return nil, errors.New("it is a file of the kernel, of proc or sysfs for example, and reading it may never end; send a copy")
 	}
 	in := &input{fd: fd, size: st.Size, seek: -1}
 	if sealed {
@@ -55,10 +55,10 @@ func inspect(fd int) (*input, error) {
 	return in, nil
 }
 
-// reopen opens the memory that fd is once more, as the offset of fd is its
-// sender's, too: open(2), "open file description". -1 where it cannot be: it can
-// be read all the same. O_NONBLOCK is for a lease of the sender's, fcntl(2),
-// F_SETLEASE, that would delay it.
+// reopen opens the memory of fd a second time, because the offset of fd also
+// belongs to its sender: open(2), "open file description". It returns -1 if
+// that fails; the memory can be read anyway. O_NONBLOCK avoids the delay of a
+// lease that the sender may hold, fcntl(2), F_SETLEASE.
 func reopen(fd int) int {
 	own, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -67,7 +67,7 @@ func reopen(fd int) int {
 	return own
 }
 
-// close closes what inspect opened; fd is the caller's.
+// close closes what inspect opened; the caller closes fd.
 func (in *input) close() {
 	if in.seek >= 0 {
 		_ = unix.Close(in.seek)
@@ -85,19 +85,19 @@ func kind(mode uint32) string {
 	case unix.S_IFCHR, unix.S_IFBLK:
 		return "device"
 	default:
-		return "descriptor of no file"
+		return "descriptor without a file"
 	}
 }
 
-// kernels tells whether fd is a file that the kernel makes up as it is read, and
-// not a file of anybody's.
+// kernels reports whether fd is a file whose content the kernel makes while it
+// is read, as in /proc.
 func kernels(fd int) bool {
 	var st unix.Statfs_t
 	if unix.Fstatfs(fd, &st) != nil {
 		return true
 	}
-	// The kernel's number has 32 bits; in Go it is signed on 32-bit machines, and
-	// negative there for some.
+	// The kernel's number has 32 bits. In Go it is signed on 32-bit machines,
+	// and negative there for some file systems.
 	switch uint32(st.Type) {
 	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.DEBUGFS_MAGIC, unix.TRACEFS_MAGIC, unix.CGROUP_SUPER_MAGIC,
 		unix.CGROUP2_SUPER_MAGIC, unix.SECURITYFS_MAGIC, unix.BPF_FS_MAGIC, unix.PSTOREFS_MAGIC, unix.SELINUX_MAGIC, unix.NSFS_MAGIC:
@@ -106,8 +106,9 @@ func kernels(fd int) bool {
 	return false
 }
 
-// sealed tells whether fd is memory that nobody can change any more. Memory of
-// huge pages is left out: touching a hole of it is a SIGBUS where none are free.
+// sealed reports whether fd is memory that no process can change any more. It
+// excludes memory of huge pages: touching a hole in it raises SIGBUS if none
+// are free.
 func sealed(fd int) bool {
 	have, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
 	if err != nil || have&files.Seals != files.Seals {
@@ -117,29 +118,30 @@ func sealed(fd int) bool {
 	return unix.Fstatfs(fd, &st) == nil && st.Type == unix.TMPFS_MAGIC
 }
 
-// part adds one part of the file, from offset at, to sum, and tells how many
-// bytes it had: at most a window, or what buf holds.
+// part adds one part of the file, from offset at, to sum, and returns its size
+// in bytes: at most a window, or the size of buf.
 func (in *input) part(sum hash.Hash, buf []byte, at int64) (int64, error) {
 	if n := in.window(at); n > int64(len(buf)) {
-		// A private mapping of what cannot change is a shared one, and one that
-		// kernels before 6.7 allow of a file with F_SEAL_WRITE.
+		// For memory that cannot change, a private mapping equals a shared
+		// one. Kernels before 6.7 allow only the private one for a file with
+		// F_SEAL_WRITE.
 		window, err := unix.Mmap(in.fd, at, int(n), unix.PROT_READ, unix.MAP_PRIVATE)
 		if err == nil {
 			sum.Write(window)
 			in.mapped += n
 			return n, os.NewSyscallError("munmap", unix.Munmap(window))
-		} // it can be read all the same
+		} // pread can read it anyway
 	}
 	buf = buf[:min(int64(len(buf)), in.size-at)]
 	n, err := pread(in.fd, buf, at)
 	sum.Write(buf[:n])
 	if err == nil && n < len(buf) {
-		err = errors.New("it became shorter while it was read: send it again when it is complete")
+		err = errors.New("it became shorter while it was read; send it again when it is complete")
 	}
 	return int64(n), err
 }
 
-// window is how many bytes from offset at hold data and may be mapped.
+// window returns how many bytes from offset at hold data and may be mapped.
 func (in *input) window(at int64) int64 {
 	if in.seek < 0 {
 		return 0
@@ -171,7 +173,7 @@ func pread(fd int, buf []byte, at int64) (n int, err error) {
 	return n, nil
 }
 
-// sum reads all of the input. Each part is read in a turn, which may end the
+// sum reads the whole input. Each part is read in a turn, which may end the
 // reading with an error.
 func (in *input) sum(turn func(func(buf []byte) error) error) (files.Sum, error) {
 	s, sum := files.Sum{Size: in.size}, sha256.New()

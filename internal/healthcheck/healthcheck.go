@@ -1,4 +1,4 @@
-// Package healthcheck asks a server for what it is there for, as its own user.
+// Package healthcheck asks a server to do its work, as the server's own user.
 package healthcheck
 
 import (
@@ -20,9 +20,10 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// dial connects to the server whose health is to be checked. The client's
-// name marks it for the server, which does not mention it at info level, see
-// [Server]. A server of another user is an impostor; root may check anybody's.
+// dial connects to the server whose health is checked. The client's name marks
+// it as a health check, which the server does not log at info level, see
+// [Server]. A server of another user may be an impostor, so dial rejects it;
+// root may check the server of any user.
 func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
 	conn, err := transport.DialConfig{Bind: echo.HealthName + uds.AutoName("")}.Dial(ctx, a)
 	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
@@ -32,9 +33,9 @@ func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
 	switch {
 	case err != nil:
 	case uds.Unmapped(cred.Uid):
-		err = fmt.Errorf("health check of %s: user %d serves there, which may be any that this user namespace does not map: map the server's user into it", a, cred.Uid)
+		err = fmt.Errorf("health check of %s: user %d serves there, which may be any that this user namespace does not map; map the server's user into it", a, cred.Uid)
 	case !uds.IsOwnUser(cred.Uid):
-		err = fmt.Errorf("health check of %s: user %d serves there, and this process is user %d: find out who", a, cred.Uid, os.Geteuid())
+		err = fmt.Errorf("health check of %s: user %d serves there, and this process is user %d; find out which server this is", a, cred.Uid, os.Geteuid())
 	}
 	if err != nil {
 		_ = conn.Close()
@@ -52,14 +53,14 @@ func Echo(ctx context.Context, a transport.Addr) error {
 			return err
 		}
 		if !bytes.Equal(back.Bytes(), question) {
-			return fmt.Errorf("sent %s, got back %s: that is no echo server", transcript.Quote(question), transcript.Quote(back.Bytes()))
+			return fmt.Errorf("sent %s, received %s; the server is not an echo server", transcript.Quote(question), transcript.Quote(back.Bytes()))
 		}
 		return nil
 	})
 }
 
-// Files hands some bytes of memory to the server at a, and returns why it did not
-// read them.
+// Files sends a file in memory to the server at a, and returns why the server
+// did not read it.
 func Files(ctx context.Context, a transport.Addr) error {
 	f, err := fileclient.Seal("the health check", bytes.NewReader(question))
 	if err != nil {

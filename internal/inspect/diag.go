@@ -19,20 +19,22 @@ const (
 	stateEstablished                             = 1
 )
 
-// A diagSocket is what sock_diag(7) tells of a socket of AF_UNIX.
+// A diagSocket is the information that sock_diag(7) returns about a socket of
+// AF_UNIX.
 type diagSocket struct {
 	sotype, state uint8
-	name          string // as it was bound, with the NUL that an abstract one begins with
-	dev, ino      uint32 // of its file, the kernel's numbers; 0 without a file
-	// Of a listening socket, connections that wait and the backlog; of a
-	// datagram socket, the bytes of the message that is next, and of what it
-	// has sent and nobody has read. nil where the kernel did not say.
+	name          string // as it was bound, with the leading NUL of an abstract name
+	dev, ino      uint32 // of its file, as the kernel numbers them; 0 without a file
+	// For a listening socket: the connections that wait, and the backlog. For
+	// a datagram socket: the bytes of the next message, and the bytes that it
+	// has sent and no process has read. nil if the kernel did not report them.
 	queue, limit *uint32
 	uid          *uint32 // its owner; since Linux 5.3
 }
 
-// diagnose asks the kernel for all sockets of AF_UNIX in the caller's network
-// namespace, for those of others it does not tell. It takes no privilege.
+// diagnose asks the kernel for all AF_UNIX sockets in the caller's network
+// namespace; the kernel does not report those of other namespaces. It needs no
+// privilege.
 func diagnose() ([]diagSocket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
@@ -47,7 +49,7 @@ func diagnose() ([]diagSocket, error) {
 	request = append(request, make([]byte, 8)...)    // nlmsg_seq, nlmsg_pid
 	request = append(request, unix.AF_UNIX, 0, 0, 0) // sdiag_family, sdiag_protocol, pad
 	request = binary.NativeEndian.AppendUint32(request, allStates)
-	request = binary.NativeEndian.AppendUint32(request, 0) // udiag_ino, of no use with a dump
+	request = binary.NativeEndian.AppendUint32(request, 0) // udiag_ino, not used in a dump
 	request = binary.NativeEndian.AppendUint32(request, showName|showVFS|showQueue|showUID)
 	request = append(request, make([]byte, 8)...) // udiag_cookie
 	if err := again(func() error { return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
@@ -72,7 +74,7 @@ func diagnose() ([]diagSocket, error) {
 	}
 }
 
-// again makes a system call again as long as a signal interrupts it.
+// again repeats a system call as long as a signal interrupts it.
 func again(call func() error) error {
 	for {
 		if err := call(); err != unix.EINTR {
@@ -81,7 +83,8 @@ func again(call func() error) error {
 	}
 }
 
-// parseDiag reads one answer of the kernel; done tells that it was the last.
+// parseDiag parses one answer of the kernel; done reports that it was the
+// last.
 func parseDiag(b []byte) (sockets []diagSocket, done bool, err error) {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
@@ -142,19 +145,19 @@ func parseDiagSocket(b []byte) (s diagSocket, err error) {
 	return s, nil
 }
 
-// serves tells whether somebody takes connections or messages there. Accepted
-// connections have the listening socket's name and file too.
+// serves reports whether a process accepts connections or receives messages
+// there. Accepted connections have the listening socket's name and file too.
 func (s diagSocket) serves() bool {
 	return s.state == stateListen || s.sotype == unix.SOCK_DGRAM
 }
 
-// isFile tells whether the socket was bound to the file. The kernel writes the
-// device as 12 bits and 20, and the lower half of the inode's number.
+// isFile reports whether the socket was bound to the file. The kernel writes
+// the device as 12 bits and 20 bits, and the lower half of the inode's number.
 func (s diagSocket) isFile(st *unix.Stat_t) bool {
 	return s.ino == uint32(st.Ino) && s.dev == unix.Major(st.Dev)<<20|unix.Minor(st.Dev)
 }
 
-// isAbstract tells whether the socket was bound to the abstract name, @NAME.
+// isAbstract reports whether the socket was bound to the abstract name, @NAME.
 func (s diagSocket) isAbstract(name string) bool {
 	return len(s.name) > 0 && s.name[0] == 0 && s.name[1:] == name[1:]
 }

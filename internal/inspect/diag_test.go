@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answer is a netlink message; size is what its header says, 0 for the truth.
+// answer returns a netlink message; size is the size in its header, 0 for the
+// real one.
 func answer(kind uint16, size int, data []byte) []byte {
 	if size == 0 {
 		size = unix.NLMSG_HDRLEN + len(data)
@@ -39,7 +40,7 @@ func TestDiagGuardsEveryLength(t *testing.T) {
 			t.Errorf("%s: read as %+v, done %v", name, s, done)
 		}
 	}
-	// What is too short for a value is as if it were not there.
+	// An attribute too short for its value is ignored.
 	got, _, err := parseDiag(answer(unix.SOCK_DIAG_BY_FAMILY, 0,
 		with(append(attr(8, attrVFS, 1, 0, 0, 0), append(attr(4, attrUID), attr(5, attrQueue, 1, 0, 0, 0)...)...)...)))
 	if err != nil || len(got) != 1 || got[0].ino != 0 || got[0].uid != nil || got[0].queue != nil {

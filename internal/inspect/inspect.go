@@ -1,6 +1,7 @@
-// Package inspect finds out what is at a path: its type, mode and owner, and of a
-// socket whether it is served, by whom, and how many wait there. It connects
-// once, and asks sock_diag(7).
+// Package inspect inspects the file at a path: its type, mode and owner. For a
+// socket, it also finds out whether the socket is served, by which user and
+// process, and how many connections wait there. It connects once, and asks
+// sock_diag(7).
 package inspect
 
 import (
@@ -19,54 +20,54 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// State is whether somebody is behind a socket's name.
+// State describes whether a process serves a socket.
 type State string
 
 // The states of a socket.
 const (
-	Live    State = "live"    // it takes connections, or messages
-	Private State = "private" // a datagram socket that takes messages from its own peer only, as a client's does
-	Bound   State = "bound"   // somebody holds it, and does not listen yet
-	Stale   State = "stale"   // nobody holds it; only the file is left
-	Unknown State = "unknown" // connecting is not allowed, and the kernel tells nothing either
+	Live    State = "live"    // it accepts connections, or receives messages
+	Private State = "private" // a datagram socket that receives messages from its own peer only, as a client's does
+	Bound   State = "bound"   // a process has bound it, and does not listen yet
+	Stale   State = "stale"   // no process has it open; only the file is left
+	Unknown State = "unknown" // connecting is not allowed, and the kernel reports nothing either
 )
 
-// A Result is what can be found out about a path. What is not known is nil or
-// empty.
+// A Result holds everything that was found out about a path. Unknown values
+// are nil or empty.
 type Result struct {
 	Path  string   `json:"path"`
 	Row   string   `json:"row"`   // type, mode, owner, group and path as ls(1) writes them; "" for an abstract name
-	Kind  string   `json:"kind"`  // the file's type in words, of what a symbolic link leads to
+	Kind  string   `json:"kind"`  // the file's type in words; for a symbolic link, that of its target
 	Type  uds.Type `json:"type"`  // the socket's
 	State State    `json:"state"` // the socket's
 
-	// Who called listen(2), by SO_PEERCRED. A pid of 0 is one of another pid
-	// namespace. Of a datagram socket, and of one that cannot be connected to,
-	// only the owner is known.
+	// The process that called listen(2), by SO_PEERCRED. A pid of 0 means a
+	// process in another pid namespace. For datagram sockets, and for sockets
+	// that refuse the connection, only the owner is known.
 	UID     *uint32 `json:"uid"`
 	GID     *uint32 `json:"gid"`
 	PID     *int32  `json:"pid"`
-	Process string  `json:"process"` // the pid's name
+	Process string  `json:"process"` // the name of the process
 
 	// Connections that wait to be accepted, and how many may wait; the kernel
-	// lets one more in. Before this inspection made its own.
+	// admits one more. Counted before this inspection connected.
 	Waiting *uint32 `json:"waiting"`
 	Backlog *uint32 `json:"backlog"`
-	// The size of a datagram socket's next message; 0 also where there is none.
-	// How many there are, the kernel does not tell.
+	// The size of a datagram socket's next message, 0 if there is none. The
+	// kernel does not report how many messages wait.
 	NextBytes *uint32 `json:"next_bytes"`
-	Full      *bool   `json:"full"` // whether the next to connect, or to send, has to wait
+	Full      *bool   `json:"full"` // whether the next client has to wait to connect or to send
 
-	NotTold string `json:"not_told"` // why sock_diag(7) has said nothing of this socket
+	NotTold string `json:"not_told"` // why sock_diag(7) has not reported this socket
 
-	Why      []string `json:"why"`       // what keeps the socket from working, or will, each with its cure
+	Why      []string `json:"why"`       // what stops the socket from working now or later, each with its cure
 	ReadOnly bool     `json:"read_only"` // it is on a read-only mount
 }
 
-// Path says what is at a path, or behind an abstract name, @NAME. It connects
-// once, which the server sees as a client that says nothing; datagram servers do
-// not see it. It returns an error and a Result both where it remains unknown
-// whether a socket is served.
+// Path inspects the file at a path, or an abstract name, @NAME. It connects
+// once. The server sees that as a client that sends nothing; datagram servers
+// do not see it. If it cannot find out whether a socket is served, it returns
+// both an error and a Result.
 func Path(path string) (*Result, error) {
 	in, err := inspect(path)
 	if in != nil && path[0] != '@' && (err == nil || in.State == Unknown) {
@@ -92,8 +93,8 @@ func inspect(path string) (*Result, error) {
 		in.Kind = "abstract socket"
 		return in, in.socket(path, func(s diagSocket) bool { return s.isAbstract(path) })
 	}
-	// The row comes first: a server of one client, which the inspection is, may
-	// be gone after it with its file.
+	// The row comes first: the server may serve only one client, which is this
+	// inspection, and then end and remove its file.
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
 		return in.unseen(err)
@@ -103,7 +104,7 @@ func inspect(path string) (*Result, error) {
 		UserName(st.Uid), GroupName(st.Gid), path)
 	file, err := os.OpenFile(path, unix.O_PATH, 0)
 	switch {
-	case errors.Is(err, unix.ENOENT) && in.Row[0] == 'l': // it leads to nothing
+	case errors.Is(err, unix.ENOENT) && in.Row[0] == 'l': // a symbolic link to a missing file
 		return in, nil
 	case err != nil:
 		return in.unseen(err)
@@ -116,12 +117,12 @@ func inspect(path string) (*Result, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return in, nil
 	}
-	// The descriptor's path leads to this very file, whatever becomes of its
-	// name, and fits sun_path however long the name is.
+	// The descriptor's path leads to this very file, even if its name changes,
+	// and fits sun_path even if the name is long.
 	return in, in.socket(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), func(s diagSocket) bool { return s.isFile(&st) })
 }
 
-// unseen is the result for a path that cannot be looked at.
+// unseen completes the result for a path that this process cannot look at.
 func (in *Result) unseen(err error) (*Result, error) {
 	if errors.Is(err, unix.EACCES) {
 		in.State = Unknown
@@ -131,13 +132,13 @@ func (in *Result) unseen(err error) (*Result, error) {
 
 func explain(path string, err error) error {
 	if errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%w (ENOENT): nothing is there: look for a mistake in the path, or where the volume is mounted", unix.ENOENT)
+		return fmt.Errorf("%w (ENOENT): nothing is there; look for a mistake in the path, or where the volume is mounted", unix.ENOENT)
 	}
 	return uds.Explain(path, err)
 }
 
-// socket inspects a socket by a name that fits connect(2). The kernel is asked
-// first, so that what it counts is not our own connection.
+// socket inspects a socket by a name that fits connect(2). It asks the kernel
+// first, so that the counts do not include its own connection.
 func (in *Result) socket(name string, is func(diagSocket) bool) error {
 	all, diagErr := diagnose()
 	err := in.connect(name)
@@ -173,10 +174,11 @@ func (in *Result) socket(name string, is func(diagSocket) bool) error {
 	return nil
 }
 
-// connect tries each type and asks who is there: a wrong type fails with
-// EPROTOTYPE, unix(7). A socket that is bound and does not listen refuses its own
-// type alone; behind the file of one that is gone nothing has a type.
-// ECONNREFUSED is for abstract names only, which each type has of its own.
+// connect tries each type and reads the other end's credentials. A wrong type
+// fails with EPROTOTYPE, unix(7). A socket that is bound and does not listen
+// refuses only its own type. If no process has the socket open, the file has
+// no type. ECONNREFUSED is returned for abstract names only, because each type
+// has its own abstract names.
 func (in *Result) connect(name string) error {
 	var refused []uds.Type
 	for _, t := range types {
@@ -191,7 +193,7 @@ func (in *Result) connect(name string) error {
 		case err == unix.EAGAIN:
 			in.Type, in.State, in.Full = t.name, Live, new(true)
 			err = nil
-		case err == unix.EPERM && t.name == uds.Datagram: // connect(2), of a socket that is connected itself
+		case err == unix.EPERM && t.name == uds.Datagram: // connect(2), if the socket itself is connected to another
 			in.Type, in.State = t.name, Private
 			err = nil
 		case err == unix.ECONNREFUSED:
@@ -210,15 +212,15 @@ func (in *Result) connect(name string) error {
 	case len(refused) == 1:
 		in.Type, in.State = refused[0], Bound
 	default:
-		return unix.EPROTOTYPE // of a type that unix(7) does not have, or replaced meanwhile
+		return unix.EPROTOTYPE // a type that unix(7) does not have, or replaced meanwhile
 	}
 	return nil
 }
 
 // ask asks a connected socket about the other end.
 func (in *Result) ask(fd int) error {
-	if in.Type == uds.Datagram { // SO_PEERCRED would give -1, -1 and 0
-		// poll(2) waits for the other end's queue.
+	if in.Type == uds.Datagram { // SO_PEERCRED would return -1, -1 and 0
+		// poll(2) reports whether the other end's queue is full.
 		events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 		err := again(func() error {
 			n, err := unix.Poll(events, 0)
@@ -233,14 +235,14 @@ func (in *Result) ask(fd int) error {
 		return err
 	}
 	in.UID, in.GID, in.PID = &cred.Uid, &cred.Gid, &cred.Pid
-	if cred.Pid != 0 { // where /proc shows no other users' processes, there is none
+	if cred.Pid != 0 { // the name is missing if /proc hides other users' processes
 		comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", cred.Pid))
 		in.Process = string(bytes.TrimSuffix(comm, []byte("\n")))
 	}
 	return nil
 }
 
-// told takes over what sock_diag(7) knows.
+// told copies what sock_diag(7) reported.
 func (in *Result) told(s *diagSocket) {
 	if in.UID == nil {
 		in.UID = s.uid
@@ -258,7 +260,7 @@ func (in *Result) told(s *diagSocket) {
 	}
 }
 
-// types are those of unix(7), in the order in which they are tried.
+// types are those of unix(7), in the order in which connect tries them.
 var types = []struct {
 	name   uds.Type
 	number int
@@ -284,10 +286,10 @@ var kinds = map[uint32]struct{ letter, words string }{
 	unix.S_IFSOCK: {"s", "socket"},
 }
 
-// Kind is the file type in words, by a file's mode.
+// Kind returns the file type of a file mode in words.
 func Kind(mode uint32) string { return kinds[mode&unix.S_IFMT].words }
 
-// UserName is the name of a user, or the number where it has none.
+// UserName returns the name of a user, or the number if it has none.
 func UserName(id uint32) string {
 	n := strconv.FormatUint(uint64(id), 10)
 	if u, err := user.LookupId(n); err == nil {
@@ -296,7 +298,7 @@ func UserName(id uint32) string {
 	return n
 }
 
-// GroupName is the name of a group, or the number where it has none.
+// GroupName returns the name of a group, or the number if it has none.
 func GroupName(id uint32) string {
 	n := strconv.FormatUint(uint64(id), 10)
 	if g, err := user.LookupGroupId(n); err == nil {

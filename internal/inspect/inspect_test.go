@@ -22,7 +22,7 @@ func inspected(t *testing.T, path string) *inspect.Result {
 	return in
 }
 
-// want compares; the process is this test's binary, by whatever name.
+// want compares; the process is this test's binary, under any name.
 func want(t *testing.T, path string, want inspect.Result) {
 	t.Helper()
 	want.Path = path
@@ -35,7 +35,7 @@ func me() (uid, gid *uint32, pid *int32) {
 	return new(uint32(os.Geteuid())), new(uint32(os.Getegid())), new(int32(os.Getpid()))
 }
 
-// raw is a socket that is bound to path and not more.
+// raw returns a socket that is bound to path, but does not listen.
 func raw(t *testing.T, a uds.Addr) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -45,7 +45,7 @@ func raw(t *testing.T, a uds.Addr) int {
 	return fd
 }
 
-// client is a socket that is connected to path.
+// client returns a socket that is connected to path.
 func client(t *testing.T, a uds.Addr) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -55,7 +55,7 @@ func client(t *testing.T, a uds.Addr) int {
 	return fd
 }
 
-func TestInspectTellsATypeByTrying(t *testing.T) {
+func TestInspectFindsATypeByTrying(t *testing.T) {
 	t.Parallel()
 	uid, gid, pid := me()
 	d := dir(t)
@@ -76,7 +76,7 @@ func TestInspectTellsATypeByTrying(t *testing.T) {
 	}
 }
 
-func TestInspectCountsWhoWaits(t *testing.T) {
+func TestInspectCountsWaitingConnections(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
 	fd := raw(t, a)
@@ -86,7 +86,7 @@ func TestInspectCountsWhoWaits(t *testing.T) {
 		Waiting: new(uint32(2)), Backlog: new(uint32(3)), Full: new(false)}
 	client(t, a)
 	client(t, a)
-	want(t, a.Path, w) // and its own makes the third
+	want(t, a.Path, w) // the inspection's own connection is the third
 	client(t, a)
 	w.Waiting, w.Full = new(uint32(4)), new(true)
 	w.GID, w.PID = nil, nil
@@ -113,7 +113,7 @@ func TestInspectShowsADatagramQueue(t *testing.T) {
 	want(t, a.Path, w)
 }
 
-func TestInspectTellsWhoIsBehindAFileThatTakesNobody(t *testing.T) {
+func TestInspectReportsSocketsThatAcceptNoClient(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	uid, _, _ := me()
@@ -136,7 +136,7 @@ func TestInspectTellsWhoIsBehindAFileThatTakesNobody(t *testing.T) {
 	want(t, d+"/client", inspect.Result{Kind: "socket", Type: uds.Datagram, State: inspect.Private, UID: uid, NextBytes: new(uint32(0))})
 }
 
-func TestInspectNamesWhatIsNoSocket(t *testing.T) {
+func TestInspectNamesTheTypeOfOtherFiles(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	check(t, os.WriteFile(d+"/file", nil, 0o600))
@@ -186,8 +186,8 @@ func TestInspectRefusals(t *testing.T) {
 	}
 }
 
-// Where connecting is not allowed, the kernel's list still tells of the caller's
-// network namespace; of a stale socket it tells nothing.
+// If connecting is not allowed, the kernel's list still contains the sockets
+// of the caller's network namespace, but not a stale socket.
 func TestInspectWithoutPermission(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -199,7 +199,7 @@ func TestInspectWithoutPermission(t *testing.T) {
 	got[0].Result.Backlog = nil // the system's
 	for _, o := range got {
 		o.Result.Row = ""
-		wantWords(t, strings.Join(o.Result.Why, "\n"), o.Result.Path+" does not let this process connect to it: it is 0")
+		wantWords(t, strings.Join(o.Result.Why, "\n"), o.Result.Path+" denies this process permission to connect to it: its mode is 0")
 		o.Result.Why = nil
 	}
 	wantWords(t, got[1].Err, "cannot tell whether it is served: permission denied (EACCES)", d+"/stale is owned by")

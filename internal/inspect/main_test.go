@@ -38,14 +38,14 @@ type outcome struct {
 	Err    string
 }
 
-// asStranger inspects paths as a user whom nobody has granted anything; without
-// root as this user himself.
+// asStranger inspects paths as a user without any permissions; without root,
+// as the test's own user.
 func asStranger(t *testing.T, paths ...string) (all []outcome) {
 	t.Helper()
-	// The test binary lies in a directory that is closed to the stranger; the
-	// link in /proc leads to it all the same.
+	// The stranger has no access to the directory of the test binary; the link
+	// in /proc leads to the binary anyway.
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", paths...)
-	cmd.Env = append(os.Environ(), roleVar+"=stranger", "GORACE=atexit_sleep_ms=0") // or it takes a second to end
+	cmd.Env = append(os.Environ(), roleVar+"=stranger", "GORACE=atexit_sleep_ms=0") // otherwise it takes a second to end
 	cmd.Dir, cmd.Stderr = "/", os.Stderr
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10003, Gid: 10003}}
@@ -63,8 +63,9 @@ func asStranger(t *testing.T, paths ...string) (all []outcome) {
 	return all
 }
 
-// closedMode is a mode of a socket file that keeps the stranger out. Without
-// root only a file that nobody may write to keeps this user out.
+// closedMode returns a mode of a socket file that denies access to the
+// stranger. Without root, the stranger is the test's own user; only a file
+// without any write permission denies access to it.
 func closedMode() os.FileMode {
 	if os.Geteuid() == 0 {
 		return 0o600
@@ -79,7 +80,8 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// dir has a short path, which t.TempDir's is not: sun_path is short.
+// dir returns a short path, because sun_path is short; the path of t.TempDir
+// is long.
 func dir(t *testing.T) string {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
@@ -101,10 +103,10 @@ func listen(t *testing.T, c uds.ListenConfig, a uds.Addr) {
 	t.Cleanup(func() { check(t, s.Close()) })
 }
 
-// stale leaves the file of a socket that nobody serves.
+// stale leaves the file of a socket that no process serves.
 func stale(t *testing.T, path string) {
 	t.Helper()
-	syscall.ForkLock.RLock() // or a child that is being started has a copy of the socket
+	syscall.ForkLock.RLock() // otherwise a child that is being started has a copy of the socket
 	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
@@ -116,7 +118,7 @@ func wantWords(t *testing.T, text string, words ...string) {
 	t.Helper()
 	for _, w := range words {
 		if !strings.Contains(text, w) {
-			t.Errorf("%q does not say %q", text, w)
+			t.Errorf("%q does not contain %q", text, w)
 		}
 	}
 }

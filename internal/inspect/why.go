@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// explain finds what keeps a socket from working, or will: a mount, a file system,
-// permissions, a user namespace, labels. Each comes with its cure.
+// explain finds what stops a socket from working now or later: a mount, a file
+// system, permissions, a user namespace, labels. Each comes with its cure.
 func (in *Result) explain() {
 	because := func(format string, args ...any) { in.Why = append(in.Why, fmt.Sprintf(format, args...)) }
 	if text := keepsOut(in.Path); text != "" {
@@ -35,7 +35,7 @@ func (in *Result) explain() {
 			because("it is itself a mount: when its server starts again and makes a new file, this one stays the old. Mount the directory, not the file")
 		}
 		if in.State != Live && in.State != Private && reachesNoOther(m.fstype) {
-			because("it is on %s (%s): a socket there serves only those who see it through the same mount of the same kernel as its server. Use a volume, or a directory of this kernel's own; from another machine, TCP and client forward", m.fstype, m.source)
+			because("it is on %s (%s): a socket there works only for processes that see it through the same mount of the same kernel as its server. Use a volume, or a directory of this kernel's own; from another machine, TCP and client forward", m.fstype, m.source)
 		}
 		if text := namespaces(&st); text != "" {
 			because("%s", text)
@@ -51,8 +51,9 @@ func (in *Result) explain() {
 // A mount is a line of proc_pid_mountinfo(5).
 type mount struct{ root, options, fstype, source string }
 
-// mountOf finds the mount that a file is on, and whether the file is its root; all
-// is empty where the kernel (before 5.8) or a missing /proc does not tell.
+// mountOf returns the mount that a file is on, and whether the file is the
+// root of the mount. m is empty if the kernel (before 5.8) or a missing /proc
+// does not report it.
 func mountOf(fd int) (m mount, itself bool) {
 	var st unix.Statx_t
 	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st)
@@ -72,16 +73,16 @@ func mountOf(fd int) (m mount, itself bool) {
 	return m, false
 }
 
-// reachesNoOther reports whether a file system may show sockets of another kernel,
-// or of files beneath it, as names behind which nothing is. Engines on desktops
-// have the host's directories on such ones.
+// reachesNoOther reports whether a file system may show sockets of another
+// kernel, or of files beneath it, as names that no process serves. Engines on
+// desktops mount the host's directories with such file systems.
 func reachesNoOther(fstype string) bool {
 	name, _, _ := strings.Cut(fstype, ".")
 	return slices.Contains([]string{"9p", "virtiofs", "nfs", "nfs4", "cifs", "smb3", "fuse", "fuseblk", "fakeowner", "osxfs", "vboxsf", "prl_fs"}, name)
 }
 
-// keepsOut names the first part of a path that refuses this process, and what would
-// let it in; "" if none does.
+// keepsOut describes the first part of a path that denies access to this
+// process, and what would grant it; "" if no part does.
 func keepsOut(path string) string {
 	rest, err := filepath.Abs(path)
 	if err != nil {
@@ -94,7 +95,7 @@ func keepsOut(path string) string {
 		}
 		name, after, more := strings.Cut(strings.TrimLeft(rest, "/"), "/")
 		next := filepath.Join(at, name)
-		if to, err := os.Readlink(next); err == nil && links < 40 { // as many as the kernel follows
+		if to, err := os.Readlink(next); err == nil && links < 40 { // the kernel's limit
 			links++
 			if filepath.IsAbs(to) {
 				at = "/"
@@ -109,8 +110,8 @@ func keepsOut(path string) string {
 	}
 }
 
-// refuses explains why a directory cannot be searched (unix.X_OK), or a socket not
-// be written to (unix.W_OK); "" if it can be, or is missing.
+// refuses explains why this process cannot search a directory (unix.X_OK), or
+// write to a socket (unix.W_OK); "" if it can, or if the file is missing.
 func refuses(path string, bit uint32) string {
 	if !errors.Is(unix.Faccessat(unix.AT_FDCWD, path, bit, unix.AT_EACCESS), unix.EACCES) {
 		return ""
@@ -124,28 +125,28 @@ func refuses(path string, bit uint32) string {
 	if bit == unix.X_OK {
 		what, letter = "search", "x"
 	}
-	text := fmt.Sprintf("%s does not let this process %s it: it is %04o of user %s, group %s, and this process is user %s, group %s, groups %v. ",
+	text := fmt.Sprintf("%s denies this process permission to %s it: its mode is %04o, of user %s, group %s, and this process is user %s, group %s, groups %v. ",
 		path, what, fs.FileMode(st.Mode).Perm(), Named(st.Uid, UserName), Named(st.Gid, GroupName),
 		Named(uint32(os.Geteuid()), UserName), Named(uint32(os.Getegid()), GroupName), groups)
 	owner := int(st.Uid) == os.Geteuid()
 	member := int(st.Gid) == os.Getegid() || slices.Contains(groups, int(st.Gid))
 	switch {
 	case owner && st.Mode&(bit<<6) == 0:
-		return text + fmt.Sprintf("chmod u+%s lets its owner in", letter)
+		return text + fmt.Sprintf("chmod u+%s gives its owner permission", letter)
 	case !owner && member && st.Mode&(bit<<3) == 0:
-		return text + fmt.Sprintf("chmod g+%s lets its group in, which this process has", letter)
+		return text + fmt.Sprintf("chmod g+%s gives permission to its group, which this process has", letter)
 	case !owner && !member && st.Mode&(bit<<3) != 0:
-		return text + fmt.Sprintf("Group %d lets it in: group_add in Compose, --group-add with docker run", st.Gid)
+		return text + fmt.Sprintf("Group %d has permission: use group_add in Compose, --group-add with docker run", st.Gid)
 	case !owner && !member && st.Mode&bit == 0:
-		return text + fmt.Sprintf("Group %d with chmod g+%s lets it in, or user %d", st.Gid, letter, st.Uid)
+		return text + fmt.Sprintf("Group %d with chmod g+%s has permission, or user %d", st.Gid, letter, st.Uid)
 	default:
-		return text + "The mode would let it in: an access control list, or a security module, refuses"
+		return text + "The mode gives permission, but an access control list or a security module denies it"
 	}
 }
 
-// namespaces tells who the owner of a file and this process are on either side of
-// its user namespace, user_namespaces(7); "" if that maps every id to itself. st is
-// nil where the file cannot be seen.
+// namespaces describes how the ids of a file's owner and of this process are
+// mapped by its user namespace, user_namespaces(7); "" if every id maps to
+// itself. st is nil if the file cannot be seen.
 func namespaces(st *unix.Stat_t) string {
 	uids, gids := idMap("uid_map"), idMap("gid_map")
 	if uids.identity() && gids.identity() {
@@ -155,14 +156,14 @@ func namespaces(st *unix.Stat_t) string {
 	if st != nil {
 		text += fmt.Sprintf("; the socket's owner is %s", pair(uids, gids, st.Uid, st.Gid))
 	}
-	return text + ". Permission is by the ids outside: map the owner, or the socket's group, into the namespace"
+	return text + ". Permission is by the ids outside; map the owner, or the socket's group, into the namespace"
 }
 
 func pair(uids, gids ids, uid, gid uint32) string {
 	return fmt.Sprintf("user %d, group %d here, and %s, %s outside", uid, gid, uids.outside("user", uid), gids.outside("group", gid))
 }
 
-// ids are lines of a map: the first id inside, the first outside, how many.
+// ids are lines of a map: the first id inside, the first outside, the count.
 type ids [][3]uint32
 
 func idMap(name string) (m ids) {
@@ -190,8 +191,8 @@ func (m ids) outside(what string, id uint32) string {
 	return "a " + what + " that is not mapped"
 }
 
-// labels are those of SELinux, of a socket and of this process; "" where the file
-// has none.
+// labels returns the SELinux labels of a socket and of this process; "" if the
+// file has none.
 func labels(fd int) string {
 	buf := make([]byte, 1024)
 	n, err := unix.Getxattr(fmt.Sprintf("/proc/self/fd/%d", fd), "security.selinux", buf)
@@ -209,7 +210,7 @@ func labels(fd int) string {
 	return fmt.Sprintf("SELinux: the socket's label is %s, this process's %s. If a rule keeps them apart (ausearch -m avc), mount the directory with :z", strings.TrimRight(string(buf[:n]), "\x00"), own)
 }
 
-// Named is a number with its name, where it has one.
+// Named returns a number with its name, if it has one.
 func Named(id uint32, name func(uint32) string) string {
 	n := strconv.FormatUint(uint64(id), 10)
 	if s := name(id); s != n {

@@ -1,5 +1,6 @@
-// Package loop awaits readiness with epoll(7) for handlers that do the reading
-// and writing: many connections on one thread, and next to nothing for each.
+// Package loop waits for readiness with epoll(7) and calls handlers that do
+// the reading and writing: many connections on one thread, at almost no cost
+// for each.
 package loop
 
 import (
@@ -13,50 +14,53 @@ import (
 	"github.com/udsecho/udsecho/internal/raw"
 )
 
-// Spin is how long a loop goes on asking, after it had something to do, before
-// it sleeps. Falling asleep and being woken costs more than an echo does. It is
-// longer than waking the other end takes on a virtual machine, some 50 µs: so
-// one that spins brings two that sleep back to answering at once.
+// Spin is how long a loop continues to poll, after it had something to do,
+// before it sleeps. Falling asleep and waking up cost more than an echo. Spin
+// is longer than the time to wake the other end on a virtual machine, some 50
+// µs. So if two ends sleep, one of them that spins brings both back to
+// answering at once.
 const Spin = 100 * time.Microsecond
 
 // hold is how long a sleeping loop keeps its processor from the Go scheduler.
-// Handing it over and getting it back costs a good part of an echo, but a
-// garbage collection would have to wait for it, and so would every other
-// goroutine if it were the only one, see [New].
+// Handing the processor over and getting it back costs a good part of an echo.
+// But a garbage collection would have to wait for the loop, and so would every
+// other goroutine if there were only this processor, see [New].
 const hold = time.Millisecond
 
-// processors is how many Go was given.
+// processors is the number of processors given to Go.
 var processors = runtime.GOMAXPROCS(0)
 
-// A Handler does what its descriptor is ready for.
+// A Handler handles the events of its descriptor.
 type Handler interface {
-	// Ready is called with the events for which the descriptor is; it must not
-	// block. What it leaves undone brings the next call: epoll is
+	// Ready is called with the events for which the descriptor is ready; it
+	// must not block. If it leaves work undone, it is called again: epoll is
 	// level-triggered here.
 	Ready(events uint32)
 }
 
-// A Loop belongs to one goroutine; only Interrupt is for others.
+// A Loop belongs to one goroutine; only Interrupt may be called from others.
 type Loop struct {
 	epoll    int
 	wake     int // an eventfd(2)
 	handlers []Handler
 	events   [256]unix.EpollEvent
-	next, n  int // of events, those whose handlers have not been called yet
+	next, n  int // indexes of events whose handlers have not been called yet
 
 	spin time.Duration
 	busy bool // the last wait found something
 	miss int  // spins in a row that found nothing
-	sit  int  // waits that the next spin sits out, so that misses cost less and less
+	sit  int  // waits that the next spin skips, so that misses cost less and less
 }
 
-// New makes a loop that asks for so long before it sleeps; see [Spin]. With one
-// processor it does not: whom it waits for could not run.
+// New makes a loop that polls for the duration spin before it sleeps; see
+// [Spin]. With one processor it does not poll, because the process it waits
+// for could not run.
 //
-// A loop keeps one of Go's processors for itself. Where there is only one, New
-// has Go use a second for the other goroutines: the kernel shares the CPU between
-// them and the loop. Giving way to them at each turn would not do, as Go's
-// scheduler looks at the network only when no goroutine can run, or every 10 ms.
+// A loop keeps one of Go's processors for itself. If there is only one, New
+// makes Go use a second for the other goroutines: the kernel shares the CPU
+// between them and the loop. Yielding to them at each turn would not work, as
+// Go's scheduler checks the network only when no goroutine can run, or every
+// 10 ms.
 func New(spin time.Duration) (l *Loop, err error) {
 	l = &Loop{epoll: -1, wake: -1}
 	if processors > 1 {
@@ -80,7 +84,7 @@ func New(spin time.Duration) (l *Loop, err error) {
 	return l, nil
 }
 
-// Close closes the loop, not what was added to it.
+// Close closes the loop, but not the descriptors that were added to it.
 func (l *Loop) Close() {
 	for _, fd := range []int{l.wake, l.epoll} {
 		if fd >= 0 {
@@ -89,7 +93,7 @@ func (l *Loop) Close() {
 	}
 }
 
-// Add has h handle the events of fd, EPOLLIN for example.
+// Add makes h handle the events of fd, EPOLLIN for example.
 func (l *Loop) Add(fd int, h Handler, events uint32) error {
 	ev := unix.EpollEvent{Events: events, Fd: int32(fd)}
 	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
@@ -102,16 +106,16 @@ func (l *Loop) Add(fd int, h Handler, events uint32) error {
 	return nil
 }
 
-// Watch changes what the loop waits for. It cannot fail on a descriptor that
-// was added.
+// Watch changes the events that the loop waits for. It cannot fail on a
+// descriptor that was added.
 func (l *Loop) Watch(fd int, events uint32) {
 	ev := unix.EpollEvent{Events: events, Fd: int32(fd)}
 	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_MOD, fd, &ev)
 }
 
-// Remove forgets a descriptor that is about to be closed, and the event of it
-// that may have been taken from the kernel already: a new connection with the
-// same number must not get it.
+// Remove forgets a descriptor that is about to be closed. It also forgets an
+// event of it that the loop may have read from the kernel already: a new
+// connection with the same number must not get that event.
 func (l *Loop) Remove(fd int) {
 	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
 	l.handlers[fd] = nil
@@ -122,7 +126,7 @@ func (l *Loop) Remove(fd int) {
 	}
 }
 
-// Handlers yields what was added and not removed.
+// Handlers yields the handlers that were added and not removed.
 func (l *Loop) Handlers(yield func(Handler) bool) {
 	for _, h := range l.handlers {
 		if h != nil && !yield(h) {
@@ -131,8 +135,8 @@ func (l *Loop) Handlers(yield func(Handler) bool) {
 	}
 }
 
-// Wait sleeps until something is ready, or for timeout where it is not
-// negative, and calls the handlers of what is, once each.
+// Wait sleeps until a descriptor is ready, or for timeout if it is not
+// negative, and calls the handler of each ready descriptor once.
 func (l *Loop) Wait(timeout time.Duration) error {
 	n, err := l.await(timeout)
 	if err != nil {
@@ -146,7 +150,7 @@ func (l *Loop) Wait(timeout time.Duration) error {
 		case ev.Fd == int32(l.wake):
 			var n [8]byte
 			_, _ = unix.Read(l.wake, n[:])
-		case ev.Fd >= 0: // or it was removed meanwhile
+		case ev.Fd >= 0: // otherwise it was removed meanwhile
 			l.handlers[ev.Fd].Ready(ev.Events)
 		}
 	}
@@ -177,11 +181,11 @@ func (l *Loop) await(timeout time.Duration) (int, error) {
 	return n, err
 }
 
-// maxMiss bounds how seldom a loop that misses spins: every 64th time.
+// maxMiss limits how rarely a loop that misses spins: every 64th time.
 const maxMiss = 6
 
-// ask spins. Who answers late makes it miss, and every miss makes it rest for
-// twice as long before it tries again.
+// ask spins. A peer that answers late makes it miss, and every miss doubles
+// the pause before the next spin.
 func (l *Loop) ask() int {
 	if l.spin == 0 {
 		return 0
@@ -217,7 +221,7 @@ func milliseconds(d time.Duration) int { return int((d + time.Millisecond - 1) /
 // Interrupt ends a wait from another goroutine.
 func (l *Loop) Interrupt() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
 
-// InterruptAt interrupts when ctx ends. It must be stopped before the loop is
+// InterruptAt interrupts the loop when ctx ends. Call stop before the loop is
 // closed.
 func (l *Loop) InterruptAt(ctx context.Context) (stop func()) {
 	woken := make(chan struct{})

@@ -123,7 +123,7 @@ func TestWatchedForNothingIsLeftAlone(t *testing.T) {
 	}
 }
 
-func TestRemovedWhileItsEventIsUnderWay(t *testing.T) {
+func TestRemovedWhileItsEventIsPending(t *testing.T) {
 	l := newLoop(t, 0)
 	calls := 0
 	var fds [2]int
@@ -133,7 +133,7 @@ func TestRemovedWhileItsEventIsUnderWay(t *testing.T) {
 		send(t, a)
 		if err := l.Add(b, handler(func(uint32) {
 			calls++
-			for _, fd := range fds { // the other's event is in the same batch
+			for _, fd := range fds { // the other descriptor's event is in the same batch
 				l.Remove(fd)
 			}
 		}), unix.EPOLLIN); err != nil {
@@ -154,8 +154,8 @@ func TestRemovedWhileItsEventIsUnderWay(t *testing.T) {
 	}
 }
 
-// turnsFor counts the turns that a loop takes which always has something to do,
-// until other goroutines have sent a byte to and fro n times.
+// turnsFor counts the turns of a loop that always has something to do, until
+// other goroutines have sent a byte to and fro n times.
 func turnsFor(t *testing.T, processors, n int) (turns int) {
 	t.Helper()
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(processors))
@@ -183,8 +183,8 @@ func turnsFor(t *testing.T, processors, n int) (turns int) {
 	}
 }
 
-// toAndFro sends over package net, as the admin socket does: who waits there
-// needs the scheduler to look at the network, too.
+// toAndFro sends over package net, as the admin socket does: a goroutine that
+// waits there also needs the scheduler to check the network.
 func toAndFro(n int) error {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

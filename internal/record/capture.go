@@ -14,23 +14,23 @@ import (
 	"github.com/gopacket/gopacket/pcapgo"
 )
 
-// A stream is a connection as TCP would have carried it. Its addresses are made
-// up: the client of connection N is 10.x.y.z with N for x.y.z, the target is
-// 127.0.0.1. The port is what Wireshark chooses the protocol by.
+// A stream shows a connection as TCP would have carried it. Its addresses are
+// invented: the client of connection N is 10.x.y.z with N for x.y.z, the
+// target is 127.0.0.1. Wireshark chooses the protocol by the port.
 type stream struct {
 	port uint16
-	next [2]uint32 // sequence numbers: of the client, and of the target
+	next [2]uint32 // sequence numbers of the client, and of the target
 	note []string  // for the next packet
 }
 
 const (
 	clientPort = 40000
-	maxSegment = 65535 - 20 - 20 // what fits IPv4 beside its header and TCP's
+	maxSegment = 65535 - 20 - 20 // fits IPv4 with its header and TCP's
 )
 
-// capture makes pieces blocks of a pcapng file, and gives how such a file begins.
-// Of lost pieces the size is not known, so that their stream goes on as if they had
-// not been there; the block says how many there were.
+// capture turns pieces into blocks of a pcapng file, and returns the header of
+// such a file. The size of lost pieces is not known. So their stream continues
+// as if they had not existed; the block states how many were lost.
 func capture() (encode func(*piece) ([]byte, error), header []byte, err error) {
 	var out bytes.Buffer
 	w, err := pcapgo.NewNgWriterInterface(&out, pcapgo.NgInterface{
@@ -53,8 +53,8 @@ func capture() (encode func(*piece) ([]byte, error), header []byte, err error) {
 	}, header, err
 }
 
-// packets writes a piece. A stream begins with its first bytes, which may tell the
-// protocol.
+// packets writes a piece. A stream begins with its first bytes, which may
+// identify the protocol.
 func (p *piece) packets(w *pcapgo.NgWriter) error {
 	s := p.conn.stream
 	if s == nil {
@@ -90,7 +90,8 @@ func (p *piece) packets(w *pcapgo.NgWriter) error {
 	}
 }
 
-// wide lets the other side send more than 64 KiB at once: RFC 7323, shift count 14.
+// wide allows the other side to send more than 64 KiB at once: RFC 7323, shift
+// count 14.
 var wide = []layers.TCPOption{{OptionType: layers.TCPOptionKindWindowScale, OptionLength: 3, OptionData: []byte{14}}}
 
 func (s *stream) packet(w *pcapgo.NgWriter, p *piece, toTarget bool, tcp layers.TCP, payload []byte) error {
@@ -130,9 +131,9 @@ func (s *stream) packet(w *pcapgo.NgWriter, p *piece, toTarget bool, tcp layers.
 	return w.WritePacketWithOptions(gopacket.CaptureInfo{Timestamp: p.when, CaptureLength: n, Length: n}, packet.Bytes(), options)
 }
 
-// port is the target's, or that of the protocol which the name of its socket or
-// the first bytes suggest, as servers of these protocols have them; HTTP's if
-// nothing does. Wireshark finds HTTP/2 and gRPC there too.
+// port returns the target's port. If it has none, port returns the usual port
+// of the protocol that the name of its socket or the first bytes suggest, or
+// else that of HTTP. Wireshark finds HTTP/2 and gRPC there too.
 func (c *Conn) port(first []byte) uint16 {
 	name := filepath.Base(c.Target)
 	digits := func(prefix string) (n uint64, ok bool) {

@@ -1,10 +1,10 @@
-// Package record shows what passes through a relay while it passes: as a hex dump
-// for people, as JSON for programs, or as a capture for Wireshark, whose programs
-// then decode the protocol.
+// Package record shows what passes through a relay while it passes: as a hex
+// dump for people, as JSON for programs, or as a capture for Wireshark and its
+// programs, which then decode the protocol.
 //
 // The relay never waits for a record. Pieces go through a bounded queue to a
-// goroutine of their own; what does not fit there, or cannot be written, is lost,
-// counted, and told in the log and in the record itself.
+// goroutine of their own. Pieces that do not fit there, or cannot be written,
+// are lost and counted; the log and the record show the count.
 package record
 
 import (
@@ -24,7 +24,7 @@ import (
 	"github.com/udsecho/udsecho/internal/transcript"
 )
 
-// The queue's bounds.
+// The limits of the queue.
 const (
 	maxPieces = 4096
 	maxBytes  = 16 << 20
@@ -36,37 +36,38 @@ const patience = 2 * time.Second
 // A Recorder writes a record. A nil one records nothing.
 type Recorder struct {
 	out    io.Writer
-	file   *os.File // that out is, if it is one of its own; nil: standard output
-	size   int64    // of file, in whole pieces
+	file   *os.File // the file that out writes to; nil if it is standard output
+	size   int64    // of file, counting whole pieces
 	encode func(*piece) ([]byte, error)
 	log    zerolog.Logger
 	queue  chan *piece
 	bytes  atomic.Int64  // in queue
 	lost   atomic.Uint64 // pieces
-	gone   atomic.Bool   // the reader is, or Close gave up
+	gone   atomic.Bool   // the reader has ended, or Close gave up
 	ended  chan struct{}
 }
 
-// A Conn is a connection as the record knows it. A nil one is not recorded.
+// A Conn is a connection as the record knows it. A nil Conn is not recorded.
 type Conn struct {
 	ID     uint64
-	Peer   string      // the client's address; "": it has none
-	Cred   *unix.Ucred // nil: not known
+	Peer   string      // the client's address; "" if it has none
+	Cred   *unix.Ucred // nil if not known
 	Target string      // the target's address
-	Port   uint16      // the target's, of TCP; 0: it has none
+	Port   uint16      // the target's TCP port; 0 if it has none
 
 	recorder *Recorder
-	stream   *stream // of a capture; for the writing goroutine alone
+	stream   *stream // of a capture; used by the writing goroutine only
 }
 
-// A piece is what passed at once, or the start or end of something.
+// A piece is the data that passed at once, or the start or end of a direction
+// or connection.
 type piece struct {
 	when     time.Time
 	conn     *Conn
 	what     event
 	toTarget bool
 	payload  []byte
-	files    []string // by kind
+	files    []string // the kind of each descriptor
 	lost     uint64   // how many pieces are missing before this one
 }
 
@@ -75,19 +76,20 @@ type event int
 const (
 	opened event = iota
 	data
-	ended // a direction
+	ended // one direction has ended
 )
 
-// Check refuses a form that [New] does not know.
+// Check rejects a form that [New] does not know.
 func Check(form string) error {
 	if form != "hex" && form != "json" && !strings.HasSuffix(form, ".pcapng") {
-		return fmt.Errorf("--show %s: unknown form: write hex, json, or the name of a file that ends in .pcapng", form)
+		return fmt.Errorf("--show %s: unknown form; write hex, json, or the name of a file that ends in .pcapng", form)
 	}
 	return nil
 }
 
-// New starts a record: hex or json, to out, or a file that ends in .pcapng, which
-// it makes, of mode 0600. A file that exists is left alone: that is an error.
+// New starts a record. form is hex or json, to out, or the name of a file that
+// ends in .pcapng. New creates that file with mode 0600, and fails if it
+// exists.
 func New(form string, out io.Writer, colour bool, log zerolog.Logger) (*Recorder, error) {
 	r := &Recorder{out: out, log: log, queue: make(chan *piece, maxPieces), ended: make(chan struct{})}
 	switch form {
@@ -98,7 +100,7 @@ func New(form string, out io.Writer, colour bool, log zerolog.Logger) (*Recorder
 	default:
 		file, err := os.OpenFile(form, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if errors.Is(err, os.ErrExist) {
-			return nil, fmt.Errorf("--show %s: the file exists, and is left alone: choose another name", form)
+			return nil, fmt.Errorf("--show %s: the file exists, and is left alone; choose another name", form)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("--show: %w", err)
@@ -127,13 +129,14 @@ func (r *Recorder) Open(c Conn) *Conn {
 	return &c
 }
 
-// Data records what one side sent, and the descriptors with it.
+// Data records the bytes that one side sent, and the descriptors sent with
+// them.
 func (c *Conn) Data(toTarget bool, payload []byte, files []int) {
 	if c == nil {
 		return
 	}
 	if c.recorder.gone.Load() || c.recorder.bytes.Load()+int64(len(payload)) > maxBytes {
-		c.recorder.lost.Add(1) // before it costs a copy
+		c.recorder.lost.Add(1) // check before the copy is made
 		return
 	}
 	c.put(&piece{what: data, toTarget: toTarget, payload: slices.Clone(payload), files: kinds(files)})
@@ -158,7 +161,7 @@ func (c *Conn) put(p *piece) {
 	}
 }
 
-// Close ends the record, and returns how many pieces it lacks. Nothing may be
+// Close ends the record, and returns how many pieces were lost. Nothing may be
 // recorded after it.
 func (r *Recorder) Close() (lost uint64) {
 	if r == nil {
@@ -168,7 +171,7 @@ func (r *Recorder) Close() (lost uint64) {
 	select {
 	case <-r.ended:
 	case <-time.After(patience):
-		r.gone.Store(true) // whoever reads it does not, and may never
+		r.gone.Store(true) // the reader does not read, and may never do so
 		return r.lost.Load() + uint64(len(r.queue)) + 1
 	}
 	if r.file != nil {
@@ -188,7 +191,7 @@ func (r *Recorder) run() {
 		lost := r.lost.Load()
 		p.lost = lost - missing
 		if lost > told && time.Since(toldAt) > time.Second {
-			r.log.Warn().Uint64("lost", lost).Msgf("the record lacks %d pieces so far: its reader, or its file, is too slow or gone; relaying goes on", lost)
+			r.log.Warn().Uint64("lost", lost).Msgf("the record lacks %d pieces so far: its reader, or its file, is too slow or gone; relaying continues", lost)
 			told, toldAt = lost, time.Now()
 		}
 		if r.gone.Load() {
@@ -197,7 +200,7 @@ func (r *Recorder) run() {
 		}
 		text, err := r.encode(p)
 		if err == nil && len(text) == 0 {
-			continue // the next piece brings it
+			continue // the next piece carries the count
 		}
 		if err == nil {
 			err = r.write(text)
@@ -207,15 +210,15 @@ func (r *Recorder) run() {
 			continue
 		}
 		if n := r.lost.Add(1); n == lost+1 && told == lost {
-			r.log.Warn().Err(err).Msgf("cannot write the record: %s; relaying goes on", transcript.Escape(err.Error()))
+			r.log.Warn().Err(err).Msgf("cannot write the record: %s; relaying continues", transcript.Escape(err.Error()))
 			told, toldAt = n, time.Now()
 		}
 		r.gone.Store(errors.Is(err, unix.EPIPE))
 	}
 }
 
-// write writes a whole piece, or nothing of it to a file: half a block would make
-// what follows unreadable.
+// write writes a whole piece. To a file it writes all of a piece or nothing:
+// half a block would make the rest unreadable.
 func (r *Recorder) write(text []byte) error {
 	n, err := r.out.Write(text)
 	if r.file == nil {
@@ -237,7 +240,7 @@ func seek(f *os.File, to int64) error {
 	return err
 }
 
-// kinds are what descriptors lead to, in words.
+// kinds describes in words what each descriptor leads to.
 func kinds(files []int) (words []string) {
 	for _, fd := range files {
 		var st unix.Stat_t

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What peers send, whatever it is, is in every form of the record as it was sent,
-// and writes nothing but its dump to a terminal.
+// Every form of the record contains exactly the bytes that peers sent, and
+// writes nothing but its dump to a terminal.
 func FuzzForms(f *testing.F) {
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"), []byte("\x1b[2J"), "/run/s", "peer\n\x1b]0;")
 	f.Add([]byte{0, 0, 0, 8, 4, 210, 22, 47}, []byte{}, ".s.PGSQL.99999", "")

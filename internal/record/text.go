@@ -11,8 +11,8 @@ import (
 	"github.com/udsecho/udsecho/internal/transcript"
 )
 
-// hexDump makes pieces readable. Colours tell the directions apart: they are
-// escape sequences of terminals.
+// hexDump formats pieces for people. With colour, escape sequences of
+// terminals distinguish the directions.
 func hexDump(colour bool) func(*piece) ([]byte, error) {
 	return func(p *piece) ([]byte, error) {
 		var b bytes.Buffer
@@ -54,7 +54,7 @@ func (p *piece) arrow() string {
 	}
 }
 
-// who is the client, as far as it is known.
+// who describes the client, as far as it is known.
 func (p *piece) who() (text string) {
 	if p.conn.Peer != "" {
 		text = " by " + transcript.Escape(p.conn.Peer)
@@ -65,7 +65,7 @@ func (p *piece) who() (text string) {
 	return text + " to " + transcript.Escape(p.conn.Target)
 }
 
-// encodeJSON makes a piece an object on a line of its own.
+// encodeJSON encodes a piece as an object on a line of its own.
 func encodeJSON(p *piece) ([]byte, error) {
 	object := struct {
 		Time        time.Time `json:"time"`
@@ -76,7 +76,7 @@ func encodeJSON(p *piece) ([]byte, error) {
 		Bytes       []byte    `json:"bytes,omitempty"` // base64
 		Descriptors []string  `json:"descriptors,omitempty"`
 		Peer        string    `json:"peer,omitempty"`
-		UID         *uint32   `json:"uid"` // of the client; null: not known
+		UID         *uint32   `json:"uid"` // of the client; null if not known
 		GID         *uint32   `json:"gid"`
 		PID         *int32    `json:"pid"`
 		Lost        uint64    `json:"lost,omitempty"` // pieces before this one

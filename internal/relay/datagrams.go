@@ -13,28 +13,28 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// A peer is what a datagram client is to the target: a socket of its own, so that
-// the target's answers find their way back.
+// A peer represents one datagram client to the target: a socket of its own, so
+// that the target's answers reach that client.
 type peer struct {
 	relay  *Relay
 	client echoserver.Sender
 	record *record.Conn
-	conn   *transport.Conn // which has the socket's name; nil: it is being dialled
-	fd     int             // -1: likewise
-	rest   []byte          // a message that the target does not take now; nil: there is none
-	again  bool            // rest was sent before, to a target that is gone
+	conn   *transport.Conn // owns the name of the socket; nil while it is being dialled
+	fd     int             // -1 while it is being dialled
+	rest   []byte          // a message that the target does not accept now; nil if there is none
+	again  bool            // rest was sent before, to a target that has ended
 	owed   int             // messages that the target may still answer
-	slow   bool            // the client does not take its replies now
+	slow   bool            // the client does not read its replies now
 	still  time.Duration
 }
 
-// Message carries a message on, which is valid until Message returns. It reports
+// Message forwards a message, which is valid until Message returns. It reports
 // whether the relay can take another; if not, it has called Pause.
 func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
 	p := r.peers[s.Key]
 	if p == nil {
 		if !r.makeRoom(s) {
-			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("turned a client away: %d datagram clients wait for the target, and there are no more allowed", r.Busy())
+			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
 			return true
 		}
 		r.lastID++
@@ -45,9 +45,10 @@ func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
 	return p.send(message)
 }
 
-// makeRoom closes the peer that has been silent for longest if there are too many,
-// as datagram clients do not say that they end. It reports whether there is room:
-// a peer whose message the target may still answer stays.
+// makeRoom closes the peer that has been silent for longest if there are too
+// many peers, because datagram clients do not announce their end. It reports
+// whether there is room: a peer stays while the target may still answer one of
+// its messages.
 func (r *Relay) makeRoom(s echoserver.Sender) bool {
 	same := func(p *peer) bool { return s.Cred != nil && p.client.Cred != nil && s.Cred.Uid == p.client.Cred.Uid }
 	all, own := 0, 0
@@ -81,8 +82,8 @@ func (r *Relay) makeRoom(s echoserver.Sender) bool {
 	return true
 }
 
-// send sends a message to the target; what does not go now is kept, and nothing
-// more is received until it is gone.
+// send sends a message to the target. If the target does not accept it now,
+// the peer keeps it and receives nothing more until it is sent.
 func (p *peer) send(message []byte) bool {
 	p.still = 0
 	err := error(unix.EBADF)
@@ -120,7 +121,7 @@ func (p *peer) keep(message []byte) {
 	}
 }
 
-// lose gives up a message.
+// lose drops a message.
 func (p *peer) lose(err error) {
 	p.relay.warn.Warn().Err(err).Str("peer", transcript.Escape(p.client.Address)).Msgf("dropped a message to the target: %s", escape(err))
 	p.again = false
@@ -143,7 +144,7 @@ func (p *peer) connected(conn *transport.Conn, err error) {
 		p.fd, err = conn.Detach()
 	}
 	if err == nil {
-		_ = transport.SetSendBuffer(p.fd, transport.MaxMessage()+32) // or else a message that is too large has an error of its own
+		_ = transport.SetSendBuffer(p.fd, transport.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
 		err = r.loop.Add(p.fd, p, unix.EPOLLIN)
 	}
 	if err != nil {
@@ -154,7 +155,7 @@ func (p *peer) connected(conn *transport.Conn, err error) {
 	p.send(p.rest)
 }
 
-// Ready sends what waits, and carries replies back.
+// Ready sends the waiting message, and carries replies back.
 func (p *peer) Ready(events uint32) {
 	if p.rest != nil && events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 {
 		p.send(p.rest)
@@ -168,9 +169,9 @@ func (p *peer) Ready(events uint32) {
 		case err == unix.EAGAIN || err == unix.EINTR:
 			return
 		case unwanted(err):
-			p.relay.warn.Warn().Err(err).Msgf("refused a message of the target: %s", escape(err))
+			p.relay.warn.Warn().Err(err).Msgf("dropped a message from the target: %s", escape(err))
 			continue
-		case err != nil: // the target is gone; the next message finds another
+		case err != nil: // the target has ended; the next message dials another
 			p.hangUp()
 			return
 		}
@@ -188,7 +189,7 @@ func (p *peer) Ready(events uint32) {
 	}
 }
 
-// watch has the loop wait for what the peer can take.
+// watch makes the loop wait for events that the peer can handle.
 func (p *peer) watch() {
 	want := uint32(0)
 	if !p.slow {
@@ -200,7 +201,7 @@ func (p *peer) watch() {
 	p.relay.loop.Watch(p.fd, want)
 }
 
-// hangUp closes the socket towards the target.
+// hangUp closes the socket to the target.
 func (p *peer) hangUp() {
 	p.owed, p.slow = 0, false
 	if p.fd >= 0 {

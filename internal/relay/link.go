@@ -17,12 +17,12 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// A link is a client's connection and the one to the target that belongs to it.
+// A link is a client's connection together with its connection to the target.
 type link struct {
 	relay          *Relay
 	about          echoserver.Client
 	client, target end
-	still          time.Duration // the first sweep after something passed; 0: not yet
+	still          time.Duration // the first sweep after bytes passed; 0: not yet
 	closed         bool
 	record         *record.Conn
 }
@@ -31,21 +31,21 @@ type link struct {
 type end struct {
 	link    *link
 	fd      int    // -1: not connected yet
-	unix    bool   // descriptors may come
+	unix    bool   // descriptors may arrive
 	records bool   // seqpacket
 	name    string // "client" or "target"
 	added   bool   // to the loop
-	asked   uint32 // what the loop waits for
-	hung    bool   // the loop has reported a hang-up, and would at every turn
+	asked   uint32 // events that the loop waits for
+	hung    bool   // the loop has reported a hang-up, and would do so at every turn
 
-	rest   []byte // received here, and not taken by the other end yet
-	files  []int  // that go with it
-	waits  bool   // the other end does not take rest now
-	buf    []byte // that rest is a part of, nil: rest is a copy
-	pipe   *pipe  // in place of rest; nil: there is none
-	eof    bool   // nothing more comes from here, or nobody takes it
-	passed bool   // and the other end knows
-	bytes  uint64 // that came from here
+	rest   []byte // received here, and not accepted by the other end yet
+	files  []int  // descriptors that belong to rest
+	waits  bool   // the other end does not accept rest now
+	buf    []byte // the buffer that rest is part of; nil if rest is a copy
+	pipe   *pipe  // in place of rest; nil if there is none
+	eof    bool   // this end sends nothing more, or the other end accepts nothing more
+	passed bool   // the other end knows about eof
+	bytes  uint64 // received from this end
 }
 
 // Connection serves a client.
@@ -62,7 +62,7 @@ func (r *Relay) Connection(c echoserver.Client) {
 		l.connected(fd, nil)
 		return
 	}
-	l.client.watch(0) // which reports a client that is gone
+	l.client.watch(0) // reports only that the client has hung up
 	r.dial(func(conn *transport.Conn, err error) {
 		fd := -1
 		if err == nil {
@@ -76,8 +76,9 @@ func (r *Relay) Connection(c echoserver.Client) {
 	})
 }
 
-// connect connects to the target if that takes no time: of Unix sockets, to one
-// that is there and has room. Whatever is wrong, [Relay.dial] finds out.
+// connect connects to the target if that takes no time: to a Unix socket that
+// is served and has room in its backlog. On any failure, [Relay.dial] finds
+// the reason.
 func (r *Relay) connect() (fd int, ok bool) {
 	if !r.config.Target.Type.Unix() {
 		return -1, false
@@ -94,8 +95,9 @@ func (r *Relay) connect() (fd int, ok bool) {
 	return fd, true
 }
 
-// prepare sets what a message type needs: an empty record is told from the end by
-// its credentials, and any message that a process can send must fit.
+// prepare sets the options that a message type needs. With credentials, an
+// empty record can be distinguished from the end; and the send buffer must fit
+// any message that a process can send.
 func (e *end) prepare() error {
 	if !e.records {
 		return nil
@@ -103,11 +105,11 @@ func (e *end) prepare() error {
 	if err := transport.PassCred(e.fd); err != nil {
 		return err
 	}
-	_ = transport.SetSendBuffer(e.fd, transport.MaxMessage()+32) // or else the message that is too large has an error of its own
+	_ = transport.SetSendBuffer(e.fd, transport.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
 	return nil
 }
 
-// connected goes on when the target is there, or is not.
+// connected continues after the dial to the target has succeeded or failed.
 func (l *link) connected(fd int, err error) {
 	if l.target.fd = fd; err == nil {
 		err = l.target.prepare()
@@ -131,12 +133,12 @@ func (e *end) other() *end {
 	return &e.link.client
 }
 
-// Ready does what an end is ready for.
+// Ready handles the events of an end.
 func (e *end) Ready(events uint32) {
 	const gone = unix.EPOLLHUP | unix.EPOLLERR
 	l, o := e.link, e.other()
-	if l.target.fd < 0 { // the client did not wait for it
-		if n, err := unix.IoctlGetInt(e.fd, unix.SIOCINQ); err == nil && n > 0 { // but has said something
+	if l.target.fd < 0 { // the client did not wait for the target
+		if n, err := unix.IoctlGetInt(e.fd, unix.SIOCINQ); err == nil && n > 0 { // but the client has sent something
 			e.hung = true
 			e.watch(0)
 			return
@@ -156,14 +158,15 @@ func (e *end) Ready(events uint32) {
 	}
 	if events&gone != 0 {
 		e.hung = true
-		if e.eof && !o.passed { // it has closed: what the other end still sends has no reader
+		if e.eof && !o.passed { // it has closed, so no process reads what the other end still sends
 			o.drop(unix.EPIPE)
 		}
 	}
 	l.settle()
 }
 
-// receive carries on what has come, up to a bound: the others must get their turn.
+// receive forwards the received bytes, up to a limit, so that the other
+// connections get their turn.
 func (e *end) receive() {
 	for range maxTurn {
 		payload, files, err := e.read()
@@ -193,7 +196,7 @@ func (e *end) receive() {
 		if !e.flush() || !e.records && len(payload) < len(e.link.relay.buf) {
 			return
 		}
-		if !e.unix && e.link.record == nil && !e.spliced() { // there is much
+		if !e.unix && e.link.record == nil && !e.spliced() { // much data is waiting
 			return
 		}
 	}
@@ -211,7 +214,7 @@ func (e *end) read() (payload []byte, files []int, err error) {
 		}
 		n, files, _, err = uds.ReceiveFiles(e.fd, r.buf, limit)
 		return r.buf[:n], files, err
-	case e.unix: // unlike read(2), it tells of descriptors that came along
+	case e.unix: // read(2) would close descriptors that came along silently
 		r.iov.Base = &r.buf[0]
 		r.iov.SetLen(len(r.buf))
 		r.header = unix.Msghdr{Iov: &r.iov}
@@ -229,7 +232,8 @@ func (e *end) read() (payload []byte, files []int, err error) {
 	return r.buf[:max(n, 0)], nil, err
 }
 
-// flush sends the rest to the other end, and reports whether all of it is gone.
+// flush sends the rest to the other end, and reports whether all of it is
+// sent.
 func (e *end) flush() bool {
 	r, o := e.link.relay, e.other()
 	for {
@@ -268,7 +272,7 @@ func (e *end) flush() bool {
 	}
 }
 
-// unsent is how many bytes the other end has not taken.
+// unsent returns how many bytes the other end has not accepted.
 func (e *end) unsent() int {
 	if e.pipe != nil {
 		return e.pipe.held
@@ -276,7 +280,7 @@ func (e *end) unsent() int {
 	return len(e.rest)
 }
 
-// forget gives up the rest.
+// forget drops the rest.
 func (e *end) forget() {
 	e.closeFiles()
 	e.link.relay.giveBack(e.buf)
@@ -287,8 +291,8 @@ func (e *end) forget() {
 }
 
 func (e *end) closeFiles() {
-	// Not as uds.CloseFiles does: the receiver has the same open files, and their
-	// options are its affair.
+	// Do not use uds.CloseFiles: the receiver has the same open files, and
+	// this process must not change their options.
 	for _, fd := range e.files {
 		_ = unix.Close(fd)
 	}
@@ -298,17 +302,18 @@ func (e *end) closeFiles() {
 	e.files = nil
 }
 
-// drop ends a direction whose other end takes nothing more: who writes there
-// learns it from shutdown(2), SHUT_RD. The opposite direction goes on.
+// drop ends a direction if its other end accepts nothing more. The writer
+// learns it from shutdown(2), SHUT_RD. The opposite direction continues.
 func (e *end) drop(err error) {
 	e.link.event(e.link.relay.config.Log.Info()).Err(err).Int("bytes", e.unsent()).
-		Msgf("the %s takes nothing more: %s", e.other().name, escape(err))
+		Msgf("the %s accepts nothing more: %s", e.other().name, escape(err))
 	e.forget()
 	e.eof, e.passed = true, true
 	_ = unix.Shutdown(e.fd, unix.SHUT_RD)
 }
 
-// settle passes ends on, closes what is done, and asks the loop for the rest.
+// settle passes ends of file on, closes finished links, and makes the loop
+// wait for the rest.
 func (l *link) settle() {
 	ends := [...]*end{&l.client, &l.target}
 	for _, e := range ends {
@@ -338,8 +343,8 @@ func (l *link) settle() {
 	}
 }
 
-// watch has the loop wait for events; for none, it reports only that the other
-// side has hung up, and that once.
+// watch makes the loop wait for events. With no events, the loop reports only
+// that the other side has hung up, and only once.
 func (e *end) watch(want uint32) {
 	r := e.link.relay
 	switch {
@@ -365,16 +370,17 @@ func (e *end) remove() {
 	}
 }
 
-// lost ends a link whose end e broke: the other learns it, of TCP by a reset.
+// lost ends a link whose end e broke. It tells the other end, over TCP with a
+// reset.
 func (l *link) lost(e *end, err error) {
 	l.event(l.relay.config.Log.Info()).Err(err).Uint64("to_target", l.client.bytes).Uint64("to_client", l.target.bytes).
 		Msgf("lost the connection to the %s: %s", e.name, escape(err))
 	l.abort()
 }
 
-// refuse ends a link that may not go on, and says why.
+// refuse ends a link that may not continue, and logs why.
 func (l *link) refuse(why string) {
-	l.event(l.relay.warn.Warn()).Msg("turned a client away: " + why)
+	l.event(l.relay.warn.Warn()).Msg("disconnected a client: " + why)
 	l.abort()
 }
 
@@ -408,13 +414,13 @@ func (l *link) close() {
 
 func (l *link) event(ev *zerolog.Event) *zerolog.Event {
 	if ev == nil {
-		return nil // Escape costs something
+		return nil // Escape costs time
 	}
 	return transcript.WithCred(ev.Uint64("conn", l.about.ID).Str("peer", transcript.Escape(l.about.Peer)), l.about.Cred)
 }
 
-// send sends the rest, with descriptors if there are some: a stream may take a part
-// of it, and has all of them then.
+// send sends the rest, with its descriptors if there are any. A stream may
+// accept only a part of the bytes, but then it has accepted all descriptors.
 func (e *end) send() (int, error) {
 	fd := e.other().fd
 	switch {

@@ -1,13 +1,16 @@
-// Package relay carries what the clients of a server send to one target, and back
-// what the target sends: bytes, whole messages, and descriptors. The server, which
-// is package echoserver's, listens, accepts, limits and drains; the relay has its
-// loop, and everything but the dialling runs on the loop's goroutine.
+// Package relay forwards what the clients of a server send to one target, and
+// returns what the target sends: bytes, whole messages, and descriptors. The
+// server of package echoserver listens, accepts, limits and drains. The relay
+// uses its loop, and everything except dialling runs on the loop's goroutine.
 //
-// The contract: no byte is lost, altered or reordered on the way; the end of one
-// direction is passed on and leaves the other open (shutdown(2), SHUT_WR); an end
-// that does not read stops the relay from reading the other end, so that a
-// connection costs at most one buffer for each direction; and no connection stops
-// another.
+// The contract:
+//
+//   - no byte is lost, altered or reordered;
+//   - the end of one direction is passed on and leaves the other direction open
+//     (shutdown(2), SHUT_WR);
+//   - if one end does not read, the relay stops reading the other end, so a
+//     connection uses at most one buffer for each direction;
+//   - no connection stops another.
 package relay
 
 import (
@@ -30,52 +33,55 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// A Config says where to carry what is received.
+// A Config configures where and how to forward.
 type Config struct {
 	Target transport.Addr
-	// Dial connects to the target, for as long as it may take, and checks who serves
-	// there. It is called from many goroutines.
+	// Dial connects to the target, however long that takes, and checks the
+	// user that serves there. It is called from many goroutines.
 	Dial func(context.Context) (*transport.Conn, error)
-	// Check is the check alone: of a Unix target that can be connected to at once.
+	// Check is the check alone, for a Unix target to which the relay could
+	// connect at once.
 	Check func(unix.Ucred) error
 	// PassFiles passes descriptors on; otherwise they end their connection.
 	PassFiles   bool
 	IdleTimeout time.Duration // connections on which nothing passes for this long are closed; 0: none
-	// Datagram clients at once, in all and of one user: further ones take the place
-	// of those that have been silent for longest. 0: no limit.
+	// Limits for datagram clients at the same time, in all and for one user. A
+	// further client takes the place of the one that has been silent for
+	// longest. 0: no limit.
 	MaxPeers, MaxPeersPerUser int
 	Record                    *record.Recorder
 	Log                       zerolog.Logger
 }
 
-// A Relay is one that runs.
+// A Relay is the state of a running relay.
 type Relay struct {
 	config Config
 	loop   *loop.Loop
 	ctx    context.Context
 	cancel context.CancelFunc
-	warn   zerolog.Logger // bounded, as a client can cause warnings as often as it likes
+	warn   zerolog.Logger // rate limited, as a client can cause warnings as often as it likes
 
 	links     map[*link]struct{}
 	peers     map[string]*peer // by the client's address
-	lastID    uint64           // of a peer
-	slow      []*peer          // whose replies wait for their clients
-	buf       []byte           // of the next receive
-	free      [][]byte         // for when an end keeps buf
+	lastID    uint64           // of the last peer
+	slow      []*peer          // peers whose replies wait for their clients
+	buf       []byte           // for the next receive
+	free      [][]byte         // for an end that keeps buf
 	pipes     []*pipe          // empty
 	madePipes int
-	held      int // descriptors that wait
+	held      int // waiting descriptors
 	header    unix.Msghdr
 	iov       unix.Iovec
 	replies   *transport.Receiver
 
 	dials  sync.WaitGroup
 	mu     sync.Mutex
-	dialed []func() // what to do with connections that are there; guarded by mu
+	dialed []func() // calls for the loop's goroutine after a dial; guarded by mu
 	some   atomic.Bool
 }
 
-// How much is received at once, and what one end gets before the others' turn.
+// The size of one receive, and the share of one end before the others get
+// their turn.
 const (
 	bufSize = 64 << 10
 	maxTurn = 4
@@ -96,10 +102,10 @@ func New(c Config) *Relay {
 	return r
 }
 
-// Begin gives the relay the loop that serves its sockets.
+// Begin sets the loop that serves the relay's sockets.
 func (r *Relay) Begin(l *loop.Loop) { r.loop = l }
 
-// dial connects to the target, and has the loop's goroutine call then.
+// dial connects to the target, and makes the loop's goroutine call then.
 func (r *Relay) dial(then func(*transport.Conn, error)) {
 	r.dials.Go(func() {
 		conn, err := r.config.Dial(r.ctx)
@@ -111,7 +117,7 @@ func (r *Relay) dial(then func(*transport.Conn, error)) {
 	})
 }
 
-// Turn does what is due at each turn of the loop.
+// Turn does the work due at each turn of the loop.
 func (r *Relay) Turn() {
 	if r.some.Load() {
 		r.mu.Lock()
@@ -135,9 +141,10 @@ func (r *Relay) Turn() {
 	r.slow = waiting
 }
 
-// Sweep closes what has been idle for too long. now is the time since the server
-// started; it is called about once a second. The time of a connection begins with
-// the first sweep after something passed, or after the process was stopped.
+// Sweep closes connections that have been idle for too long. now is the time
+// since the server started. Sweep is called about once a second. The time of a
+// connection begins with the first sweep after bytes passed, or after the
+// process was stopped.
 func (r *Relay) Sweep(now time.Duration, stopped bool) {
 	if r.config.IdleTimeout == 0 {
 		return
@@ -189,7 +196,7 @@ func (r *Relay) End() {
 	}
 }
 
-// record has a connection recorded, if anything is.
+// record records a connection, if anything is recorded.
 func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
 	c := record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path}
 	if r.config.Target.Type == transport.TCP {
@@ -200,8 +207,8 @@ func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
 	return r.config.Record.Open(c)
 }
 
-// spare keeps an end's rest, which is a part of buf, until the other end takes
-// it: a small one as a copy, a large one with its buffer.
+// spare keeps an end's rest, which is part of buf, until the other end accepts
+// it: a small rest as a copy, a large one with its buffer.
 func (r *Relay) spare(rest []byte) (kept, buf []byte) {
 	if len(rest) <= bufSize/8 || len(r.buf) != bufSize {
 		return append([]byte{}, rest...), nil
@@ -223,13 +230,15 @@ func (r *Relay) giveBack(buf []byte) {
 
 func escape(err error) string { return transcript.Escape(err.Error()) }
 
-// maxFiles is how many descriptors a message carries at most, unix(7), SCM_MAX_FD.
+// maxFiles is the largest number of descriptors in a message, unix(7),
+// SCM_MAX_FD.
 const maxFiles = 253
 
-// MaxHeld is how many descriptors may wait in a relay, of all connections together.
+// MaxHeld is how many descriptors may wait in a relay, over all connections.
 const MaxHeld = 1024
 
-// unwanted is an error about what a peer sent, not about the connection.
+// unwanted reports whether err is about what a peer sent, not about the
+// connection.
 func unwanted(err error) bool {
 	return errors.Is(err, uds.ErrDescriptors) || errors.Is(err, uds.ErrTruncated) || errors.Is(err, uds.ErrOpenFiles)
 }

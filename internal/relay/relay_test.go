@@ -44,8 +44,8 @@ func start(t testing.TB, kind transport.Type, from, to string) (stop func()) {
 	}
 }
 
-// Whatever two ends say, in whatever pieces and order, each hears what the other
-// said, and its end.
+// Whatever two ends send, in any pieces and order, each receives exactly what
+// the other sent, and its end.
 func FuzzRelay(f *testing.F) {
 	f.Add([]byte{0x01, 0x82, 0x7f, 0xff, 0x00, 0x80})
 	f.Add([]byte{0x7f, 0x7f, 0x7f, 0x7f, 0x7f, 0xff, 0xff})
@@ -73,7 +73,7 @@ func FuzzRelay(f *testing.F) {
 				return err
 			})
 		}
-		for i, step := range script { // who speaks, and how much
+		for i, step := range script { // which end sends, and how much
 			piece := bytes.Repeat([]byte{byte(i)}, int(step&0x7f)*int(step&0x7f)*8+1)
 			said[step>>7].Write(piece)
 			_, err := ends[step>>7].Write(piece)

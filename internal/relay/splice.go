@@ -2,21 +2,22 @@ package relay
 
 import "golang.org/x/sys/unix"
 
-// A pipe carries what TCP has received to the other socket without a copy through
-// this process, splice(2). Only TCP: from a Unix socket, splice would close the
-// descriptors of a message silently.
+// A pipe moves bytes from TCP to the other socket without copying them through
+// this process, splice(2). It is used for TCP only: from a Unix socket, splice
+// would close the descriptors of a message silently.
 type pipe struct {
-	fds  [2]int // to read from, to write to
+	fds  [2]int // read end, write end
 	held int    // bytes in it
 }
 
-// Pipes take descriptors, and so are bounded; without one, bytes are copied.
+// Pipes use descriptors, so their number is limited; without a pipe, bytes are
+// copied.
 const (
 	MaxPipes = 16
 	pipeSize = 256 << 10
 )
 
-// takePipe is an empty pipe, nil if there may be no more.
+// takePipe returns an empty pipe, nil if the limit is reached.
 func (r *Relay) takePipe() *pipe {
 	if n := len(r.pipes); n > 0 {
 		p := r.pipes[n-1]
@@ -28,7 +29,7 @@ func (r *Relay) takePipe() *pipe {
 		return nil
 	}
 	r.madePipes++
-	_, _ = unix.FcntlInt(uintptr(p.fds[0]), unix.F_SETPIPE_SZ, pipeSize) // or the system's size
+	_, _ = unix.FcntlInt(uintptr(p.fds[0]), unix.F_SETPIPE_SZ, pipeSize) // if this fails, the system's size stays
 	return p
 }
 
@@ -47,8 +48,8 @@ func (p *pipe) close() {
 	_ = unix.Close(p.fds[1])
 }
 
-// spliced carries on what has come, and reports whether there may be more. What it
-// does not see, an end or an error, the next receive does.
+// spliced forwards the received bytes, and reports whether there may be more.
+// It does not notice an end or an error; the next receive does.
 func (e *end) spliced() bool {
 	r := e.link.relay
 	if e.pipe = r.takePipe(); e.pipe == nil {

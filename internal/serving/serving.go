@@ -1,6 +1,7 @@
-// Package serving is what the server and the relay have alike: the flags that say
-// where to listen, for whom and for how many; how their sockets are made, or come
-// from systemd; and the command that checks their health.
+// Package serving holds what the server and the relay share: the flags that
+// define where to listen, which clients to serve and how many; how to make
+// their sockets, or take them from systemd; and the command that checks their
+// health.
 package serving
 
 import (
@@ -26,16 +27,17 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// ListenFlag is where to listen, and what a health check needs to know.
+// ListenFlag defines where to listen, which a health check needs too.
 type ListenFlag struct {
-	Listen []transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to take files and not bytes (server), or @NAME for an abstract PATH, which does not cross containers; also tcp:HOST:PORT, and udp:HOST:PORT (server). Repeatable; the variable takes a list with commas (default: ${default})."`
+	Listen []transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The address to listen on: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to receive files instead of bytes (server), or @NAME for an abstract PATH, which does not cross containers; also tcp:HOST:PORT, and udp:HOST:PORT (server). Repeatable; the variable takes a list with commas (default: ${default})."`
 }
 
-// Validate refuses addresses that cannot be listened on together.
+// Validate rejects addresses that cannot be listened on together.
 func (f *ListenFlag) Validate() error {
 	seen := map[string]bool{}
 	for _, a := range f.Listen {
-		// TCP and UDP may have the same port, two sockets not the same path.
+		// TCP and UDP may have the same port, but two sockets cannot have the
+		// same path.
 		key := a.Path
 		if !a.Type.Unix() {
 			key = a.String()
@@ -46,12 +48,12 @@ func (f *ListenFlag) Validate() error {
 		seen[key] = true
 	}
 	if len(f.Listen) == 0 {
-		return errors.New("--listen: no address: write stream:PATH")
+		return errors.New("--listen: no address; write stream:PATH")
 	}
 	return nil
 }
 
-// Warn warns of addresses that are names in the network namespace.
+// Warn logs a warning for addresses that are names in the network namespace.
 func (f *ListenFlag) Warn(log zerolog.Logger) {
 	var names []string
 	for _, a := range f.Listen {
@@ -60,7 +62,7 @@ func (f *ListenFlag) Warn(log zerolog.Logger) {
 		}
 	}
 	if names != nil {
-		log.Warn().Msg(transcript.Escape(strings.Join(names, ", ")) + ": an abstract name belongs to the network namespace: clients in other containers do not find it")
+		log.Warn().Msg(transcript.Escape(strings.Join(names, ", ")) + ": an abstract name belongs to the network namespace, so clients in other containers do not find it")
 	}
 }
 
@@ -74,20 +76,20 @@ func (m *Mode) UnmarshalText(text []byte) error {
 	return err
 }
 
-// LimitFlags are for whom to listen, for how many, and for how long.
+// LimitFlags define which clients to serve, how many, and for how long.
 type LimitFlags struct {
-	Mode           Mode          `placeholder:"OCTAL" help:"Permission bits of the socket file; who may write may connect (default: what the umask leaves of 0777)."`
+	Mode           Mode          `placeholder:"OCTAL" help:"Permission bits of the socket file. Any process with write permission can connect (default: 0777 without the umask's bits)."`
 	Backlog        int           `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
-	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; others are turned away before a byte is read. Repeatable; so is --allow-gid, and one of them is enough. The server's own user is always served (default: everybody who may connect)."`
-	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: everybody who may connect)."`
-	MaxConnections int           `default:"1000" placeholder:"N" help:"Open connections; further clients are turned away, but a few health checks. 0: no limit. Never more than the limit of open files allows (default: ${default})."`
-	MaxPerUser     *int          `placeholder:"N" help:"Open connections of one user, so that none can take them all. 0: no limit (default: nine tenths of --max-connections)."`
-	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Clients that say nothing for so long are turned away. 0s: none (default: ${default})."`
-	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long clients may take to end after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
+	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; reject others before reading a byte. Repeatable, as is --allow-gid; a client needs to match only one of them. The server's own user is always served (default: all clients that can connect)."`
+	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: all clients that can connect)."`
+	MaxConnections int           `default:"1000" placeholder:"N" help:"The largest number of open connections; further clients are rejected, except a few health checks. 0: no limit. Never more than the limit of open files allows (default: ${default})."`
+	MaxPerUser     *int          `placeholder:"N" help:"The largest number of open connections of one user, so that one user cannot use them all. 0: no limit (default: nine tenths of --max-connections)."`
+	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Disconnect clients that send nothing for this long. 0s: no limit (default: ${default})."`
+	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long clients may continue after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
 }
 
-// Validate refuses numbers that make no sense, and addresses whose clients have
-// no user where users are asked for.
+// Validate rejects numbers that make no sense, and flags about users with
+// addresses whose clients have no user.
 func (f *LimitFlags) Validate(listen []transport.Addr) error {
 	switch {
 	case f.Backlog < 0 || f.Backlog > 1<<16:
@@ -103,14 +105,15 @@ func (f *LimitFlags) Validate(listen []transport.Addr) error {
 	}
 	for _, a := range listen {
 		if !a.Type.Unix() && f.allow() != nil {
-			return fmt.Errorf("--listen %s: --allow-uid and --allow-gid need a Unix socket: the kernel does not know who is at the other end of %s", a, a.Type)
+			return fmt.Errorf("--listen %s: --allow-uid and --allow-gid need a Unix socket; the kernel does not know the client's user on %s", a, a.Type)
 		}
 	}
 	return nil
 }
 
-// allow is who is served by --allow-uid and --allow-gid, nil for everybody. The
-// server's own user is, because the health check is.
+// allow returns the rule of --allow-uid and --allow-gid, nil if all clients
+// may connect. It always admits the server's own user, which the health check
+// has.
 func (f *LimitFlags) allow() func(unix.Ucred) bool {
 	if len(f.AllowUID)+len(f.AllowGID) == 0 {
 		return nil
@@ -120,8 +123,8 @@ func (f *LimitFlags) allow() func(unix.Ucred) bool {
 	}
 }
 
-// Config is the server's by these flags. A connection takes each descriptors, and
-// beside them the process opens up to beside more.
+// Config returns the server's configuration for these flags. Each connection
+// uses each descriptors; in addition the process opens up to beside more.
 func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside int, log zerolog.Logger) echoserver.Config {
 	most := f.maxConnections(sockets, each, beside, log)
 	return echoserver.Config{
@@ -130,16 +133,17 @@ func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside int, log z
 	}
 }
 
-// Descriptors that are not those of connections, and not open yet when a server
-// starts.
-const ownDescriptors = 16 // of the loop and of Go; while a socket is made again; of a server that takes over
+// ownDescriptors are those that no connection uses and that are not open yet
+// when a server starts.
+const ownDescriptors = 16 // of the loop and of Go; while a socket is recreated; of a server that takes over
 
-// maxConnections is --max-connections, or less where the limit of open files
+// maxConnections returns --max-connections, or less if the limit of open files
 // does not allow as many. A server that could not accept would leave clients
-// waiting without a word, its own health check behind them: so what lacks a
-// descriptor is turned away as at any other limit, and the health check, the
-// admin socket and the server's own work find one. If the limit is lowered
-// later, clients wait until there are descriptors again.
+// waiting silently, including its own health check. So a client that would
+// need a missing descriptor is rejected as at any other limit, and the health
+// check, the admin socket and the server's own work always find a descriptor.
+// If the limit of open files is lowered later, clients wait until there are
+// descriptors again.
 func (f *LimitFlags) maxConnections(sockets []*transport.Socket, each, beside int, log zerolog.Logger) int {
 	var limit unix.Rlimit
 	open, err := os.ReadDir("/proc/self/fd")
@@ -147,7 +151,7 @@ func (f *LimitFlags) maxConnections(sockets []*transport.Socket, each, beside in
 		err = os.NewSyscallError("getrlimit", unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 	}
 	if err != nil {
-		log.Warn().Err(err).Msgf("cannot tell how many connections the limit of open files allows: %s", transcript.Escape(err.Error()))
+		log.Warn().Err(err).Msgf("cannot find out how many connections the limit of open files allows: %s", transcript.Escape(err.Error()))
 		return f.MaxConnections
 	}
 	beside += len(open) + ownDescriptors
@@ -165,8 +169,8 @@ func (f *LimitFlags) maxConnections(sockets []*transport.Socket, each, beside in
 	return min(f.MaxConnections, most)
 }
 
-// maxPerUser is --max-per-user, or nine tenths of the connections that there
-// may be in all, if those are limited.
+// maxPerUser returns --max-per-user, or nine tenths of the connection limit,
+// if there is one.
 func (f *LimitFlags) maxPerUser(most int) int {
 	switch {
 	case f.MaxPerUser != nil:
@@ -182,10 +186,12 @@ func Has(sockets []*transport.Socket, t transport.Type) bool {
 	return slices.ContainsFunc(sockets, func(s *transport.Socket) bool { return s.Addr.Type == t })
 }
 
-// Sockets are those that the parent process has passed on or else those of addrs,
-// with takeover in a handover: all, or an error and those made so far.
+// Sockets returns the sockets that the parent process has passed on. If it
+// passed none, Sockets makes those of addrs, with takeover in a handover. It
+// returns all, or an error and the sockets made so far.
 func Sockets(config transport.ListenConfig, addrs []transport.Addr, takeover bool) (sockets []*transport.Socket, _ *uds.Handover, _ error) {
-	// systemd's protocol, sd_listen_fds(3). The variables must not reach children.
+	// systemd's protocol, sd_listen_fds(3). Children must not inherit the
+	// variables.
 	if passed := activation.Files(true); len(passed) > 0 {
 		for _, f := range passed {
 			s, err := inherit(config, f)
@@ -209,7 +215,7 @@ func Sockets(config transport.ListenConfig, addrs []transport.Addr, takeover boo
 	return sockets, nil, nil
 }
 
-// Close closes what [Sockets] has made.
+// Close closes the sockets that [Sockets] has returned.
 func Close(sockets []*transport.Socket, h *uds.Handover) {
 	if h != nil {
 		h.Remove()
@@ -222,7 +228,7 @@ func Close(sockets []*transport.Socket, h *uds.Handover) {
 	}
 }
 
-// inherit has a descriptor of its own: f closes the one that it has.
+// inherit uses a duplicate descriptor, because f closes its own.
 func inherit(config transport.ListenConfig, f *os.File) (*transport.Socket, error) {
 	defer func() { _ = f.Close() }()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -235,10 +241,10 @@ func inherit(config transport.ListenConfig, f *os.File) (*transport.Socket, erro
 // Healthcheck is the command that checks the health of a server or a relay.
 type Healthcheck struct {
 	ListenFlag
-	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"How long all the answers together may take (default: ${default})."`
+	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"The longest time for all answers together (default: ${default})."`
 }
 
-// Validate refuses what makes no sense.
+// Validate rejects values that make no sense.
 func (c *Healthcheck) Validate() error {
 	if c.Timeout <= 0 {
 		return fmt.Errorf("--timeout %v: choose more than 0s", c.Timeout)
@@ -246,9 +252,9 @@ func (c *Healthcheck) Validate() error {
 	return c.ListenFlag.Validate()
 }
 
-// Run asks for an echo on every address, and where files are taken hands one
-// over. It needs no shell in the image, and a server that is stopped, or hangs,
-// fails it: connecting alone would succeed.
+// Run asks for an echo on every address, and sends a file to each files:
+// address. It needs no shell in the image. It fails if the server is stopped
+// or hangs; connecting alone would succeed.
 func (c *Healthcheck) Run() error {
 	ctx, cancel := context.WithTimeout(context.Background(), c.Timeout)
 	defer cancel()

@@ -1,41 +1,42 @@
-// Package stats is what a server counts.
+// Package stats holds a server's counters.
 package stats
 
 import "sync/atomic"
 
-// A Server is what one counts. Any goroutine may read it while the server runs.
+// A Server holds the counters of one server. Any goroutine may read them while
+// the server runs.
 type Server struct {
 	Connections atomic.Int64  // open now
 	Accepted    atomic.Uint64 // connections so far
-	Messages    atomic.Uint64 // received: of a stream chunks, of the other types messages
+	Messages    atomic.Uint64 // received: chunks of a stream, messages of the other types
 	Bytes       atomic.Uint64 // received
 	Waiting     atomic.Int64  // replies that datagram clients have not taken yet
-	Dropped     atomic.Uint64 // such replies that were given up
+	Dropped     atomic.Uint64 // waiting replies that were dropped
 	refused     [Causes]atomic.Uint64
 }
 
-// Refuse counts n more that were refused, and returns how many were by now.
+// Refuse counts n more for a cause, and returns the new count.
 func (s *Server) Refuse(c Cause, n int) uint64 { return s.refused[c].Add(uint64(n)) }
 
-// Refused returns how many clients and messages were turned away for a cause.
+// Refused returns how many clients and messages were not served for a cause.
 func (s *Server) Refused(c Cause) uint64 { return s.refused[c].Load() }
 
-// A Cause is why something was not served.
+// A Cause is the reason why a client or message was not served.
 type Cause int
 
-// The Causes. Not all are somebody's fault.
+// The Causes. System is not the fault of a client.
 const (
-	System          Cause = iota // the system lacks something; nobody is to blame
-	User                         // its user may not
+	System          Cause = iota // the system lacks a resource
+	User                         // its user is not allowed
 	Connections                  // too many are open
 	UserConnections              // too many of this user are open
-	Idle                         // said nothing for too long
+	Idle                         // sent nothing for too long
 	Unread                       // did not read for too long
-	Descriptors                  // sent descriptors, which nobody asked for
+	Descriptors                  // sent descriptors, which were not requested
 	Truncated                    // sent a message that is too large
 	Nameless                     // sent a datagram that cannot be answered
-	Request                      // asked a files: socket for what it does not do
-	Causes                       // how many there are
+	Request                      // sent an invalid request to a files: socket
+	Causes                       // the number of causes
 )
 
 func (c Cause) String() string {

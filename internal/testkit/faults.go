@@ -13,18 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A FaultRow is a row of docs/faults.md, the matrix of faults: what a test has
-// shown.
+// A FaultRow is a row of docs/faults.md, the matrix of faults: the result that
+// a test has shown.
 type FaultRow struct {
 	ID      string // F1 to F50; the test's name holds it
-	Done    string // what was done
-	Count   int    // how often; 0: it cannot be shown here, and the outcome says why
-	Outcome string // what came of it; its numbers may differ from run to run
+	Done    string // the action of the test
+	Count   int    // number of times; 0: it cannot be shown here, and the outcome states why
+	Outcome string // the result; its numbers may differ from run to run
 }
 
-// ReportFault reports a row at the end of a test that has not failed. The row in
-// the document must say the same, or the test fails; its counts are those of
-// [Stress]. With FAULTS=write in the environment, as `make faults` has it, the test
+// ReportFault reports a row at the end of a test that has not failed. The test
+// fails if the row in the document differs; its counts are those of [Stress].
+// With FAULTS=write in the environment, as set by `make faults`, the test
 // writes the row instead.
 func ReportFault(t *testing.T, r FaultRow) {
 	t.Helper()
@@ -39,7 +39,7 @@ func ReportFault(t *testing.T, r FaultRow) {
 	}
 }
 
-// document is docs/faults.md of this source tree.
+// document returns the path of docs/faults.md of this source tree.
 func document() string {
 	_, here, _, _ := runtime.Caller(0)
 	return filepath.Join(filepath.Dir(here), "../../docs/faults.md")
@@ -51,7 +51,7 @@ func report(r FaultRow, test string, write bool) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	// Tests of several packages run at once.
+	// Tests of several packages run at the same time.
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return err
 	}
@@ -85,7 +85,7 @@ func report(r FaultRow, test string, write bool) error {
 
 var number = regexp.MustCompile(`[0-9][0-9,.]*`)
 
-// masked is a row without the numbers of its outcome, which are those of one
+// masked returns a row without the numbers of its outcome, which belong to one
 // run on one machine, and without its counts unless they are compared.
 func masked(row string) string {
 	cells := strings.Split(row, " | ")

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-func TestEveryRowIsShownOrSaysWhyNot(t *testing.T) {
+func TestEveryRowIsShownOrStatesWhyNot(t *testing.T) {
 	if os.Getenv("FAULTS") == "write" {
 		t.Log("the rows are being written")
 		return
@@ -19,7 +19,7 @@ func TestEveryRowIsShownOrSaysWhyNot(t *testing.T) {
 	for i := 1; i <= 35; i++ {
 		row := regexp.MustCompile(fmt.Sprintf(`(?m)^\| F%d \| [^|]+ \| [^|]+ \| ([0-9]+|—) \| [^|]+ \| (`+"`[^|]*F%d[^0-9|]*`"+`|not shown here) \|$`, i, i))
 		if !row.Match(text) {
-			t.Errorf("docs/faults.md: row F%d is not shown, and does not say why", i)
+			t.Errorf("docs/faults.md: row F%d is not shown, and does not state why", i)
 		}
 	}
 }

@@ -18,15 +18,15 @@ import (
 	"go.uber.org/goleak"
 )
 
-// What Main has built: programs from sources, into directory bin.
+// The programs that Main has built: from sources, into directory bin.
 var (
 	bin     string
 	sources []string
 )
 
-// Main builds programs from their source directories, with the race detector if
-// the tests have it, runs the tests, and exits. It exits with a failure if a
-// goroutine of the tests is left, or a program had a data race.
+// Main builds programs from their source directories, with the race detector
+// if the tests have it, runs the tests, and exits. It exits with a failure if
+// a goroutine of the tests is still running, or a program had a data race.
 func Main(m *testing.M, from ...string) {
 	sources = from
 	WaitInParallel()
@@ -51,11 +51,12 @@ func build() (err error) {
 	race := "-race=false"
 	if raced() {
 		race = "-race"
-		// The reports go to files, which a killed program leaves too. At its end
-		// no program waits a second for more reports.
+		// The reports go to files, which exist even if a program is killed.
+		// Without atexit_sleep_ms=0 each program would wait a second at its
+		// end for more reports.
 		err = os.Setenv("GORACE", "log_path="+bin+"/race/report atexit_sleep_ms=0")
 	}
-	// Other users run the programs and report, too.
+	// Programs run as other users write reports, too.
 	err = errors.Join(err, os.Chmod(bin, 0o755), os.Mkdir(bin+"/race", 0o700), os.Chmod(bin+"/race", 0o777|os.ModeSticky))
 	return errors.Join(err, goBuild(bin, race))
 }
@@ -89,8 +90,9 @@ func Program(name string) string { return bin + "/" + name }
 
 var buildPlain = sync.OnceValue(func() error { return goBuild(bin+"/plain", "-race=false") })
 
-// Plain returns the path of a program as users have it, for tests of what the race
-// detector changes: memory, speed, and which system calls a program makes.
+// Plain returns the path of a program as users run it, for tests of properties
+// that the race detector changes: memory, speed, and the system calls of a
+// program.
 func Plain(t testing.TB, name string) string {
 	t.Helper()
 	if !raced() {
@@ -100,8 +102,8 @@ func Plain(t testing.TB, name string) string {
 	return bin + "/plain/" + name
 }
 
-// A Text is what a process or a log writes, and can be waited for. The zero value
-// is empty.
+// A Text is the output of a process or a log, and can be waited for. The zero
+// value is empty.
 type Text struct {
 	mu   sync.Mutex
 	b    strings.Builder
@@ -147,12 +149,12 @@ func (x *Text) Await(t testing.TB, n int, words string) {
 		select {
 		case <-more:
 		case <-late:
-			t.Fatalf("%q came %d times, not %d, in:\n%s", words, found, n, x)
+			t.Fatalf("found %q %d times, not %d, in:\n%s", words, found, n, x)
 		}
 	}
 }
 
-// A Process is a program under test, or another that it talks to.
+// A Process is a program under test, or another program that it talks to.
 type Process struct {
 	Cmd      *exec.Cmd
 	In       io.WriteCloser // its standard input, if Cmd.Stdin is not set to another
@@ -200,7 +202,7 @@ func Run(t testing.TB, d, stdin string, args ...string) (status int, stdout, std
 	return p.Status(t), p.Out.String(), p.Err.String()
 }
 
-// Start starts a process. If it is still there at the end of the test, it is
+// Start starts a process. If it still runs at the end of the test, it is
 // killed.
 func (p *Process) Start(t testing.TB) {
 	t.Helper()
@@ -240,7 +242,8 @@ func (p *Process) Terminate(t testing.TB) int {
 	return p.Status(t)
 }
 
-// Stop terminates a server of ours, which must succeed and leave no file behind.
+// Stop terminates one of our servers. The server must succeed and leave no
+// file behind.
 func (p *Process) Stop(t testing.TB) {
 	t.Helper()
 	if status := p.Terminate(t); status != 0 {

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Seed returns FAULT_SEED, or a new one if the environment has none. The log of
-// the test has it.
+// Seed returns FAULT_SEED, or a new seed if the environment has none. The log
+// of the test shows it.
 func Seed(t testing.TB) uint64 {
 	t.Helper()
 	seed := rand.Uint64()
@@ -28,9 +28,9 @@ func Seed(t testing.TB) uint64 {
 	return seed
 }
 
-// A Proxy is a bad line between a client and a server on a Unix socket: it delays,
-// splits, merges, cuts and half-closes. Where it does is a matter of a seed, so
-// that a failure replays.
+// A Proxy is an unreliable connection between a client and a server on a Unix
+// socket: it delays, splits, merges, cuts and half-closes. A seed determines
+// where it does, so that a failure can be replayed.
 type Proxy struct {
 	listener    net.Listener
 	network, to string
@@ -44,10 +44,10 @@ type Proxy struct {
 	faults map[string]int
 }
 
-// StartProxy listens at a path on network "unix" or "unixpacket", and connects
-// every client to the server at another path. Each direction of a connection
-// breaks before it has carried most bytes; the bytes it carries are those that
-// were sent. The test stops the proxy at its end.
+// StartProxy listens at the path at on network "unix" or "unixpacket", and
+// connects every client to the server at the path to. Each direction of a
+// connection breaks before it has carried most bytes. The proxy does not
+// change the bytes that it carries. The test stops the proxy at its end.
 func StartProxy(t testing.TB, seed uint64, network, at, to string, most int) *Proxy {
 	t.Helper()
 	l, err := net.Listen(network, at)
@@ -130,13 +130,13 @@ func (p *Proxy) opened(c io.Closer) (done func()) {
 
 var errCut = errors.New("cut")
 
-// carry is one direction. After how many bytes it breaks, and how, is up to the
-// seed alone; the rest also depends on how the bytes come.
+// carry carries one direction. Only the seed determines after how many bytes
+// it breaks, and how; the other faults also depend on how the bytes arrive.
 func (p *Proxy) carry(rng *rand.Rand, from, to *net.UnixConn) error {
 	left, cut := rng.IntN(p.most), rng.IntN(2) == 0
 	buf := make([]byte, 512<<10)
 	for {
-		p.pause(rng, "merge") // of what comes meanwhile
+		p.pause(rng, "merge") // of the bytes that arrive meanwhile
 		n, err := from.Read(buf)
 		if err == io.EOF {
 			return to.CloseWrite()
@@ -146,7 +146,7 @@ func (p *Proxy) carry(rng *rand.Rand, from, to *net.UnixConn) error {
 		}
 		fits := buf[:min(n, left)]
 		if n > left && p.network == "unixpacket" {
-			fits = nil // or it were another record
+			fits = nil // otherwise it would become another record
 		}
 		left -= len(fits)
 		if err := p.send(rng, to, fits); err != nil {

@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// arrived returns how many bytes of each of some connections reach the server.
+// arrived returns how many bytes of each connection reach the server.
 func arrived(t *testing.T, network string, seed uint64) (counts []int64) {
 	t.Helper()
 	d := testkit.Dir(t)
@@ -45,7 +45,7 @@ func arrived(t *testing.T, network string, seed uint64) (counts []int64) {
 	return counts
 }
 
-func TestSeedSaysWhereConnectionsBreak(t *testing.T) {
+func TestSeedDeterminesWhereConnectionsBreak(t *testing.T) {
 	t.Parallel()
 	for _, network := range []string{"unix", "unixpacket"} {
 		t.Run(network, func(t *testing.T) {

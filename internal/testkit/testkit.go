@@ -1,9 +1,11 @@
-// Package testkit is what the tests of several packages share: what they check,
-// how they wait, our programs as processes, a bad line between client and server
-// (see [Proxy]), and the matrix of faults (see [FaultRow]).
+// Package testkit holds what the tests of several packages share: checks,
+// waiting for events, our programs as processes, an unreliable connection
+// between client and server (see [Proxy]), and the matrix of faults (see
+// [FaultRow]).
 //
-// Only tests import it, so no program that ships contains package testing. It
-// imports no other package of this project, so the tests of each can use it.
+// Only tests import it, so no released program contains package testing. It
+// imports no other package of this project, so the tests of each package can
+// use it.
 package testkit
 
 import (
@@ -32,8 +34,8 @@ func Check(t testing.TB, err error) {
 }
 
 // Stress reports whether the tests run with the counts of docs/faults.md, as
-// `make stress` has it with STRESS=1 in the environment. Otherwise they run the
-// same code with smaller ones.
+// `make stress` requests with STRESS=1 in the environment. Otherwise they run
+// the same code with smaller counts.
 func Stress() bool { return os.Getenv("STRESS") != "" }
 
 // Count returns few, or with [Stress] many.
@@ -44,9 +46,9 @@ func Count[T any](few, many T) T {
 	return few
 }
 
-// WaitInParallel has more parallel tests run at once than there are processors,
-// unless the flag -parallel says otherwise: in a package whose tests wait for
-// processes and containers most of the time.
+// WaitInParallel makes more parallel tests run at once than there are
+// processors, unless the flag -parallel sets a number. It is for a package
+// whose tests wait for processes and containers most of the time.
 func WaitInParallel() {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
@@ -56,8 +58,8 @@ func WaitInParallel() {
 	}
 }
 
-// StressOnly skips a test, unless [Stress], that takes long whatever its counts, or
-// needs large programs.
+// StressOnly skips a test, unless [Stress] is on, if it takes long with any
+// count, or needs large programs.
 func StressOnly(t testing.TB) {
 	t.Helper()
 	if !Stress() {
@@ -65,8 +67,8 @@ func StressOnly(t testing.TB) {
 	}
 }
 
-// Need skips the test if a program of the system is missing, and names the package
-// that contains it.
+// Need skips the test if a program of the system is missing, and names the
+// package that contains it.
 func Need(t testing.TB, program, pkg string) {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
@@ -74,7 +76,8 @@ func Need(t testing.TB, program, pkg string) {
 	}
 }
 
-// NeedRoot skips the test if it does not run as root; reason says what for.
+// NeedRoot skips the test if it does not run as root; reason states why it
+// must.
 func NeedRoot(t testing.TB, reason string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -82,8 +85,8 @@ func NeedRoot(t testing.TB, reason string) {
 	}
 }
 
-// Missing skips a test that lacks something. With CI=true in the environment the
-// test fails: there everything is tested.
+// Missing skips a test that lacks something. With CI=true in the environment
+// the test fails instead, so that nothing stays untested there.
 func Missing(t testing.TB, what, cure string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
@@ -92,9 +95,9 @@ func Missing(t testing.TB, what, cure string) {
 	t.Skipf("missing %s: %s", what, cure)
 }
 
-// Dir makes a directory that other users can enter, and removes it at the end of
-// the test. Its path is short, because sun_path is: t.TempDir's contains the name
-// of the test.
+// Dir creates a directory that other users can enter, and removes it at the
+// end of the test. Its path is short, because sun_path is: the path of
+// t.TempDir contains the name of the test.
 func Dir(t testing.TB) string {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
@@ -104,7 +107,7 @@ func Dir(t testing.TB) string {
 	return d
 }
 
-// Setting reads a number of the kernel's from /proc/sys/net.
+// Setting reads a number that the kernel shows in /proc/sys/net.
 func Setting(t testing.TB, name string) int {
 	t.Helper()
 	text, err := os.ReadFile("/proc/sys/net/" + name)
@@ -114,7 +117,8 @@ func Setting(t testing.TB, name string) int {
 	return n
 }
 
-// Await polls what no event reports until it returns no error.
+// Await polls, for a condition that no event reports, until poll returns no
+// error.
 func Await(t testing.TB, poll func() error) {
 	t.Helper()
 	for late := time.Now().Add(Patience); ; time.Sleep(5 * time.Millisecond) {
@@ -155,7 +159,7 @@ func WantWords(t testing.TB, text string, words ...string) {
 	t.Helper()
 	for _, w := range words {
 		if !strings.Contains(text, w) {
-			t.Errorf("%q does not say %q", text, w)
+			t.Errorf("%q does not contain %q", text, w)
 		}
 	}
 }
@@ -164,13 +168,13 @@ func WantWords(t testing.TB, text string, words ...string) {
 func WantError(t testing.TB, err error, words ...string) {
 	t.Helper()
 	if err == nil {
-		t.Fatalf("no error, want one that says %q", words)
+		t.Fatalf("no error, want one that contains %q", words)
 	}
 	WantWords(t, err.Error(), words...)
 }
 
-// Beside is the path of a hidden file that belongs to the socket at path: its
-// lock, ".lock", or its control socket, ".takeover".
+// Beside returns the path of a hidden file that belongs to the socket at path:
+// its lock, ".lock", or its control socket, ".takeover".
 func Beside(path, suffix string) string {
 	dir, name := filepath.Split(path)
 	return dir + "." + name + suffix

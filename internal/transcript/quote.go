@@ -1,5 +1,5 @@
-// Package transcript is how server and client show in their events what a peer
-// sent and who it is.
+// Package transcript formats what server and client show in their events about
+// a peer: the bytes that it sent, and its credentials.
 package transcript
 
 import (
@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxQuoted is how many bytes of a payload a message shows: a line of the log
-// stays a line that a person can read, whatever a peer sends.
+// maxQuoted is how many bytes of a payload a message shows. So a line of the
+// log stays readable, whatever a peer sends.
 const maxQuoted = 256
 
-// Quote is a payload as the log shows it: in single quotes, with every byte
-// that is not printable ASCII, and ' and \ themselves, escaped, so that no peer
-// can write control characters into somebody's terminal. Past 256 bytes the
-// rest is counted, not shown.
+// Quote returns a payload as the log shows it: in single quotes, with every
+// byte that is not printable ASCII, and ' and \ themselves, escaped. So no
+// peer can write control characters to a terminal. After 256 bytes it shows
+// only the count of the rest.
 func Quote(payload []byte) string {
 	shown := payload[:min(len(payload), maxQuoted)]
 	out := make([]byte, 0, len(shown)+2)
@@ -31,8 +31,8 @@ func Quote(payload []byte) string {
 	return string(out)
 }
 
-// Escape is text, such as a path or an error, as it may be shown on a terminal:
-// on one line, every character that does not print escaped.
+// Escape returns text, such as a path or an error, in a form that is safe on a
+// terminal: on one line, with every character that does not print escaped.
 func Escape(text string) string {
 	out := make([]byte, 0, len(text))
 	for len(text) > 0 {
@@ -68,14 +68,14 @@ func appendEscaped(out, in []byte, quote byte) []byte {
 	return out
 }
 
-// WithCred adds who the peer is, by the kernel's word.
+// WithCred adds the peer's credentials, as reported by the kernel.
 func WithCred(ev *zerolog.Event, cred *unix.Ucred) *zerolog.Event {
 	if cred == nil {
 		return ev
 	}
 	ev = ev.Uint32("uid", cred.Uid).Uint32("gid", cred.Gid)
 	if cred.Pid == 0 {
-		return ev.Str("pid", "unknown") // it lives in another process id namespace
+		return ev.Str("pid", "unknown") // the peer is in another process id namespace
 	}
 	return ev.Int32("pid", cred.Pid)
 }

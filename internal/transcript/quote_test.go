@@ -63,9 +63,9 @@ func TestEscape(t *testing.T) {
 		"\x1b]0;title\x07":    `\x1b]0;title\x07`,
 		"\x7f":                `\x7f`,
 		"\u009b31m":           `\xc2\x9b31m`,    // CSI in one character
-		"a\u202eb":            `a\xe2\x80\xaeb`, // turns the direction of writing
+		"a\u202eb":            `a\xe2\x80\xaeb`, // changes the direction of writing
 		"a\u2028b":            `a\xe2\x80\xa8b`, // a line separator
-		"\xff\xfe":            `\xff\xfe`,       // no UTF-8
+		"\xff\xfe":            `\xff\xfe`,       // not UTF-8
 		"\ufffd":              "\ufffd",         // its replacement, spelled out
 		"\x1b" + "é" + "\x1b": `\x1b` + "é" + `\x1b`,
 	} {
@@ -96,7 +96,7 @@ func FuzzEscape(f *testing.F) {
 	})
 }
 
-// Up to the length that is shown, what was quoted can be read back.
+// A quoted text that is not cut can be read back.
 func FuzzQuote(f *testing.F) {
 	for _, s := range []string{"plain", "it's \\x41", "\x00\x1b\x7f\x9b\xff\r\n\t", "'", "\\", strings.Repeat("\\", 300)} {
 		f.Add([]byte(s))

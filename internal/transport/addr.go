@@ -1,6 +1,6 @@
-// Package transport is what the programs talk over, by the addresses of their
-// command line: Unix sockets, which package uds makes, and for comparison TCP and
-// UDP; and the messages of them all.
+// Package transport connects the programs by the addresses of their command
+// line: Unix sockets, which package uds makes, and for comparison TCP and UDP.
+// It sends and receives messages over all of them.
 package transport
 
 import (
@@ -12,8 +12,8 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// Type is a socket type by the name that the field gives it, one of them under a
-// second name for another purpose, or what they are compared with.
+// Type is a transport: a socket type under the field's name, the type files,
+// which is seqpacket for another purpose, or tcp or udp for comparison.
 type Type string
 
 // The types.
@@ -21,7 +21,7 @@ const (
 	Stream    = Type(uds.Stream)
 	Datagram  = Type(uds.Datagram)
 	Seqpacket = Type(uds.Seqpacket)
-	Files     = Type("files") // seqpacket: descriptors of files with the messages
+	Files     = Type("files") // seqpacket: messages that carry descriptors of files
 	TCP       = Type("tcp")   // an internet stream
 	UDP       = Type("udp")   // internet datagrams
 )
@@ -35,8 +35,9 @@ func (t Type) Messages() bool { return t == Datagram || t == Seqpacket || t == F
 // Connects reports whether a server of the type accepts connections.
 func (t Type) Connects() bool { return t != Datagram && t != UDP }
 
-// Addr is one end as it is written on the command line: TYPE:PATH, files:PATH,
-// tcp:HOST:PORT or udp:HOST:PORT, whose Path is HOST:PORT.
+// Addr is the address of one end, as written on the command line: TYPE:PATH,
+// files:PATH, tcp:HOST:PORT or udp:HOST:PORT. For the last two, Path is
+// HOST:PORT.
 type Addr struct {
 	Type Type
 	Path string
@@ -58,7 +59,7 @@ func ParseAddr(s string) (Addr, error) {
 		}
 		return Addr{t, path}, nil
 	case ok && !strings.ContainsAny(form, "/@.") && t != Stream && t != Datagram && t != Seqpacket:
-		return Addr{}, fmt.Errorf("%w %q: unknown form %q: write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./%s for a path with a colon",
+		return Addr{}, fmt.Errorf("%w %q: unknown form %q; write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./%s for a path with a colon",
 			uds.ErrAddress, s, form, s)
 	}
 	a, err := uds.ParseAddr(s)
@@ -71,12 +72,12 @@ func checkHostPort(s, hostPort string) error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("%w %q: %q is no HOST:PORT: write 127.0.0.1:7000, or [::1]:7000", uds.ErrAddress, s, hostPort)
+		return fmt.Errorf("%w %q: %q is not HOST:PORT; write 127.0.0.1:7000, or [::1]:7000", uds.ErrAddress, s, hostPort)
 	}
 	return nil
 }
 
-// unix is the address of a Unix socket as package uds has it.
+// unix returns the address of a Unix socket as package uds writes it.
 func (a Addr) unix() uds.Addr {
 	if a.Type == Files {
 		return uds.Addr{Type: uds.Seqpacket, Path: a.Path}
@@ -84,11 +85,11 @@ func (a Addr) unix() uds.Addr {
 	return uds.Addr{Type: uds.Type(a.Type), Path: a.Path}
 }
 
-// Abstract reports whether the address is a name in the network namespace and no
-// file.
+// Abstract reports whether the address is a name in the network namespace and
+// not a file.
 func (a Addr) Abstract() bool { return a.Type.Unix() && a.unix().Abstract() }
 
-// Network is the name that package net has for the type.
+// Network returns the name that package net uses for the type.
 func (a Addr) Network() string {
 	if !a.Type.Unix() {
 		return string(a.Type)
@@ -96,5 +97,5 @@ func (a Addr) Network() string {
 	return a.unix().Network()
 }
 
-// String is the address as [ParseAddr] reads it.
+// String returns the address in the form that [ParseAddr] reads.
 func (a Addr) String() string { return string(a.Type) + ":" + a.Path }

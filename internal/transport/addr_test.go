@@ -57,31 +57,31 @@ func TestParseAddr(t *testing.T) {
 	}
 }
 
-func TestParseAddrRefusesWhatCannotBeMeant(t *testing.T) {
+func TestParseAddrRejectsInvalidAddresses(t *testing.T) {
 	t.Parallel()
 	for in, words := range map[string]string{
-		"":                             "path is empty: write stream:PATH",
-		"stream:":                      "path is empty: write stream:PATH",
-		"datagram:":                    "path is empty: write datagram:PATH",
+		"":                             "path is empty; write stream:PATH",
+		"stream:":                      "path is empty; write stream:PATH",
+		"datagram:":                    "path is empty; write datagram:PATH",
 		"@":                            "path is empty",
 		"stream:@":                     "path is empty",
 		"a\x00b":                       "NUL",
 		"stream:\x00":                  "NUL",
-		"unix:/run/s":                  `unknown form "unix": write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./unix:/run/s for a path with a colon`,
+		"unix:/run/s":                  `unknown form "unix"; write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./unix:/run/s for a path with a colon`,
 		"STREAM:/run/s":                `unknown form "STREAM"`,
 		":/run/s":                      `unknown form ""`,
 		"/run/uds/":                    "is a directory",
 		"stream:/":                     "is a directory",
 		"/" + strings.Repeat("s", 107): "path is 108 bytes, sun_path holds 107",
 		"@" + strings.Repeat("s", 107): "path is 108 bytes",
-		"tcp:":                         `"" is no HOST:PORT: write 127.0.0.1:7000`,
-		"tcp:7000":                     "is no HOST:PORT",
-		"udp:localhost":                "is no HOST:PORT",
-		"udp:localhost:":               "is no HOST:PORT",
-		"udp:localhost:http":           "is no HOST:PORT",
-		"tcp:127.0.0.1:65536":          "is no HOST:PORT",
-		"tcp:127.0.0.1:-1":             "is no HOST:PORT",
-		"tcp:::1:7000":                 "is no HOST:PORT: write 127.0.0.1:7000, or [::1]:7000",
+		"tcp:":                         `"" is not HOST:PORT; write 127.0.0.1:7000`,
+		"tcp:7000":                     "is not HOST:PORT",
+		"udp:localhost":                "is not HOST:PORT",
+		"udp:localhost:":               "is not HOST:PORT",
+		"udp:localhost:http":           "is not HOST:PORT",
+		"tcp:127.0.0.1:65536":          "is not HOST:PORT",
+		"tcp:127.0.0.1:-1":             "is not HOST:PORT",
+		"tcp:::1:7000":                 "is not HOST:PORT; write 127.0.0.1:7000, or [::1]:7000",
 	} {
 		a, err := transport.ParseAddr(in)
 		wantError(t, err, uds.ErrAddress, words)

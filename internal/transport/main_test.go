@@ -49,7 +49,7 @@ func descriptors(t *testing.T) int {
 	return len(entries)
 }
 
-// wantError wants an error that is want and has all words.
+// wantError wants an error that is want and contains all words.
 func wantError(t testing.TB, err, want error, words ...string) {
 	t.Helper()
 	if !errors.Is(err, want) {

@@ -15,14 +15,14 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// overhead is what unix(7) keeps of the send buffer: the largest message is
-// SO_SNDBUF less 32 bytes.
+// overhead is the part of the send buffer that unix(7) reserves: the largest
+// message is SO_SNDBUF less 32 bytes.
 const overhead = 32
 
-// maxUDP is what fits a UDP datagram over IPv4, udp(7).
+// maxUDP is the largest payload in bytes of a UDP datagram over IPv4, udp(7).
 const maxUDP = 65507
 
-// A SizeError is a message that is too large: to be received, which is an
+// A SizeError means that a message is too large: to be received, which is an
 // [uds.ErrTruncated], or to be sent, which is EMSGSIZE.
 type SizeError struct {
 	Size, Limit int // in bytes
@@ -34,15 +34,15 @@ func (e *SizeError) Error() string {
 	if e.err == uds.ErrTruncated {
 		return fmt.Sprintf("%v: %d bytes, %d fit", e.err, e.Size, e.Limit)
 	}
-	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d: %s", e.err, e.Size, e.Limit, e.cure)
+	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d; %s", e.err, e.Size, e.Limit, e.cure)
 }
 
-// Unwrap is which of the two.
+// Unwrap returns uds.ErrTruncated or EMSGSIZE.
 func (e *SizeError) Unwrap() error { return e.err }
 
-// MaxMessage is how many bytes a message can have that any process without
-// privileges can send on this system: twice net.core.wmem_max, which the kernel
-// doubles, less the 32 bytes that it keeps.
+// MaxMessage returns the size in bytes of the largest message that any process
+// without privileges can send on this system: twice net.core.wmem_max, which
+// the kernel doubles, less the 32 bytes that it reserves.
 func MaxMessage() int {
 	wmem := 212992 // the kernel's default
 	if text, err := os.ReadFile("/proc/sys/net/core/wmem_max"); err == nil {
@@ -53,7 +53,7 @@ func MaxMessage() int {
 	return 2*wmem - overhead
 }
 
-// SendLimit is the largest message in bytes that fd can send.
+// SendLimit returns the size in bytes of the largest message that fd can send.
 func SendLimit(fd int) (int, error) {
 	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || domain != unix.AF_UNIX {
 		return maxUDP, os.NewSyscallError("getsockopt SO_DOMAIN", err)
@@ -63,7 +63,7 @@ func SendLimit(fd int) (int, error) {
 }
 
 // SetSendBuffer makes SO_SNDBUF of fd at least n bytes, as the kernel counts
-// them: it doubles what it is asked for.
+// them: it doubles the requested value.
 func SetSendBuffer(fd, n int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, (n+1)/2); err != nil {
 		return os.NewSyscallError("setsockopt SO_SNDBUF", err)
@@ -73,14 +73,15 @@ func SetSendBuffer(fd, n int) error {
 		return err
 	}
 	if got := limit + overhead; got < n {
-		return fmt.Errorf("send buffer of %d bytes: the system allows %d: raise net.core.wmem_max", n, got)
+		return fmt.Errorf("send buffer of %d bytes: the system allows %d; raise net.core.wmem_max", n, got)
 	}
 	return nil
 }
 
-// A Receiver receives messages from datagram, seqpacket and UDP sockets, one at
-// a time and whole, and can answer who sent the last one; and what there is from
-// stream sockets. It does not allocate once it is made.
+// A Receiver receives messages from datagram, seqpacket and UDP sockets, one
+// at a time and whole, and can send a reply to the sender of the last one.
+// From stream sockets it receives the available bytes. It does not allocate
+// after it is made.
 type Receiver struct {
 	buf     []byte
 	name    unix.RawSockaddrAny
@@ -91,25 +92,25 @@ type Receiver struct {
 }
 
 // controlLen is room for SCM_CREDENTIALS, unix(7), which come first, and for
-// nothing else: so the kernel installs no descriptor that a peer sends along.
+// nothing else. So the kernel installs no descriptor that a peer sends along.
 const controlLen = unix.SizeofCmsghdr + (unix.SizeofUcred+7)&^7
 
 // NewReceiver makes a receiver for messages of at most size bytes.
 func NewReceiver(size int) *Receiver { return &Receiver{buf: make([]byte, max(size, 1))} }
 
 // Receive receives the next message of fd, which is valid until the next call.
-// The error is EAGAIN where there is none, a [SizeError] for a message larger
+// The error is EAGAIN if there is none, a [SizeError] for a message larger
 // than the receiver, [uds.ErrDescriptors], or an errno of recvmsg(2). An empty
-// message is a message; on a seqpacket socket the end of the connection looks
-// the same, see [Receiver.ReceiveRecord].
+// message is a valid message; on a seqpacket socket the end of the connection
+// looks the same, see [Receiver.ReceiveRecord].
 func (r *Receiver) Receive(fd int) ([]byte, error) { return r.receive(fd, 0) }
 
 // ReceiveCred is Receive for a socket with [PassCred], which must be on.
 func (r *Receiver) ReceiveCred(fd int) ([]byte, error) { return r.receive(fd, controlLen) }
 
-// ReceiveStream receives what there is on a stream socket, at most the
-// receiver's size: no bytes are the end. Unlike read(2), which closes them
-// silently, it tells of descriptors that came along: [uds.ErrDescriptors].
+// ReceiveStream receives the available bytes of a stream socket, at most the
+// receiver's size; zero bytes mean end of file. If descriptors came along, it
+// returns [uds.ErrDescriptors]; read(2) would close them silently.
 func (r *Receiver) ReceiveStream(fd int) ([]byte, error) {
 	r.prepare(0)
 	n, err := raw.Receive(fd, &r.hdr, unix.MSG_CMSG_CLOEXEC)
@@ -122,13 +123,14 @@ func (r *Receiver) ReceiveStream(fd int) ([]byte, error) {
 	return r.buf[:n], nil
 }
 
-// soPassRights is SO_PASSRIGHTS, of Linux 6.16: whether a socket takes descriptors
-// at all. If not, sendmsg(2) fails with EPERM at the other end. A connection has
-// the option from the listening socket.
+// soPassRights is SO_PASSRIGHTS, of Linux 6.16, which lets a socket receive
+// descriptors. If it is off, sendmsg(2) fails with EPERM at the other end. A
+// connection inherits the option from the listening socket.
 const soPassRights = 83
 
-// refuseRights has the kernel refuse descriptors at a stream socket that is to
-// listen. One that listens already may have connections that wait.
+// refuseRights makes the kernel refuse descriptors at a stream socket that is
+// not listening yet. On a socket that listens already, waiting connections
+// would not get the option.
 func refuseRights(fd int) {
 	sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	listens, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
@@ -137,8 +139,9 @@ func refuseRights(fd int) {
 	}
 }
 
-// RefusesRights reports whether no descriptor can come through a socket: the
-// kernel refuses them, or it is one of the internet. Then [Receiver.Read] will do.
+// RefusesRights reports whether no descriptor can come through a socket,
+// because the kernel refuses them or because it is a TCP or UDP socket. Then
+// use [Receiver.Read].
 func RefusesRights(fd int) bool {
 	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
 	passes, passErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, soPassRights)
@@ -156,7 +159,7 @@ func (r *Receiver) Read(fd int) ([]byte, error) {
 }
 
 // ReceiveRecord is Receive for a seqpacket connection whose other end may be
-// closed: recvmsg(2) returns 0 for an empty record and for the end alike, but
+// closed. recvmsg(2) returns 0 both for an empty record and at the end, but
 // with SO_PASSCRED on, only a record comes with credentials.
 func (r *Receiver) ReceiveRecord(fd int) (record []byte, end bool, err error) {
 	if err := PassCred(fd); err != nil {
@@ -165,7 +168,7 @@ func (r *Receiver) ReceiveRecord(fd int) (record []byte, end bool, err error) {
 	return r.receiveRecord(fd)
 }
 
-// receiveRecord is ReceiveRecord where [PassCred] is on already.
+// receiveRecord is ReceiveRecord for a socket with [PassCred] on.
 func (r *Receiver) receiveRecord(fd int) (record []byte, end bool, err error) {
 	record, err = r.ReceiveCred(fd)
 	_, isRecord := r.Cred()
@@ -199,23 +202,24 @@ func (r *Receiver) receive(fd, control int) ([]byte, error) {
 	return r.buf[:n], nil
 }
 
-// PassCred has each message of fd come with its sender's credentials, unix(7),
-// SO_PASSCRED.
+// PassCred makes the kernel add the sender's credentials to each message that
+// fd receives, unix(7), SO_PASSCRED.
 func PassCred(fd int) error {
 	return os.NewSyscallError("setsockopt SO_PASSCRED", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
 }
 
-// InlineUrgent keeps the bytes that a peer sends with MSG_OOB, send(2), in their
-// place in the stream: socket(7), SO_OOBINLINE, "otherwise, out-of-band data is
-// passed only when the MSG_OOB flag is set during receiving", and lost where
-// nobody asks for it. Unix sockets carry such bytes since Linux 5.15; unlike
-// those of TCP, their connections do not have the option from the listener.
+// InlineUrgent keeps the bytes that a peer sends with MSG_OOB, send(2), in
+// their place in the stream. socket(7), SO_OOBINLINE: "otherwise, out-of-band
+// data is passed only when the MSG_OOB flag is set during receiving". Without
+// that flag they are lost. Unix sockets carry such bytes since Linux 5.15.
+// Unlike TCP connections, Unix connections do not inherit the option from the
+// listener.
 func InlineUrgent(fd int) {
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // every socket takes it
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // every socket has this option
 }
 
-// Cred is who sent the last message, by the kernel's word, where [PassCred] was
-// asked for before.
+// Cred returns the credentials of the last message's sender, as reported by
+// the kernel. [PassCred] must have been on.
 func (r *Receiver) Cred() (cred unix.Ucred, ok bool) {
 	if r.hdr.Controllen < unix.SizeofCmsghdr+unix.SizeofUcred {
 		return cred, false
@@ -227,14 +231,14 @@ func (r *Receiver) Cred() (cred unix.Ucred, ok bool) {
 	return *(*unix.Ucred)(unsafe.Pointer(&r.control[unix.SizeofCmsghdr])), true
 }
 
-// Named tells whether who sent the last message can be answered: a datagram
-// client that has not bound a name cannot.
+// Named reports whether the sender of the last message can get a reply. A
+// datagram client that has not bound a name cannot.
 func (r *Receiver) Named() bool { return r.nameLen > uint32(unsafe.Sizeof(r.name.Addr.Family)) }
 
-// A Sender is the address of who sent a message, as the kernel has it.
+// A Sender is the address of a message's sender, in the kernel's form.
 type Sender string
 
-// Sender is who sent the last message.
+// Sender returns the address of the last message's sender.
 func (r *Receiver) Sender() Sender {
 	return Sender(unsafe.Slice((*byte)(unsafe.Pointer(&r.name)), r.nameLen))
 }
@@ -244,7 +248,8 @@ func (r *Receiver) Peek() Sender {
 	return Sender(unsafe.String((*byte)(unsafe.Pointer(&r.name)), int(r.nameLen)))
 }
 
-// Path is the address of a socket file, of at most [uds.MaxPath] bytes.
+// Path returns the address of a socket file; path has at most [uds.MaxPath]
+// bytes.
 func Path(path string) Sender {
 	sa := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
 	size := int(unsafe.Offsetof(sa.Path))
@@ -253,16 +258,16 @@ func Path(path string) Sender {
 	return Sender(bytes[:size])
 }
 
-// IsPath tells whether the address is a file's.
+// IsPath reports whether the address is that of a socket file.
 func (s Sender) IsPath() bool {
 	return len(s) > len(unixFamily) && s[:len(unixFamily)] == unixFamily && s[len(unixFamily)] != 0
 }
 
-// unixFamily is how the addresses of Unix sockets start.
+// unixFamily is the start of every Unix socket address.
 var unixFamily = Path("")[:unsafe.Sizeof(unix.RawSockaddrUnix{}.Family)]
 
-// String is the address to read: a path, an @name, HOST:PORT, or "" where the
-// sender has none.
+// String returns the address in readable form: a path, an @name, HOST:PORT, or
+// "" if the sender has no address.
 func (s Sender) String() string {
 	var any unix.RawSockaddrAny
 	if copy(unsafe.Slice((*byte)(unsafe.Pointer(&any)), unsafe.Sizeof(any)), s) <= int(unsafe.Sizeof(any.Addr.Family)) {
@@ -287,19 +292,22 @@ func (s Sender) String() string {
 }
 
 // ReplyTo sends a message to an address, that of a [Sender] for example. The
-// error is EAGAIN where the client's queue is full (net.unix.max_dgram_qlen),
-// ECONNREFUSED or ENOENT where it is gone, EACCES where its socket's mode keeps
-// this process out, EMSGSIZE where the message is larger than [SendLimit].
+// error is
+//
+//	EAGAIN                if the client's queue is full (net.unix.max_dgram_qlen)
+//	ECONNREFUSED, ENOENT  if the client has ended
+//	EACCES                if the mode of the client's socket denies access to this process
+//	EMSGSIZE              if the message is larger than [SendLimit]
 func ReplyTo(fd int, message []byte, to Sender) error {
 	_, err := raw.SendTo(fd, message, string(to))
 	return err
 }
 
-// ExplainSize makes EMSGSIZE a [SizeError] with the limit of fd, and leaves other
-// errors alone.
+// ExplainSize turns EMSGSIZE into a [SizeError] with the limit of fd, and
+// returns other errors unchanged.
 func ExplainSize(fd, size int, err error) error {
 	if err == unix.ENOBUFS {
-		return fmt.Errorf("%w (ENOBUFS): %d bytes are more than the kernel puts into one message: send smaller ones", err, size)
+		return fmt.Errorf("%w (ENOBUFS): %d bytes are more than the kernel puts into one message; send smaller ones", err, size)
 	}
 	if err != unix.EMSGSIZE {
 		return err
@@ -317,7 +325,7 @@ func ExplainSize(fd, size int, err error) error {
 
 func hostPort(ip []byte, port uint16) string {
 	addr, _ := netip.AddrFromSlice(ip)
-	swapped := port>>8 | port<<8 // it is in network byte order
+	swapped := port>>8 | port<<8 // the port is in network byte order
 	return netip.AddrPortFrom(addr, swapped).String()
 }
 
@@ -327,7 +335,8 @@ func PeerCred(fd int) (*unix.Ucred, error) {
 	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
 }
 
-// PeerName is the address of the other end of a connection, see [Sender.String].
+// PeerName returns the address of the other end of a connection, see
+// [Sender.String].
 func PeerName(fd int) string {
 	var sa unix.RawSockaddrAny
 	size, err := raw.PeerName(fd, &sa)
@@ -337,31 +346,33 @@ func PeerName(fd int) string {
 	return Sender(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), size)).String()
 }
 
-// DropAncillary turns off what the parent may have asked for to come with each
-// message, PassCredentials= in a systemd unit for example, and nobody receives
-// here: the kernel could not deliver it, and would report that just as it
-// reports descriptors that nobody receives. Connections have such options from
-// the listening socket that they were made at. Credentials of datagrams are
-// received; what came while they were off would be nobody's.
+// DropAncillary turns off ancillary data that the parent process may have
+// enabled, PassCredentials= in a systemd unit for example, and that this
+// process does not receive. The kernel could not deliver such data, and
+// reports that in the same way as descriptors that are not received.
+// Connections inherit these options from their listening socket. Datagram
+// sockets keep credentials on: a message that arrived while they were off
+// would have none.
 func DropAncillary(fd int) {
 	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_DGRAM {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 0)
 	}
 	for _, option := range []int{unix.SO_PASSSEC, unix.SO_PASSPIDFD, unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS} {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 0) // not every kernel knows all of them
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 0) // some kernels do not know all of them
 	}
 }
 
-// HungUp tells whether the other end of fd is gone for both directions, poll(2),
-// POLLHUP, where end of file tells of one.
+// HungUp reports whether the other end of fd is closed in both directions,
+// poll(2), POLLHUP. End of file means that only one direction is closed.
 func HungUp(fd int) bool {
 	fds := []unix.PollFd{{Fd: int32(fd)}}
 	_, err := unix.Poll(fds, 0)
 	return err == nil && fds[0].Revents&unix.POLLHUP != 0
 }
 
-// AbsName makes the path of a client's own socket absolute, so that a server in
-// another directory finds it, where it still fits sun_path then.
+// AbsName makes the path of a client's own socket absolute, so that a server
+// in another directory finds it. It returns other names, and a path that would
+// no longer fit sun_path, unchanged.
 func AbsName(name string) string {
 	abs, err := filepath.Abs(name)
 	if err != nil || len(abs) > uds.MaxPath || strings.HasPrefix(name, "@") {

@@ -22,7 +22,8 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// pair is two sockets of a type that keeps boundaries, connected to each other.
+// pair returns two sockets of a type that keeps boundaries, connected to each
+// other.
 func pair(t *testing.T, typ transport.Type) (a, b int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, sotypes[typ]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -119,16 +120,16 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 	}
 }
 
-// wantSize wants the error to name the message's size and the limit.
+// wantSize wants the error to contain the message's size and the limit.
 func wantSize(t *testing.T, err error, size, limit int) {
 	t.Helper()
 	var e *transport.SizeError
 	if !errors.As(err, &e) || e.Size != size || e.Limit != limit {
-		t.Fatalf("%v does not say that %d bytes are more than %d", err, size, limit)
+		t.Fatalf("%v does not report that %d bytes are more than %d", err, size, limit)
 	}
 }
 
-func TestReceiverOfNothingStillTellsEmptyFromMore(t *testing.T) {
+func TestReceiverOfSizeZeroStillDistinguishesEmptyFromMore(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t, transport.Datagram)
 	r := transport.NewReceiver(0)
@@ -170,7 +171,7 @@ func TestDescriptorsThatComeAlongAreRefusedAndNoneStaysOpen(t *testing.T) {
 	}
 }
 
-func TestReceiveRecordTellsEmptyRecordFromTheEnd(t *testing.T) {
+func TestReceiveRecordDistinguishesEmptyRecordFromTheEnd(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(fd int) error{
 		"half-closed": func(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) },
@@ -210,7 +211,7 @@ func TestReceiveRecordTellsEmptyRecordFromTheEnd(t *testing.T) {
 	}
 }
 
-// received is one message that a datagram socket has in its queue.
+// received returns a receiver that has read one message of a datagram socket.
 func received(t *testing.T, fd int) *transport.Receiver {
 	t.Helper()
 	r := transport.NewReceiver(100)
@@ -219,7 +220,7 @@ func received(t *testing.T, fd int) *transport.Receiver {
 	return r
 }
 
-func TestSenderIsWhoeverSentTheMessage(t *testing.T) {
+func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
@@ -281,7 +282,7 @@ func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
 	}
 }
 
-// As recvmsg(2) writes them; a machine need not have IPv6.
+// The addresses as recvmsg(2) writes them; a machine may lack IPv6.
 func TestSenderString(t *testing.T) {
 	t.Parallel()
 	family := func(f uint16) string { return string(binary.NativeEndian.AppendUint16(nil, f)) }
@@ -341,13 +342,13 @@ func TestReceiveAloneHasNoCredentials(t *testing.T) {
 	a, b := pair(t, transport.Datagram)
 	send(t, a, "hello")
 	if cred, ok := received(t, b).Cred(); ok {
-		t.Errorf("nobody asked, and they are %+v", cred)
+		t.Errorf("without a request, the credentials are %+v", cred)
 	}
 	err := transport.PassCred(-1)
 	wantError(t, err, unix.EBADF, "SO_PASSCRED")
 }
 
-// A Receiver is what the server spends on a message.
+// The server uses a Receiver for each message.
 //
 // Not parallel: it counts the allocations of the process.
 func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
@@ -369,7 +370,7 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 			t.Fatal(err)
 		}
 		if _, ok := r.Cred(); !ok || !r.Named() {
-			t.Fatal("nobody sent it")
+			t.Fatal("it has no sender")
 		}
 		if err := transport.ReplyTo(s.FD(), message, r.Peek()); err != nil {
 			t.Fatal(err)
@@ -411,7 +412,7 @@ func TestReplyErrorsAreErrnos(t *testing.T) {
 	}
 }
 
-func TestMaxMessageIsWhatTheSystemLetsAnybodySend(t *testing.T) {
+func TestMaxMessageIsWhatAnyUserCanSend(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, transport.Datagram)
 	wmem := testkit.Setting(t, "core/wmem_max")
@@ -431,7 +432,7 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	testkit.WantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d: raise net.core.wmem_max", 2*wmem+1, 2*wmem))
+	testkit.WantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d; raise net.core.wmem_max", 2*wmem+1, 2*wmem))
 	wantError(t, transport.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
 
 	d := dir(t)
@@ -469,7 +470,7 @@ func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 			t.Errorf("one byte more: %v", err)
 		}
 		wantError(t, transport.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
-			fmt.Sprintf("%d bytes, the socket sends at most %d: raise SO_SNDBUF", limit+1, limit))
+			fmt.Sprintf("%d bytes, the socket sends at most %d; raise SO_SNDBUF", limit+1, limit))
 	}
 	if err := transport.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
 		t.Errorf("another error becomes %v", err)
@@ -484,7 +485,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			s := listen(t, transport.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"})
-			// The default where nobody has changed net.core.wmem_default.
+			// The default, unless net.core.wmem_default was changed.
 			conn, err := transport.DialConfig{SendBuffer: 212_992}.Dial(t.Context(), s.Addr)
 			check(t, err)
 			defer func() { check(t, conn.Close()) }()
@@ -495,15 +496,15 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 				check(t, err)
 				defer func() { check(t, unix.Close(fd)) }()
 			}
-			// One byte more than fits, and one byte more than the receiver has,
-			// of a peer who may send more than others.
+			// One byte more than fits, and one byte more than the receiver's
+			// size, from a peer that may send larger messages than others.
 			small := transport.NewReceiver(212_959)
 			whole, larger := make([]byte, 212_960), make([]byte, 212_961)
 			receiver := transport.NewReceiver(transport.MaxMessage())
 			before := allocated()
 			for range rounds {
 				err := conn.Send(larger)
-				wantError(t, err, unix.EMSGSIZE, "212961 bytes, the socket sends at most 212960: raise SO_SNDBUF")
+				wantError(t, err, unix.EMSGSIZE, "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF")
 				wantSize(t, err, 212_961, 212_960)
 				check(t, conn.Send(whole))
 				_, err = small.Receive(fd)
@@ -513,7 +514,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 					t.Fatalf("received %d bytes, %v", len(message), err)
 				}
 			}
-			// A buffer of its own for each would be 20 MB and more.
+			// A buffer of its own for each message would take 20 MB and more.
 			if n := allocated() - before; n > rounds*10_000 {
 				t.Errorf("%d messages cost %d bytes of memory", 2*rounds, n)
 			}
@@ -527,7 +528,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 	})
 }
 
-// allocated is how many bytes this process has taken so far.
+// allocated returns how many bytes this process has allocated so far.
 func allocated() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
@@ -537,7 +538,7 @@ func allocated() uint64 {
 func TestOversizeDatagramOverUDP(t *testing.T) {
 	t.Parallel()
 	conn := dial(t, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:9"})
-	wantError(t, conn.Send(make([]byte, 65_508)), unix.EMSGSIZE, "65508 bytes, the socket sends at most 65507: send smaller ones")
+	wantError(t, conn.Send(make([]byte, 65_508)), unix.EMSGSIZE, "65508 bytes, the socket sends at most 65507; send smaller ones")
 }
 
 func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
@@ -561,7 +562,7 @@ func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 		t.Errorf("at the end: %q, %v", got, err)
 	}
 	if err := conn.Send(nil); !errors.Is(err, unix.EPIPE) {
-		t.Errorf("sent to nobody: %v", err)
+		t.Errorf("sent to an address without a server: %v", err)
 	}
 }
 

@@ -16,14 +16,14 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// ListenConfig says how to listen. Its zero value works.
+// ListenConfig configures how to listen. Its zero value works.
 type ListenConfig struct {
 	Mode    fs.FileMode // see [uds.ListenConfig]
-	Backlog int         // likewise
-	// SendBuffer is SO_SNDBUF of a Unix socket in bytes as the kernel counts them,
-	// socket(7); a message may be 32 bytes less. 0 leaves the system's. The
-	// connections that a seqpacket socket accepts do not inherit it, see
-	// [SetSendBuffer].
+	Backlog int         // see [uds.ListenConfig]
+	// SendBuffer is SO_SNDBUF of a Unix socket in bytes as the kernel counts
+	// them, socket(7); a message may be 32 bytes less. 0 leaves the system's
+	// default. The connections that a seqpacket socket accepts do not inherit
+	// it, see [SetSendBuffer].
 	SendBuffer int
 	// RefuseRights has the kernel refuse descriptors at stream sockets, if it can:
 	// Linux 6.16.
@@ -46,14 +46,15 @@ func (c ListenConfig) setSendBuffer(fd int) error {
 	return nil
 }
 
-// A Socket is a server's: one of package uds, or one of the internet, which has no
-// files, no other process to share it with, and no half-way to its end.
+// A Socket is a server's socket: one of package uds, or a TCP or UDP socket. A
+// TCP or UDP socket has no files, is not shared with other processes, and
+// cannot be half closed.
 type Socket struct {
 	Addr Addr
 	bound
 }
 
-// bound is what the two have in common, see [uds.Socket].
+// bound is the set of methods that both kinds have, see [uds.Socket].
 type bound interface {
 	FD() int
 	Unlink()
@@ -81,7 +82,7 @@ func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 	return &Socket{a, &s}, nil
 }
 
-// Handover makes sockets that change hands together, see
+// Handover makes sockets that are handed over together, see
 // [uds.ListenConfig.Handover]; all addrs are paths.
 func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) {
 	var paths []uds.Addr
@@ -99,9 +100,9 @@ func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) 
 	return sockets, h, nil
 }
 
-// Inherit makes a Socket of a descriptor of the parent process, which it takes
-// over, see [uds.ListenConfig.Inherit]. One of seqpacket is for files if files
-// says so.
+// Inherit makes a Socket of a descriptor of the parent process, and takes the
+// descriptor over, see [uds.ListenConfig.Inherit]. With files, a seqpacket
+// socket becomes one of type files.
 func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
 	config := c.options()
 	config.Control = func(fd int) error {
@@ -119,13 +120,13 @@ func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
 	return &Socket{a, s}, nil
 }
 
-// Unix is the socket of package uds; nil: it is one of the internet.
+// Unix returns the socket of package uds; nil if this is a TCP or UDP socket.
 func (s *Socket) Unix() *uds.Socket {
 	own, _ := s.bound.(*uds.Socket)
 	return own
 }
 
-// Renew is [uds.Socket.Renew], of one that is Lost.
+// Renew is [uds.Socket.Renew], for a socket that is Lost.
 func (s *Socket) Renew() (*Socket, error) {
 	renewed, err := s.Unix().Renew()
 	if err != nil {
@@ -153,7 +154,8 @@ func (s *internet) Close() error {
 	return os.NewSyscallError("close", err)
 }
 
-// listenInternet lets package net find the address, and takes its socket.
+// listenInternet makes package net look up the address, and takes over its
+// socket.
 func listenInternet(a Addr, backlog int) (fd int, err error) {
 	var l interface {
 		syscall.Conn
@@ -162,7 +164,7 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 	if a.Type == TCP {
 		var n net.Listener
 		var c net.ListenConfig
-		c.SetMultipathTCP(false) // whose connections do not have the listener's options
+		c.SetMultipathTCP(false) // Multipath TCP connections do not inherit the listener's options
 		if n, err = c.Listen(context.Background(), "tcp", a.Path); err == nil {
 			l = n.(*net.TCPListener)
 		}
@@ -183,19 +185,20 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 	ctrlErr := raw.Control(func(theirs uintptr) {
 		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil && a.Type == TCP {
 			InlineUrgent(fd)
-			err = unix.Listen(fd, cmp.Or(backlog, unix.SOMAXCONN)) // again: package net does not ask how many
+			err = unix.Listen(fd, cmp.Or(backlog, unix.SOMAXCONN)) // again: package net has no setting for the backlog
 		}
 	})
 	return fd, errors.Join(ctrlErr, err)
 }
 
-// DialConfig says how to connect. Its zero value works.
+// DialConfig configures how to connect. Its zero value works.
 type DialConfig struct {
 	Bind       string // see [uds.DialConfig]
 	SendBuffer int    // as in [ListenConfig]
 }
 
-// A Conn is a connection over any transport; of a Unix socket it has a [uds.Conn].
+// A Conn is a connection over any transport; for a Unix socket it holds a
+// [uds.Conn].
 type Conn struct {
 	net.Conn
 	addr  Addr
@@ -232,9 +235,9 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 	return &Conn{Conn: conn, addr: a}, nil
 }
 
-// Connect is a dial to a Unix socket of a type that connects, by system calls
-// alone, for callers that have a descriptor's use and many to make. It does not
-// wait, and its error is a bare errno: [DialConfig.Dial] explains.
+// Connect dials a stream or seqpacket Unix socket with system calls alone, for
+// callers that need only the descriptor and make many connections. It does not
+// wait, and its error is a bare errno; [DialConfig.Dial] explains its errors.
 func Connect(a Addr) (fd int, err error) {
 	sotype := unix.SOCK_STREAM
 	if a.Type != Stream {
@@ -260,7 +263,7 @@ func Pair() (own *Conn, other *os.File, err error) {
 	return &Conn{Conn: conn, addr: Addr{Type: Stream}}, other, nil
 }
 
-// Type is the type of the socket.
+// Type returns the type of the socket.
 func (c *Conn) Type() Type { return c.addr.Type }
 
 // SendFiles is [uds.Conn.SendFiles].
@@ -273,7 +276,8 @@ func (c *Conn) SendFiles(message []byte, fds ...int) error {
 }
 
 // CloseWrite ends the direction to the server, shutdown(2) with SHUT_WR: the
-// server reads end of file, and its answers still arrive.
+// server reads end of file, and the client still receives the server's
+// answers.
 func (c *Conn) CloseWrite() error {
 	w, ok := c.Conn.(interface{ CloseWrite() error })
 	if !ok {
@@ -282,7 +286,7 @@ func (c *Conn) CloseWrite() error {
 	return w.CloseWrite()
 }
 
-// Closed is [HungUp] of the connection.
+// Closed reports [HungUp] of the connection.
 func (c *Conn) Closed() bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -302,9 +306,9 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 	return s.SyscallConn()
 }
 
-// Detach gives a descriptor of the connection, non-blocking, to the caller, who
-// closes it: package net reads and writes it no more. Close still removes the
-// client's own socket file.
+// Detach returns a non-blocking descriptor of the connection. The caller
+// closes it. Package net no longer reads or writes the connection. Close still
+// removes the client's own socket file.
 func (c *Conn) Detach() (fd int, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -317,7 +321,7 @@ func (c *Conn) Detach() (fd int, err error) {
 		return -1, err
 	}
 	if own, ok := c.Conn.(*uds.Conn); ok {
-		return fd, own.Conn.Close() // the client's name is for Close to remove
+		return fd, own.Conn.Close() // Close removes the client's name later
 	}
 	return fd, c.Close()
 }
@@ -339,7 +343,8 @@ func (c *Conn) Send(message []byte) error {
 	return err
 }
 
-// Receive receives the next message of a connection; io.EOF is its end.
+// Receive receives the next message of a connection; io.EOF means that it has
+// ended.
 func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -1,4 +1,5 @@
-// Command netpoll is an echo on a Unix stream socket with cloudwego's netpoll.
+// Command netpoll is an echo server on a Unix stream socket, with cloudwego's
+// netpoll.
 package main
 
 import (
@@ -18,7 +19,7 @@ func echo(_ context.Context, c netpoll.Connection) error {
 	if _, err := w.WriteBinary(buf); err != nil {
 		return err
 	}
-	// Before Release, as the writer may refer to what was read.
+	// Before Release, as the writer may refer to the bytes read.
 	if err := w.Flush(); err != nil {
 		return err
 	}

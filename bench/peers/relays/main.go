@@ -1,10 +1,12 @@
-// Command relays measures relays side by side, in rounds that take all of them in
-// turn. It is their target, too: a server that echoes, or takes what comes.
+// Command relays measures relays side by side, in rounds that measure all of
+// them in turn. It is also their target: a server that echoes, or only
+// receives.
 //
 //	relays TARGET ROUNDS NAME=GROUP=ADDRESS...
 //
-// TARGET is where it listens, /path or HOST:PORT; a relay's ADDRESS is where it
-// listens, and GROUP the process group whose memory is its own, 0 for none.
+// TARGET is the address on which it listens, /path or HOST:PORT. A relay's
+// ADDRESS is the address on which the relay listens. GROUP is the relay's
+// process group, whose memory is counted, 0 for none.
 package main
 
 import (
@@ -29,7 +31,7 @@ func network(address string) string {
 	return "tcp"
 }
 
-// doing is what is being measured, for an error.
+// doing names the current measurement, for error texts.
 var doing string
 
 func must[T any](v T, err error) T {
@@ -40,10 +42,10 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-const size = 1 << 30 // of what throughput sends
+const size = 1 << 30 // bytes that throughput sends
 
-// blocking takes a connection away from Go's poller, whose wake-ups would be
-// measured otherwise: as a C program has it.
+// blocking takes a connection away from Go's poller, so that its wake-ups are
+// not measured. A C program would use the socket in this way.
 func blocking(conn net.Conn) *os.File {
 	f := must(conn.(interface{ File() (*os.File, error) }).File())
 	_ = conn.Close()
@@ -51,8 +53,9 @@ func blocking(conn net.Conn) *os.File {
 	return f
 }
 
-// serve echoes after an e; after an s it answers when all has come. It does not
-// wait for a half-close, as socket-proxyd gives up the other direction then.
+// serve echoes after an e; after an s it answers when everything has arrived.
+// It does not wait for a half-close, because socket-proxyd then gives up the
+// other direction.
 func serve(accepted net.Conn) {
 	conn := blocking(accepted)
 	defer func() { _ = conn.Close() }()
@@ -81,7 +84,7 @@ func (r relay) dial(kind string) *os.File {
 	return conn
 }
 
-// throughput is MB/s of 1 GiB one way.
+// throughput returns MB/s of 1 GiB one way.
 func (r relay) throughput() float64 {
 	conn := r.dial("s")
 	defer func() { _ = conn.Close() }()
@@ -94,7 +97,7 @@ func (r relay) throughput() float64 {
 	return size / 1e6 / time.Since(from).Seconds()
 }
 
-// roundTrip is the median of one of 64 bytes, in µs.
+// roundTrip returns the median round trip of 64 bytes, in µs.
 func (r relay) roundTrip() float64 {
 	conn := r.dial("e")
 	defer func() { _ = conn.Close() }()
@@ -109,8 +112,8 @@ func (r relay) roundTrip() float64 {
 	return times[len(times)/2]
 }
 
-// connections is how many a second are made, echo 64 bytes and are closed, by 4
-// clients.
+// connections returns how many connections a second are made, echo 64 bytes
+// and are closed, by 4 clients.
 func (r relay) connections() float64 {
 	const each = 250
 	var all sync.WaitGroup
@@ -133,8 +136,8 @@ func (r relay) echo(conn *os.File) *os.File {
 	return conn
 }
 
-// memory is what 1,000 connections take after an echo, in KiB each: the share of
-// all processes of the relay.
+// memory returns the memory of 1,000 connections after an echo, in KiB each:
+// the share of all processes of the relay.
 func (r relay) memory() float64 {
 	if r.group == "0" {
 		return 0
@@ -200,7 +203,7 @@ func main() {
 			r := relays[(i+round)%len(relays)]
 			for j, c := range columns {
 				if round > 0 && j == len(columns)-1 {
-					continue // what is freed is used again: only the first is what it takes
+					continue // freed memory is used again: only the first round shows the need
 				}
 				doing = r.name + ", " + c.name
 				results[r.name+c.name] = append(results[r.name+c.name], c.measure(r))
