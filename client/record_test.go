@@ -220,7 +220,7 @@ func TestF49RelayContinuesWithoutItsRecord(t *testing.T) {
 		}
 	}
 	t.Run("disk full", func(t *testing.T) {
-		need(t, "unshare", "util-linux")
+		testkit.NeedNamespace(t, "-rm")
 		d := dir(t)
 		echoAt(t, d)
 		check(t, os.Mkdir(d+"/m", 0o755))

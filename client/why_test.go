@@ -75,7 +75,7 @@ func TestInspectReportsWhichPartOfThePathDeniesAccess(t *testing.T) {
 
 func TestInspectReportsThatTheFileItselfIsAMount(t *testing.T) {
 	t.Parallel()
-	need(t, "unshare", "util-linux")
+	testkit.NeedNamespace(t, "-rm")
 	d := dir(t)
 	l, err := net.Listen("unix", d+"/uds_socket")
 	check(t, err)
@@ -103,7 +103,7 @@ func TestInspectReportsAFileSystemThatDoesNotCarrySockets(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "to mount")
 	need(t, "fuse-overlayfs", "fuse-overlayfs")
-	need(t, "unshare", "util-linux")
+	testkit.NeedNamespace(t, "-m")
 	d := dir(t)
 	for _, name := range []string{"lower", "upper", "work", "merged"} {
 		check(t, os.Mkdir(d+"/"+name, 0o755))
@@ -118,7 +118,7 @@ func TestInspectReportsAFileSystemThatDoesNotCarrySockets(t *testing.T) {
 
 func TestInspectReportsTheIdsInAUserNamespace(t *testing.T) {
 	t.Parallel()
-	need(t, "unshare", "util-linux")
+	testkit.NeedNamespace(t, "-r")
 	d, _ := listen(t)
 	uid, gid := os.Geteuid(), os.Getegid()
 	got := why(t, d, nil, "unshare", "-U", "sh", "-c", `"$CLIENT" inspect uds_socket`)

@@ -14,6 +14,8 @@ import (
 	"github.com/docker/docker/api/types/container"
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/wait"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // socketDir returns a directory of the machine for sockets, with a short path,
@@ -115,6 +117,14 @@ func TestInspectReportsWhyAMountedSocketFileIsDead(t *testing.T) {
 	t.Parallel()
 	d := socketDir(t)
 	volume := newVolume(t)
+	bind := withHost(func(h *container.HostConfig) { h.Binds = []string{d + ":/run/uds"} })
+	if err := os.WriteFile(d+"/here", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	here := start(t, clientImage, volume, bind, testcontainers.WithEntrypoint("test"), testcontainers.WithCmd("-e", "/run/uds/here"), testcontainers.WithWaitStrategy(wait.ForExit()))
+	if here.exitCode(t) != 0 {
+		testkit.Missing(t, "an engine with the files of this process", "run the tests where the engine runs, outside of containers and chroots")
+	}
 	server := startServer(t, volume, withHost(func(h *container.HostConfig) { h.Binds = []string{d + ":/run/uds"} }))
 	client := start(t, clientImage, volume, testcontainers.WithEntrypoint("sleep"), testcontainers.WithCmd("600"),
 		withHost(func(h *container.HostConfig) { h.Binds = []string{d + "/uds_socket:/run/s"} }))

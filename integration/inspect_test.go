@@ -60,5 +60,7 @@ func TestInspectTheEnginesOwnSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantREADME(t, "inspect docker", string(out))
+	// In a container the engine's socket usually is a mount.
+	text := regexp.MustCompile(`(?m)^  why       it is itself a mount: .*\n`).ReplaceAllString(string(out), "")
+	wantREADME(t, "inspect docker", text)
 }

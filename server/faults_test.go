@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -339,14 +340,12 @@ func crowd(attempts string) error {
 // anybodys returns a copy of this program that other users may run.
 func anybodys(t *testing.T) string {
 	t.Helper()
-	own, err := os.Open("/proc/self/exe")
-	check(t, err)
-	defer func() { _ = own.Close() }()
-	theirs, err := os.OpenFile(dir(t)+"/crowd", os.O_CREATE|os.O_WRONLY, 0o755)
-	check(t, err)
-	_, err = io.Copy(theirs, own)
-	check(t, errors.Join(err, theirs.Close()))
-	return theirs.Name()
+	theirs := dir(t) + "/crowd"
+	// By a process of its own: another test's child could keep the file open for
+	// writing, and then it cannot be executed (ETXTBSY).
+	check(t, exec.Command("cp", fmt.Sprintf("/proc/%d/exe", os.Getpid()), theirs).Run())
+	check(t, os.Chmod(theirs, 0o755))
+	return theirs
 }
 
 func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
@@ -675,9 +674,9 @@ func terminate(t *testing.T, sent, got []byte, after int) (back int, took time.D
 
 func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	t.Parallel()
-	need(t, "unshare", "util-linux")
 	need(t, "nsenter", "util-linux")
 	testkit.NeedRoot(t, "to mount")
+	testkit.NeedNamespace(t, "--mount")
 	unshare := []string{"unshare", "--mount"}
 	// A volume of three files: its own directory, a lock, a socket.
 	const mount = `mount -t tmpfs -o "$1" none vol && shift && exec "$@"`

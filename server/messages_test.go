@@ -249,7 +249,6 @@ func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
 // limit's file in its mount namespace.
 func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
 	t.Parallel()
-	need(t, "unshare", "util-linux")
 	const rounds = 10
 	const wmem = 5000 // the kernel doubles it and reserves 32 bytes
 	fits, large := strings.Repeat("x", 2*wmem-32), strings.Repeat("x", 2*wmem-31)
@@ -264,6 +263,7 @@ func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
 			if os.Geteuid() != 0 {
 				args = append(args, "--map-root-user")
 			}
+			testkit.NeedNamespace(t, args[1:]...)
 			check(t, os.WriteFile(d+"/wmem_max", []byte(strconv.Itoa(wmem)+"\n"), 0o600))
 			server := start(t, d, append(args, "sh", "-euc", `
 				mount --bind wmem_max /proc/sys/net/core/wmem_max

@@ -203,6 +203,7 @@ func asNobody() *syscall.SysProcAttr {
 // The server's own user and all strangers have the same number here.
 func TestF45UnmappedUsers(t *testing.T) {
 	testkit.NeedRoot(t, "to be another user")
+	testkit.NeedNamespace(t, "--user")
 	t.Parallel()
 	asked := 0
 	for _, tt := range []struct {

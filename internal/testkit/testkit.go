@@ -11,6 +11,7 @@ package testkit
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -73,6 +74,16 @@ func Need(t testing.TB, program, pkg string) {
 	t.Helper()
 	if _, err := exec.LookPath(program); err != nil {
 		Missing(t, program, "install the package "+pkg)
+	}
+}
+
+// NeedNamespace skips the test if this process cannot make these namespaces, options
+// of unshare(1): in a container or a chroot most processes cannot.
+func NeedNamespace(t testing.TB, options ...string) {
+	t.Helper()
+	Need(t, "unshare", "util-linux")
+	if out, err := exec.Command("unshare", append(options, "true")...).CombinedOutput(); err != nil {
+		Missing(t, fmt.Sprintf("the right to make a namespace (%s)", strings.TrimSpace(string(out))), "run the tests outside of containers and chroots")
 	}
 }
 
