@@ -32,7 +32,7 @@ type benchCmd struct {
 	Bind        string           `placeholder:"DIR/" help:"Where datagram clients bind their names (default: beside the server's socket)."`
 	Retry       time.Duration    `default:"0s" placeholder:"DURATION" help:"Keep trying for so long while no server is there yet (default: ${default})."`
 	JSON        string           `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file too; for - to standard output, instead of the table."`
-	Plot        string           `placeholder:"FILE" help:"Draw latency and throughput, to a file .svg or .png."`
+	Plot        string           `placeholder:"FILE" help:"Draw the ratios with their ranges, to a file .svg or .png."`
 }
 
 // Validate turns away what makes no sense.

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/udsecho/udsecho/internal/cli"
 )
 
 // Every command, with every flag and its variable, is in docs/options.md, and
@@ -68,6 +70,18 @@ func TestOptionsAreThoseOfTheHelp(t *testing.T) {
 	}
 	if diff := cmp.Diff(helped, documented); diff != "" {
 		t.Errorf("--help and docs/options.md (-help +options.md):\n%s", diff)
+	}
+}
+
+func TestVersionNeedsNoOtherOption(t *testing.T) {
+	t.Parallel()
+	for _, program := range []string{"server", "client"} {
+		for _, option := range []string{"--version", "-V"} {
+			status, stdout, stderr := run(t, dir(t), "", program, option)
+			if want := program + " " + cli.Version + "\n"; status != 0 || stdout != want || stderr != "" {
+				t.Errorf("%s %s: exit status %d, output %q, error %q; want %q", program, option, status, stdout, stderr, want)
+			}
+		}
 	}
 }
 

@@ -15,6 +15,9 @@ import (
 	"github.com/udsecho/udsecho/internal/transcript"
 )
 
+// Version is the version of both programs and both images.
+const Version = "0.1.0"
+
 // Std is the process's three files.
 type Std struct {
 	In       io.Reader
@@ -38,6 +41,7 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 		kong.Name(name),
 		kong.Description(description),
 		kong.DefaultEnvars("UDS"),
+		kong.Vars{"version": name + " " + Version},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(std),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
