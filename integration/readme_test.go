@@ -111,3 +111,41 @@ func TestStatusIsAsTheREADMESays(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The README's relay shows an echo of "hello".
+func TestRelayShowsWhatTheREADMESays(t *testing.T) {
+	t.Parallel()
+	dir := programs(t)
+	command := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(t.Context(), "./"+name, args...)
+		cmd.Dir = dir
+		return cmd
+	}
+	var shown bytes.Buffer
+	relay := command("client", "forward", "--listen", "stream:door", "--connect", "stream:uds_socket", "--show", "hex")
+	relay.Stdout = &shown
+	for _, cmd := range []*exec.Cmd{command("server"), relay} {
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+				t.Error(err)
+			}
+			_ = cmd.Wait()
+		}()
+	}
+	for _, address := range []string{"stream:uds_socket", "stream:door"} { // the first waits for the server
+		if out, err := command("client", "--retry", "20s", "--connect", address, "hello").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	_ = relay.Process.Signal(syscall.SIGTERM)
+	_ = relay.Wait() // then the record is complete
+	masked := func(text string) string {
+		return regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d\.\d+|\b(uid|gid|pid) \d+`).ReplaceAllString(text, "…")
+	}
+	if want, got := masked(readme(t, "show")), masked(shown.String()); !strings.HasPrefix(got, want) {
+		t.Errorf("README.md and the relay (-README +relay):\n%s", cmp.Diff(want, got))
+	}
+}
