@@ -124,7 +124,7 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 	t.Parallel()
 	documents, err := filepath.Glob("../docs/*.md")
 	check(t, err)
-	documents = append(documents, "../README.md", "../SECURITY.md")
+	documents = append(documents, "../README.md", "../SECURITY.md", "../CONTRIBUTING.md")
 	anchors := map[string]map[string]bool{}
 	texts := map[string]string{}
 	for _, document := range documents {
