@@ -25,7 +25,7 @@ make --no-print-directory demo >/dev/null # so that the recorded one waits for n
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # termtosvg wants a terminal; script has one for it.
-script -qec "stty cols 90 rows 24; termtosvg docs/demo.svg -c '$0 --show' -g 80x22 -M 1000 -D 3000" /dev/null >"$log" 2>&1 || {
+script -qec "stty cols 90 rows 24; termtosvg docs/demo.svg -c 'tools/recording.sh --show' -g 80x22 -M 1000 -D 3000" /dev/null >"$log" 2>&1 || {
 	tail -n 5 "$log" >&2
 	exit 1
 }
