@@ -73,18 +73,6 @@ func TestOptionsAreThoseOfTheHelp(t *testing.T) {
 	}
 }
 
-func TestVersionNeedsNoOtherOption(t *testing.T) {
-	t.Parallel()
-	for _, program := range []string{"server", "client"} {
-		for _, option := range []string{"--version", "-V"} {
-			status, stdout, stderr := run(t, dir(t), "", program, option)
-			if want := program + " " + cli.Version + "\n"; status != 0 || stdout != want || stderr != "" {
-				t.Errorf("%s %s: exit status %d, output %q, error %q; want %q", program, option, status, stdout, stderr, want)
-			}
-		}
-	}
-}
-
 // Whoever looks for a line that a program has written has to find it. What
 // varies in a text, and what the system says, is left out.
 func TestTextsOfTroubleshootingAreInTheSources(t *testing.T) {
@@ -153,6 +141,18 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 			}
 			if anchor != "" && !anchors[path][anchor] {
 				t.Errorf("%s: %s has no such heading", document, link[1])
+			}
+		}
+	}
+}
+
+func TestVersionNeedsNoOtherOption(t *testing.T) {
+	t.Parallel()
+	for _, program := range []string{"server", "client"} {
+		for _, option := range []string{"--version", "-V"} {
+			status, stdout, stderr := run(t, dir(t), "", program, option)
+			if want := program + " " + cli.Version + "\n"; status != 0 || stdout != want || stderr != "" {
+				t.Errorf("%s %s: exit status %d, output %q, error %q; want %q", program, option, status, stdout, stderr, want)
 			}
 		}
 	}

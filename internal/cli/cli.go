@@ -15,9 +15,6 @@ import (
 	"github.com/udsecho/udsecho/internal/transcript"
 )
 
-// Version is the version of both programs and both images.
-const Version = "0.1.0"
-
 // Std is the process's three files.
 type Std struct {
 	In       io.Reader
@@ -67,6 +64,9 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	fmt.Fprintf(std.Err, "%s: %s\n", name, text)
 	return status
 }
+
+// Version is the version of both programs and both images.
+const Version = "0.1.0"
 
 // helpOf is how to ask for help on the command that was called wrongly.
 func helpOf(name string, err error) string {
