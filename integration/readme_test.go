@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -109,6 +110,26 @@ func TestStatusIsAsTheREADMESays(t *testing.T) {
 	}
 	if err := server.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What the README shows of package uds is Go.
+func TestListenOfTheREADMECompiles(t *testing.T) {
+	t.Parallel()
+	file := t.TempDir() + "/main.go"
+	source := `package main
+import ("context"; "net/http"; "github.com/udsecho/udsecho/uds")
+func serve(ctx context.Context, handler http.Handler) error {
+` + readme(t, "listen") + `}
+func main() { _ = serve }
+`
+	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	goVet := exec.CommandContext(t.Context(), "go", "vet", file)
+	goVet.Dir = ".."
+	if out, err := goVet.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
