@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt clean examples bench-examples
+.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt clean examples bench-examples recording documents
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -58,6 +58,12 @@ bench-peers: # our server beside C and others that one could pick
 
 bench-forward: # client forward beside socat and systemd-socket-proxyd
 	@bench/forward.sh
+
+documents: engine # every command of the documents, from top to bottom, in a fresh clone
+	@integration/documents.sh
+
+recording: # docs/demo.svg, the animated picture of the README
+	@tools/recording.sh
 
 bench-examples: # a PHP page and a SELECT 1: through a socket or through TCP?
 	@examples/bench/run.sh

@@ -32,7 +32,7 @@ type benchCmd struct {
 	Bind        string           `placeholder:"DIR/" help:"Directory in which datagram clients bind their names (default: beside the server's socket)."`
 	Retry       time.Duration    `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
 	JSON        string           `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file; with -, write them to standard output instead of the table."`
-	Plot        string           `placeholder:"FILE" help:"Draw latency and throughput to this file, .svg or .png."`
+	Plot        string           `placeholder:"FILE" help:"Draw the ratios with their ranges to this file, .svg or .png."`
 }
 
 // Validate rejects values that make no sense.

@@ -31,6 +31,8 @@ import (
 )
 
 type commands struct {
+	Version kong.VersionFlag `short:"V" env:"-" help:"Show the version."`
+
 	Bench       benchCmd            `cmd:"" help:"Measure one server, or several side by side."`
 	Echo        echoCmd             `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
 	Forward     forwardCmd          `cmd:"" help:"Relay every client to another socket, until SIGTERM or SIGINT."`

@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -199,6 +200,51 @@ func TestDemoShowsWhatTheREADMESays(t *testing.T) {
 	when := regexp.MustCompile(`[A-Z][a-z]{2} +\d+ +\d\d:\d\d `)
 	want := when.ReplaceAllString(readme(t, "demo"), "")
 	if d := cmp.Diff(want, when.ReplaceAllString(out, "")); d != "" {
-		t.Errorf("README.md and make demo (-README +demo):\n%s", d)
+		t.Errorf("docs/learn.md and make demo (-learn.md +demo):\n%s", d)
+	}
+	for line := range strings.Lines(when.ReplaceAllString(readme(t, "quick start"), "")) {
+		if !strings.Contains(out, line) && !strings.Contains(when.ReplaceAllString(out, ""), line) {
+			t.Errorf("make demo does not show the README's line %q", line)
+		}
+	}
+}
+
+// The README's commands for a stack that stays, as they stand.
+func TestStackStaysAndIsTakenDown(t *testing.T) {
+	forEachCompose(t, func(t *testing.T, c compose) {
+		script := fmt.Sprintf("docker_compose() { %s -p %s \"$@\"; }\n", strings.Join(c.command, " "), c.project) +
+			strings.ReplaceAll(readme(t, "stack"), "docker compose ", "docker_compose ")
+		cmd := exec.CommandContext(t.Context(), "sh", "-euc", script)
+		cmd.Dir = ".."
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "received 'hello'") || !strings.Contains(string(out), "srw-rw----") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		if left := c.left(t); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	})
+}
+
+// The README's abridged compose file, on the images under test.
+func TestAbridgedComposeFileEchoes(t *testing.T) {
+	file := t.TempDir() + "/compose.yaml"
+	text := strings.NewReplacer("image: udsecho-server", "image: "+serverImage, "image: udsecho-client", "image: "+clientImage).Replace(readme(t, "compose"))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, command := range composes(t) {
+		t.Run(name, func(t *testing.T) {
+			c := compose{append(command[:len(command):len(command)], "-f", file), project()}
+			t.Cleanup(func() { c.must(t, "down", "-v") })
+			c.must(t, "up", "-d")
+			client := c.ids(t, "client")[0]
+			if code := awaitExit(t, client); code != 0 {
+				t.Errorf("the client: exit %d", code)
+			}
+			if out, events := logs(t, client); out != message {
+				t.Errorf("output %q\n%s", out, events)
+			}
+		})
 	}
 }

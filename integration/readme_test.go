@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -88,7 +89,7 @@ func TestStatusIsAsTheREADMESays(t *testing.T) {
 	}
 	// The parts that differ from one machine, and second, to the next.
 	masked := func(status string) string {
-		return regexp.MustCompile(`("(go|version|uptime_seconds)": ).*[^,\n]`).ReplaceAllString(status, "${1}…")
+		return regexp.MustCompile(`("(go|uptime_seconds)": ).*[^,\n]`).ReplaceAllString(status, "${1}…")
 	}
 	var status string
 	for late := time.Now().Add(20 * time.Second); ; { // until the server has noticed the client's end
@@ -110,5 +111,61 @@ func TestStatusIsAsTheREADMESays(t *testing.T) {
 	}
 	if err := server.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What the README shows of package uds is Go.
+func TestListenOfTheREADMECompiles(t *testing.T) {
+	t.Parallel()
+	file := t.TempDir() + "/main.go"
+	source := `package main
+import ("context"; "net/http"; "github.com/udsecho/udsecho/uds")
+func serve(ctx context.Context, handler http.Handler) error {
+` + readme(t, "listen") + `}
+func main() { _ = serve }
+`
+	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	goVet := exec.CommandContext(t.Context(), "go", "vet", file)
+	goVet.Dir = ".."
+	if out, err := goVet.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// The README's relay shows an echo of "hello".
+func TestRelayShowsWhatTheREADMESays(t *testing.T) {
+	t.Parallel()
+	dir := programs(t)
+	command := func(name string, args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(t.Context(), "./"+name, args...)
+		cmd.Dir = dir
+		return cmd
+	}
+	var shown bytes.Buffer
+	relay := command("client", "forward", "--listen", "stream:door", "--connect", "stream:uds_socket", "--show", "hex")
+	relay.Stdout = &shown
+	for _, cmd := range []*exec.Cmd{command("server"), relay} {
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			_ = cmd.Wait()
+		}()
+	}
+	for _, address := range []string{"stream:uds_socket", "stream:door"} { // the first waits for the server
+		if out, err := command("client", "--retry", "20s", "--connect", address, "hello").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	_ = relay.Process.Signal(syscall.SIGTERM)
+	_ = relay.Wait() // then the record is complete
+	masked := func(text string) string {
+		return regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d\.\d+|\b(uid|gid|pid) \d+`).ReplaceAllString(text, "…")
+	}
+	if want, got := masked(readme(t, "show")), masked(shown.String()); !strings.HasPrefix(got, want) {
+		t.Errorf("README.md and the relay (-README +relay):\n%s", cmp.Diff(want, got))
 	}
 }

@@ -9,7 +9,7 @@ import (
 	"fmt"
 	stdlog "log"
 	"net/http"
-	"runtime/debug"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -21,6 +21,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/net/netutil"
 
+	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
@@ -200,7 +201,6 @@ func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 	for cause := range stats.Causes {
 		refused[cause.String()] = a.stats.Refused(cause)
 	}
-	build, _ := debug.ReadBuildInfo()
 	w.Header().Set("Content-Type", "application/json")
 	pretty := json.NewEncoder(w)
 	pretty.SetIndent("", "  ")
@@ -214,6 +214,6 @@ func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 		"replies_dropped": a.stats.Dropped.Load(),
 		"refused":         refused,
 		"uptime_seconds":  int(time.Since(a.started).Seconds()),
-		"build":           map[string]string{"version": build.Main.Version, "go": build.GoVersion},
+		"build":           map[string]string{"version": cli.Version, "go": runtime.Version()},
 	})
 }

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
@@ -120,7 +121,7 @@ func TestAdminShowsWhatTheServerDoes(t *testing.T) {
 
 	got := awaitStatus(t, d+"/admin", func(s status) bool { return s.Refused["nameless"] == 1 })
 	if got.Connections != 1 || got.Accepted != 2 || got.Messages != 3 || got.Bytes != 16 || got.RepliesWaiting != 0 ||
-		got.Refused["connections"] != 1 || len(got.Refused) != 10 || !strings.HasPrefix(got.Build["go"], "go") {
+		got.Refused["connections"] != 1 || len(got.Refused) != 10 || got.Build["version"] != cli.Version || !strings.HasPrefix(got.Build["go"], "go") {
 		t.Errorf("%+v", got)
 	}
 	for _, tt := range []struct {

@@ -16,11 +16,15 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/serving"
 )
 
 type commands struct {
+	Version kong.VersionFlag `short:"V" env:"-" help:"Show the version."`
+
 	Serve       serveCmd            `cmd:"" default:"withargs" help:"Echo to every client, until SIGTERM or SIGINT. This is the default."`
 	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running server for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
 }

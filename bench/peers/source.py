@@ -1,4 +1,4 @@
-"""The source's server: one client at a time, 16 bytes at a time.
+"""The echo server of Python Module of the Week (pymotw.com, socket, uds): one client at a time, 16 bytes at a time.
 
     source.py PATH
 """

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"image/color"
 	"io"
-	"math"
 	"path/filepath"
 	"strings"
 
@@ -19,29 +18,45 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// WritePlot draws, for each size and number of connections, the latency by
-// percentile and the throughput of each address.
+// slot is the width of a bar with the gap beside it.
+const slot = 22 * vg.Millimeter / 3
+
+// WritePlot draws the ratio of each address to the baseline, with its range over
+// the rounds, for each size and number of connections. The file is an SVG if path
+// ends in .svg, and otherwise a PNG.
 func (r *Result) WritePlot(path string) error {
-	var groups [][]*Row
+	p := plot.New()
+	p.Title.Text = "Messages per second, as a ratio to " + r.baseline()
+	p.Y.Label.Text = "median ratio, and its range over the rounds"
+	p.Y.Min = 0
+	grid := plotter.NewGrid()
+	grid.Vertical.Width = 0
+	p.Add(grid)
+	p.Legend.Top, p.Legend.Padding = true, vg.Millimeter
+
+	var groups []plot.Tick
+	addresses := r.addresses()
+	var at float64 // the next bar, in slots
 	for i, row := range r.Rows {
-		if i == 0 || row.Address == r.Rows[0].Address {
-			groups = append(groups, nil)
+		if i%addresses == 0 {
+			at++ // a gap between groups
+			groups = append(groups, plot.Tick{Value: at + float64(addresses-1)/2, Label: title(row)})
 		}
-		groups[len(groups)-1] = append(groups[len(groups)-1], row)
-	}
-	plots := make([][]*plot.Plot, 2)
-	for _, rows := range groups {
-		latency, err := latencies(rows)
+		bar, err := ratio(p, row, at, plotutil.Color(i%addresses))
 		if err != nil {
 			return err
 		}
-		rate, err := throughput(rows)
-		if err != nil {
-			return err
+		if i < addresses {
+			p.Legend.Add(row.Address, bar)
 		}
-		plots[0], plots[1] = append(plots[0], latency), append(plots[1], rate)
+		at++
 	}
-	width, height := 6*vg.Inch*vg.Length(len(groups)), 8*vg.Inch
+	p.X.Min, p.X.Max = 0, at
+	p.X.Tick.Marker = plot.ConstantTicks(groups)
+	p.X.Tick.Length = 0
+	p.Y.Max *= 1.05 + 0.07*float64(addresses) // room for the legend
+
+	width, height := slot*vg.Length(at)+25*vg.Millimeter, 4*vg.Inch
 	var canvas interface {
 		vg.CanvasSizer
 		io.WriterTo
@@ -49,91 +64,60 @@ func (r *Result) WritePlot(path string) error {
 	if strings.EqualFold(filepath.Ext(path), ".svg") {
 		canvas = vgsvg.New(width, height)
 	}
-	tiles(plots, canvas)
+	p.Draw(draw.New(canvas))
 	return WriteFile(path, func(w io.Writer) error {
 		_, err := canvas.WriteTo(w)
 		return err
 	})
 }
 
-func tiles(plots [][]*plot.Plot, c vg.CanvasSizer) {
-	t := draw.Tiles{Rows: len(plots), Cols: len(plots[0]), PadX: vg.Millimeter * 6, PadY: vg.Millimeter * 6,
-		PadTop: vg.Millimeter * 2, PadBottom: vg.Millimeter * 2, PadLeft: vg.Millimeter * 2, PadRight: vg.Millimeter * 6}
-	canvases := plot.Align(plots, t, draw.New(c))
-	for i, row := range plots {
-		for j, p := range row {
-			p.Draw(canvases[i][j])
+// addresses returns the number of addresses, which each group of rows has.
+func (r *Result) addresses() int {
+	for i, row := range r.Rows[1:] {
+		if row.Address == r.Rows[0].Address {
+			return i + 1
 		}
 	}
+	return len(r.Rows)
 }
 
+// baseline names what the ratios are to.
+func (r *Result) baseline() string {
+	if r.Base > 1 {
+		return fmt.Sprintf("the fastest of the first %d addresses", r.Base)
+	}
+	return r.Rows[0].Address
+}
+
+// title names a group of rows.
 func title(row *Row) string {
-	s := fmt.Sprintf("%d bytes × %d connections", row.Size, row.Connections)
+	s := fmt.Sprintf("%d B × %d", row.Size, row.Connections)
+	if row.Size%1024 == 0 {
+		s = fmt.Sprintf("%d KiB × %d", row.Size/1024, row.Connections)
+	}
 	if row.Window > 1 {
 		s += fmt.Sprintf(", %d in flight", row.Window)
 	}
 	return s
 }
 
-// latencies plots the percentiles so that each step to the right is ten times
-// rarer.
-func latencies(rows []*Row) (*plot.Plot, error) {
-	p := plot.New()
-	p.Title.Text = "Latency: " + title(rows[0])
-	p.X.Label.Text = "percentile"
-	p.Y.Label.Text = "µs"
-	p.Y.Scale = plot.LogScale{}
-	p.Y.Tick.Marker = plot.LogTicks{Prec: -1}
-	p.X.Tick.Marker = plot.ConstantTicks{
-		{Value: 0, Label: "0"}, {Value: 1, Label: "90"}, {Value: 2, Label: "99"}, {Value: 3, Label: "99.9"}, {Value: 4, Label: "99.99"},
+// ratio adds the bar of a row to a plot, at slot number at.
+func ratio(p *plot.Plot, row *Row, at float64, fill color.Color) (*plotter.BarChart, error) {
+	bar, err := plotter.NewBarChart(plotter.Values{row.Ratio}, slot*4/5)
+	if err != nil {
+		return nil, err
 	}
-	p.Legend.Top, p.Legend.Left = true, true
-	p.Add(plotter.NewGrid())
-	for i, row := range rows {
-		var points plotter.XYs
-		for x := 0.0; x <= 4; x += 0.05 {
-			v := row.histogram.ValueAtQuantile(100 * (1 - math.Pow(10, -x)))
-			points = append(points, plotter.XY{X: x, Y: float64(max(v, 1)) / 1e3})
-		}
-		line, err := plotter.NewLine(points)
-		if err != nil {
-			return nil, err
-		}
-		line.Color, line.Width = plotutil.Color(i), vg.Points(1.5)
-		p.Add(line)
-		p.Legend.Add(row.Address, line)
-	}
-	p.Y.Max *= 5 // room for the legend
-	return p, nil
-}
-
-func throughput(rows []*Row) (*plot.Plot, error) {
-	p := plot.New()
-	p.Title.Text = "Throughput: " + title(rows[0])
-	p.Y.Label.Text = "messages/s"
-	p.Y.Min = 0
-	p.Y.Tick.Marker = plot.TickerFunc(func(low, high float64) []plot.Tick {
-		ticks := plot.DefaultTicks{}.Ticks(low, high)
-		for i, t := range ticks {
-			if t.Label != "" {
-				ticks[i].Label = fmt.Sprintf("%.0f", t.Value)
-			}
-		}
-		return ticks
+	bar.Color, bar.LineStyle.Width, bar.XMin = fill, 0, at
+	spread, err := plotter.NewYErrorBars(struct {
+		plotter.XYs
+		plotter.YErrors
+	}{
+		plotter.XYs{{X: at, Y: row.Ratio}},
+		plotter.YErrors{{Low: row.Ratio - row.RatioMin, High: row.RatioMax - row.Ratio}},
 	})
-	names := make([]string, len(rows))
-	for i, row := range rows {
-		bar, err := plotter.NewBarChart(plotter.Values{row.Rate}, vg.Points(30))
-		if err != nil {
-			return nil, err
-		}
-		bar.Color, bar.LineStyle.Color = plotutil.Color(i), color.Transparent
-		bar.XMin = float64(i)
-		p.Add(bar)
-		kind, name, _ := strings.Cut(row.Address, ":")
-		names[i] = kind + ":\n" + filepath.Base(name)
+	if err != nil {
+		return nil, err
 	}
-	p.NominalX(names...)
-	p.X.Tick.Label.Font.Size = vg.Points(8)
-	return p, nil
+	p.Add(bar, spread)
+	return bar, nil
 }

@@ -38,6 +38,7 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 		kong.Name(name),
 		kong.Description(description),
 		kong.DefaultEnvars("UDS"),
+		kong.Vars{"version": name + " " + Version},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(std),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
@@ -63,6 +64,9 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	fmt.Fprintf(std.Err, "%s: %s\n", name, text)
 	return status
 }
+
+// Version is the version of both programs and both images.
+const Version = "0.1.0"
 
 // helpOf returns how to get help on the command that was called wrongly.
 func helpOf(name string, err error) string {
