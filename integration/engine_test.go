@@ -301,7 +301,7 @@ func TestF35StackComesBackByItself(t *testing.T) {
 	t.Cleanup(func() { // after the parallel parts
 		testkit.ReportFault(t, testkit.FaultRow{
 			ID: "F35", Count: len(ends) + again + 1,
-			Done: "an engine is killed, and then with all its containers, and started; a server's container is removed and made again; " +
+			Done: "an engine is killed, and then with all its containers, and started; a server's container is removed and recreated; " +
 				"the volume is removed while the stack is stopped; a transfer with `--retry` runs meanwhile",
 			Outcome: "the stack serves again by itself, 2 transfers are byte-identical; a volume whose directory is gone is named by the engine",
 		})
