@@ -73,5 +73,6 @@ eventually() {
 }
 
 # one_off SERVICE [COMMAND...]: its output, and standard error, in a container of
-# its own beside the running ones; $user is its user.
-one_off() { compose run --rm --no-deps -T ${user:+--user "$user"} "$@" 2>&1 || true; }
+# its own beside the running ones, for at most 30 s; $user is its user.
+# shellcheck disable=SC2086 # see above
+one_off() { timeout 30 $COMPOSE run --rm --no-deps -T ${user:+--user "$user"} "$@" 2>&1 || true; }
