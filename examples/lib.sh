@@ -25,8 +25,10 @@ finish() {
 		compose ps -a
 		compose logs --tail 20
 	fi
-	compose down -v --remove-orphans >"$log" 2>&1 || { cat "$log"; status=1; }
 	mine=label=com.docker.compose.project=$COMPOSE_PROJECT_NAME
+	# One that did not end in time would keep its volumes.
+	docker ps -aq --filter "$mine" --filter label=com.docker.compose.oneoff=True | xargs -r docker rm -f >/dev/null
+	compose down -v --remove-orphans >"$log" 2>&1 || { cat "$log"; status=1; }
 	left=$(docker ps -aq --filter "$mine"; docker volume ls -q --filter "$mine"; docker network ls -q --filter "$mine")
 	[ -z "$left" ] || { echo "left behind: $left"; status=1; }
 	rm -rf "$work"
@@ -73,5 +75,6 @@ eventually() {
 }
 
 # one_off SERVICE [COMMAND...]: its output, and standard error, in a container of
-# its own beside the running ones; $user is its user.
-one_off() { compose run --rm --no-deps -T ${user:+--user "$user"} "$@" 2>&1 || true; }
+# its own beside the running ones, for at most 30 s; $user is its user.
+# shellcheck disable=SC2086 # see above
+one_off() { timeout 30 $COMPOSE run --rm --no-deps -T ${user:+--user "$user"} "$@" 2>&1 || true; }
