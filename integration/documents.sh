@@ -46,10 +46,8 @@ blocks() {
 # why COMMAND: the reason to skip it, if there is one.
 why() {
 	case $1 in
-	'$ '*) echo 'it is an example of output' ;;
-	server/*) echo 'it is a list of directories' ;;
 	*kubectl* | *kubernetes*) echo 'it needs a cluster, or builds one: make kubernetes-test' ;;
-	*swarm* | *'docker service'* | *cluster-demo*) echo 'it changes the engine, or starts three: go test -run Swarm ./integration' ;;
+	*swarm* | *'docker service'* | *cluster-demo*) echo 'it changes the engine, or starts three: go test -run TestCluster ./integration' ;;
 	*'docker wait'*) echo 'it needs a healthy second server: TestComposeServiceIsReplacedUnderLoad' ;;
 	*NAME*) echo 'NAME stands for a container' ;;
 	*psql*) [ -S /var/run/postgresql/.s.PGSQL.5432 ] || echo 'it needs a running PostgreSQL' ;;
@@ -67,6 +65,7 @@ for document in README.md docs/learn.md docs/debugging.md docs/design.md docs/de
 	stop # the terminals of the last one
 	if [ "$document" = docs/operating.md ]; then server --log-level error & fi # for its transfer
 	while IFS= read -r -d '' command; do
+		command=${command%$'\n'}
 		reason=$(why "$command")
 		if [ -n "$reason" ]; then
 			printf 'skipped  %s: %s\n         (%s)\n' "$document" "${command//$'\n'/$'\n         '}" "$reason"
@@ -75,7 +74,7 @@ for document in README.md docs/learn.md docs/debugging.md docs/design.md docs/de
 		case $command in
 		'server '* | 'client forward'* | systemd-socket-activate*) # until the next one
 			stop
-			eval "$command" >"$work/log" 2>&1 &
+			eval "exec $command" >"$work/log" 2>&1 &
 			sleep 1
 			kill -0 $! 2>/dev/null
 			;;
