@@ -17,7 +17,7 @@ measure() {
 
 echo '--- building the images'
 quietly compose build bench bench-unix
-echo "--- a pump: 64 KiB messages, 16 on their way on one connection"
+echo "--- a pump: 64 KiB messages, 16 in flight on one connection"
 UDS_SIZE=65536 UDS_CONNECTIONS=1 UDS_WINDOW=16 measure
 docker cp "$(container bench):/run/clients/bench.json" bench-pump.json >/dev/null
 echo "--- round trips"

@@ -72,6 +72,7 @@ for document in README.md docs/learn.md docs/debugging.md docs/design.md docs/de
 			continue
 		fi
 		case $command in
+		*' &'*) eval "$command" >"$work/log" 2>&1 </dev/null ;;
 		'server '* | 'client forward'* | systemd-socket-activate*) # until the next one
 			stop
 			eval "exec $command" >"$work/log" 2>&1 &
