@@ -33,10 +33,10 @@ here() { # here PROGRAM
 why='this needs them'
 if [ "$1" = --tests ] || [ "$1" = --stress ]; then
 	more=
-	[ "$1" = --tests ] || more='fuse-overlayfs postgres tshark'
+	[ "$1" = --tests ] || more='postgres tshark'
 	# gcc is for the race detector.
 	# shellcheck disable=SC2086 # several words
-	set -- bash curl gcc ip iptables nc nsenter prlimit python3 socat systemd-socket-activate taskset unshare Xvfb $more
+	set -- bash curl fuse-overlayfs gcc ip iptables nc nsenter prlimit python3 socat systemd-socket-activate taskset unshare Xvfb $more
 	why='tests run them with the stack; a test whose program is missing is skipped, and says so'
 	optional=true
 fi
