@@ -4,6 +4,8 @@
 FUZZTIME ?= 60s
 SOAK ?= 5m
 SCALE ?= 10 100 1000
+# As the components' own build sets it: the API server reports it to clients.
+KUBERNETES_VERSION = -s -w $(foreach v,gitVersion=$(KUBERNETES) gitMajor=1 gitMinor=$(word 2,$(subst ., ,$(KUBERNETES))),-X k8s.io/component-base/version.$v)
 KUBERNETES = $(shell sed -n 's|^.*k8s.io/kubernetes \(v[0-9.]*\).*|\1|p' tools/kubernetes/go.mod)
 
 # One package at a time: what their tests start would slow down each other's. The
@@ -94,9 +96,7 @@ kubernetes-scale: .bin/kubernetes/kubelet .bin/kubernetes/kwok # docs/scale.csv 
 
 .bin/kubernetes/kubelet: tools/kubernetes/go.mod
 	@echo 'building Kubernetes $(KUBERNETES) (5 to 10 minutes the first time)' >&2
-	@cd tools/kubernetes && CGO_ENABLED=0 go build -trimpath -o ../../.bin/kubernetes/ -ldflags '-s -w \
-		-X k8s.io/component-base/version.gitVersion=$(KUBERNETES) -X k8s.io/component-base/version.gitMajor=1 \
-		-X k8s.io/component-base/version.gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))' tool
+	@cd tools/kubernetes && CGO_ENABLED=0 go build -trimpath -o ../../.bin/kubernetes/ -ldflags '$(KUBERNETES_VERSION)' tool
 	@touch $@
 
 .bin/kubernetes/kwok: tools/kwok/go.mod
