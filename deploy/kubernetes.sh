@@ -122,6 +122,8 @@ join() { # join NODE
 
 serve() { # serve NODE
 	tell "$1" start containerd --config "$lab/etc-$1/containerd"
+	# A kubelet that finds a stale socket, which a killed containerd leaves, ends.
+	await "wait for the containerd of $1" nsenter --target "${pid[$1]}" --mount ctr version
 	tell "$1" start kubelet --kubeconfig="$lab/kubeconfig" --config="$lab/etc-$1/kubelet" \
 		--hostname-override="$1" --node-ip="10.77.0.${1#node-}"
 }
