@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt clean examples bench-examples recording documents
+.PHONY: help engine demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt clean examples bench-examples recording documents
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -29,7 +29,6 @@ stress: engine # the same tests with the counts of docs/faults.md, and what take
 	@tools/need.sh docker-compose 'docker compose'
 	@STRESS=1 $(GOTEST) ./...
 
-.PHONY: engine
 engine:
 	@images/base.sh -q || { echo 'make: these tests run containers; without an engine: go test -short ./...' >&2; exit 1; }
 

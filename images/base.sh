@@ -50,18 +50,11 @@ ensure() {
 	[ "$quiet" = -q ] || say "using $named"
 }
 
-# find_busybox sets busybox to the path of a static one; it installs it where
-# there is none.
+# find_busybox sets busybox to the path of a static one, and installs it if there
+# is none.
 find_busybox() {
-	for busybox in "$(command -v busybox || true)" /bin/busybox /usr/bin/busybox; do
-		# ldd fails on what is statically linked.
-		if [ -x "$busybox" ] && ! ldd "$busybox" >/dev/null 2>&1; then return; fi
-	done
-	[ $# -eq 0 ] || die "the package busybox-static is installed, but no static busybox is found"
-	say "installing busybox-static, which local images are made from"
-	{ apt-get install -y -q busybox-static || { apt-get update -q && apt-get install -y -q busybox-static; }; } >&2 ||
-		die "no static busybox here and none to be installed: install the package busybox-static, as root"
-	find_busybox again
+	tools/need.sh busybox || exit 1
+	busybox=$(command -v busybox)
 }
 
 # plant_busybox DIR: a root file system with a shell and its tools.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // programs returns a directory with both programs, built as described in the
@@ -76,6 +78,7 @@ func TestTwoTerminalsShowWhatTheREADMESays(t *testing.T) {
 
 func TestStatusIsAsTheREADMESays(t *testing.T) {
 	t.Parallel()
+	testkit.Need(t, "curl", "curl")
 	dir := programs(t)
 	server := exec.CommandContext(t.Context(), "./server", "--admin", "stream:./admin")
 	server.Dir = dir
@@ -97,7 +100,7 @@ func TestStatusIsAsTheREADMESays(t *testing.T) {
 		curl.Dir = dir
 		out, err := curl.CombinedOutput()
 		if err != nil {
-			t.Fatalf("%v: install the package curl\n%s", err, out)
+			t.Fatalf("%v\n%s", err, out)
 		}
 		if status = string(out); strings.Contains(status, `"connections": 0,`+"\n"+`  "messages"`) || time.Now().After(late) {
 			break

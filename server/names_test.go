@@ -117,6 +117,7 @@ func (s *swindler) race() (swaps int, err error) {
 }
 
 func TestF36SwappedName(t *testing.T) {
+	testkit.NeedRoot(t, "to be the stranger")
 	t.Parallel()
 	d := open(t)
 	server := start(t, d, "server", "--listen", "datagram:all", "--mode", "0666", "--log-level", "warn", "--admin", "admin1")
