@@ -15,14 +15,14 @@
 bin=$PWD/.bin/kubernetes
 instead='sudo make kubernetes-demo; or take a cluster that you have: make kubernetes-existing'
 nodes=(node-1 node-2 node-3)
-export PATH=$bin:$bin/debian/usr/bin:$bin/debian/usr/sbin:$PATH
+debian=$PWD/.bin/debian # packages that are unpacked, not installed
+export PATH=$bin:$debian/usr/bin:$debian/usr/sbin:$PATH
 
 k() { kubectl --namespace udsecho-demo "$@"; }
 
 # --- the lab's cluster
 
-# install unpacks the packages whose programs this machine lacks below .bin: none is
-# installed, no service starts.
+# install unpacks the packages whose programs this machine lacks.
 install() {
 	local program packages=()
 	need openssl openssl
@@ -32,18 +32,13 @@ install() {
 	done
 	cni >/dev/null || packages+=(containernetworking-plugins)
 	[ "${#packages[@]}" -gt 0 ] || return 0
-	command -v apt-get >/dev/null ||
-		die "this is not Debian or Ubuntu: install etcd, containerd, runc and the CNI plugins (in /opt/cni/bin), of which something is missing; or take a cluster that you have: make kubernetes-existing"
-	say "unpacking ${packages[*]} of this distribution below .bin"
-	mkdir -p "$bin/debian"
-	(cd "$bin/debian" && { apt-get download -q "${packages[@]}" || { apt-get update -q && apt-get download -q "${packages[@]}"; }; } >apt.log 2>&1 &&
-		for program in *.deb; do dpkg-deb --extract "$program" . && rm "$program"; done) ||
-		die "cannot get the packages ${packages[*]}: $(tail -n 1 "$bin/debian/apt.log")"
+	tools/unpack.sh "$debian" "${packages[@]}" ||
+		die "the control plane and its nodes need these programs (the CNI plugins in /opt/cni/bin); or take a cluster that you have: make kubernetes-existing"
 }
 
 cni() { # the folder of the CNI plugins
 	local dir
-	for dir in /usr/lib/cni /opt/cni/bin "$bin/debian/usr/lib/cni"; do
+	for dir in /usr/lib/cni /opt/cni/bin "$debian/usr/lib/cni"; do
 		[ ! -x "$dir/bridge" ] || [ ! -x "$dir/host-local" ] || { echo "$dir" && return; }
 	done
 	return 1

@@ -50,11 +50,16 @@ ensure() {
 	[ "$quiet" = -q ] || say "using $named"
 }
 
-# find_busybox sets busybox to the path of a static one, and installs it if there
-# is none.
+# find_busybox sets busybox to the path of a static one, and unpacks a package if
+# there is none.
 find_busybox() {
-	tools/need.sh busybox || exit 1
-	busybox=$(command -v busybox)
+	for busybox in "$(command -v busybox || true)" .bin/debian/bin/busybox .bin/debian/usr/bin/busybox; do
+		# ldd fails on what is statically linked.
+		[ ! -x "$busybox" ] || ldd "$busybox" >/dev/null 2>&1 || return 0
+	done
+	[ $# -eq 0 ] || die "busybox-static is unpacked in .bin/debian, but no static busybox is there"
+	tools/unpack.sh .bin/debian busybox-static || exit 1
+	find_busybox again
 }
 
 # plant_busybox DIR: a root file system with a shell and its tools.

@@ -10,7 +10,6 @@ cd "$(dirname "$0")/.."
 
 package() { # package PROGRAM: which one contains it
 	case $1 in
-	busybox) echo busybox-static ;;
 	debootstrap) echo debootstrap debian-archive-keyring ;;
 	gcc) echo gcc libc6-dev ;;
 	ip) echo iproute2 ;;
@@ -25,7 +24,6 @@ package() { # package PROGRAM: which one contains it
 }
 here() { # here PROGRAM
 	case $1 in
-	busybox) path=$(command -v busybox) && ! ldd "$path" ;; # a static one, on which ldd fails
 	'docker compose') docker compose version ;;
 	postgres) ls /usr/lib/postgresql/*/bin/postgres ;; # Debian has it outside PATH
 	*) command -v "$1" ;;
