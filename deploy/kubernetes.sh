@@ -127,6 +127,10 @@ condition() { # condition NODE STATUS: of its Ready
 	[ "$(kubectl get node "$1" -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = "$2" ]
 }
 
+ready() { # ready NODE: and Pods may be scheduled, as its taint goes some seconds later
+	condition "$1" True && [ -z "$(kubectl get node "$1" -o 'jsonpath={.spec.taints}')" ]
+}
+
 cluster() {
 	local node
 	set_up
@@ -134,7 +138,7 @@ cluster() {
 	say "starting etcd, API server, controller manager, scheduler, and ${#nodes[@]} nodes with a containerd and a kubelet each"
 	control
 	for node in "${nodes[@]}"; do join "$node"; done
-	for node in "${nodes[@]}"; do await "wait for $node to be ready" condition "$node" True; done
+	for node in "${nodes[@]}"; do await "wait for $node to be ready" ready "$node"; done
 	say "${#nodes[@]} nodes are ready, $SECONDS s after the start"
 }
 
@@ -229,7 +233,7 @@ faults() {
 	report "kubelet and containerd of $victim are killed for $((SECONDS - begin)) s, on the other nodes" "$(since "$before" node-1 node-2)" >>"$logs/report"
 	begin=$SECONDS
 	serve $victim
-	await "wait for $victim to be ready" condition $victim True
+	await "wait for $victim to be ready" ready $victim
 	more 5 $victim
 	report "$victim has made 5 echoes more $((SECONDS - begin)) s after they came back, there since the kill" "$(since "$id" $victim)" >>"$logs/report"
 
@@ -313,7 +317,7 @@ story() { # story [faults]
 
 rss() { awk '/^VmRSS/ { printf "%d", $2 / 1024 }' "/proc/$(pidof "$1")/status"; } # MiB
 requests() { kubectl get --raw /metrics | awk '/^apiserver_request_total/ { sum += $2 } END { printf "%d", sum }'; }
-ready() { [ "$(kubectl get nodes --no-headers | grep -cw Ready)" = "$1" ]; }
+all_ready() { [ "$(kubectl get nodes --no-headers | grep -cw Ready)" = "$1" ]; }
 
 now() { echo "${EPOCHREALTIME//[!0-9]/}"; } # in µs
 spent() { awk -v from="$1" -v to="$(now)" 'BEGIN { printf "%.1f", (to - from) / 1e6 }'; }
@@ -342,7 +346,7 @@ scale() { # scale NODES
 		printf -- '---\napiVersion: v1\nkind: Node\nmetadata: {name: node-%d, labels: {kubernetes.io/hostname: node-%d}}\n' $i $i
 	done | kubectl create -f - >/dev/null
 	patience=900
-	await 'wait for the nodes' ready "$1"
+	await 'wait for the nodes' all_ready "$1"
 	say "deploying"
 	kubectl create namespace udsecho-demo >/dev/null
 	begin=$(now)

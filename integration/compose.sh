@@ -3,7 +3,6 @@
 # directory. It takes $COMPOSE_PROJECT_NAME down at the end, however that comes:
 # a project of its own, so that a stack that you have running is left alone.
 
-images/base.sh -q
 if docker compose version >/dev/null 2>&1; then
 	compose() { docker compose "$@"; }
 elif command -v docker-compose >/dev/null; then
@@ -12,6 +11,7 @@ else
 	echo 'compose: neither "docker compose" nor "docker-compose" is here: install the package docker-compose-plugin' >&2
 	exit 1
 fi
+images/base.sh -q
 
 log=$(mktemp)
 # shellcheck disable=SC2317,SC2329 # the trap calls it
