@@ -383,3 +383,43 @@ func mostResident(t *testing.T, p *testkit.Process) (kib int) {
 	}
 	return kib
 }
+
+// A regular file is sent by the kernel, from the position that the shell left.
+func TestFileIsSentFromItsPosition(t *testing.T) {
+	t.Parallel()
+	d, l := listen(t)
+	content := strings.Repeat("0123456789", 300_000)
+	check(t, os.WriteFile(d+"/in", []byte(content), 0o600))
+	in, err := os.Open(d + "/in")
+	check(t, err)
+	defer func() { check(t, in.Close()) }()
+	for _, tt := range []struct {
+		name, want string
+		args       []string
+		serve      func(net.Conn)
+	}{
+		{"echoed", "", nil, func(c net.Conn) { _, _ = io.Copy(c, c) }},
+		{"not read", "the server has not read for 50ms", []string{"--no-echo", "--timeout", "50ms"}, func(net.Conn) {}},
+		{"closed", "received 0 of ", nil, func(c net.Conn) { _ = c.Close() }},
+	} {
+		_, err = in.Seek(5, io.SeekStart)
+		check(t, err)
+		p := testkit.Prepare(t, d, append([]string{"client", "--log-level", "warn", "-"}, tt.args...)...)
+		p.Cmd.Stdin = in
+		p.Start(t)
+		conn, err := l.Accept()
+		check(t, err)
+		tt.serve(conn)
+		if tt.want == "" {
+			check(t, conn.Close())
+		}
+		if status := p.Status(t); (status == 0) != (tt.want == "") {
+			t.Errorf("%s: exit status %d, error %q", tt.name, status, &p.Err)
+		}
+		wantWords(t, p.Err.String(), tt.want)
+		if tt.want == "" && p.Out.String() != content[5:] {
+			t.Errorf("%s: %d bytes of %d, or others", tt.name, len(p.Out.String()), len(content)-5)
+		}
+		_ = conn.Close()
+	}
+}

@@ -73,9 +73,12 @@ func (c *Client) Copy(ctx context.Context, conn *transport.Conn, in io.Reader, o
 	return c.transfer(ctx, conn, in, out, c.Chunk, -1, zerolog.DebugLevel)
 }
 
-// streamChunk is the default size of one receive in bytes: that of the example
-// program this one replaces.
-const streamChunk = 16
+// The default sizes of one receive on a stream in bytes: of the echo of a message,
+// as in the example program that this one replaces, and of an echo to the end.
+const (
+	messageChunk = 16
+	copyChunk    = 64 << 10
+)
 
 // exchange receives want bytes, or to the end if want is negative. Without an
 // input it only receives.
@@ -125,7 +128,11 @@ func whyAtOnce[N int | int64](got N) string {
 func whoAmI() string { return fmt.Sprintf("uid %d gid %d", os.Geteuid(), os.Getegid()) }
 
 func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Level) (got int64, err error) {
-	buf := make([]byte, cmp.Or(c.Chunk, streamChunk))
+	size := messageChunk
+	if want < 0 {
+		size = copyChunk
+	}
+	buf := make([]byte, cmp.Or(c.Chunk, size))
 	for got != want {
 		due := s.done.Load() || !c.NoEcho && s.sent.Load() != got
 		if c.Timeout > 0 {
@@ -202,7 +209,13 @@ func (s *sender) run() {
 	if s.client.NoEcho {
 		defer s.done.Store(true) // the server may still send after it stops reading
 	}
-	buf := make([]byte, 64<<10)
+	if file, ok := s.in.(*os.File); ok {
+		if err := s.sendFile(file); err != nil {
+			s.stop(err)
+			return
+		}
+	}
+	buf := make([]byte, copyChunk)
 	for {
 		n, err := s.in.Read(buf)
 		if n > 0 {
@@ -211,10 +224,8 @@ func (s *sender) run() {
 			if err == nil {
 				_, err = s.conn.Write(buf[:n])
 			}
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				s.fail(s.client.unread())
-			}
 			if err != nil {
+				s.stop(err)
 				return
 			}
 		}
@@ -230,6 +241,40 @@ func (s *sender) run() {
 			s.fail(fmt.Errorf("read the input: %w", err))
 			return
 		}
+	}
+}
+
+// sendFile sends a regular file with sendfile(2), which does not copy it through
+// this program. It leaves to run what it cannot send, with the errors of that.
+func (s *sender) sendFile(file *os.File) error {
+	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	conn, err := s.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var n int
+	for sent := error(nil); sent == nil; {
+		if err := s.client.writeBy(s.conn); err != nil {
+			return err
+		}
+		err := conn.Write(func(fd uintptr) bool {
+			n, sent = unix.Sendfile(int(fd), int(file.Fd()), nil, 1<<20)
+			s.sent.Add(int64(max(n, 0)))
+			return sent != unix.EAGAIN
+		})
+		if err != nil || n == 0 {
+			return err
+		}
+	}
+	return nil
+}
+
+// stop ends the sending after an error of the connection.
+func (s *sender) stop(err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.fail(s.client.unread())
 	}
 }
 
