@@ -196,6 +196,7 @@ func makeTarget(t *testing.T, dir, target string, env ...string) string {
 }
 
 func TestDemoShowsWhatTheREADMESays(t *testing.T) {
+	composes(t)
 	out := makeTarget(t, "..", "demo")
 	when := regexp.MustCompile(`[A-Z][a-z]{2} +\d+ +\d\d:\d\d `)
 	want := when.ReplaceAllString(readme(t, "demo"), "")

@@ -220,7 +220,11 @@ func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *uds.Hando
 func answered(t testing.TB, h *uds.Handover, fd int) {
 	t.Helper()
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(poll, int(patience.Milliseconds())); n != 1 {
+	n, err := 0, error(unix.EINTR)
+	for err == unix.EINTR {
+		n, err = unix.Poll(poll, int(patience.Milliseconds()))
+	}
+	if n != 1 {
 		t.Fatalf("no answer (%v)", err)
 	}
 	check(t, h.Claimed())
