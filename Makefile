@@ -24,7 +24,7 @@ test: engine # every test; what single tests need is installed (as root on Debia
 	go vet ./...
 	@$(GOTEST) ./...
 
-stress: engine # the same tests with the counts of docs/faults.md, and what takes minutes
+stress: engine # the same tests with the counts of docs/faults.csv, and what takes minutes
 	@tools/need.sh --stress
 	@tools/need.sh docker-compose 'docker compose'
 	@STRESS=1 $(GOTEST) ./...
@@ -38,7 +38,7 @@ soak: # 50 clients and one fault after another, for SOAK; a ledger of every byte
 crash: # a start, both sides of a takeover and of a transfer, killed at every system call
 	@cd server && CRASH=all go test -count=1 -timeout 0 -run 'DeathAtAnySystemCall'
 
-faults: # docs/faults.md, as the tests that show its rows see it now
+faults: # docs/faults.csv, as the tests that show its rows see it now
 	STRESS=1 FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./uds ./integration
 	go test -count=1 -run EveryRow ./internal/testkit
 
@@ -81,7 +81,7 @@ cluster-demo: # three nodes on this machine, as root: who echoes whom, an update
 kubernetes-demo: .bin/kubernetes/kubelet # the same with three nodes of Kubernetes, and more faults
 	@deploy/kubernetes.sh demo
 
-kubernetes-test: # the demonstration, tried and counted for docs/faults.md, as root; `make test` leaves it out
+kubernetes-test: # the demonstration, tried and counted for docs/faults.csv, as root; `make test` leaves it out
 	KUBERNETES=run go test -count=1 -v -timeout 45m -run '^TestF50' ./integration
 
 kubernetes-existing: # the same, without the faults, on the cluster that kubectl reaches (KUBECONFIG)

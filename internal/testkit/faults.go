@@ -1,20 +1,24 @@
 package testkit
 
 import (
+	"bytes"
+	"cmp"
+	"encoding/csv"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// A FaultRow is a row of docs/faults.md, the matrix of faults: the result that
-// a test has shown.
+// A FaultRow is a row of docs/faults.csv, the figures of the fault matrix.
 type FaultRow struct {
 	ID      string // F1 to F50; the test's name holds it
 	Done    string // the action of the test
@@ -23,9 +27,8 @@ type FaultRow struct {
 }
 
 // ReportFault reports a row at the end of a test that has not failed. The test
-// fails if the row in the document differs; its counts are those of [Stress].
-// With FAULTS=write in the environment, as set by `make faults`, the test
-// writes the row instead.
+// fails if the row in the file differs; its counts are those of [Stress]. With
+// FAULTS=write in the environment, as set by `make faults`, it writes the row.
 func ReportFault(t *testing.T, r FaultRow) {
 	t.Helper()
 	if t.Failed() {
@@ -34,19 +37,20 @@ func ReportFault(t *testing.T, r FaultRow) {
 	if !regexp.MustCompile(r.ID + `(\D|$)`).MatchString(t.Name()) {
 		t.Fatalf("the name of a test that shows %s has to hold it", r.ID)
 	}
-	if err := report(r, t.Name(), os.Getenv("FAULTS") == "write"); err != nil {
+	row := []string{r.ID, strconv.Itoa(r.Count), r.Done, r.Outcome, t.Name()}
+	if err := report(row, os.Getenv("FAULTS") == "write"); err != nil {
 		t.Error(err)
 	}
 }
 
-// document returns the path of docs/faults.md of this source tree.
-func document() string {
+// source returns the path of a file of this source tree.
+func source(name string) string {
 	_, here, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(here), "../../docs/faults.md")
+	return filepath.Join(filepath.Dir(here), "../..", name)
 }
 
-func report(r FaultRow, test string, write bool) error {
-	f, err := os.OpenFile(document(), os.O_RDWR, 0)
+func report(row []string, write bool) error {
+	f, err := os.OpenFile(source("docs/faults.csv"), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
@@ -55,42 +59,37 @@ func report(r FaultRow, test string, write bool) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return err
 	}
-	text, err := os.ReadFile(f.Name())
+	rows, err := csv.NewReader(f).ReadAll()
 	if err != nil {
 		return err
 	}
-	lines := strings.Split(string(text), "\n")
-	i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "| "+r.ID+" |") })
-	if i < 0 {
-		return fmt.Errorf("%s has no row %s", f.Name(), r.ID)
+	i, found := slices.BinarySearchFunc(rows[1:], row[0], func(r []string, id string) int {
+		return cmp.Or(len(r[0])-len(id), strings.Compare(r[0], id)) // F9 before F10
+	})
+	if i++; !found { // the first is the heading
+		rows = slices.Insert(rows, i, make([]string, len(row)))
 	}
-	cells := strings.Split(lines[i], " | ")
-	if len(cells) != 6 {
-		return fmt.Errorf("%s: row %s has %d cells, not 6", f.Name(), r.ID, len(cells))
-	}
-	count, shown := fmt.Sprint(r.Count), "`"+test+"` |"
-	if r.Count == 0 {
-		count, shown = "—", "not shown here |"
-	}
-	row := strings.Join([]string{cells[0], cells[1], r.Done, count, r.Outcome, shown}, " | ")
 	if !write {
-		if masked(row) != masked(lines[i]) {
-			return fmt.Errorf("docs/faults.md and the test differ: run `make faults`\n document: %s\n test:     %s", lines[i], row)
+		if !slices.Equal(masked(row), masked(rows[i])) {
+			return fmt.Errorf("docs/faults.csv and the test differ: run `make faults`\n file: %q\n test: %q", rows[i], row)
 		}
 		return nil
 	}
-	lines[i] = row
-	return os.WriteFile(f.Name(), []byte(strings.Join(lines, "\n")), 0o644)
+	rows[i] = row
+	var text bytes.Buffer
+	return errors.Join(csv.NewWriter(&text).WriteAll(rows), os.WriteFile(f.Name(), text.Bytes(), 0o644))
 }
 
 var number = regexp.MustCompile(`[0-9][0-9,.]*`)
 
 // masked returns a row without the numbers of its outcome, which belong to one
 // run on one machine, and without its counts unless they are compared.
-func masked(row string) string {
-	cells := strings.Split(row, " | ")
-	for i := Count(2, 4); i < 5; i++ {
-		cells[i] = number.ReplaceAllString(cells[i], "#")
+func masked(row []string) []string {
+	row = slices.Clone(row)
+	for i := Count(1, 3); i < 4; i++ {
+		if row[i] != "0" { // which as a count has a meaning of its own
+			row[i] = number.ReplaceAllString(row[i], "#")
+		}
 	}
-	return strings.Join(cells, " | ")
+	return row
 }

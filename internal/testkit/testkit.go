@@ -34,7 +34,7 @@ func Check(t testing.TB, err error) {
 	}
 }
 
-// Stress reports whether the tests run with the counts of docs/faults.md, as
+// Stress reports whether the tests run with the counts of docs/faults.csv, as
 // `make stress` requests with STRESS=1 in the environment. Otherwise they run
 // the same code with smaller counts.
 func Stress() bool { return os.Getenv("STRESS") != "" }
