@@ -151,6 +151,11 @@ pods() { # lines of a node and its Pod
 pod() { pods | sed -n "s/^$1 //p" | head -n 1; } # pod NODE
 runs() { [ -n "$(pod "$1")" ]; } # runs NODE
 
+workers() { # the nodes that get a Pod, now or once they have recovered: not those with a taint of their owner's
+	kubectl get nodes -o 'jsonpath={range .items[*]}{.metadata.name}{range .spec.taints[*]} {.key}:{.effect}{end}{"\n"}{end}' |
+		sed 's# node.kubernetes.io/[^ ]*##g' | grep -v ':No' | cut -d ' ' -f 1
+}
+
 # collect follows the logs of the clients, as those of a deleted Pod are deleted
 # with it.
 collect() { # collect NODE
@@ -280,7 +285,7 @@ story() { # story [faults]
 	kubectl label namespace udsecho-demo pod-security.kubernetes.io/enforce=restricted >/dev/null
 	k apply -f deploy/kubernetes.yaml >/dev/null
 	deployed
-	[ $# -gt 0 ] || mapfile -t nodes < <(pods | cut -d ' ' -f 1 | sort -V)
+	[ $# -gt 0 ] || mapfile -t nodes < <(workers | sort -V)
 	for node in "${nodes[@]}"; do await "wait for a Pod on $node" runs "$node"; done
 	echo "${#nodes[@]} Pods are ready $((SECONDS - begin)) s after kubectl apply" >>"$logs/report"
 	more 5 "${nodes[@]}"
