@@ -125,12 +125,8 @@ func TestChildDoesNotOutliveItsParent(t *testing.T) {
 			if status := p.Status(t); status != want {
 				t.Errorf("exit status %d", status)
 			}
-			n, err := 0, error(unix.EINTR)
-			for err == unix.EINTR {
-				n, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, int(testkit.Patience.Milliseconds()))
-			}
-			if n != 1 {
-				t.Errorf("the child is still there (%v)", err)
+			if !testkit.Ready(t, pidfd, unix.POLLIN) {
+				t.Error("the child is still there")
 			}
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
@@ -43,17 +44,8 @@ func readable(t testing.TB, fd int) {
 // side, which a child that is being started may hold open for a moment.
 func await(t testing.TB, fd int, events int16) {
 	t.Helper()
-	poll := []unix.PollFd{{Fd: int32(fd), Events: events}}
-	for {
-		n, err := unix.Poll(poll, int(patience.Milliseconds()))
-		if err == unix.EINTR {
-			continue
-		}
-		check(t, err)
-		if n == 0 {
-			t.Fatal("nothing comes")
-		}
-		return
+	if !testkit.Ready(t, fd, events) {
+		t.Fatal("nothing comes")
 	}
 }
 

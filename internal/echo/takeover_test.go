@@ -15,6 +15,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
 )
@@ -219,13 +220,8 @@ func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *uds.Hando
 // answered waits until the running server has answered a claim.
 func answered(t testing.TB, h *uds.Handover, fd int) {
 	t.Helper()
-	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := 0, error(unix.EINTR)
-	for err == unix.EINTR {
-		n, err = unix.Poll(poll, int(patience.Milliseconds()))
-	}
-	if n != 1 {
-		t.Fatalf("no answer (%v)", err)
+	if !testkit.Ready(t, fd, unix.POLLIN) {
+		t.Fatal("no answer")
 	}
 	check(t, h.Claimed())
 }

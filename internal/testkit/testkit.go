@@ -21,10 +21,27 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Patience is the longest wait for an event; it measures nothing.
 const Patience = 20 * time.Second
+
+// Ready waits until a descriptor has one of events, or its other side has ended,
+// poll(2), and reports whether that came within [Patience].
+func Ready(t testing.TB, fd int, events int16) bool {
+	t.Helper()
+	poll := []unix.PollFd{{Fd: int32(fd), Events: events}}
+	for {
+		n, err := unix.Poll(poll, int(Patience.Milliseconds()))
+		if err == unix.EINTR { // of Go's own signals
+			continue
+		}
+		Check(t, err)
+		return n > 0
+	}
+}
 
 // Check ends the test if there is an error.
 func Check(t testing.TB, err error) {
