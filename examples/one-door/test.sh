@@ -32,10 +32,12 @@ closed 'another service, the door taken for a proxy' \
 closed 'the host' "timeout 5 wget -qO- http://$gateway" 'Network is unreachable'
 closed 'a name server' "timeout 5 nslookup localhost.test $gateway" 'Network is unreachable'
 closed 'a raw socket' "ping -c 1 -W 2 $gateway" 'permission denied'
+# Without the connections of the door's health check, which come and go: one that
+# is there is reached by no other process. What counts is what one can connect to.
 # shellcheck disable=SC2016 # awk's
 contains 'interfaces, routes, listeners, Unix sockets and socket files' "$(program 'echo all: $(ls /sys/class/net) \
 	$(sed 1d /proc/net/route) $(cat /proc/net/tcp /proc/net/tcp6 | awk "\$4 == \"0A\" { print \$2 }") \
-	$(sed 1d /proc/net/unix) $(find / -xdev -type s 2>/dev/null) .')" 'all: lo 0100007F:1F90 .'
+	$(awk "NR > 1 && (\$5 != \"0001\" || \$4 == \"00010000\")" /proc/net/unix) $(find / -xdev -type s 2>/dev/null) .')" 'all: lo 0100007F:1F90 .'
 
 say 'the door lets in its inner half only'
 ask="printf 'GET / HTTP/1.0\r\n\r\n' | client --no-echo --connect stream:/run/uds/door -"
