@@ -10,9 +10,7 @@ cd "$(dirname "$0")/.."
 ulimit -n "$(ulimit -Hn)" # socket-proxyd takes six descriptors a connection
 rounds=${ROUNDS:-5}
 proxyd=/lib/systemd/systemd-socket-proxyd
-for need in socat systemd-socket-activate setsid "$proxyd"; do
-	command -v "$need" >/dev/null || { echo "bench-forward: no $need here: install its package, which Debian calls socat, systemd, util-linux" >&2; exit 1; }
-done
+tools/need.sh socat systemd-socket-activate setsid # systemd contains proxyd, too
 work=$(mktemp -d)
 started=
 stop() {

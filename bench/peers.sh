@@ -9,9 +9,7 @@ cd "$(dirname "$0")/.."
 rounds=${ROUNDS:-5}
 duration=${DURATION:-1s}
 
-for need in gcc socat ncat python3 taskset setsid; do
-	command -v $need >/dev/null || { echo "bench-peers: no $need here: install its package, which Debian calls gcc, socat, ncat, python3, util-linux" >&2; exit 1; }
-done
+tools/need.sh gcc socat ncat python3 taskset setsid
 work=$(mktemp -d)
 started=
 # shellcheck disable=SC2317,SC2329 # the trap calls it

@@ -243,7 +243,7 @@ func TestF49RelayContinuesWithoutItsRecord(t *testing.T) {
 			check(t, err)
 			text, err := io.ReadAll(io.NewSectionReader(f, max(info.Size()-10_000, 0), 10_000))
 			if err == nil && !strings.Contains(string(text), "there is room again") {
-				err = errors.New("the record does not go on")
+				err = errors.New("the record does not continue")
 			}
 			return err
 		})

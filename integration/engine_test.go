@@ -170,7 +170,7 @@ func (e *ownEngine) serves(t *testing.T, before map[string]string) (now map[stri
 	return now
 }
 
-// A hostTransfer is as a transfer, by a client that is no container.
+// A hostTransfer is as a transfer, by a client outside a container.
 type hostTransfer struct {
 	client     *exec.Cmd
 	errs       bytes.Buffer
@@ -222,7 +222,7 @@ func startHostTransfer(t *testing.T, path string) *hostTransfer {
 func (tr *hostTransfer) goesOn(t *testing.T) {
 	t.Helper()
 	before := tr.parts.Load()
-	await(t, "the transfer to go on", func() bool { return tr.parts.Load() >= before+3 })
+	await(t, "the transfer to continue", func() bool { return tr.parts.Load() >= before+3 })
 }
 
 // end ends a transfer that has to have been broken at least so often.
@@ -232,7 +232,7 @@ func (tr *hostTransfer) end(t *testing.T, breaks int) {
 	<-tr.done
 	err := tr.client.Wait()
 	if err != nil || !bytes.Equal(tr.sent.Sum(nil), tr.back.Sum(nil)) || strings.Count(tr.errs.String(), "connecting again") < breaks {
-		t.Errorf("what came back is not what was sent, or nothing broke: %v\n%s", err, &tr.errs)
+		t.Errorf("the echo is not what was sent, or nothing broke: %v\n%s", err, &tr.errs)
 	}
 }
 
@@ -282,7 +282,7 @@ func TestF35StackComesBackByItself(t *testing.T) {
 		e.up(t)
 		e.serves(t, runs)
 	})
-	t.Run("container is made again", func(t *testing.T) {
+	t.Run("container is recreated", func(t *testing.T) {
 		t.Parallel()
 		volume := newVolume(t)
 		server := startQuietServer(t, volume)

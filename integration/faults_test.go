@@ -74,7 +74,7 @@ func (tr transfer) goesOn(t *testing.T) {
 		return n
 	}
 	before := parts()
-	await(t, "the transfer to go on", func() bool { return parts() >= before+3 })
+	await(t, "the transfer to continue", func() bool { return parts() >= before+3 })
 }
 
 // end ends the transfer, and returns the client's events.

@@ -35,7 +35,7 @@ func TestFileOfTheClientsContainerIsReadInTheServers(t *testing.T) {
 			t.Errorf("README.md and client %s (-README +client):\n%s", name, d)
 		}
 		var said string
-		await(t, "the server to go on waiting", func() bool {
+		await(t, "the server to wait again", func() bool {
 			_, events := server.output(t)
 			said = strings.TrimPrefix(events, seen)
 			return strings.Contains(said, "no data from")

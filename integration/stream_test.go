@@ -27,7 +27,7 @@ func TestEchoCrossesContainersThatShareNothingButAVolume(t *testing.T) {
 	if d := cmp.Diff(wantClient, events); d != "" {
 		t.Errorf("client's transcript (-want +got):\n%s", d)
 	}
-	await(t, "the server to go on waiting", func() bool {
+	await(t, "the server to wait again", func() bool {
 		_, events := server.output(t)
 		return strings.Count(events, "waiting for a connection") == 2
 	})

@@ -14,7 +14,7 @@ package() { # package PROGRAM: which one contains it
 	gcc) echo gcc libc6-dev ;;
 	ip) echo iproute2 ;;
 	nc) echo netcat-openbsd ;;
-	nsenter | prlimit | taskset | unshare) echo util-linux ;;
+	nsenter | prlimit | setsid | taskset | unshare) echo util-linux ;;
 	postgres) echo postgresql ;;
 	qemu-aarch64-static) echo qemu-user-static ;;
 	systemd-socket-activate) echo systemd ;;
