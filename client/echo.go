@@ -35,7 +35,7 @@ type echoCmd struct {
 	Window  int            `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream (default: ${default})."`
 	NoEcho  bool           `help:"Expect no echo: send, then print everything received until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). With an empty MESSAGE over a stream, only listen."`
 	Hex     bool           `help:"Print the received bytes as a hex dump: offsets, bytes, ASCII."`
-	Sndbuf  int            `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
+	Sndbuf  int            `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's, but for - over a stream 2097152, or as much as the system allows)."`
 	requireFlags
 	cli.LogFlags
 }
@@ -108,7 +108,18 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 
 // dial connects, and binds the client's own name.
 func (c *echoCmd) dial(ctx context.Context, name string) (*transport.Conn, error) {
-	return c.dialRequired(ctx, c.Connect, transport.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
+	return c.dialRequired(ctx, c.Connect, transport.DialConfig{Bind: name, SendBuffer: c.sendBuffer()}, c.Retry)
+}
+
+// sendBuffer returns the size of the send buffer, 0 for the system's. Much
+// input on a stream gets a large one: the kernel wakes a sender only when
+// three quarters of its buffer are free, so that a small one makes both ends
+// sleep often.
+func (c *echoCmd) sendBuffer() int {
+	if c.Sndbuf == 0 && c.Message == "-" && c.Connect.Type == transport.Stream {
+		return min(2<<20, transport.MaxMessage()+32)
+	}
+	return c.Sndbuf
 }
 
 // nextName returns the client's own name for another connection after name.
