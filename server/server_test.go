@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -662,6 +663,20 @@ func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 	server.Err.Await(t, 2, "waiting for a connection")
 	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
 		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
+	}
+	server.Stop(t)
+}
+
+// The table must not grow while clients connect: in a process of several
+// threads the kernel then waits, and a burst of clients fills the backlog.
+func TestDescriptorTableHasRoomForAllConnections(t *testing.T) {
+	t.Parallel()
+	server := serve(t, dir(t), "--max-connections", "500")
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", server.Pid()))
+	check(t, err)
+	_, size, _ := strings.Cut(string(status), "FDSize:")
+	if n, err := strconv.Atoi(strings.Fields(size)[0]); err != nil || n < 500 {
+		t.Errorf("the table has room for %d descriptors, %v", n, err)
 	}
 	server.Stop(t)
 }

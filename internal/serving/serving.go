@@ -127,6 +127,7 @@ func (f *LimitFlags) allow() func(unix.Ucred) bool {
 // uses each descriptors; in addition the process opens up to beside more.
 func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside int, log zerolog.Logger) echoserver.Config {
 	most := f.maxConnections(sockets, each, beside, log)
+	reserve(min(most*each, 16_000))
 	return echoserver.Config{
 		MaxConnections: most, MaxConnectionsPerUser: f.maxPerUser(most),
 		IdleTimeout: f.IdleTimeout, DrainTimeout: f.DrainTimeout, Allow: f.allow(), Log: log,
@@ -167,6 +168,21 @@ func (f *LimitFlags) maxConnections(sockets []*transport.Socket, each, beside in
 		return most
 	}
 	return min(f.MaxConnections, most)
+}
+
+// reserve makes the kernel's table of this process's descriptors large enough
+// for n more. Otherwise it grows while clients connect, and a process of
+// several threads waits milliseconds each time, in which a burst of clients
+// fills the backlog.
+func reserve(n int) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return // the server works without
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if last, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, fd+n); err == nil {
+		_ = unix.Close(last)
+	}
 }
 
 // maxPerUser returns --max-per-user, or nine tenths of the connection limit,
