@@ -53,9 +53,9 @@ func TestNoEchoTalksToXServer(t *testing.T) {
 
 func TestNoEchoTalksToNetcat(t *testing.T) {
 	t.Parallel()
-	need(t, "nc", "netcat-openbsd")
+	need(t, "nc.openbsd", "netcat-openbsd")
 	d := dir(t)
-	nc := start(t, d, "nc", "-N", "-l", "-U", "s")
+	nc := start(t, d, "nc.openbsd", "-N", "-l", "-U", "s")
 	_, err := io.WriteString(nc.In, "answer")
 	check(t, err)
 	check(t, nc.In.Close())

@@ -96,7 +96,7 @@ func metric(t *testing.T, metrics, name string) float64 {
 func TestAdminShowsWhatTheServerDoes(t *testing.T) {
 	t.Parallel()
 	need(t, "curl", "curl")
-	need(t, "nc", "netcat-openbsd")
+	need(t, "nc.openbsd", "netcat-openbsd")
 	d := dir(t)
 	server := serve(t, d, "--admin", "stream:admin", "--mode", "0666", "--max-connections", "1",
 		"--listen", "s", "--listen", "datagram:d")
@@ -129,7 +129,7 @@ func TestAdminShowsWhatTheServerDoes(t *testing.T) {
 		stdin string
 	}{
 		{[]string{"curl", "-sS", "--unix-socket", "admin", "http://admin/metrics"}, ""},
-		{[]string{"nc", "-U", "admin"}, "GET /metrics HTTP/1.0\r\n\r\n"},
+		{[]string{"nc.openbsd", "-U", "admin"}, "GET /metrics HTTP/1.0\r\n\r\n"},
 	} {
 		status, metrics, stderr := run(t, d, tt.stdin, tt.args...)
 		if status != 0 {

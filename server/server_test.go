@@ -718,7 +718,7 @@ func TestStrangersAreServed(t *testing.T) {
 		args []string
 	}{
 		{"socat", []string{"socat", "-t", "60", "-", "UNIX-CONNECT:uds_socket"}},
-		{"netcat-openbsd", []string{"nc", "-N", "-U", "uds_socket"}},
+		{"netcat-openbsd", []string{"nc.openbsd", "-N", "-U", "uds_socket"}},
 		{"python3", []string{"python3", "-c", pythonClient}},
 	} {
 		t.Run(tt.pkg, func(t *testing.T) {

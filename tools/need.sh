@@ -13,7 +13,7 @@ package() { # package PROGRAM: which one contains it
 	debootstrap) echo debootstrap debian-archive-keyring ;;
 	gcc) echo gcc libc6-dev ;;
 	ip) echo iproute2 ;;
-	nc) echo netcat-openbsd ;;
+	nc.openbsd) echo netcat-openbsd ;;
 	nsenter | prlimit | setsid | taskset | unshare) echo util-linux ;;
 	postgres) echo postgresql ;;
 	qemu-aarch64-static) echo qemu-user-static ;;
@@ -36,7 +36,7 @@ if [ "$1" = --tests ] || [ "$1" = --stress ]; then
 	[ "$1" = --tests ] || more='postgres tshark'
 	# gcc is for the race detector.
 	# shellcheck disable=SC2086 # several words
-	set -- bash curl fuse-overlayfs gcc ip iptables nc nsenter prlimit python3 socat systemd-socket-activate taskset unshare Xvfb $more
+	set -- bash curl fuse-overlayfs gcc ip iptables nc.openbsd nsenter prlimit python3 socat systemd-socket-activate taskset unshare Xvfb $more
 	why='tests run them with the stack; a test whose program is missing is skipped, and says so'
 	optional=true
 fi
