@@ -346,7 +346,11 @@ func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
 	d := dir(t)
 	// Its memory is measured.
 	server := start(t, d, testkit.Plain(t, "server"), "--admin", "admin", "--mode", "0666", "--log-level", "warn", "--max-connections", fmt.Sprint(limit))
-	awaitServer(t, d+"/admin")
+	// Once it has served a client, everything that it needs is open.
+	if status, _, stderr := run(t, d, "", "client", "--retry", "60s"); status != 0 {
+		t.Fatal(stderr)
+	}
+	awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == 0 })
 	before := footprintOf(t, d+"/admin")
 
 	var mu sync.Mutex
