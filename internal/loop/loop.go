@@ -99,8 +99,9 @@ func (l *Loop) Add(fd int, h Handler, events uint32) error {
 	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &ev); err != nil {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
-	if fd >= len(l.handlers) {
-		l.handlers = append(l.handlers, make([]Handler, fd+1-len(l.handlers))...)
+	if fd >= len(l.handlers) { // append would grow in smaller steps, and leave more garbage
+		l.handlers = append(make([]Handler, 0, 2*(fd+1)), l.handlers...)
+		l.handlers = l.handlers[:cap(l.handlers)]
 	}
 	l.handlers[fd] = h
 	return nil
