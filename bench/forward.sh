@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 ulimit -n "$(ulimit -Hn)" # socket-proxyd takes six descriptors a connection
 rounds=${ROUNDS:-5}
 proxyd=/lib/systemd/systemd-socket-proxyd
-tools/need.sh socat systemd-socket-activate setsid # systemd contains proxyd, too
+tools/need.sh socat systemd-socket-activate setsid
+[ -x "$proxyd" ] || { echo "bench-forward: no $proxyd, which the package systemd contains on Debian" >&2; exit 1; }
 work=$(mktemp -d)
 started=
 stop() {

@@ -84,8 +84,8 @@ bench '64 bytes, 1 connection; the client spins' "$servers,socat,ncat,source"
 bench '64 bytes, 1 connection; the client does not spin' "$servers" --spin 0s
 bench '64 bytes, 50 connections' "$servers,socat,ncat" --connections 50
 bench '64 bytes, 1000 connections' "$servers" --connections 1000
-bench '64 KiB, 4 connections, 2 on their way' "$servers,socat,ncat" --size 65536 --connections 4 --window 2
-bench '64 bytes, 10 connections, 32 on their way' "$servers,socat,ncat" --connections 10 --window 32
+bench '64 KiB, 4 connections, 2 in flight' "$servers,socat,ncat" --size 65536 --connections 4 --window 2
+bench '64 bytes, 10 connections, 32 in flight' "$servers,socat,ncat" --connections 10 --window 32
 stop
 
 c_servers

@@ -108,18 +108,13 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 
 // dial connects, and binds the client's own name.
 func (c *echoCmd) dial(ctx context.Context, name string) (*transport.Conn, error) {
-	return c.dialRequired(ctx, c.Connect, transport.DialConfig{Bind: name, SendBuffer: c.sendBuffer()}, c.Retry)
-}
-
-// sendBuffer returns the size of the send buffer, 0 for the system's. Much
-// input on a stream gets a large one: the kernel wakes a sender only when
-// three quarters of its buffer are free, so that a small one makes both ends
-// sleep often.
-func (c *echoCmd) sendBuffer() int {
-	if c.Sndbuf == 0 && c.Message == "-" && c.Connect.Type == transport.Stream {
-		return min(2<<20, transport.MaxMessage()+32)
+	conn, err := c.dialRequired(ctx, c.Connect, transport.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
+	if err == nil && c.Message == "-" && c.Sndbuf == 0 && c.Connect.Type == transport.Stream {
+		// The kernel wakes a sender only when three quarters of its buffer
+		// are free. With a small buffer both ends sleep often.
+		conn.GrowSendBuffer(2 << 20)
 	}
-	return c.Sndbuf
+	return conn, err
 }
 
 // nextName returns the client's own name for another connection after name.

@@ -53,7 +53,7 @@ why() {
 	*psql*) [ -S /var/run/postgresql/.s.PGSQL.5432 ] || echo 'it needs a running PostgreSQL' ;;
 	*X11-unix*) [ -S /tmp/.X11-unix/X0 ] || echo 'it needs an X server' ;;
 	*tcp:127.0.0.1:8080*) echo 'it needs a service at port 8080: examples/one-door/test.sh' ;;
-	*socat*) command -v socat nc.openbsd >/dev/null || echo 'it needs socat and nc of OpenBSD' ;;
+	*socat*) command -v socat >/dev/null && nc -h 2>&1 | grep -q OpenBSD || echo 'it needs socat and nc of OpenBSD' ;;
 	systemd-socket-activate*) command -v systemd-socket-activate >/dev/null || echo 'it needs systemd-socket-activate' ;;
 	*'make test'* | *'go test'* | 'make fuzz') echo 'CI runs it by itself' ;;
 	'make vuln') echo 'it needs the database of vulnerabilities' ;;

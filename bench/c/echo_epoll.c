@@ -38,7 +38,7 @@ static void end(int fd)
 	close(fd);
 }
 
-// flush sends what is left; it tells whether all of it is gone.
+// flush sends what is left; it reports whether all of it is gone.
 static int flush(int fd, char *p, ssize_t len)
 {
 	struct rest *r = &rests[fd];

@@ -32,8 +32,8 @@ closed 'another service, the door taken for a proxy' \
 closed 'the host' "timeout 5 wget -qO- http://$gateway" 'Network is unreachable'
 closed 'a name server' "timeout 5 nslookup localhost.test $gateway" 'Network is unreachable'
 closed 'a raw socket' "ping -c 1 -W 2 $gateway" 'permission denied'
-# Without the connections of the door's health check, which come and go: one that
-# is there is reached by no other process. What counts is what one can connect to.
+# Leaves out connected sockets, those of the health check: no other process can
+# connect to them.
 # shellcheck disable=SC2016 # awk's
 contains 'interfaces, routes, listeners, Unix sockets and socket files' "$(program 'echo all: $(ls /sys/class/net) \
 	$(sed 1d /proc/net/route) $(cat /proc/net/tcp /proc/net/tcp6 | awk "\$4 == \"0A\" { print \$2 }") \

@@ -100,8 +100,9 @@ func (l *Loop) Add(fd int, h Handler, events uint32) error {
 		return os.NewSyscallError("epoll_ctl", err)
 	}
 	if fd >= len(l.handlers) { // append would grow in smaller steps, and leave more garbage
-		l.handlers = append(make([]Handler, 0, 2*(fd+1)), l.handlers...)
-		l.handlers = l.handlers[:cap(l.handlers)]
+		grown := make([]Handler, 2*(fd+1))
+		copy(grown, l.handlers)
+		l.handlers = grown
 	}
 	l.handlers[fd] = h
 	return nil

@@ -123,11 +123,16 @@ func (f *LimitFlags) allow() func(unix.Ucred) bool {
 	}
 }
 
-// Config returns the server's configuration for these flags. Each connection
-// uses each descriptors; in addition the process opens up to beside more.
+// Config returns the server's configuration for these flags, and reserves room
+// for its descriptors. Each connection uses each descriptors; in addition the
+// process opens up to beside more.
 func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside int, log zerolog.Logger) echoserver.Config {
-	most := f.maxConnections(sockets, each, beside, log)
-	reserve(min(most*each, 16_000))
+	beside += ownDescriptors
+	if Has(sockets, transport.Datagram) {
+		beside += echoserver.MaxNames
+	}
+	most := f.maxConnections(each, beside, log)
+	reserve(min((most+echoserver.HealthChecks)*each+beside, 16_000)) // at most 128 KiB
 	return echoserver.Config{
 		MaxConnections: most, MaxConnectionsPerUser: f.maxPerUser(most),
 		IdleTimeout: f.IdleTimeout, DrainTimeout: f.DrainTimeout, Allow: f.allow(), Log: log,
@@ -145,7 +150,7 @@ const ownDescriptors = 16 // of the loop and of Go; while a socket is recreated;
 // check, the admin socket and the server's own work always find a descriptor.
 // If the limit of open files is lowered later, clients wait until there are
 // descriptors again.
-func (f *LimitFlags) maxConnections(sockets []*transport.Socket, each, beside int, log zerolog.Logger) int {
+func (f *LimitFlags) maxConnections(each, beside int, log zerolog.Logger) int {
 	var limit unix.Rlimit
 	open, err := os.ReadDir("/proc/self/fd")
 	if err == nil {
@@ -155,11 +160,7 @@ func (f *LimitFlags) maxConnections(sockets []*transport.Socket, each, beside in
 		log.Warn().Err(err).Msgf("cannot find out how many connections the limit of open files allows: %s", transcript.Escape(err.Error()))
 		return f.MaxConnections
 	}
-	beside += len(open) + ownDescriptors
-	if Has(sockets, transport.Datagram) {
-		beside += echoserver.MaxNames
-	}
-	most := max((int(min(limit.Cur, math.MaxInt32))-beside)/each-echoserver.HealthChecks, 1)
+	most := max((int(min(limit.Cur, math.MaxInt32))-beside-len(open))/each-echoserver.HealthChecks, 1)
 	if f.MaxConnections > most {
 		log.Warn().Int("max_connections", most).Uint64("open_files", limit.Cur).
 			Msgf("the limit of open files is %d: --max-connections is %d, not %d", limit.Cur, most, f.MaxConnections)

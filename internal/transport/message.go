@@ -62,8 +62,8 @@ func SendLimit(fd int) (int, error) {
 	return n - overhead, os.NewSyscallError("getsockopt SO_SNDBUF", err)
 }
 
-// SetSendBuffer makes SO_SNDBUF of fd at least n bytes, as the kernel counts
-// them: it doubles the requested value.
+// SetSendBuffer sets SO_SNDBUF of fd to n bytes, as the kernel counts them: it
+// doubles the requested value. It is an error if the system allows less.
 func SetSendBuffer(fd, n int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, (n+1)/2); err != nil {
 		return os.NewSyscallError("setsockopt SO_SNDBUF", err)

@@ -235,6 +235,20 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 	return &Conn{Conn: conn, addr: a}, nil
 }
 
+// GrowSendBuffer makes SO_SNDBUF at least n bytes, as the kernel counts them, or
+// as many of them as the system allows, socket(7).
+func (c *Conn) GrowSendBuffer(n int) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if limit, err := SendLimit(int(fd)); err == nil && limit+overhead < n {
+			_ = SetSendBuffer(int(fd), n)
+		}
+	})
+}
+
 // Connect dials a stream or seqpacket Unix socket with system calls alone, for
 // callers that need only the descriptor and make many connections. It does not
 // wait, and its error is a bare errno; [DialConfig.Dial] explains its errors.
