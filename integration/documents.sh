@@ -6,6 +6,8 @@
 # A command is an indented block of a document, or a fenced block of sh.
 set -u
 cd "$(dirname "$0")/.." || exit 1
+tools/need.sh 'docker compose' || exit 1
+tools/need.sh --tests
 work=$(mktemp -d)
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 finish() {
