@@ -122,8 +122,8 @@ fmt: # gofmt
 	gofmt -w client deploy integration internal server uds
 
 clean: # the programs, and the images that demo and test keep for the next time
-	@{ docker image ls -q --filter label=udsecho.made-from; docker image ls -q --filter 'reference=udsecho-*'; } | \
-		awk '!seen[$$0]++' | xargs -r docker image rm -f # the newest first: no image can go before what is built on it
+	@docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=udsecho-*' | xargs -r docker image rm -f # by name: an image built on them keeps their layers
+	@docker image prune -f --filter label=udsecho.made-from
 	@if [ -f .env ]; then grep -v '^\(GO\|BASE\|DEBIAN\)_IMAGE=udsecho-.*:local$$' .env >.env.new; mv .env.new .env; [ -s .env ] || rm .env; fi
 	@find examples -name .env -type l -delete
 	@rm -rf .bin
