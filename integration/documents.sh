@@ -78,8 +78,7 @@ for document in README.md docs/learn.md docs/debugging.md docs/design.md docs/de
 		'server '* | 'client forward'* | systemd-socket-activate*) # until the next one
 			stop
 			eval "exec $command" >"$work/log" 2>&1 &
-			sleep 1
-			kill -0 $! 2>/dev/null
+			timeout 60 tail -n +1 -f --pid=$! "$work/log" | grep -q -e 'waiting for a' -e 'Listening on' # it serves, or has ended
 			;;
 		*) eval "$command" >"$work/log" 2>&1 </dev/null ;;
 		esac
