@@ -343,7 +343,7 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 			}
 			if read += n; read-seen >= 1<<20 {
 				seen = read
-				peak = max(peak, mostResident(t, p))
+				peak = max(peak, p.StatusNumber(t, "VmHWM"))
 			}
 		}
 		if status := p.Status(t); status != 1 {
@@ -366,22 +366,6 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 		ID: "F40", Done: "600 MiB for a peer that reads and never answers, with `--retry`, over stream and seqpacket", Count: count,
 		Outcome: fmt.Sprintf("8 MiB sent, then the transfer waits, and `--timeout` ends it; %d MiB resident at most, of the 64 MiB that the stack's client has", peak>>10),
 	})
-}
-
-// mostResident returns the largest memory use that a process has had, in KiB;
-// 0 if it has ended.
-func mostResident(t *testing.T, p *testkit.Process) (kib int) {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
-	check(t, err)
-	_, after, running := strings.Cut(string(status), "VmHWM:")
-	if !running {
-		return 0
-	}
-	if _, err := fmt.Sscan(after, &kib); err != nil {
-		t.Fatalf("%v in %s", err, status)
-	}
-	return kib
 }
 
 // A regular file is sent by the kernel, from the position that the shell left.

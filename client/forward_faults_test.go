@@ -172,7 +172,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 		if check(t, err); got != sumOf(t, stream(3, 1<<20)) {
 			t.Error("received other bytes")
 		}
-		peak = mostResident(t, relay)
+		peak = relay.StatusNumber(t, "VmHWM")
 		close(stop)
 		if each := sent.Load() / clients; each > 1<<20 {
 			t.Errorf("%d bytes of each were taken", each)

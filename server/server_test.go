@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -672,11 +671,8 @@ func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 func TestDescriptorTableHasRoomForAllConnections(t *testing.T) {
 	t.Parallel()
 	server := serve(t, dir(t), "--max-connections", "500")
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", server.Pid()))
-	check(t, err)
-	_, size, _ := strings.Cut(string(status), "FDSize:")
-	if n, err := strconv.Atoi(strings.Fields(size)[0]); err != nil || n < 500 {
-		t.Errorf("the table has room for %d descriptors, %v", n, err)
+	if n := server.StatusNumber(t, "FDSize"); n < 500 {
+		t.Errorf("the table has room for %d descriptors", n)
 	}
 	server.Stop(t)
 }

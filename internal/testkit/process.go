@@ -217,6 +217,22 @@ func (p *Process) Start(t testing.TB) {
 // Pid returns the process id.
 func (p *Process) Pid() int { return p.Cmd.Process.Pid }
 
+// StatusNumber returns a number of /proc/PID/status, proc(5): VmHWM for example,
+// the largest resident memory so far in KiB. It is 0 if the process has ended.
+func (p *Process) StatusNumber(t testing.TB, field string) (n int) {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid()))
+	Check(t, err)
+	_, after, running := strings.Cut(string(status), field+":")
+	if !running {
+		return 0
+	}
+	if _, err := fmt.Sscan(after, &n); err != nil {
+		t.Fatalf("%v in %s", err, status)
+	}
+	return n
+}
+
 // Signal sends a signal.
 func (p *Process) Signal(t testing.TB, s os.Signal) {
 	t.Helper()

@@ -424,6 +424,30 @@ func TestMaxMessageIsWhatAnyUserCanSend(t *testing.T) {
 	}
 }
 
+func TestGrowSendBufferAsFarAsTheSystemAllows(t *testing.T) {
+	t.Parallel()
+	addr := transport.Addr{Type: transport.Stream, Path: dir(t) + "/s"}
+	listen(t, transport.ListenConfig{}, addr)
+	conn := dial(t, addr)
+	wmem := testkit.Setting(t, "core/wmem_max")
+	limit := func() (n int) {
+		raw, err := conn.SyscallConn()
+		check(t, err)
+		check(t, raw.Control(func(fd uintptr) { n, err = transport.SendLimit(int(fd)) }))
+		check(t, err)
+		return n + 32
+	}
+	before := limit()
+	conn.GrowSendBuffer(before - 1)
+	if n := limit(); n != before {
+		t.Errorf("%d bytes became %d", before, n)
+	}
+	conn.GrowSendBuffer(2*wmem + 2)
+	if n := limit(); n != 2*wmem {
+		t.Errorf("%d bytes became %d, and the system allows %d", before, n, 2*wmem)
+	}
+}
+
 func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, transport.Seqpacket)
