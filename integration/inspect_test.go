@@ -3,6 +3,7 @@ package integration
 import (
 	"os/exec"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -56,10 +57,14 @@ func TestInspectTheEnginesOwnSocket(t *testing.T) {
 	if out, err := goBuild.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	out, err := exec.CommandContext(t.Context(), program, "inspect", "/var/run/docker.sock").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
+	var out []byte
+	await(t, "the engine to accept the other tests' connections", func() bool {
+		var err error
+		if out, err = exec.CommandContext(t.Context(), program, "inspect", "/var/run/docker.sock").Output(); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(string(out), "backlog   0 of ")
+	})
 	// In a container the engine's socket usually is a mount.
 	text := regexp.MustCompile(`(?m)^  why       it is itself a mount: .*\n`).ReplaceAllString(string(out), "")
 	wantREADME(t, "inspect docker", text)
