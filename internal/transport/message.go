@@ -128,14 +128,19 @@ func (r *Receiver) ReceiveStream(fd int) ([]byte, error) {
 // connection inherits the option from the listening socket.
 const soPassRights = 83
 
-// refuseRights makes the kernel refuse descriptors at a stream socket that is
-// not listening yet. On a socket that listens already, waiting connections
-// would not get the option.
+// RefuseRights makes the kernel refuse descriptors at a Unix socket of any
+// type: sendmsg(2) fails with EPERM at the other end. Call it before listen(2)
+// or connect(2): a connection inherits the option from the listening socket,
+// but one that waits to be accepted does not. Kernels before Linux 6.16 do not
+// know the option, see [RefusesRights].
+func RefuseRights(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, soPassRights, 0) }
+
+// refuseRights is RefuseRights for a stream socket that is not listening yet.
 func refuseRights(fd int) {
 	sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 	listens, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
 	if err == nil && sotype == unix.SOCK_STREAM && listens == 0 {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, soPassRights, 0) // an older kernel does not know it
+		RefuseRights(fd)
 	}
 }
 
