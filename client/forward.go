@@ -106,7 +106,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.PassFiles {
 		beside += relay.MaxHeld
 	}
-	server := c.Config(sockets, 2, beside, log)
+	server := c.Config(sockets, 2, beside, 2, 0, log)
 	server.Chunk = 1024 // for health checks
 	server.Relay = relay.New(relay.Config{
 		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,

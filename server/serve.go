@@ -89,7 +89,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.Admin != nil {
 		beside = adminConnections
 	}
-	server := c.Config(sockets, each, beside, log)
+	server := c.Config(sockets, each, beside, 1, c.Sndbuf, log)
 	server.Chunk, server.Spin, server.SendBuffer, server.WriteTimeout = c.Chunk, c.Spin, c.Sndbuf, c.WriteTimeout
 	server.Handover, server.OwnDirectory, server.Stats = handover, c.absolute(), stats
 	reader := fileserver.NewServer(fileserver.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})

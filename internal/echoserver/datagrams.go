@@ -36,6 +36,7 @@ type datagrams struct {
 	queues   map[client]*queue // of clients that are behind
 	waiting  int               // replies in all queues
 	bytes    int
+	maxBytes int // in all queues
 	tryAgain time.Time
 	pause    time.Duration
 	buffer   sendBuffer
@@ -51,14 +52,19 @@ type queue struct {
 }
 
 func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
-	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}}
+	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}, maxBytes: maxWaitingBytes}
+	buffer := transport.MaxMessage() + 32
+	if pool := s.config.Memory; pool != nil {
+		d.maxBytes = min(d.maxBytes, pool.Datagrams)
+		buffer = min(buffer, max(pool.Datagrams, pool.Full))
+	}
 	if !socket.Addr.Type.Unix() {
 		return d, nil
 	}
 	// A reply counts against the send buffer until its client has read it, so
 	// clients that do not read would stop the replies to all others. The
 	// kernel doubles the number and reserves 32 bytes.
-	_ = unix.SetsockoptInt(socket.FD(), unix.SOL_SOCKET, unix.SO_SNDBUF, transport.MaxMessage()/2+16)
+	_ = unix.SetsockoptInt(socket.FD(), unix.SOL_SOCKET, unix.SO_SNDBUF, buffer/2)
 	d.unmapped = s.config.Allow != nil && s.config.Allow(unix.Ucred{Uid: uds.OverflowUID(), Gid: anyUser})
 	limit, err := transport.SendLimit(socket.FD())
 	d.buffer = sendBuffer{fd: socket.FD(), size: limit, shares: map[transport.Sender]int{}, greedy: map[transport.Sender]bool{}}
@@ -274,7 +280,7 @@ func (d *datagrams) waitFirst(c client, message []byte) {
 // wait keeps a reply for a client whose queue is full: net.unix.max_dgram_qlen,
 // 10 messages by default.
 func (d *datagrams) wait(c client, q *queue, message []byte) {
-	if len(q.replies) >= maxWaiting || d.bytes+len(message)+replyCost > maxWaitingBytes {
+	if len(q.replies) >= maxWaiting || d.bytes+len(message)+replyCost > d.maxBytes {
 		d.drop(1, c, errors.New("it does not read its replies"))
 		return
 	}

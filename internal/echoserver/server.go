@@ -16,6 +16,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/memory"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
@@ -27,6 +28,7 @@ type Config struct {
 	Chunk        int           // size of one receive on a stream, in bytes
 	Spin         time.Duration // how long to poll before sleeping, see package loop; 0: not at all
 	SendBuffer   int           // SO_SNDBUF of connections, in bytes; 0: the system's default
+	Memory       *memory.Pool  // what all clients together may make the server hold; nil: no bounds
 	DrainTimeout time.Duration // how long echoes in flight may take once the server is told to stop
 
 	// Further clients are rejected, except [HealthChecks]; 0: no limit. TCP
@@ -142,6 +144,8 @@ type server struct {
 	listeners   []*listener
 	datagrams   []*datagrams
 	spare       [][]byte // buffers for the unsent bytes of blocked connections
+	parked      []*conn  // they wait for room, see room.go
+	freed       bool     // there may be room for them
 	sockets     []*transport.Socket
 	handover    *uds.Handover // nil: the sockets are not handed over, or have been
 	claimed     int           // the connection over which the sockets come, while they are pending
@@ -196,6 +200,7 @@ func (s *server) run(ctx context.Context) error {
 			s.config.Relay.Turn()
 			busy = s.config.Relay.Busy()
 		}
+		s.unpark()
 		now := time.Now()
 		s.sweep(now.Sub(s.started))
 		if (ctx.Err() != nil || s.displaced != nil) && s.drainUntil.IsZero() {
@@ -299,6 +304,7 @@ func (s *server) sweep(now time.Duration) {
 			c.turnAway(stats.Idle, "it has sent nothing for %v", s.config.IdleTimeout)
 		}
 	}
+	s.shrinkBuffers()
 	if s.drainUntil.IsZero() {
 		s.renew()
 	}

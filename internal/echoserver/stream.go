@@ -142,11 +142,6 @@ func (ln *listener) welcome(fd int) {
 	case transport.Seqpacket:
 		c.records, c.events = true, unix.EPOLLIN|unix.EPOLLRDHUP
 	}
-	if ln.server.config.SendBuffer > 0 && t.Unix() {
-		if err := transport.SetSendBuffer(fd, ln.server.config.SendBuffer); err != nil {
-			ln.server.refuse(stats.System, 0).Err(err).Msg(err.Error())
-		}
-	}
 	if relayed && !c.quiet {
 		ln.server.lastID++
 		uid, server := ln.server.count(cred), ln.server
@@ -167,6 +162,7 @@ func (ln *listener) welcome(fd int) {
 	ln.server.lastID++
 	c.id = ln.server.lastID
 	c.uid = ln.server.count(cred)
+	c.takeBuffer(t)
 	if ev := c.event(); ev != nil {
 		transcript.WithCred(ev, cred).Msg("connection from")
 	}
@@ -221,9 +217,10 @@ type conn struct {
 	quiet    bool
 	noRights bool          // no descriptor can come along
 	records  bool          // a seqpacket connection: records are received and sent back whole
-	blocked  bool          // rest waits until the client reads; meanwhile nothing is received
+	blocked  bool          // nothing is received: rest waits until the client reads, or without a rest the next record waits for room
 	still    time.Duration // the first sweep after the client sent or read something; 0: not yet
-	unread   int           // at the last sweep, while blocked
+	unread   int32         // at the last sweep, while blocked
+	buffer   int32         // the send buffer, if it is smaller than the others; 0: full, see room.go
 	uid      int64         // -1: not known
 	id       uint64
 	peer     string
@@ -242,15 +239,23 @@ const (
 func (c *conn) Ready(events uint32) {
 	switch {
 	case !c.blocked:
+	case c.waitsForRoom():
+		if events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 { // no process reads the reply
+			c.end(nil)
+		}
+		return
 	case !c.send() || c.records: // the next call, with its own events, handles what has arrived meanwhile
 		return
 	}
 	if c.records {
-		c.receiveRecord(events)
+		if c.makeRoom() {
+			c.receiveRecord(events)
+		}
 		return
 	}
 	for turn, bytes := 0, 0; turn < maxTurn && bytes < maxTurnBytes; turn++ {
-		payload, err := c.receive()
+		most := c.mostBytes()
+		payload, err := c.receive(most)
 		switch {
 		case err == unix.EAGAIN:
 			return
@@ -264,18 +269,18 @@ func (c *conn) Ready(events uint32) {
 			return
 		}
 		c.received(payload)
-		if !c.sendBack(payload) || len(payload) < c.server.config.Chunk {
+		if !c.sendBack(payload) || len(payload) < most {
 			return
 		}
 		bytes += len(payload)
 	}
 }
 
-func (c *conn) receive() ([]byte, error) {
+func (c *conn) receive(most int) ([]byte, error) {
 	if c.noRights {
-		return c.server.streams.Read(c.fd)
+		return c.server.streams.Read(c.fd, most)
 	}
-	return c.server.streams.ReceiveStream(c.fd)
+	return c.server.streams.ReceiveStream(c.fd, most)
 }
 
 // receiveRecord receives one record. It must distinguish an empty record from
@@ -331,11 +336,11 @@ func (c *conn) send() bool {
 		n, err := raw.Send(c.fd, c.rest)
 		switch {
 		case err == unix.EINTR:
+		case err == unix.EAGAIN && c.growBuffer():
 		case err == unix.EAGAIN:
 			if !c.blocked {
 				c.blocked = true
-				c.kept = c.server.keep(c.rest) // the buffer is shared by all connections
-				c.rest = c.kept
+				c.keep() // the buffer is shared by all connections
 				c.server.loop.Watch(c.fd, unix.EPOLLOUT)
 			}
 			return false
@@ -349,29 +354,13 @@ func (c *conn) send() bool {
 			if c.blocked {
 				c.still = 0
 				c.blocked = false
-				c.server.spare = append(c.server.spare[:min(len(c.server.spare), maxSpare)], c.kept)
-				c.kept = nil
+				c.drop()
 				c.server.loop.Watch(c.fd, c.events)
 			}
 			c.rest = nil
 			return true
 		}
 	}
-}
-
-// maxSpare is how many buffers of formerly blocked connections are kept for
-// reuse.
-const maxSpare = 64
-
-// keep copies the bytes that could not be sent.
-func (s *server) keep(rest []byte) []byte {
-	n := len(s.spare) - 1
-	if n < 0 {
-		return append([]byte(nil), rest...)
-	}
-	b := s.spare[n]
-	s.spare = s.spare[:n]
-	return append(b[:0], rest...)
 }
 
 // hasRead reports whether a client that does not take everything has read
@@ -381,12 +370,15 @@ func (c *conn) hasRead() bool {
 	if !c.blocked {
 		return false
 	}
+	if c.waitsForRoom() {
+		return true // it is not the client that keeps the server waiting
+	}
 	unread, err := unix.IoctlGetInt(c.fd, unix.SIOCOUTQ)
 	if err != nil {
 		return false
 	}
-	less := unread < c.unread
-	c.unread = unread
+	less := int32(unread) < c.unread
+	c.unread = int32(unread)
 	return less
 }
 
@@ -416,6 +408,7 @@ func (c *conn) turnAway(why stats.Cause, format string, args ...any) {
 }
 
 func (c *conn) close() {
+	c.giveRoomBack()
 	c.server.loop.Remove(c.fd)
 	_ = unix.Close(c.fd)
 	c.server.forgetUser(c.uid)

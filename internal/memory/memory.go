@@ -112,23 +112,26 @@ func (p *Pool) ReturnBuffer(user int64, size int) {
 	p.take(user, -overshoot*(size-p.Floor))
 }
 
-// Keep reports whether the process may keep n more bytes for a user, and counts
-// them. Give them back with [Pool.Drop].
-func (p *Pool) Keep(user int64, n int) bool {
-	if p == nil || n == 0 {
-		return true
-	}
-	if n > p.freeFor(user) {
+// Grow reports whether a send buffer that [Pool.Buffer] has returned may grow
+// to another size, and counts it. Beside, it leaves rest times as much for
+// others.
+func (p *Pool) Grow(user int64, from, to, rest int) bool {
+	n := overshoot * (to - from)
+	if n*(1+rest) > p.freeFor(user) {
 		return false
 	}
 	p.take(user, n)
 	return true
 }
 
-// Drop takes back what Keep has counted.
-func (p *Pool) Drop(user int64, n int) {
+// Short reports whether there is no room to keep n more bytes for a user.
+func (p *Pool) Short(user int64, n int) bool { return p != nil && n > p.freeFor(user) }
+
+// Keep counts n bytes that the process keeps for a user, and with a negative
+// number, bytes that it no longer keeps.
+func (p *Pool) Keep(user int64, n int) {
 	if p != nil {
-		p.take(user, -n)
+		p.take(user, n)
 	}
 }
 

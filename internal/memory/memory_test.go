@@ -29,7 +29,8 @@ func TestPoolStaysWithinItsLimit(t *testing.T) {
 						held += 2 * size // a full buffer takes one more message
 					}
 				}
-				for p.Keep(4, 1000) {
+				for !p.Short(4, 1000) {
+					p.Keep(4, 1000)
 					held += 1000
 				}
 				if held > limit/8*5 || p.Most > most || p.Floor > systemDefault {
@@ -61,13 +62,13 @@ func TestPoolGivesAllThereIsAndTakesItBack(t *testing.T) {
 func TestPoolKeepsSomethingForOtherUsers(t *testing.T) {
 	t.Parallel()
 	p := memory.NewPool(64<<20, 1000, 1, systemDefault)
-	for p.Keep(1, 4096) {
+	for !p.Short(1, 4096) {
+		p.Keep(1, 4096)
 	}
-	if !p.Keep(2, p.Size/8) {
+	if p.Short(2, p.Size/8) {
 		t.Error("another user gets nothing")
 	}
-	p.Drop(2, p.Size/8)
-	if p.Keep(1, p.Size/8) {
+	if !p.Short(1, p.Size/8) {
 		t.Error("the first user gets more")
 	}
 }
@@ -75,11 +76,11 @@ func TestPoolKeepsSomethingForOtherUsers(t *testing.T) {
 func TestNilPoolHasNoBounds(t *testing.T) {
 	t.Parallel()
 	p := memory.NewPool(0, 1000, 1, systemDefault)
-	if p != nil || p.Buffer(1) != 0 || !p.Keep(1, 1<<30) {
+	if p != nil || p.Buffer(1) != 0 || p.Short(1, 1<<30) {
 		t.Errorf("%v has bounds", p)
 	}
 	p.ReturnBuffer(1, 0)
-	p.Drop(1, 1<<30)
+	p.Keep(1, 1<<30)
 }
 
 // The limit of this process, wherever the test runs, allows the test.

@@ -5,6 +5,7 @@
 package serving
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/healthcheck"
+	"github.com/udsecho/udsecho/internal/memory"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
@@ -82,7 +84,7 @@ type LimitFlags struct {
 	Backlog        int           `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
 	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; reject others before reading a byte. Repeatable, as is --allow-gid; a client needs to match only one of them. The server's own user is always served (default: all clients that can connect)."`
 	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: all clients that can connect)."`
-	MaxConnections int           `default:"1000" placeholder:"N" help:"The largest number of open connections; further clients are rejected, except a few health checks. 0: no limit. Never more than the limit of open files allows (default: ${default})."`
+	MaxConnections int           `default:"1000" placeholder:"N" help:"The largest number of open connections; further clients are rejected, except a few health checks. 0: no limit. Never more than the limit of open files and the memory limit of the container allow (default: ${default})."`
 	MaxPerUser     *int          `placeholder:"N" help:"The largest number of open connections of one user, so that one user cannot use them all. 0: no limit (default: nine tenths of --max-connections)."`
 	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Disconnect clients that send nothing for this long. 0s: no limit (default: ${default})."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long clients may continue after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
@@ -125,16 +127,21 @@ func (f *LimitFlags) allow() func(unix.Ucred) bool {
 
 // Config returns the server's configuration for these flags, and reserves room
 // for its descriptors. Each connection uses each descriptors; in addition the
-// process opens up to beside more.
-func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside int, log zerolog.Logger) echoserver.Config {
+// process opens up to beside more. Each connection has a number of ends with a
+// send buffer, of sendBuffer bytes, or with 0 of the system's default.
+func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside, ends, sendBuffer int, log zerolog.Logger) echoserver.Config {
 	beside += ownDescriptors
 	if Has(sockets, transport.Datagram) {
 		beside += echoserver.MaxNames
 	}
 	most := f.maxConnections(each, beside, log)
+	pool := f.memory(most, ends, cmp.Or(sendBuffer, transport.DefaultSendBuffer()), log)
+	if pool != nil {
+		most = max(pool.Most-echoserver.HealthChecks, 1)
+	}
 	reserve(min((most+echoserver.HealthChecks)*each+beside, 16_000)) // at most 128 KiB
 	return echoserver.Config{
-		MaxConnections: most, MaxConnectionsPerUser: f.maxPerUser(most),
+		MaxConnections: most, MaxConnectionsPerUser: f.maxPerUser(most), Memory: pool,
 		IdleTimeout: f.IdleTimeout, DrainTimeout: f.DrainTimeout, Allow: f.allow(), Log: log,
 	}
 }
@@ -169,6 +176,25 @@ func (f *LimitFlags) maxConnections(each, beside int, log zerolog.Logger) int {
 		return most
 	}
 	return min(f.MaxConnections, most)
+}
+
+// memory returns the pool of memory that connections share, and logs what was
+// chosen. Without it, clients that send and never read would fill the memory of
+// the server's container with their replies.
+func (f *LimitFlags) memory(most, ends, sendBuffer int, log zerolog.Logger) *memory.Pool {
+	limit, source := memory.Limit()
+	pool := memory.NewPool(limit, most+echoserver.HealthChecks, ends, sendBuffer)
+	if pool == nil {
+		log.Warn().Msg("cannot find out how much memory this process may use: nothing bounds the send buffers of all connections together")
+		return nil
+	}
+	log.Debug().Str("source", source).Int("limit", limit).Int("connections", most).Int("least_buffer", pool.Floor).Int("shared", pool.Size).
+		Msgf("memory: the %s allows %d bytes: %s", source, limit, pool)
+	if most > pool.Most-echoserver.HealthChecks {
+		log.Warn().Int("max_connections", pool.Most-echoserver.HealthChecks).Int("limit", limit).
+			Msgf("the memory limit is %d bytes: --max-connections is %d, not %d", limit, max(pool.Most-echoserver.HealthChecks, 1), most)
+	}
+	return pool
 }
 
 // reserve makes the kernel's table of this process's descriptors large enough

@@ -15,9 +15,9 @@ import (
 	"github.com/udsecho/udsecho/uds"
 )
 
-// overhead is the part of the send buffer that unix(7) reserves: the largest
+// Overhead is the part of the send buffer that unix(7) reserves: the largest
 // message is SO_SNDBUF less 32 bytes.
-const overhead = 32
+const Overhead = 32
 
 // maxUDP is the largest payload in bytes of a UDP datagram over IPv4, udp(7).
 const maxUDP = 65507
@@ -50,7 +50,7 @@ func MaxMessage() int {
 			wmem = n
 		}
 	}
-	return 2*wmem - overhead
+	return 2*wmem - Overhead
 }
 
 // SendLimit returns the size in bytes of the largest message that fd can send.
@@ -59,7 +59,7 @@ func SendLimit(fd int) (int, error) {
 		return maxUDP, os.NewSyscallError("getsockopt SO_DOMAIN", err)
 	}
 	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-	return n - overhead, os.NewSyscallError("getsockopt SO_SNDBUF", err)
+	return n - Overhead, os.NewSyscallError("getsockopt SO_SNDBUF", err)
 }
 
 // SetSendBuffer sets SO_SNDBUF of fd to n bytes, as the kernel counts them: it
@@ -72,10 +72,23 @@ func SetSendBuffer(fd, n int) error {
 	if err != nil {
 		return err
 	}
-	if got := limit + overhead; got < n {
+	if got := limit + Overhead; got < n {
 		return fmt.Errorf("send buffer of %d bytes: the system allows %d; raise net.core.wmem_max", n, got)
 	}
 	return nil
+}
+
+// DefaultSendBuffer returns SO_SNDBUF of a new Unix socket, in bytes as the
+// kernel counts them: net.core.wmem_default, socket(7).
+func DefaultSendBuffer() int {
+	n := 212992 // the kernel's default
+	if fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		if size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil {
+			n = size
+		}
+		_ = unix.Close(fd)
+	}
+	return n
 }
 
 // A Receiver receives messages from datagram, seqpacket and UDP sockets, one
@@ -108,11 +121,12 @@ func (r *Receiver) Receive(fd int) ([]byte, error) { return r.receive(fd, 0) }
 // ReceiveCred is Receive for a socket with [PassCred], which must be on.
 func (r *Receiver) ReceiveCred(fd int) ([]byte, error) { return r.receive(fd, controlLen) }
 
-// ReceiveStream receives the available bytes of a stream socket, at most the
-// receiver's size; zero bytes mean end of file. If descriptors came along, it
+// ReceiveStream receives the available bytes of a stream socket, at most most
+// and the receiver's size; zero bytes mean end of file. If descriptors came along, it
 // returns [uds.ErrDescriptors]; read(2) would close them silently.
-func (r *Receiver) ReceiveStream(fd int) ([]byte, error) {
+func (r *Receiver) ReceiveStream(fd, most int) ([]byte, error) {
 	r.prepare(0)
+	r.iov.SetLen(min(most, len(r.buf)))
 	n, err := raw.Receive(fd, &r.hdr, unix.MSG_CMSG_CLOEXEC)
 	switch {
 	case err != nil:
@@ -155,8 +169,8 @@ func RefusesRights(fd int) bool {
 
 // Read is [Receiver.ReceiveStream] for a socket that [RefusesRights]; read(2)
 // costs less than recvmsg(2).
-func (r *Receiver) Read(fd int) ([]byte, error) {
-	n, err := raw.Read(fd, r.buf)
+func (r *Receiver) Read(fd, most int) ([]byte, error) {
+	n, err := raw.Read(fd, r.buf[:min(most, len(r.buf))])
 	if err != nil {
 		return nil, err
 	}
@@ -221,6 +235,12 @@ func PassCred(fd int) error {
 // listener.
 func InlineUrgent(fd int) {
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // every socket has this option
+}
+
+// NextRecord returns the size in bytes of the message that fd receives next,
+// and leaves it in the queue: MSG_PEEK and MSG_TRUNC, recv(2).
+func NextRecord(fd int) (int, error) {
+	return raw.Receive(fd, new(unix.Msghdr), unix.MSG_PEEK|unix.MSG_TRUNC)
 }
 
 // Cred returns the credentials of the last message's sender, as reported by

@@ -243,7 +243,7 @@ func (c *Conn) GrowSendBuffer(n int) {
 		return
 	}
 	_ = raw.Control(func(fd uintptr) {
-		if limit, err := SendLimit(int(fd)); err == nil && limit+overhead < n {
+		if limit, err := SendLimit(int(fd)); err == nil && limit+Overhead < n {
 			_ = SetSendBuffer(int(fd), n)
 		}
 	})

@@ -1,0 +1,183 @@
+package echoserver
+
+import (
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/stats"
+	"github.com/udsecho/udsecho/internal/transport"
+)
+
+// What a connection may hold of the server's memory: a send buffer, and one
+// chunk or record that the client does not take. Package memory has the bounds
+// for all connections together.
+//
+// As long as there is room, all of this costs nothing. If room is short,
+// streams receive less at a time; and a record stays in the queue of its
+// connection, where it counts for its sender, until there is room for it.
+
+// smallKept is a size in bytes that needs no room of its own: [memory.Pool]
+// counts as much for each connection.
+const smallKept = 1 << 10
+
+// maxSpare is how many buffers of formerly blocked connections are kept for
+// reuse.
+const maxSpare = 64
+
+// cost is what n kept bytes take: with as much again until the garbage
+// collector frees them.
+func cost(n int) int {
+	if n <= smallKept {
+		return 0
+	}
+	return 2 * n
+}
+
+// takeBuffer gives a new connection its send buffer.
+func (c *conn) takeBuffer(t transport.Type) {
+	c.buffer = int32(c.server.config.Memory.Buffer(c.uid))
+	switch {
+	case c.buffer > 0:
+		setSendBuffer(c.fd, int(c.buffer))
+	case c.server.config.SendBuffer > 0 && t.Unix():
+		if err := transport.SetSendBuffer(c.fd, c.server.config.SendBuffer); err != nil {
+			c.server.refuse(stats.System, 0).Err(err).Msg(err.Error())
+		}
+	}
+}
+
+// setSendBuffer sets SO_SNDBUF to size bytes as the kernel counts them: it
+// doubles the requested value.
+func setSendBuffer(fd, size int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size/2) }
+
+// growBuffer reports whether a small send buffer, which is full, could grow.
+func (c *conn) growBuffer() bool {
+	if c.buffer == 0 {
+		return false
+	}
+	return c.growTo(2*int(c.buffer), 7)
+}
+
+// growTo lets the send buffer grow to size, if that leaves rest times as much
+// room for others.
+func (c *conn) growTo(size, rest int) bool {
+	pool := c.server.config.Memory
+	size = min(size, pool.Full)
+	if !pool.Grow(c.uid, int(c.buffer), size, rest) {
+		return false
+	}
+	setSendBuffer(c.fd, size)
+	if c.buffer = int32(size); size == pool.Full {
+		c.buffer = 0
+	}
+	return true
+}
+
+// mostBytes returns how many bytes a stream may receive now.
+func (c *conn) mostBytes() int {
+	chunk := c.server.config.Chunk
+	if chunk > smallKept && c.server.config.Memory.Short(c.uid, cost(chunk)) {
+		return smallKept
+	}
+	return chunk
+}
+
+// makeRoom reports whether there is room for the next record, its echo in the
+// send buffer and the record itself if the client does not take the echo now.
+// If not, the connection waits for it.
+func (c *conn) makeRoom() bool {
+	pool := c.server.config.Memory
+	if pool == nil || c.buffer == 0 && !pool.Short(c.uid, cost(pool.Full)) {
+		return true
+	}
+	size, err := transport.NextRecord(c.fd)
+	if err != nil || size > pool.Full-transport.Overhead { // too large in any case: the echo fails, and says so
+		return true
+	}
+	if c.buffer != 0 && size > int(c.buffer)-transport.Overhead && !c.growTo(size+transport.Overhead, 0) || pool.Short(c.uid, cost(size)) {
+		c.blocked = true
+		c.server.parked = append(c.server.parked, c)
+		c.server.loop.Watch(c.fd, 0)
+		return false
+	}
+	return true
+}
+
+// waitsForRoom reports whether a blocked connection waits for room, and not
+// for its client.
+func (c *conn) waitsForRoom() bool { return c.blocked && c.rest == nil }
+
+// unpark lets connections that wait for room try again, some at each turn.
+func (s *server) unpark() {
+	if !s.freed || len(s.parked) == 0 {
+		return
+	}
+	n := min(len(s.parked), maxTurn)
+	for _, c := range s.parked[:n] {
+		c.blocked = false
+		s.loop.Watch(c.fd, c.events)
+	}
+	s.parked = slices.Delete(s.parked, 0, n)
+	s.freed = len(s.parked) > 0
+}
+
+// shrinkBuffers takes room back from connections that do not use it, if others
+// wait for room.
+func (s *server) shrinkBuffers() {
+	if len(s.parked) == 0 {
+		return
+	}
+	pool := s.config.Memory
+	for h := range s.loop.Handlers {
+		c, ok := h.(*conn)
+		if !ok || c.blocked || int(c.buffer) == pool.Floor {
+			continue
+		}
+		if unread, err := unix.IoctlGetInt(c.fd, unix.SIOCOUTQ); err != nil || unread > 0 {
+			continue
+		}
+		pool.ReturnBuffer(c.uid, int(c.buffer))
+		c.buffer = int32(pool.Floor)
+		setSendBuffer(c.fd, pool.Floor)
+	}
+	s.freed = true
+}
+
+// keep copies the rest, which the client does not take now. There is room for
+// it, see mostBytes and makeRoom.
+func (c *conn) keep() {
+	s := c.server
+	s.config.Memory.Keep(c.uid, cost(len(c.rest)))
+	spare := []byte{}
+	if n := len(s.spare) - 1; n >= 0 {
+		spare, s.spare = s.spare[n][:0], s.spare[:n]
+	}
+	c.kept = append(spare, c.rest...)
+	c.rest = c.kept
+}
+
+// drop forgets what was kept.
+func (c *conn) drop() {
+	if c.kept == nil {
+		return
+	}
+	s := c.server
+	s.config.Memory.Keep(c.uid, -cost(len(c.kept)))
+	s.freed = true
+	if len(s.spare) < maxSpare && !s.config.Memory.Short(c.uid, maxSpare*cost(cap(c.kept))) {
+		s.spare = append(s.spare, c.kept)
+	}
+	c.kept = nil
+}
+
+// giveRoomBack is called when the connection ends.
+func (c *conn) giveRoomBack() {
+	s := c.server
+	if c.waitsForRoom() {
+		s.parked = slices.DeleteFunc(s.parked, func(other *conn) bool { return other == c })
+	}
+	c.drop()
+	s.config.Memory.ReturnBuffer(c.uid, int(c.buffer))
+	s.freed = true
+}
