@@ -2,6 +2,7 @@ package echoserver
 
 import (
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -83,65 +84,65 @@ func (c *conn) mostBytes() int {
 	return chunk
 }
 
-// makeRoom reports whether there is room for the next record, its echo in the
-// send buffer and the record itself if the client does not take the echo now.
-// If not, the connection waits for it.
+// makeRoom reports whether there is room for the next record: for its echo in
+// the send buffer, and to keep it if the client does not take the echo now. If
+// not, the connection waits for room.
 func (c *conn) makeRoom() bool {
 	pool := c.server.config.Memory
 	if pool == nil || c.buffer == 0 && !pool.Short(c.uid, cost(pool.Full)) {
 		return true
 	}
 	size, err := transport.NextRecord(c.fd)
-	if err != nil || size > pool.Full-transport.Overhead { // too large in any case: the echo fails, and says so
-		return true
+	if err != nil || size > pool.Full-transport.Overhead {
+		return true // receiving reports the error; of a record that is too large in any case, sending does
 	}
-	if c.buffer != 0 && size > int(c.buffer)-transport.Overhead && !c.growTo(size+transport.Overhead, 0) || pool.Short(c.uid, cost(size)) {
+	grow := max(size+transport.Overhead-int(c.buffer), 0)
+	if c.buffer == 0 {
+		grow = 0
+	}
+	if need := pool.Cost(grow) + cost(size); need > pool.Share() {
+		c.turnAway(stats.Truncated, "a record of %d bytes needs %d bytes of memory; the memory limit leaves %d for one user", size, need, pool.Share())
+		return false
+	} else if pool.Short(c.uid, need) {
 		c.blocked = true
 		c.server.parked = append(c.server.parked, c)
 		c.server.loop.Watch(c.fd, 0)
 		return false
 	}
-	return true
+	return grow == 0 || c.growTo(int(c.buffer)+grow, 0)
 }
 
 // waitsForRoom reports whether a blocked connection waits for room, and not
 // for its client.
 func (c *conn) waitsForRoom() bool { return c.blocked && c.rest == nil }
 
-// unpark lets connections that wait for room try again, some at each turn.
-func (s *server) unpark() {
-	if !s.freed || len(s.parked) == 0 {
-		return
-	}
-	n := min(len(s.parked), maxTurn)
-	for _, c := range s.parked[:n] {
-		c.blocked = false
-		s.loop.Watch(c.fd, c.events)
-	}
-	s.parked = slices.Delete(s.parked, 0, n)
-	s.freed = len(s.parked) > 0
-}
+// roomPause is the time after which connections that wait for room try again.
+const roomPause = 20 * time.Millisecond
 
-// shrinkBuffers takes room back from connections that do not use it, if others
-// wait for room.
-func (s *server) shrinkBuffers() {
-	if len(s.parked) == 0 {
+// unpark lets the connections that wait for room try again, and takes room back
+// from those that do not use it.
+func (s *server) unpark(now time.Time) {
+	if len(s.parked) == 0 || now.Before(s.unparked.Add(roomPause)) {
 		return
 	}
+	s.unparked = now
 	pool := s.config.Memory
 	for h := range s.loop.Handlers {
 		c, ok := h.(*conn)
-		if !ok || c.blocked || int(c.buffer) == pool.Floor {
+		if !ok || c.blocked && !c.waitsForRoom() || int(c.buffer) == pool.Floor {
 			continue
 		}
-		if unread, err := unix.IoctlGetInt(c.fd, unix.SIOCOUTQ); err != nil || unread > 0 {
-			continue
+		if unread, err := unix.IoctlGetInt(c.fd, unix.SIOCOUTQ); err == nil && unread == 0 {
+			pool.ReturnBuffer(c.uid, int(c.buffer))
+			c.buffer = int32(pool.Floor)
+			setSendBuffer(c.fd, pool.Floor)
 		}
-		pool.ReturnBuffer(c.uid, int(c.buffer))
-		c.buffer = int32(pool.Floor)
-		setSendBuffer(c.fd, pool.Floor)
 	}
-	s.freed = true
+	for _, c := range s.parked {
+		c.blocked = false
+		s.loop.Watch(c.fd, c.events)
+	}
+	s.parked = s.parked[:0]
 }
 
 // keep copies the rest, which the client does not take now. There is room for
@@ -164,7 +165,6 @@ func (c *conn) drop() {
 	}
 	s := c.server
 	s.config.Memory.Keep(c.uid, -cost(len(c.kept)))
-	s.freed = true
 	if len(s.spare) < maxSpare && !s.config.Memory.Short(c.uid, maxSpare*cost(cap(c.kept))) {
 		s.spare = append(s.spare, c.kept)
 	}
@@ -179,5 +179,4 @@ func (c *conn) giveRoomBack() {
 	}
 	c.drop()
 	s.config.Memory.ReturnBuffer(c.uid, int(c.buffer))
-	s.freed = true
 }

@@ -143,9 +143,9 @@ type server struct {
 	loop        *loop.Loop
 	listeners   []*listener
 	datagrams   []*datagrams
-	spare       [][]byte // buffers for the unsent bytes of blocked connections
-	parked      []*conn  // they wait for room, see room.go
-	freed       bool     // there may be room for them
+	spare       [][]byte  // buffers for the unsent bytes of blocked connections
+	parked      []*conn   // they wait for room, see room.go
+	unparked    time.Time // when they tried last
 	sockets     []*transport.Socket
 	handover    *uds.Handover // nil: the sockets are not handed over, or have been
 	claimed     int           // the connection over which the sockets come, while they are pending
@@ -200,8 +200,8 @@ func (s *server) run(ctx context.Context) error {
 			s.config.Relay.Turn()
 			busy = s.config.Relay.Busy()
 		}
-		s.unpark()
 		now := time.Now()
+		s.unpark(now)
 		s.sweep(now.Sub(s.started))
 		if (ctx.Err() != nil || s.displaced != nil) && s.drainUntil.IsZero() {
 			s.config.Log.Debug().Int("connections", s.open).Msg("draining")
@@ -249,6 +249,9 @@ func (s *server) timeout() time.Duration {
 	}
 	if s.open > 0 || s.hasFiles() {
 		earlier(s.started.Add(s.swept + sweepPeriod))
+	}
+	if len(s.parked) > 0 {
+		earlier(s.unparked.Add(roomPause))
 	}
 	earlier(s.drainUntil)
 	earlier(s.acceptAgain)
@@ -304,7 +307,6 @@ func (s *server) sweep(now time.Duration) {
 			c.turnAway(stats.Idle, "it has sent nothing for %v", s.config.IdleTimeout)
 		}
 	}
-	s.shrinkBuffers()
 	if s.drainUntil.IsZero() {
 		s.renew()
 	}

@@ -116,7 +116,7 @@ func (p *Pool) ReturnBuffer(user int64, size int) {
 // to another size, and counts it. Beside, it leaves rest times as much for
 // others.
 func (p *Pool) Grow(user int64, from, to, rest int) bool {
-	n := overshoot * (to - from)
+	n := p.Cost(to - from)
 	if n*(1+rest) > p.freeFor(user) {
 		return false
 	}
@@ -135,11 +135,14 @@ func (p *Pool) Keep(user int64, n int) {
 	}
 }
 
-// freeFor returns how many bytes a user may take now. No user gets more than
-// three quarters of all.
-func (p *Pool) freeFor(user int64) int {
-	return max(min(p.free, p.Size/4*3-p.users[user]), 0)
-}
+// Cost returns what n bytes of a send buffer take.
+func (p *Pool) Cost(n int) int { return overshoot * n }
+
+// Share returns what one user may take, three quarters of all.
+func (p *Pool) Share() int { return p.Size / 4 * 3 }
+
+// freeFor returns what a user may take now.
+func (p *Pool) freeFor(user int64) int { return max(min(p.free, p.Share()-p.users[user]), 0) }
 
 func (p *Pool) take(user int64, n int) {
 	if n == 0 {
