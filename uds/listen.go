@@ -21,10 +21,10 @@ type ListenConfig struct {
 	// Takeover makes [Listen] take the socket over from the running server,
 	// and hand it over to the next one.
 	Takeover bool
-	// Control, if not nil, sets options of the socket before it is bound. For
-	// a socket that comes from another process, it does so before the socket
-	// is served.
-	Control func(fd int) error
+	// Control, if not nil, sets options of the socket for an address before it is
+	// bound. For a socket that comes from another process, it does so before the
+	// socket is served.
+	Control func(a Addr, fd int) error
 }
 
 // A Socket is a bound socket with the files that it owns: the socket file and
@@ -98,7 +98,7 @@ func (c ListenConfig) prepare(s *Socket) error {
 		}
 	}
 	if c.Control != nil {
-		return c.Control(s.fd)
+		return c.Control(s.addr, s.fd)
 	}
 	return nil
 }

@@ -15,6 +15,10 @@ import (
 // that did arrive are closed.
 var ErrOpenFiles = errors.New("no room for another open file")
 
+// soPassRights is SO_PASSRIGHTS. If it is 0, sendmsg(2) fails with EPERM at the
+// other end if descriptors come along.
+const soPassRights = 83
+
 // SendFiles sends a message over a connection, whole or not at all, and with
 // it descriptors of this process. The receiver gets new descriptors of the
 // same open files, unix(7), SCM_RIGHTS. The sender may close its own right

@@ -135,6 +135,9 @@ func (h *Handover) listenControl() (err error) {
 	if h.fd, err = socket(Seqpacket); err != nil {
 		return err
 	}
+	// A successor sends words only. Older kernels than Linux 6.16 do not know the
+	// option; there the successor, which has the same user or is root, is trusted.
+	_ = unix.SetsockoptInt(h.fd, unix.SOL_SOCKET, soPassRights, 0)
 	if h.control, err = bindFile(h.fd, h.path, 0o600); err != nil {
 		return err
 	}

@@ -46,36 +46,36 @@ func (s *server) forgetUser(uid int64) {
 	}
 }
 
-// endings are connections that other goroutines have served and closed, by
-// their users. The loop's goroutine removes them from its counts.
+// endings are what the loop's goroutine still has to do for connections and
+// descriptors that other goroutines have closed: to remove them from its counts.
 type endings struct {
 	mu     sync.Mutex
-	users  []int64
+	notes  []func()
 	closed bool
-	some   atomic.Bool // there are users: the loop looks at every turn
+	some   atomic.Bool // there are notes: the loop looks at every turn
 }
 
-func (e *endings) add(l *loop.Loop, uid int64) {
+func (e *endings) add(l *loop.Loop, note func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.closed {
-		e.users = append(e.users, uid)
+		e.notes = append(e.notes, note)
 		e.some.Store(true)
 		l.Interrupt()
 	}
 }
 
-func (e *endings) each(note func(uid int64)) {
+func (e *endings) each() {
 	if !e.some.Load() {
 		return
 	}
 	e.mu.Lock()
-	users := e.users
-	e.users = nil
+	notes := e.notes
+	e.notes = nil
 	e.some.Store(false)
 	e.mu.Unlock()
-	for _, uid := range users {
-		note(uid)
+	for _, note := range notes {
+		note()
 	}
 }
 

@@ -42,7 +42,9 @@ type datagrams struct {
 	buffer   sendBuffer
 	unmapped bool // reply at paths even to clients whose user the kernel cannot map
 	replaced bool // only connected clients still find this socket
-	paused   bool // the relay's target accepts nothing now
+	paused   bool // the relay's target accepts nothing now, or stalled
+	noRights bool // no descriptor can come along
+	stalled  bool // see mayReceive
 }
 
 // A queue holds the replies that one client has not taken yet, oldest first.
@@ -52,7 +54,7 @@ type queue struct {
 }
 
 func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
-	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}, maxBytes: maxWaitingBytes}
+	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}, maxBytes: maxWaitingBytes, noRights: transport.RefusesRights(socket.FD())}
 	buffer := transport.MaxMessage() + 32
 	if pool := s.config.Memory; pool != nil {
 		d.maxBytes = min(d.maxBytes, pool.Datagrams)
@@ -101,7 +103,7 @@ func (d *datagrams) receiveAll() {
 
 // receive echoes one message and reports whether there may be more.
 func (d *datagrams) receive() bool {
-	if d.paused {
+	if d.paused || !d.mayReceive() {
 		return false
 	}
 	unixSocket := d.socket.Addr.Type.Unix()
@@ -118,6 +120,7 @@ func (d *datagrams) receive() bool {
 		return true
 	case errors.Is(err, uds.ErrDescriptors):
 		d.refuseMessage(stats.Descriptors).Err(err).Msgf("dropped a message: %v", err)
+		d.discard()
 		return true
 	case err != nil:
 		d.server.refuse(stats.System, 0).Err(err).Msgf("cannot receive: %v", err)

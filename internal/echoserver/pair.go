@@ -33,6 +33,7 @@ func (c Config) ServeConn(ctx context.Context, fd int) error {
 	// Like a server that drains, it accepts no other client.
 	s := newServer(c, l)
 	s.streams, s.drainUntil = transport.NewReceiver(c.Chunk), time.Now()
+	s.streams.TakeRights()
 	defer s.close()
 	transport.InlineUrgent(fd)
 	err = unix.SetNonblock(fd, true) // otherwise the loop would wait in read(2)
@@ -45,13 +46,14 @@ func (c Config) ServeConn(ctx context.Context, fd int) error {
 	}
 	s.opened(1)
 	defer l.InterruptAt(ctx)()
-	for s.open > 0 {
+	for s.open-s.closing > 0 {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		if err := l.Wait(-1); err != nil {
 			return err
 		}
+		s.ended.each()
 	}
 	return nil
 }

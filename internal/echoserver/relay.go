@@ -52,18 +52,22 @@ type Sender struct {
 func (d *datagrams) relayed(to client) Sender {
 	return Sender{
 		Key: d.socket.Addr.Path + "\x00" + string(to.address), Address: to.address.String(), Cred: d.cred(),
-		Reply: func(message []byte) { d.reply(to, message) },
-		Ready: func() bool { return d.queues[to] == nil },
-		Pause: func() {
-			d.paused = true
-			d.server.loop.Watch(d.socket.FD(), 0)
-		},
-		Resume: func() {
-			d.paused = false
-			d.server.loop.Watch(d.socket.FD(), unix.EPOLLIN)
-			if !d.server.drainUntil.IsZero() {
-				d.drain()
-			}
-		},
+		Reply:  func(message []byte) { d.reply(to, message) },
+		Ready:  func() bool { return d.queues[to] == nil },
+		Pause:  d.halt,
+		Resume: d.resume,
+	}
+}
+
+func (d *datagrams) halt() {
+	d.paused = true
+	d.server.loop.Watch(d.socket.FD(), 0)
+}
+
+func (d *datagrams) resume() {
+	d.paused = false
+	d.server.loop.Watch(d.socket.FD(), unix.EPOLLIN)
+	if !d.server.drainUntil.IsZero() {
+		d.drain()
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/closing"
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/memory"
@@ -120,9 +121,11 @@ func (s *server) serve(socket *transport.Socket) error {
 	t := socket.Addr.Type
 	if !t.Messages() && s.streams == nil {
 		s.streams = transport.NewReceiver(s.config.Chunk)
+		s.streams.TakeRights()
 	}
 	if t.Messages() && s.receiver == nil {
 		s.receiver = transport.NewReceiver(transport.MaxMessage())
+		s.receiver.TakeRights()
 	}
 	if t.Connects() {
 		ln := &listener{server: s, socket: socket, noRights: transport.RefusesRights(socket.FD())}
@@ -163,6 +166,10 @@ type server struct {
 	swept       time.Duration // time since the start at the last sweep
 	acceptAgain time.Time     // when to accept again, while the system lacks descriptors
 	ended       endings
+	closers     *closing.Closers
+	closing     int // connections that are being closed beside the loop, and still count
+	strays      int // descriptors that came with messages, and are being closed
+	rejected    int // connections that are being closed and count for no limit
 	drainUntil  time.Time
 	failed      error // the error that ends the server
 	displaced   error // another server has its path: it ends once its clients are served
@@ -179,6 +186,7 @@ func newServer(c Config, l *loop.Loop) *server {
 		s.warn[cause] = bounded()
 	}
 	s.warnDropped = bounded()
+	s.closers = closing.New(c.Log)
 	return s
 }
 
@@ -194,7 +202,7 @@ func (s *server) run(ctx context.Context) error {
 		if s.failed != nil {
 			return s.failed
 		}
-		s.ended.each(s.forgetUser)
+		s.ended.each()
 		busy := 0
 		if s.config.Relay != nil {
 			s.config.Relay.Turn()
@@ -228,7 +236,7 @@ func (s *server) run(ctx context.Context) error {
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open+waiting+busy+len(s.listeners) == 0 && s.successor == nil {
+		if s.open-s.closing+waiting+busy+len(s.listeners) == 0 && s.successor == nil {
 			return s.displaced
 		}
 		if now.After(s.drainUntil) {
@@ -247,7 +255,7 @@ func (s *server) timeout() time.Duration {
 			first = t
 		}
 	}
-	if s.open > 0 || s.hasFiles() {
+	if s.open > 0 || s.hasFiles() || s.strays+s.rejected > 0 {
 		earlier(s.started.Add(s.swept + sweepPeriod))
 	}
 	if len(s.parked) > 0 {
@@ -288,6 +296,7 @@ func (s *server) sweep(now time.Duration) {
 	stopped := now-s.swept > 3*sweepPeriod
 	s.swept = now
 	s.names.forgetAll() // look them up again
+	s.closers.Sweep()
 	if s.config.Relay != nil {
 		s.config.Relay.Sweep(now, stopped)
 	}
@@ -391,11 +400,11 @@ func (s *server) close() {
 		s.handover.Remove()
 	}
 	for _, d := range s.datagrams {
-		_ = d.socket.Close()
+		d.close()
 	}
 	for h := range s.loop.Handlers {
 		if c, ok := h.(*conn); ok {
-			_ = unix.Close(c.fd)
+			s.reject(c.fd, c.noRights, nil)
 		}
 	}
 	s.names.forgetAll()

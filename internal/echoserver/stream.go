@@ -37,6 +37,10 @@ func (ln *listener) acceptAll() (all bool) { return ln.accept(-1) }
 // left waiting.
 func (ln *listener) accept(limit int) (all bool) {
 	for ; limit != 0; limit-- {
+		if ln.server.rejected >= maxRejected {
+			ln.server.acceptLater("accept", errClosing)
+			return false
+		}
 		fd, err := raw.Accept(ln.socket.FD())
 		switch err {
 		case nil:
@@ -73,7 +77,7 @@ func (s *server) turnAwayAll() {
 			}
 			if err == nil {
 				n++
-				_ = unix.Close(fd)
+				s.reject(fd, ln.noRights, nil)
 			} else if err != unix.EINTR && err != unix.ECONNABORTED {
 				s.config.Log.Warn().Err(err).Msgf("cannot count the waiting clients: accept: %s", transcript.Escape(err.Error()))
 				break
@@ -122,7 +126,7 @@ func (ln *listener) welcome(fd int) {
 		if ev := ln.server.refuse(why, 1); ev != nil { // there may be thousands
 			transcript.WithCred(ev.Str("peer", transcript.Escape(transport.PeerName(fd))), cred).Msg("rejected a client: " + text)
 		}
-		_ = unix.Close(fd)
+		ln.server.reject(fd, ln.noRights, cred)
 		return
 	}
 	if ln.socket.Shared() {
@@ -130,7 +134,7 @@ func (ln *listener) welcome(fd int) {
 	}
 	if t == transport.Files {
 		uid := ln.server.count(cred)
-		ln.server.config.Files(fd, c.quiet, func() { ln.server.ended.add(ln.server.loop, uid) })
+		ln.server.config.Files(fd, c.quiet, func() { ln.server.ended.add(ln.server.loop, func() { ln.server.forgetUser(uid) }) })
 		return
 	}
 	c.events, c.noRights = unix.EPOLLIN, ln.noRights
@@ -156,7 +160,7 @@ func (ln *listener) welcome(fd int) {
 	}
 	if err := ln.server.loop.Add(fd, c, c.events); err != nil {
 		ln.server.refuse(stats.System, 1).Err(err).Msgf("rejected a client: %v", err)
-		_ = unix.Close(fd)
+		ln.server.reject(fd, ln.noRights, cred)
 		return
 	}
 	ln.server.lastID++
@@ -248,12 +252,15 @@ func (c *conn) Ready(events uint32) {
 		return
 	}
 	if c.records {
-		if c.makeRoom() {
+		if c.makeRoom() && (c.noRights || c.mayReceive()) {
 			c.receiveRecord(events)
 		}
 		return
 	}
 	for turn, bytes := 0, 0; turn < maxTurn && bytes < maxTurnBytes; turn++ {
+		if !c.noRights && !c.mayReceive() {
+			return
+		}
 		most := c.mostBytes()
 		payload, err := c.receive(most)
 		switch {
@@ -386,7 +393,12 @@ func (c *conn) hasRead() bool {
 func (c *conn) end(err error) {
 	switch ev := c.event(); {
 	case errors.Is(err, uds.ErrDescriptors):
-		c.turnAway(stats.Descriptors, "%v", err)
+		c.disconnected(stats.Descriptors, "%v", err)
+		r := c.server.streams
+		if c.records {
+			r = c.server.receiver
+		}
+		c.close(r.Files()...)
 		return
 	case errors.Is(err, uds.ErrTruncated):
 		c.turnAway(stats.Truncated, "%v", err)
@@ -402,19 +414,14 @@ func (c *conn) end(err error) {
 
 // turnAway disconnects a client that the server stops serving.
 func (c *conn) turnAway(why stats.Cause, format string, args ...any) {
-	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(transport.PeerName(c.fd))).Int64("uid", c.uid).
-		Msgf("disconnected a client: "+format, args...)
+	c.disconnected(why, format, args...)
 	c.close()
 }
 
-func (c *conn) close() {
-	c.giveRoomBack()
-	c.server.loop.Remove(c.fd)
-	_ = unix.Close(c.fd)
-	c.server.forgetUser(c.uid)
-	if ev := c.event(); ev != nil && c.server.drainUntil.IsZero() {
-		ev.Msg(waitingConnection)
-	}
+// disconnected counts and logs such a client.
+func (c *conn) disconnected(why stats.Cause, format string, args ...any) {
+	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(transport.PeerName(c.fd))).Int64("uid", c.uid).
+		Msgf("disconnected a client: "+format, args...)
 }
 
 // event returns an event about this client, nil if its level is off.

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"os"
@@ -99,7 +100,8 @@ type Receiver struct {
 	buf     []byte
 	name    unix.RawSockaddrAny
 	nameLen uint32
-	control [controlLen]byte
+	control [controlLen + rightsLen]byte
+	rights  bool // see TakeRights
 	iov     unix.Iovec
 	hdr     unix.Msghdr
 }
@@ -108,8 +110,53 @@ type Receiver struct {
 // nothing else. So the kernel installs no descriptor that a peer sends along.
 const controlLen = unix.SizeofCmsghdr + (unix.SizeofUcred+7)&^7
 
+// MaxRights is the largest number of descriptors in one message: SCM_MAX_FD,
+// unix(7).
+const MaxRights = 253
+
+// rightsLen is room for as many descriptors as one message can carry.
+const rightsLen = unix.SizeofCmsghdr + 4*MaxRights
+
 // NewReceiver makes a receiver for messages of at most size bytes.
 func NewReceiver(size int) *Receiver { return &Receiver{buf: make([]byte, max(size, 1))} }
+
+// TakeRights makes the receiver accept the descriptors that come with a
+// message, see [Receiver.Files]. Without room for them the kernel closes them in
+// recvmsg(2), and closing can wait for another process.
+func (r *Receiver) TakeRights() { r.rights = true }
+
+// Files returns the descriptors that came with the last message, after
+// [uds.ErrDescriptors] from a receiver that takes them. The caller closes them,
+// and not where it must not wait. If the process had reached its limit of open
+// files, the kernel has closed the others.
+func (r *Receiver) Files() (fds []int) {
+	if !r.rights {
+		return nil
+	}
+	for b := r.control[:r.hdr.Controllen]; len(b) >= unix.SizeofCmsghdr; {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+		size := min(int(h.Len), len(b))
+		if size < unix.SizeofCmsghdr {
+			break
+		}
+		if h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_RIGHTS {
+			for data := b[unix.SizeofCmsghdr:size]; len(data) >= 4; data = data[4:] {
+				fds = append(fds, int(int32(binary.NativeEndian.Uint32(data))))
+			}
+		}
+		b = b[min(unix.CmsgSpace(size-unix.SizeofCmsghdr), len(b)):]
+	}
+	return fds
+}
+
+// withRights reports whether descriptors came with the last message.
+func (r *Receiver) withRights() bool {
+	if r.hdr.Flags&unix.MSG_CTRUNC != 0 || r.hdr.Controllen > controlLen {
+		return true
+	}
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&r.control[0]))
+	return r.hdr.Controllen > 0 && h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_RIGHTS
+}
 
 // Receive receives the next message of fd, which is valid until the next call.
 // The error is EAGAIN if there is none, a [SizeError] for a message larger
@@ -130,8 +177,9 @@ func (r *Receiver) ReceiveStream(fd, most int) ([]byte, error) {
 	n, err := raw.Receive(fd, &r.hdr, unix.MSG_CMSG_CLOEXEC)
 	switch {
 	case err != nil:
+		r.hdr.SetControllen(0)
 		return nil, err
-	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
+	case r.withRights():
 		return nil, uds.ErrDescriptors
 	}
 	return r.buf[:n], nil
@@ -149,13 +197,43 @@ const soPassRights = 83
 // know the option, see [RefusesRights].
 func RefuseRights(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, soPassRights, 0) }
 
-// refuseRights is RefuseRights for a stream socket that is not listening yet.
+// refuseRights is RefuseRights for a socket that is not bound yet. A bound one,
+// which another process has handed over, keeps its setting: descriptors may wait
+// in it already.
 func refuseRights(fd int) {
-	sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	listens, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-	if err == nil && sotype == unix.SOCK_STREAM && listens == 0 {
+	sa, _ := unix.Getsockname(fd)
+	if name, ok := sa.(*unix.SockaddrUnix); ok && (name.Name == "" || name.Name == "@") { // how package unix shows an unnamed socket
 		RefuseRights(fd)
 	}
+}
+
+// PeekRights reports whether descriptors come with the next message of a Unix
+// socket. It leaves them there.
+func PeekRights(fd int) bool {
+	_, _, flags, err := peek(fd)
+	return err == nil && flags&unix.MSG_CTRUNC != 0
+}
+
+// Drain ends receiving on a Unix connection, and reports whether it has received
+// everything, so that closing it closes nothing that a peer has sent.
+func Drain(fd int) bool {
+	if unix.Shutdown(fd, unix.SHUT_RD) != nil {
+		return false
+	}
+	n, control, _, err := peek(fd)
+	return err == nil && n+control == 0
+}
+
+// peek looks at the next message of a Unix socket. With [PassCred], even an empty
+// one comes with control data.
+func peek(fd int) (n, control, flags int, err error) {
+	if err := PassCred(fd); err != nil {
+		return 0, 0, 0, err
+	}
+	var b [1]byte
+	var creds [controlLen]byte
+	n, control, flags, _, err = unix.Recvmsg(fd, b[:], creds[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return n, control, flags, err
 }
 
 // RefusesRights reports whether no descriptor can come through a socket,
@@ -199,6 +277,9 @@ func (r *Receiver) prepare(control int) {
 	r.iov.SetLen(len(r.buf))
 	r.hdr = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&r.name)), Namelen: unix.SizeofSockaddrAny, Iov: &r.iov}
 	r.hdr.SetIovlen(1)
+	if r.rights {
+		control = len(r.control)
+	}
 	if control > 0 {
 		r.hdr.Control = &r.control[0]
 		r.hdr.SetControllen(control)
@@ -212,11 +293,12 @@ func (r *Receiver) receive(fd, control int) ([]byte, error) {
 	r.nameLen = r.hdr.Namelen
 	switch {
 	case err != nil:
+		r.hdr.SetControllen(0)
 		return nil, err
+	case r.withRights():
+		return nil, uds.ErrDescriptors
 	case n > len(r.buf):
 		return nil, &SizeError{Size: n, Limit: len(r.buf), err: uds.ErrTruncated}
-	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
-		return nil, uds.ErrDescriptors
 	}
 	return r.buf[:n], nil
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -25,14 +26,15 @@ type ListenConfig struct {
 	// default. The connections that a seqpacket socket accepts do not inherit
 	// it, see [SetSendBuffer].
 	SendBuffer int
-	// RefuseRights has the kernel refuse descriptors at stream sockets, if it can:
-	// Linux 6.16.
+	// RefuseRights has the kernel refuse descriptors at sockets of all types but
+	// [Files], see [RefuseRights]. A socket that comes from another process is
+	// left as it is.
 	RefuseRights bool
 }
 
-func (c ListenConfig) options() uds.ListenConfig {
-	return uds.ListenConfig{Mode: c.Mode, Backlog: c.Backlog, Control: func(fd int) error {
-		if c.RefuseRights {
+func (c ListenConfig) options(addrs ...Addr) uds.ListenConfig {
+	return uds.ListenConfig{Mode: c.Mode, Backlog: c.Backlog, Control: func(a uds.Addr, fd int) error {
+		if c.RefuseRights && !slices.Contains(addrs, Addr{Files, a.Path}) {
 			refuseRights(fd)
 		}
 		return c.setSendBuffer(fd)
@@ -68,7 +70,7 @@ type bound interface {
 // Listen makes a socket at a, see [uds.ListenConfig.Listen].
 func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 	if a.Type.Unix() {
-		s, err := c.options().Listen(a.unix())
+		s, err := c.options(a).Listen(a.unix())
 		if err != nil {
 			return nil, err
 		}
@@ -89,7 +91,7 @@ func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) 
 	for _, a := range addrs {
 		paths = append(paths, a.unix())
 	}
-	h, err := c.options().Handover(paths...)
+	h, err := c.options(addrs...).Handover(paths...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -105,7 +107,7 @@ func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) 
 // socket becomes one of type files.
 func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
 	config := c.options()
-	config.Control = func(fd int) error {
+	config.Control = func(_ uds.Addr, fd int) error {
 		DropAncillary(fd)
 		return c.setSendBuffer(fd)
 	}
