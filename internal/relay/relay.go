@@ -65,6 +65,7 @@ type Relay struct {
 	links     map[*link]struct{}
 	peers     map[echoserver.SenderKey]*peer
 	lastID    uint64   // of the last peer
+	passed    uint64   // messages of all peers
 	slow      []*peer  // peers whose replies wait for their clients
 	buf       []byte   // for the next receive
 	free      [][]byte // for an end that keeps buf
