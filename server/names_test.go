@@ -208,8 +208,8 @@ func TestF45UnmappedUsers(t *testing.T) {
 	t.Parallel()
 	asked := 0
 	for _, tt := range []struct {
-		args           []string
-		served, atPath bool
+		args              []string
+		served, datagrams bool
 	}{
 		{nil, true, false},
 		{[]string{"--allow-uid", "1"}, false, false},
@@ -229,8 +229,8 @@ func TestF45UnmappedUsers(t *testing.T) {
 			}{
 				{places[0], "@udsecho.healthcheck." + d, tt.served},
 				{places[1], "auto", tt.served},
-				{places[2], "@" + d, tt.served},
-				{places[2], "auto", tt.atPath},
+				{places[2], "@" + d, tt.datagrams},
+				{places[2], "auto", tt.datagrams},
 			} {
 				client := startAs(t, stranger, d, "client", "--connect", c.address, "--bind", c.bind, "--timeout", "1s")
 				if status := client.Status(t); (status == 0) != c.want {
@@ -243,8 +243,8 @@ func TestF45UnmappedUsers(t *testing.T) {
 			} else {
 				server.Err.Await(t, 1, "received ") // from a client that has a health check's name, too
 			}
-			if tt.served && !tt.atPath {
-				server.Err.Await(t, 1, "cannot reply to a path, because the kernel does not report the client's user here; map the user")
+			if tt.served && !tt.datagrams {
+				server.Err.Await(t, 1, "cannot reply, because the kernel does not report the client's user here; map the user")
 				first := connect(t, "unix", d+"/s")
 				check(t, echoed(first, "first"))
 				other := startAs(t, stranger, d, "client", "--connect", places[0])
@@ -271,7 +271,70 @@ func TestF45UnmappedUsers(t *testing.T) {
 	impostor.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F45", Done: "clients of an unmapped user at a server that runs as 65534 in a user namespace of its own, without `--allow-uid`, with that of another user, and of 65534; and the health check of a server that is an unmapped user's", Count: asked,
-		Outcome: "served, but not at a path; refused; served; refused; counted as one user, and no name makes any a health check",
+		Outcome: "served, but no datagram answered; refused; served; refused; counted as one user, and no name makes any a health check",
+	})
+}
+
+// A client in another network namespace sends under the abstract name of a
+// socket in the server's namespace. The kernel reports the name alone.
+func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
+	testkit.NeedRoot(t, "to be the stranger")
+	testkit.NeedNamespace(t, "--user", "--map-root-user", "--net")
+	t.Parallel()
+	d := open(t)
+	all := start(t, d, "server", "--listen", "datagram:all", "--mode", "0666")
+	some := start(t, d, "server", "--listen", "datagram:some", "--mode", "0666", "--allow-uid", strconv.Itoa(friend))
+	all.Err.Await(t, 1, "waiting for a message")
+	some.Err.Await(t, 1, "waiting for a message")
+	secret, err := datagramSocket("@secret." + d)
+	check(t, err)
+	defer func() { _ = unix.Close(secret) }()
+	asked := 0
+	ask := func(want bool, args ...string) {
+		t.Helper()
+		client := startAs(t, stranger, d, append(args, "--timeout", "1s")...)
+		if status := client.Status(t); (status == 0) != want {
+			t.Errorf("%q: exit status %d, error %q; the servers wrote:\n%s%s", args, status, &client.Err, &all.Err, &some.Err)
+		}
+		asked++
+	}
+	const notOwn, unknown = "dropped replies to a client: cannot reply to a name that is not the client's own socket",
+		"dropped replies to a client: cannot reply, because the kernel does not report the owner of the socket of a client of user 10003: " +
+			"its abstract name does not exist in the server's network namespace; bind a path"
+	const each = 10
+	for i := range each {
+		for _, server := range []*process{all, some} {
+			path := "datagram:" + server.Cmd.Args[2][len("datagram:"):]
+			ask(false, "unshare", "--user", "--map-root-user", "--net", testkit.Program("client"), "--connect", path, "--bind", "@secret."+d, "--retry", "0s")
+			server.Err.Await(t, i+1, notOwn)
+		}
+	}
+	ask(false, "unshare", "--user", "--map-root-user", "--net", testkit.Program("client"), "--connect", "datagram:all", "--bind", "@nowhere."+d)
+	all.Err.Await(t, 1, unknown)
+	for range 2 { // the second time, the server knows the name
+		ask(true, "client", "--connect", "datagram:all", "--bind", "@own."+d)
+	}
+	// The name's owner is answered as before.
+	for _, path := range []string{"all", "some"} {
+		check(t, unix.Sendto(secret, []byte("from root"), 0, &unix.SockaddrUnix{Name: d + "/" + path}))
+		reply := make([]byte, 100)
+		if n, _, err := receiveFrom(secret, reply); err != nil || string(reply[:n]) != "from root" {
+			t.Errorf("the owner of the name received %q, %v", reply[:max(n, 0)], err)
+		}
+	}
+	// A server that is alone in its namespace answers there.
+	alone := start(t, d, "unshare", "--net", testkit.Program("server"), "--listen", "datagram:alone", "--mode", "0666")
+	alone.Err.Await(t, 1, "waiting for a message")
+	inside := start(t, d, "nsenter", "--net=/proc/"+strconv.Itoa(alone.Pid())+"/ns/net", testkit.Program("client"), "--connect", "datagram:alone", "--bind", "@inside")
+	if status := inside.Status(t); status != 0 {
+		t.Errorf("alone in its namespace: exit status %d, error %q", status, &inside.Err)
+	}
+	for _, p := range []*process{all, some, alone} {
+		p.Terminate(t)
+	}
+	testkit.ReportFault(t, testkit.FaultRow{
+		ID: "F57", Done: "clients in another network namespace that send under the abstract name of another user's socket in the server's namespace, to a server that answers them and to one that rejects them; and under a name that does not exist there", Count: asked,
+		Outcome: "no reply and no rejection at that socket, each logged with its reason; its owner, and honest clients, answered",
 	})
 }
 

@@ -314,7 +314,7 @@ func TestLateStopWritesToNoOtherDescriptor(t *testing.T) {
 		client.send(t, "wake up") // so that the loop does not wait for the word
 		ctx, stop := context.WithCancel(t.Context())
 		stop()
-		check(t, (&echoserver.Config{Log: zerolog.Nop()}).Serve(ctx, socket))
+		check(t, (&echoserver.Config{Log: zerolog.Nop(), DrainTimeout: patience}).Serve(ctx, socket))
 		var counters []int
 		for range 4 {
 			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)

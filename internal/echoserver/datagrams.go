@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"strings"
 	"time"
 
@@ -33,6 +34,7 @@ const (
 type datagrams struct {
 	server   *server
 	socket   *transport.Socket
+	inode    uint64            // of the socket; 0 for a UDP socket
 	queues   map[client]*queue // of clients that are behind
 	waiting  int               // replies in all queues
 	bytes    int
@@ -68,6 +70,11 @@ func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
 	// kernel doubles the number and reserves 32 bytes.
 	_ = unix.SetsockoptInt(socket.FD(), unix.SOL_SOCKET, unix.SO_SNDBUF, buffer/2)
 	d.unmapped = s.config.Allow != nil && s.config.Allow(unix.Ucred{Uid: uds.OverflowUID(), Gid: anyUser})
+	var st unix.Stat_t
+	if err := unix.Fstat(socket.FD(), &st); err != nil {
+		return nil, os.NewSyscallError("fstat", err)
+	}
+	d.inode = st.Ino
 	limit, err := transport.SendLimit(socket.FD())
 	d.buffer = sendBuffer{fd: socket.FD(), size: limit, shares: map[transport.Sender]int{}, greedy: map[transport.Sender]bool{}}
 	return d, err
@@ -129,8 +136,8 @@ func (d *datagrams) receive() bool {
 	to := d.sender()
 	if unixSocket && d.server.config.Allow != nil && !d.server.allowed(d.cred()) {
 		transcript.WithCred(d.refuseMessage(stats.User), d.cred()).Msg("rejected a client: " + notAllowed(d.cred()))
-		if d.server.receiver.Named() && d.mayAnswer(to) == nil && d.buffer.admit(to.address, 1) {
-			_ = d.send(to, echo.Refusal(len(message)))
+		if d.server.receiver.Named() {
+			d.sendRefusal(to, echo.Refusal(len(message)))
 		}
 		return true
 	}
@@ -145,7 +152,7 @@ func (d *datagrams) receive() bool {
 		relay = nil
 	}
 	if named := d.server.receiver.Named(); !named && relay != nil {
-		return relay.Message(d.relayed(client{}), message)
+		return relay.Message(d.relayed(to), message)
 	} else if !named {
 		d.server.refuse(stats.Nameless, 1).Int("bytes", len(message)).Msg("cannot reply to a client without a name; it must bind one")
 		return true
@@ -153,7 +160,7 @@ func (d *datagrams) receive() bool {
 	if err := d.mayAnswer(to); err == errNotOwn || err == errUnmapped {
 		transcript.WithCred(d.refuseMessage(stats.Nameless), d.cred()).Msg(err.Error())
 		return true
-	} // after any other error the reply cannot be sent either
+	} // a search goes on, or after any other error the reply cannot be sent either
 	if relay != nil {
 		return relay.Message(d.relayed(to.clone()), message)
 	}
@@ -196,10 +203,14 @@ func (d *datagrams) drain() {
 // next message.
 func (d *datagrams) sender() client {
 	c := client{address: d.server.receiver.Peek()}
-	if c.address.IsPath() {
-		c.uid = anyUser
-		if cred, ok := d.server.receiver.Cred(); ok {
-			c.uid = cred.Uid
+	if !d.socket.Addr.Type.Unix() {
+		return c
+	}
+	c.uid = anyUser
+	if cred, ok := d.server.receiver.Cred(); ok {
+		c.uid = cred.Uid
+		if !d.server.receiver.Named() {
+			c.address, c.pid = "", cred.Pid
 		}
 	}
 	return c
@@ -209,9 +220,10 @@ func (d *datagrams) sender() client {
 const anyUser = ^uint32(0)
 
 // mayAnswer returns errNotOwn or errUnmapped if a reply could reach a socket
-// of another user, and another error if there is no socket to reach.
+// of another user, EAGAIN if that is not known yet, and another error if there
+// is no socket to reach.
 func (d *datagrams) mayAnswer(c client) error {
-	if !c.address.IsPath() { // the kernel knows the owner of an abstract name
+	if !d.socket.Addr.Type.Unix() {
 		return nil
 	}
 	if c.uid == uds.OverflowUID() && !d.unmapped {
@@ -226,26 +238,43 @@ func (d *datagrams) mayAnswer(c client) error {
 	return err
 }
 
+// sendRefusal tells a client that it is not served. It keeps the refusal only
+// while the owner of the client's socket is searched for, one for each client
+// and in half of the room at most: the other half is for served clients.
+func (d *datagrams) sendRefusal(to client, message []byte) {
+	switch err := d.mayAnswer(to); {
+	case err == nil && d.buffer.admit(to.address, 1):
+		_ = d.send(to, message)
+	case err == unix.EAGAIN && d.queues[to] == nil && d.bytes < maxWaitingBytes/2:
+		d.waitFirst(to, message)
+	case err == errNotOwn || err == errUnmapped:
+		transcript.WithCred(d.refuseMessage(stats.Nameless), d.cred()).Msg(err.Error())
+	}
+}
+
 // send sends a message to a client, as [transport.ReplyTo] does.
 func (d *datagrams) send(c client, message []byte) error {
-	if !c.address.IsPath() {
+	if !d.socket.Addr.Type.Unix() {
 		return transport.ReplyTo(d.socket.FD(), message, c.address)
 	}
 	for again := true; ; again = false {
-		n, err := d.server.look(c)
-		if err == nil {
+		to, err := d.server.look(c)
+		if err == nil && c.address.IsPath() {
 			err = d.server.names.dir.leave()
 		}
 		if err == nil {
-			err = transport.ReplyTo(d.socket.FD(), message, n.address)
+			err = transport.ReplyTo(d.socket.FD(), message, to)
 			if err == unix.ENOENT {
 				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd; mount /proc", err)
 			}
 		}
-		if err != unix.ECONNREFUSED || !again {
+		if err != unix.ECONNREFUSED {
 			return err
 		}
 		d.server.names.forget(c) // the client has closed that socket, and may have another one there
+		if !again || !c.address.IsPath() {
+			return err
+		}
 	}
 }
 
@@ -322,6 +351,9 @@ func (d *datagrams) sendWaiting(now time.Time) {
 		}
 		if err == nil && len(q.replies) > 0 && now.Sub(q.since) > maxWait {
 			err = fmt.Errorf("it has not read for %v", maxWait)
+			if d.server.names.asked[c] {
+				err = fmt.Errorf("its socket could not be looked up for %v", maxWait)
+			}
 		}
 		if err != nil {
 			d.dropQueue(c, q, err)

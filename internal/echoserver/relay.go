@@ -38,7 +38,7 @@ type Client struct {
 
 // A Sender is a client of a datagram socket.
 type Sender struct {
-	Key     string // unique among all clients
+	Key     SenderKey
 	Address string // "" if it cannot get a reply
 	Cred    *unix.Ucred
 	Reply   func(message []byte) // sends it a message, or keeps the message until the client takes it
@@ -47,11 +47,19 @@ type Sender struct {
 	Pause, Resume func()
 }
 
+// A SenderKey identifies a client among all others by its address and its user,
+// at the socket where it sends: a name may pass from one user to another. A
+// client without a name is one process.
+type SenderKey struct {
+	path   string
+	client client
+}
+
 // relayed returns the sender of the last message in the form that a relay
 // uses.
 func (d *datagrams) relayed(to client) Sender {
 	return Sender{
-		Key: d.socket.Addr.Path + "\x00" + string(to.address), Address: to.address.String(), Cred: d.cred(),
+		Key: SenderKey{d.socket.Addr.Path, to}, Address: to.address.String(), Cred: d.cred(),
 		Reply:  func(message []byte) { d.reply(to, message) },
 		Ready:  func() bool { return d.queues[to] == nil },
 		Pause:  d.halt,

@@ -180,7 +180,7 @@ func newServer(c Config, l *loop.Loop) *server {
 		c.Stats = new(stats.Server)
 	}
 	s := &server{config: c, loop: l, handover: c.Handover, started: time.Now(), perUser: map[uint32]int{}}
-	s.names = names{workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}}
+	s.names = newNames(l)
 	bounded := func() zerolog.Logger { return c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
 	for cause := range s.warn {
 		s.warn[cause] = bounded()
@@ -203,6 +203,7 @@ func (s *server) run(ctx context.Context) error {
 			return s.failed
 		}
 		s.ended.each()
+		s.collect()
 		busy := 0
 		if s.config.Relay != nil {
 			s.config.Relay.Turn()
@@ -408,6 +409,7 @@ func (s *server) close() {
 		}
 	}
 	s.names.forgetAll()
+	s.names.searches.close()
 	s.names.dir.close()
 	s.ended.close()
 	s.loop.Close()

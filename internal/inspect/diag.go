@@ -23,6 +23,7 @@ const (
 // AF_UNIX.
 type diagSocket struct {
 	sotype, state uint8
+	inode         uint32 // of the socket itself, as fstat(2) returns it
 	name          string // as it was bound, with the leading NUL of an abstract name
 	dev, ino      uint32 // of its file, as the kernel numbers them; 0 without a file
 	// For a listening socket: the connections that wait, and the backlog. For
@@ -114,7 +115,7 @@ func parseDiagSocket(b []byte) (s diagSocket, err error) {
 	if len(b) < diagMessageSize {
 		return s, fmt.Errorf("a malformed answer: a socket of %d bytes", len(b))
 	}
-	s.sotype, s.state = b[1], b[2]
+	s.sotype, s.state, s.inode = b[1], b[2], binary.NativeEndian.Uint32(b[4:])
 	for b = b[diagMessageSize:]; len(b) >= unix.SizeofNlAttr; {
 		size, attr := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
 		if size < unix.SizeofNlAttr || size > len(b) {

@@ -26,6 +26,7 @@ type peer struct {
 	owed   int             // messages that the target may still answer
 	slow   bool            // the client does not read its replies now
 	still  time.Duration
+	last   uint64 // when something passed last, in messages of all peers
 }
 
 // Message forwards a message, which is valid until Message returns. It reports
@@ -45,33 +46,40 @@ func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
 	return p.send(message)
 }
 
-// makeRoom closes the peer that has been silent for longest if there are too
-// many peers, because datagram clients do not announce their end. It reports
-// whether there is room: a peer stays while the target may still answer one of
-// its messages.
+// makeRoom closes a peer if there are too many, because datagram clients do not
+// announce their end. It takes the peer that has been silent for longest of
+// those that the target owes no answer, or else of all: many targets never
+// answer. It reports whether there is room; a peer whose message the target has
+// not accepted yet stays.
 func (r *Relay) makeRoom(s echoserver.Sender) bool {
 	same := func(p *peer) bool { return s.Cred != nil && p.client.Cred != nil && s.Cred.Uid == p.client.Cred.Uid }
 	all, own := 0, 0
-	var oldest, oldestOwn *peer
-	older := func(p, than *peer) bool {
-		return than == nil || p.still != 0 && (than.still == 0 || p.still < than.still)
+	var victim, victimOwn *peer
+	better := func(p, than *peer) bool {
+		switch {
+		case p.rest != nil:
+			return false
+		case than == nil:
+			return true
+		case (p.owed == 0) != (than.owed == 0):
+			return p.owed == 0
+		}
+		return p.last < than.last
 	}
 	for _, p := range r.peers {
-		idle := p.owed == 0 && p.rest == nil
-		if all++; idle && older(p, oldest) {
-			oldest = p
+		if all++; better(p, victim) {
+			victim = p
 		}
 		if !same(p) {
 			continue
 		}
-		if own++; idle && older(p, oldestOwn) {
-			oldestOwn = p
+		if own++; better(p, victimOwn) {
+			victimOwn = p
 		}
 	}
-	victim := oldest
 	switch {
 	case r.config.MaxPeersPerUser > 0 && own >= r.config.MaxPeersPerUser:
-		victim = oldestOwn
+		victim = victimOwn
 	case r.config.MaxPeers == 0 || all < r.config.MaxPeers:
 		return true
 	}
@@ -82,17 +90,25 @@ func (r *Relay) makeRoom(s echoserver.Sender) bool {
 	return true
 }
 
+// touch notes that something passes.
+func (p *peer) touch() {
+	p.relay.passed++
+	p.last, p.still = p.relay.passed, 0
+}
+
 // send sends a message to the target. If the target does not accept it now,
 // the peer keeps it and receives nothing more until it is sent.
 func (p *peer) send(message []byte) bool {
-	p.still = 0
+	p.touch()
 	err := error(unix.EBADF)
 	if p.fd >= 0 {
 		_, err = raw.Send(p.fd, message)
 	}
 	switch {
 	case err == nil:
-		p.owed++
+		if p.client.Address != "" { // otherwise no answer can reach it
+			p.owed++
+		}
 		if p.rest != nil {
 			p.rest, p.again = nil, false
 			p.watch()
@@ -175,7 +191,8 @@ func (p *peer) Ready(events uint32) {
 			p.hangUp()
 			return
 		}
-		p.still, p.owed = 0, max(p.owed-1, 0)
+		p.touch()
+		p.owed = max(p.owed-1, 0)
 		p.record.Data(false, message, nil)
 		if p.client.Address == "" {
 			continue

@@ -26,6 +26,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
@@ -62,12 +63,13 @@ type Relay struct {
 	warn   zerolog.Logger // rate limited, as a client can cause warnings as often as it likes
 
 	links     map[*link]struct{}
-	peers     map[string]*peer // by the client's address
-	lastID    uint64           // of the last peer
-	slow      []*peer          // peers whose replies wait for their clients
-	buf       []byte           // for the next receive
-	free      [][]byte         // for an end that keeps buf
-	pipes     []*pipe          // empty
+	peers     map[echoserver.SenderKey]*peer
+	lastID    uint64   // of the last peer
+	passed    uint64   // messages of all peers
+	slow      []*peer  // peers whose replies wait for their clients
+	buf       []byte   // for the next receive
+	free      [][]byte // for an end that keeps buf
+	pipes     []*pipe  // empty
 	madePipes int
 	held      int // waiting descriptors
 	header    unix.Msghdr
@@ -90,7 +92,7 @@ const (
 
 // New makes a relay.
 func New(c Config) *Relay {
-	r := &Relay{config: c, links: map[*link]struct{}{}, peers: map[string]*peer{}}
+	r := &Relay{config: c, links: map[*link]struct{}{}, peers: map[echoserver.SenderKey]*peer{}}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	size := bufSize

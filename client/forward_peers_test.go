@@ -1,0 +1,141 @@
+package main_test
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/udsecho/udsecho/internal/testkit"
+)
+
+func listenDatagrams(t testing.TB, path string) *net.UnixConn {
+	t.Helper()
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	check(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	check(t, c.SetDeadline(time.Now().Add(testkit.Patience)))
+	return c
+}
+
+func dialDatagrams(t testing.TB, name, path string) *net.UnixConn {
+	t.Helper()
+	c, err := net.DialUnix("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"}, &net.UnixAddr{Name: path, Net: "unixgram"})
+	check(t, err)
+	t.Cleanup(func() { _ = c.Close() })
+	check(t, c.SetDeadline(time.Now().Add(testkit.Patience)))
+	return c
+}
+
+// A target that never answers, a log for example, does not use up the relay's
+// clients.
+func TestF59CountsDoNotTrustTheOtherEnd(t *testing.T) {
+	t.Parallel()
+	const limit, clients = 20, 40
+	served := 0
+	for _, args := range [][]string{{"--max-per-user", "0"}, {"--max-per-user", "0", "--idle-timeout", "0s"}, {"--max-connections", "1000", "--max-per-user", fmt.Sprint(limit)}} {
+		d := dir(t)
+		target := listenDatagrams(t, d+"/s")
+		relay := forward(t, d, "datagram:r", "datagram:s", append([]string{"--max-connections", fmt.Sprint(limit), "--drain-timeout", "0s"}, args...)...)
+		var froms []net.Addr
+		var all []*net.UnixConn
+		for i := range clients {
+			c := dialDatagrams(t, fmt.Sprintf("%s/c%d", d, i), d+"/r")
+			all = append(all, c)
+			_, err := io.WriteString(c, fmt.Sprint(i))
+			check(t, err)
+			got, from := next(t, target)
+			if got != fmt.Sprint(i) {
+				t.Fatalf("%q: the target received %q from client %d; the relay wrote:\n%s", args, got, i, &relay.Err)
+			}
+			froms = append(froms, from)
+			served++
+		}
+		// Those that were silent for longest are gone, and no others.
+		for i := range clients {
+			_, err := target.WriteTo([]byte(fmt.Sprint("re ", i)), froms[i])
+			if i < clients-limit {
+				if err == nil {
+					t.Errorf("%q: client %d is still there", args, i)
+				}
+				continue
+			}
+			check(t, err)
+			if got, _ := next(t, all[i]); got != fmt.Sprint("re ", i) {
+				t.Errorf("%q: client %d received %q", args, i, got)
+			}
+		}
+		relay.Terminate(t)
+	}
+	testkit.ReportFault(t, testkit.FaultRow{
+		ID: "F59", Done: "clients of a datagram relay that allows 20 at a time, in all or for one user, with and without `--idle-timeout 0s`; the target never answers", Count: served,
+		Outcome: "every message delivered; those silent for longest replaced; the last 20 get the answers that come late",
+	})
+}
+
+// Two users have the same name one after the other, or have none.
+func TestF57RelayKnowsClientsByTheirUser(t *testing.T) {
+	testkit.NeedRoot(t, "to be other users")
+	t.Parallel()
+	d := dir(t)
+	check(t, syscall.Chmod(d, 0o777))
+	relay := start(t, d, "client", "forward", "--listen", "datagram:r", "--connect", "datagram:s", "--mode", "0666", "--show", "json", "--drain-timeout", "0s")
+	target := listenDatagrams(t, d+"/s")
+	relay.Err.Await(t, 1, "waiting for a ")
+	froms := map[string]bool{}
+	say := func(uid int, name string) {
+		t.Helper()
+		p := testkit.Prepare(t, d, "client", "--connect", "datagram:r", "--bind", name, strconv.Itoa(uid))
+		if name == "none" {
+			p = testkit.Prepare(t, d, "client", "--no-echo", "--connect", "datagram:r", "--bind", name, "--timeout", "1ms", strconv.Itoa(uid))
+		}
+		p.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+		p.Start(t)
+		got, from := next(t, target)
+		if got != strconv.Itoa(uid) {
+			t.Errorf("the target received %q from user %d", got, uid)
+		}
+		if froms[from.String()] {
+			t.Errorf("user %d and another client have one socket towards the target", uid)
+		}
+		froms[from.String()] = true
+		if name != "none" {
+			_, err := target.WriteTo([]byte(got), from)
+			check(t, err)
+		}
+		if status := p.Status(t); status != 0 {
+			t.Errorf("user %d at %q: exit status %d, %q; the relay wrote:\n%s", uid, name, status, &p.Err, &relay.Err)
+		}
+	}
+	for _, uid := range []int{20001, 20002} {
+		say(uid, "none")
+		say(uid, "c")
+	}
+	relay.Terminate(t)
+	pieces := 0
+	for line := range strings.Lines(relay.Out.String()) {
+		var piece struct {
+			Event, Direction, Bytes string
+			UID                     int
+		}
+		check(t, json.Unmarshal([]byte(line), &piece))
+		if piece.Event != "data" || piece.Direction != "to target" {
+			continue
+		}
+		bytes, err := base64.StdEncoding.DecodeString(piece.Bytes)
+		check(t, err)
+		if string(bytes) != strconv.Itoa(piece.UID) {
+			t.Errorf("the record has %q as the words of user %d", bytes, piece.UID)
+		}
+		pieces++
+	}
+	if pieces != 4 {
+		t.Errorf("the record has %d messages", pieces)
+	}
+}

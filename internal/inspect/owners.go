@@ -1,0 +1,71 @@
+package inspect
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+// Owners are the owners of the datagram sockets in the network namespace of
+// this process, as the kernel has recorded them: neither a name nor the owner
+// of a file is evidence. A file system may show any owner, and a name may belong
+// to another user's socket.
+type Owners struct {
+	sockets map[uint32]bool   // by inode
+	names   map[string]uint32 // users by abstract name, with its NUL
+	files   map[socketFile][]uint32
+}
+
+// A socketFile identifies a file as sock_diag(7) does, see [diagSocket].
+type socketFile struct{ dev, ino uint32 }
+
+// DatagramOwners asks the kernel for them. It needs no privilege, and its time
+// depends on how many sockets there are. The kernel reports owners since Linux
+// 5.3.
+func DatagramOwners() (*Owners, error) {
+	all, err := diagnose()
+	if err != nil {
+		return nil, err
+	}
+	o := &Owners{map[uint32]bool{}, map[string]uint32{}, map[socketFile][]uint32{}}
+	for _, s := range all {
+		if s.sotype != unix.SOCK_DGRAM {
+			continue
+		}
+		if s.uid == nil {
+			return nil, errors.New("sock_diag has no owners before Linux 5.3")
+		}
+		o.sockets[s.inode] = true
+		switch {
+		case s.ino != 0:
+			at := socketFile{s.dev, s.ino}
+			o.files[at] = append(o.files[at], *s.uid)
+		case s.name != "":
+			o.names[s.name] = *s.uid
+		}
+	}
+	return o, nil
+}
+
+// Has reports whether a socket belongs to the namespace, by the number of its
+// inode as fstat(2) returns it.
+func (o *Owners) Has(inode uint64) bool { return o.sockets[uint32(inode)] }
+
+// OfName returns the user who owns the socket with an abstract name, @NAME.
+func (o *Owners) OfName(name string) (uid uint32, ok bool) {
+	uid, ok = o.names["\x00"+name[1:]]
+	return uid, ok
+}
+
+// OfFile returns the user who owns the socket that was bound to a file. The
+// kernel reports only half of the inode's number, so several sockets may seem to
+// have the file; then all must have the same owner.
+func (o *Owners) OfFile(st *unix.Stat_t) (uid uint32, ok bool) {
+	for i, u := range o.files[socketFile{unix.Major(st.Dev)<<20 | unix.Minor(st.Dev), uint32(st.Ino)}] {
+		if i > 0 && u != uid {
+			return 0, false
+		}
+		uid, ok = u, true
+	}
+	return uid, ok
+}
