@@ -18,6 +18,8 @@ import (
 	"github.com/testcontainers/testcontainers-go"
 	tcexec "github.com/testcontainers/testcontainers-go/exec"
 	"github.com/testcontainers/testcontainers-go/wait"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 const (
@@ -83,7 +85,7 @@ func startServer(t *testing.T, volume string, opts ...testcontainers.ContainerCu
 // runClient runs a client to its end.
 func runClient(t *testing.T, volume string, args []string, opts ...testcontainers.ContainerCustomizer) box {
 	t.Helper()
-	ended := testcontainers.WithWaitStrategy(wait.ForExit().WithExitTimeout(time.Minute))
+	ended := testcontainers.WithWaitStrategy(wait.ForExit().WithExitTimeout(testkit.Patience))
 	return start(t, clientImage, volume, append([]testcontainers.ContainerCustomizer{ended, testcontainers.WithCmd(args...)}, opts...)...)
 }
 
@@ -127,20 +129,29 @@ func (b box) exitCode(t *testing.T) int {
 // exec runs a command in the container and returns what it printed.
 func (b box) exec(t *testing.T, command ...string) string {
 	t.Helper()
-	// Multiplexed removes the header of each piece of the engine's stream.
-	// Otherwise it would stand before the first letter that ls prints.
-	status, r, err := b.Exec(t.Context(), command, tcexec.Multiplexed())
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := io.ReadAll(r)
-	if err != nil {
-		t.Fatal(err)
-	}
+	status, out := b.try(t, command)
 	if status != 0 {
 		t.Fatalf("%s: exit status %d\n%s", strings.Join(command, " "), status, out)
 	}
-	return string(out)
+	return out
+}
+
+// try runs a command that may fail in the container.
+func (b box) try(t *testing.T, command []string, opts ...tcexec.ProcessOption) (status int, out string) {
+	t.Helper()
+	// Multiplexed reads the output to its end before the engine is asked for the
+	// status, which is 0 until the engine has started the command. It also removes
+	// the header of each piece of the engine's stream: otherwise that would stand
+	// before the first letter that ls prints.
+	status, r, err := b.Exec(t.Context(), command, append(opts, tcexec.Multiplexed())...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status, string(text)
 }
 
 // signal sends a signal to the container's process 1.
@@ -172,9 +183,9 @@ func awaitExit(t *testing.T, id string) int {
 // await polls for a condition that no event reports.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(testkit.Patience); !ok(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited a minute for %s", what)
+			t.Fatalf("waited %v for %s", testkit.Patience, what)
 		}
 	}
 }

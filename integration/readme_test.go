@@ -95,7 +95,7 @@ func TestStatusIsAsTheREADMESays(t *testing.T) {
 		return regexp.MustCompile(`("(go|uptime_seconds)": ).*[^,\n]`).ReplaceAllString(status, "${1}…")
 	}
 	var status string
-	for late := time.Now().Add(20 * time.Second); ; { // until the server has noticed the client's end
+	for late := time.Now().Add(testkit.Patience); ; { // until the server has noticed the client's end
 		curl := exec.CommandContext(t.Context(), "curl", "-sS", "--unix-socket", "admin", "http://localhost/status")
 		curl.Dir = dir
 		out, err := curl.CombinedOutput()
