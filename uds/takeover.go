@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/why"
 )
 
 // A server hands all its sockets over to its successor at once. They talk over
@@ -135,10 +137,8 @@ func (h *Handover) listenControl() (err error) {
 	if h.fd, err = socket(Seqpacket); err != nil {
 		return err
 	}
-	if h.control, err = bindFile(h.fd, h.path, 0o600); err != nil {
-		return err
-	}
-	return os.NewSyscallError("listen", unix.Listen(h.fd, backlogOrMax(0)))
+	h.control, err = bindFile(h.fd, h.path, 0o600, func() error { return unix.Listen(h.fd, backlogOrMax(0)) })
+	return err
 }
 
 // ask gets copies of the sockets from the running server. That server
@@ -233,7 +233,7 @@ func fileAt(path string) (*file, error) {
 		return nil, Explain(path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return nil, fmt.Errorf("%w: %s is a %s", ErrNotSocket, path, kind(st.Mode))
+		return nil, fmt.Errorf("%w: %s is a %s", ErrNotSocket, path, why.Kind(st.Mode))
 	}
 	return newFile(path, &st), nil
 }
