@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"strings"
@@ -81,7 +80,7 @@ func (c *forwardCmd) joins(a transport.Addr) error {
 func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
 	c.Warn(log)
-	config := transport.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog}
+	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
 	sockets, _, err := serving.Sockets(config, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {

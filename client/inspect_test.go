@@ -215,6 +215,7 @@ func TestInspectFilesWithoutAServer(t *testing.T) {
 func TestInspectRefusals(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
+	check(t, os.WriteFile(d+"/file", nil, 0o600))
 	for _, tt := range []struct {
 		status int
 		args   []string
@@ -293,7 +294,7 @@ func TestInspectAsAStranger(t *testing.T) {
 		stdout, stderr string
 	}{
 		{"uds_socket", 0, "  state     live\n  listener  " + who(0, "") + "; the kernel reports more only to a connected client\n  backlog   0 of ", ""},
-		{"stale", 1, "  type      socket\n  state     cannot tell: permission denied\n", "cannot tell whether it is served: permission denied (EACCES): stale is owned by "},
+		{"stale", 1, "  type      socket\n  state     cannot tell: permission denied\n", "cannot tell whether it is served: permission denied (EACCES): " + d + "/stale denies this process permission to connect to it"},
 	} {
 		cmd := exec.CommandContext(t.Context(), testkit.Program("client"), "inspect", tt.path)
 		cmd.Dir, cmd.SysProcAttr = d, as

@@ -70,7 +70,7 @@ func TestInspectReportsWhichPartOfThePathDeniesAccess(t *testing.T) {
 	check(t, os.Chmod(d+"/a/b/s", 0o660))
 	check(t, os.Chown(d+"/a/b/s", 0, 10001))
 	got := why(t, d, &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10003, Gid: 10003}}, testkit.Program("client"), "inspect", "a/b/s")
-	wantWords(t, got, d+"/a/b/s denies this process permission to connect to it: its mode is 0660, of user 0 (root), group 10001", "Group 10001 has permission")
+	wantWords(t, got, d+"/a/b/s denies this process permission to connect to it: its mode is 0660, of user 0, group 10001", "Group 10001 has permission")
 }
 
 func TestInspectReportsThatTheFileItselfIsAMount(t *testing.T) {

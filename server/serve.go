@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io/fs"
 	"slices"
 	"time"
 
@@ -68,7 +67,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		log = log.With().Str("identity", transcript.Escape(c.Identity)).Logger()
 	}
 	c.Warn(log)
-	config := transport.ListenConfig{Mode: fs.FileMode(c.Mode), Backlog: c.Backlog, SendBuffer: c.Sndbuf, RefuseRights: true}
+	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, RefuseRights: true}
 	stats := new(stats.Server)
 	sockets, handover, err := serving.Sockets(config, c.Listen, c.Takeover)
 	stopAdmin := func() {}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,7 +41,7 @@ type Conn struct {
 //
 //	ENOENT, ECONNREFUSED  no server is there
 //	EAGAIN                the server's backlog is full; connect(2) on a non-blocking AF_UNIX socket does not wait
-//	EACCES                no write permission on the socket file
+//	EACCES                no write permission on the socket file, or not yet, see [NotThereYet]
 //	EPROTOTYPE            the socket is of another type
 func Dial(ctx context.Context, address string, c DialConfig) (*Conn, error) {
 	a, err := ParseAddr(address)
@@ -89,7 +90,11 @@ func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
 		if errors.As(err, &own) {
 			return nil, own
 		}
-		return nil, Explain(a.Path, err)
+		explained := Explain(a.Path, err)
+		if errors.Is(err, unix.EACCES) && justChanged(a.Path) {
+			return nil, settling{explained}
+		}
+		return nil, explained
 	}
 	return &Conn{Conn: conn, addr: a, name: name}, nil
 }
@@ -120,7 +125,7 @@ func bindClient(fd int, path string) (*file, error) {
 		}
 		return nil, nil
 	}
-	f, err := bindFile(fd, path, unconnectedMode)
+	f, err := bindFile(fd, path, unconnectedMode, nil)
 	if err != nil {
 		return nil, &ownError{path, err}
 	}
@@ -189,8 +194,25 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 }
 
 // NotThereYet reports whether a dial failed with err because the server may
-// still be starting or may be briefly busy: its path is missing or stale, or
-// its backlog is full.
+// still be starting or may be briefly busy: its path is missing or stale, its
+// socket does not listen yet, or its backlog is full. A server may also be
+// setting the mode and the owner of its new file. So EACCES counts if the file,
+// or the directory if that hides the file, has changed within the last second.
 func NotThereYet(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN)
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN) || errors.As(err, new(settling))
+}
+
+// A settling error is an EACCES that may end by itself.
+type settling struct{ error }
+
+func (e settling) Unwrap() error { return e.error }
+
+func justChanged(path string) bool {
+	for _, p := range []string{path, filepath.Dir(path)} {
+		var st unix.Stat_t
+		if unix.Stat(p, &st) == nil {
+			return time.Since(time.Unix(st.Ctim.Unix())).Abs() < time.Second
+		}
+	}
+	return false
 }

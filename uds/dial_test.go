@@ -144,7 +144,7 @@ func TestDialWithoutPermission(t *testing.T) {
 	if o.Errno != unix.EACCES {
 		t.Fatalf("error is %q", o.Err)
 	}
-	wantWords(t, o.Err, "EACCES", "connect "+a.String(), a.Path+" is owned by uid "+strconv.Itoa(os.Geteuid())+" gid ", "this process is", "give it the group, or the mode")
+	wantWords(t, o.Err, "EACCES", "connect "+a.String(), a.Path+" denies this process permission to connect to it: its mode is ", "of user "+strconv.Itoa(os.Geteuid()), "this process is")
 }
 
 func TestDialIsAllowedByMode(t *testing.T) {

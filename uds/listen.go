@@ -73,20 +73,25 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 		if err != nil {
 			return os.NewSyscallError("bind", err)
 		}
-	} else {
-		if s.lock == nil { // otherwise it comes from the socket that this one replaces
-			if s.lock, err = lockPath(s.addr.Path); err != nil {
-				return err
-			}
-		}
-		if err := removeStale(s.addr.Path); err != nil {
-			return err
-		}
-		if s.file, err = bindFile(s.fd, s.addr.Path, c.Mode); err != nil {
+		return c.start(s)
+	}
+	if s.lock == nil { // otherwise it comes from the socket that this one replaces
+		if s.lock, err = lockPath(s.addr.Path); err != nil {
 			return err
 		}
 	}
-	return c.start(s)
+	if err := removeStale(s.addr.Path); err != nil {
+		return err
+	}
+	s.file, err = bindFile(s.fd, s.addr.Path, c.Mode, func() error { return c.start(s) })
+	// A server of another user that could not open the lock may have removed
+	// it, see [removeLock]. So a server that has lost its lock before it had
+	// its socket gives way, and at most one serves: any later server finds the
+	// socket served.
+	if err == nil && !s.lock.isAt(s.lock.name) {
+		return fmt.Errorf("%w: another server has replaced %s", ErrInUse, s.lock.name)
+	}
+	return err
 }
 
 // prepare sets what must be set before any client can send: a message that

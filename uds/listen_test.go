@@ -325,7 +325,7 @@ func TestListenWithoutPermission(t *testing.T) {
 	if o.Errno != unix.EACCES {
 		t.Fatalf("error is %q", o.Err)
 	}
-	wantWords(t, o.Err, "EACCES", d+" is owned by uid "+strconv.Itoa(os.Geteuid())+" gid ", "mode 0555", "this process is")
+	wantWords(t, o.Err, "EACCES", d+" denies this process permission to write to it: its mode is 0555, of user "+strconv.Itoa(os.Geteuid()), "this process is")
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
@@ -342,7 +342,7 @@ func TestListenLeavesAloneSocketThatItMayNotProbe(t *testing.T) {
 	if o.Errno != unix.EACCES || o.InUse || o.NotSocket {
 		t.Errorf("error is %q", o.Err)
 	}
-	wantWords(t, o.Err, "left alone", "mode "+fmt.Sprintf("%04o", closedMode()))
+	wantWords(t, o.Err, "left alone", "mode is "+fmt.Sprintf("%04o", closedMode()))
 	if diff := cmp.Diff(before, take(t, d+"/s")); diff != "" {
 		t.Errorf("it changed (-before +after):\n%s", diff)
 	}
@@ -693,7 +693,7 @@ func TestBoundSocketThatDoesNotListenYetIsLeftAlone(t *testing.T) {
 		check(t, err)
 		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
 		_, err = uds.ListenConfig{}.Listen(stream(path))
-		wantError(t, err, uds.ErrInUse, "a process has bound it, and does not listen yet")
+		wantError(t, err, uds.ErrInUse, "a process has bound it, and does not listen: a server that is about to start, or a client's own name")
 		check(t, unix.Close(fd))
 		s, err := uds.ListenConfig{}.Listen(stream(path))
 		check(t, err)

@@ -1,11 +1,14 @@
 package uds
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/why"
 )
 
 // A lock is the lock of a socket path DIR/NAME, the file DIR/.NAME.lock.
@@ -30,12 +33,14 @@ func beside(path, suffix string) string {
 func lockPath(path string) (*lock, error) {
 	name := beside(path, ".lock")
 	for {
-		// Other users may be able to write to the directory. They must not
-		// make this process create a file elsewhere, or wait for the writer of
-		// a named pipe.
-		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+		f, err := openLock(name)
+		if errors.Is(err, unix.EACCES) {
+			if err = removeLock(path, name, err); err == nil {
+				continue
+			}
+		}
 		if err != nil {
-			return nil, fmt.Errorf("lock %s: %w", name, Explain(name, err))
+			return nil, err
 		}
 		l := &lock{f, name}
 		if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
@@ -56,6 +61,51 @@ func lockPath(path string) (*lock, error) {
 	}
 }
 
+// openLock opens the lock file, and makes it if it is missing. Other users may
+// be able to write to the directory. They must not make this process create a
+// file elsewhere, or wait for the writer of a named pipe.
+//
+// It opens a file that is there without O_CREAT: with it, protected_regular of
+// proc_sys_fs(5) denies other users' files even to root.
+func openLock(name string) (*os.File, error) {
+	const flags = os.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	for {
+		f, err := os.OpenFile(name, flags, 0)
+		if errors.Is(err, unix.ENOENT) {
+			f, err = os.OpenFile(name, flags|os.O_CREATE|os.O_EXCL, 0o600)
+			if errors.Is(err, unix.EEXIST) {
+				continue
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lock %s: %w", name, explainFile(name, err))
+		}
+		return f, nil
+	}
+}
+
+// removeLock removes a lock file that this process may not open: another user
+// made it, and may have been killed. Whether its holder runs cannot be found
+// out, so the socket decides: it must be missing or stale. A server that is
+// between its lock and its socket finds out, see [ListenConfig.listen].
+func removeLock(path, name string, denied error) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(name, &st); err != nil {
+		return denied // a directory cannot be searched
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return denied
+	}
+	whose := fmt.Sprintf("another user's server made %s; while no server runs at %s, remove it: its %s", name, path, why.WhoMay(&st))
+	if _, err := stale(path); err != nil {
+		return fmt.Errorf("%w (%s)", err, whose)
+	}
+	if err := unix.Unlink(name); err != nil && err != unix.ENOENT {
+		return fmt.Errorf("lock %s: %w (%s): %s", name, unix.EACCES, unix.ErrnoName(unix.EACCES), whose)
+	}
+	return nil
+}
+
 // try takes the lock, or finds that this open file holds it already.
 func (l *lock) try() error {
 	err := retryErr(func() error { return unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
@@ -65,7 +115,7 @@ func (l *lock) try() error {
 	case unix.EWOULDBLOCK:
 		return fmt.Errorf("%w: another server holds %s; stop it first or choose another path", ErrInUse, l.name)
 	default:
-		return fmt.Errorf("lock %s: %w", l.name, Explain(l.name, err))
+		return fmt.Errorf("lock %s: %w", l.name, explainFile(l.name, err))
 	}
 }
 

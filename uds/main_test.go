@@ -38,6 +38,9 @@ var roles = map[string]func(args []string) error{
 	"hold":    holdRole,
 	"hand":    handRole,
 	"full":    fullRole,
+	"appear":  appearRole,
+	"await":   awaitRole,
+	"until":   untilRole,
 }
 
 func TestMain(m *testing.M) {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/why"
 )
 
 // A server hands all its sockets over to its successor at once. They talk over
@@ -138,10 +140,8 @@ func (h *Handover) listenControl() (err error) {
 	// A successor sends words only. Older kernels than Linux 6.16 do not know the
 	// option; there the successor, which has the same user or is root, is trusted.
 	_ = unix.SetsockoptInt(h.fd, unix.SOL_SOCKET, soPassRights, 0)
-	if h.control, err = bindFile(h.fd, h.path, 0o600); err != nil {
-		return err
-	}
-	return os.NewSyscallError("listen", unix.Listen(h.fd, backlogOrMax(0)))
+	h.control, err = bindFile(h.fd, h.path, 0o600, func() error { return unix.Listen(h.fd, backlogOrMax(0)) })
+	return err
 }
 
 // ask gets copies of the sockets from the running server. That server
@@ -236,7 +236,7 @@ func fileAt(path string) (*file, error) {
 		return nil, Explain(path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return nil, fmt.Errorf("%w: %s is a %s", ErrNotSocket, path, kind(st.Mode))
+		return nil, fmt.Errorf("%w: %s is a %s", ErrNotSocket, path, why.Kind(st.Mode))
 	}
 	return newFile(path, &st), nil
 }

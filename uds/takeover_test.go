@@ -307,7 +307,7 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 	if os.Geteuid() == 0 {
 		old := handover(t, stream(d+"/mine"))
 		o := start(t, stranger, nil, "hold", "stream:"+d+"/mine").outcome(t)
-		wantWords(t, o.Err, "EACCES", d+"/.mine.takeover is owned by uid 0 gid 0 with mode 0600")
+		wantWords(t, o.Err, "EACCES", d+"/.mine.takeover denies this process permission to connect to it: its mode is 0600, of user 0, group 0")
 		if _, err := old.Offer(); err != unix.EAGAIN {
 			t.Errorf("another server asks: %v", err)
 		}

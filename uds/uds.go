@@ -23,6 +23,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/why"
 )
 
 // Errors that a caller may want to distinguish with errors.Is. Each comes
@@ -44,9 +46,14 @@ var (
 	ErrNotSocket = errors.New("not a socket")
 )
 
-// Explain adds to an error of the kernel what it means for this path, and what
+// Explain adds to an error of connect(2) what it means for this path, and what
 // to do. It returns other errors unchanged.
-func Explain(path string, err error) error {
+func Explain(path string, err error) error { return explain(path, err, why.Denied) }
+
+// explainFile is Explain for a file that is to be made at path, or removed.
+func explainFile(path string, err error) error { return explain(path, err, why.DeniedFile) }
+
+func explain(path string, err error, denied func(path string) string) error {
 	var errno syscall.Errno
 	if !errors.As(err, &errno) {
 		return err
@@ -63,21 +70,19 @@ func Explain(path string, err error) error {
 	case unix.ENOTDIR:
 		cure = fmt.Sprintf("%s is not a directory; choose another path", dir)
 	case unix.EACCES, unix.EPERM:
-		cure = whoMay(path)
+		if cure = denied(path); cure == "" {
+			cure = notKnown(path)
+		}
 	case unix.EROFS:
 		cure = fmt.Sprintf("directory %s is on a read-only file system or mount; mount it writable", dir)
 	case unix.ENOSPC:
 		cure = fmt.Sprintf("the file system of %s is full; make room", dir)
+	case unix.EBUSY:
+		if cure = why.Refused(path); cure == "" {
+			cure = fmt.Sprintf("%s is in use as a mount point; choose another path", path)
+		}
 	case unix.ECONNREFUSED:
-		cure = fmt.Sprintf("no process serves %s, the file is stale; start the server again, it replaces the file", path)
-		if path[0] == '@' {
-			cure = fmt.Sprintf("no server has the name %s in this network namespace: abstract names do not cross containers", path)
-			break
-		}
-		var st unix.Stat_t
-		if unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-			cure = fmt.Sprintf("%s is a %s, not a socket; use the path of a server's socket", path, kind(st.Mode))
-		}
+		cure = refused(path)
 	case unix.EPROTOTYPE:
 		cure = "the server's socket is of another type"
 		if t, err := probe(path); err == nil {
@@ -92,27 +97,34 @@ func Explain(path string, err error) error {
 	return fmt.Errorf("%w (%s): %s", errno, unix.ErrnoName(errno), cure)
 }
 
-// whoMay describes the nearest file or directory that denies access to this
-// process, with its owner, group and mode.
-func whoMay(path string) string {
-	me := fmt.Sprintf("this process is uid %d gid %d, groups %v", os.Geteuid(), os.Getegid(), groups())
-	for _, p := range []string{path, filepath.Dir(path)} {
-		var st unix.Stat_t
-		if unix.Lstat(p, &st) != nil {
-			continue
-		}
-		return fmt.Sprintf("%s is owned by uid %d gid %d with mode %04o, %s; give it the group, or the mode, that has permission",
-			p, st.Uid, st.Gid, st.Mode&0o7777, me)
+// refused explains ECONNREFUSED.
+func refused(path string) string {
+	if isAbstract(path) {
+		return fmt.Sprintf("no server has the name %s in this network namespace: abstract names do not cross containers", path)
 	}
-	return fmt.Sprintf("a directory above %s cannot be searched, %s; give it the group, or the mode, that has permission", path, me)
+	if text := why.Refused(path); text != "" {
+		return text
+	}
+	switch _, err := probe(path); err {
+	case errBound:
+		return fmt.Sprintf("%s: %v; keep trying, or use the path of a server's socket", path, err)
+	case unix.ECONNREFUSED:
+		return fmt.Sprintf("no process serves %s, the file is stale; start the server again, it replaces the file", path)
+	default:
+		return fmt.Sprintf("%s was not served a moment ago; try again", path)
+	}
 }
 
-func groups() []int {
-	g, err := os.Getgroups()
-	if err != nil {
-		return nil
+// notKnown describes the file or the directory at which permission may end, if
+// neither mode nor access control list denies it.
+func notKnown(path string) string {
+	for _, p := range []string{path, filepath.Dir(path)} {
+		var st unix.Stat_t
+		if unix.Lstat(p, &st) == nil {
+			return fmt.Sprintf("what denies it is not known (a sticky directory, a datagram socket that belongs to another peer, a security module?); of %s the %s", p, why.WhoMay(&st))
+		}
 	}
-	return g
+	return "what denies it is not known"
 }
 
 // retry repeats a system call as long as a signal interrupts it.

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/inspect"
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/uds/why"
 )
 
 // The limits of searches at the same time, in all and for one user: each takes
@@ -37,7 +37,7 @@ type searches struct {
 
 	list   sync.Mutex // held while the kernel lists the sockets
 	listed time.Time  // when the kernel began the last list
-	owners *inspect.Owners
+	owners *why.Owners
 	err    error
 }
 
@@ -121,12 +121,12 @@ func (s *searches) ownedBy(f *finding, own []uint64) error {
 
 // listSince returns a list of sockets that the kernel began at a time or later.
 // So one list serves all searches that waited for it.
-func (s *searches) listSince(t time.Time) (*inspect.Owners, error) {
+func (s *searches) listSince(t time.Time) (*why.Owners, error) {
 	s.list.Lock()
 	defer s.list.Unlock()
 	if s.listed.Before(t) {
 		s.listed = time.Now()
-		s.owners, s.err = inspect.DatagramOwners()
+		s.owners, s.err = why.DatagramOwners()
 	}
 	return s.owners, s.err
 }

@@ -13,11 +13,13 @@ import (
 	"os/user"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/why"
 )
 
 // State describes whether a process serves a socket.
@@ -71,7 +73,8 @@ type Result struct {
 func Path(path string) (*Result, error) {
 	in, err := inspect(path)
 	if in != nil && path[0] != '@' && (err == nil || in.State == Unknown) {
-		in.explain()
+		reasons, readOnly := why.Path(path, in.State == Live || in.State == Private)
+		in.Why, in.ReadOnly = append(in.Why, reasons...), readOnly
 	}
 	if err == nil {
 		return in, nil
@@ -91,7 +94,7 @@ func inspect(path string) (*Result, error) {
 		return nil, fmt.Errorf("%w: path is %d bytes, sun_path holds %d", uds.ErrAddress, len(path), uds.MaxPath)
 	case path[0] == '@':
 		in.Kind = "abstract socket"
-		return in, in.socket(path, func(s diagSocket) bool { return s.isAbstract(path) })
+		return in, in.socket(path, func(s why.Socket) bool { return s.IsAbstract(path) })
 	}
 	// The row comes first: the server may serve only one client, which is this
 	// inspection, and then end and remove its file.
@@ -99,8 +102,8 @@ func inspect(path string) (*Result, error) {
 	if err := unix.Lstat(path, &st); err != nil {
 		return in.unseen(err)
 	}
-	in.Kind = Kind(st.Mode)
-	in.Row = fmt.Sprintf("%s%s %s %s %s", kinds[st.Mode&unix.S_IFMT].letter, fs.FileMode(st.Mode).Perm().String()[1:],
+	in.Kind = why.Kind(st.Mode)
+	in.Row = fmt.Sprintf("%s%s %s %s %s", letters[st.Mode&unix.S_IFMT], fs.FileMode(st.Mode).Perm().String()[1:],
 		UserName(st.Uid), GroupName(st.Gid), path)
 	file, err := os.OpenFile(path, unix.O_PATH, 0)
 	switch {
@@ -113,13 +116,16 @@ func inspect(path string) (*Result, error) {
 	if err := unix.Fstat(int(file.Fd()), &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
 	}
-	in.Kind = Kind(st.Mode)
+	in.Kind = why.Kind(st.Mode)
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return in, nil
 	}
+	if why.IsOpenSocket(int(file.Fd())) {
+		return in, in.open(uint32(st.Ino))
+	}
 	// The descriptor's path leads to this very file, even if its name changes,
 	// and fits sun_path even if the name is long.
-	return in, in.socket(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), func(s diagSocket) bool { return s.isFile(&st) })
+	return in, in.socket(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), why.IsFile(int(file.Fd())))
 }
 
 // unseen completes the result for a path that this process cannot look at.
@@ -139,19 +145,19 @@ func explain(path string, err error) error {
 
 // socket inspects a socket by a name that fits connect(2). It asks the kernel
 // first, so that the counts do not include its own connection.
-func (in *Result) socket(name string, is func(diagSocket) bool) error {
-	all, diagErr := diagnose()
+func (in *Result) socket(name string, is func(why.Socket) bool) error {
+	all, diagErr := why.Sockets()
 	err := in.connect(name)
-	var found *diagSocket
+	var found *why.Socket
 	for i, s := range all {
-		if is(s) && s.serves() && (in.Type == "" || typeOf(s.sotype) == in.Type) {
+		if is(s) && s.Serves() && (in.Type == "" || typeOf(s.SoType) == in.Type) {
 			found = &all[i]
 		}
 	}
 	switch {
 	case err == unix.EACCES && found != nil:
-		in.Type, in.State = typeOf(found.sotype), Live
-		if in.Type == uds.Datagram && found.state == stateEstablished {
+		in.Type, in.State = typeOf(found.SoType), Live
+		if in.Type == uds.Datagram && found.State == why.Established {
 			in.State = Private
 		}
 	case err == unix.EACCES:
@@ -167,7 +173,7 @@ func (in *Result) socket(name string, is func(diagSocket) bool) error {
 	case diagErr != nil:
 		in.NotTold = fmt.Sprintf("sock_diag: %v", diagErr)
 	case found == nil:
-		in.NotTold = "the socket belongs to another network namespace"
+		in.NotTold = "sock_diag does not list this socket; it lists those of this network namespace only"
 	default:
 		in.told(found)
 	}
@@ -242,21 +248,54 @@ func (in *Result) ask(fd int) error {
 	return nil
 }
 
+// open inspects a socket that a process has open, /proc/PID/fd/N, by the
+// number that the kernel gave it. Connecting to that is always refused.
+func (in *Result) open(number uint32) error {
+	in.Kind = "open socket"
+	all, err := why.Sockets()
+	if err != nil {
+		return fmt.Errorf("sock_diag: %w", err)
+	}
+	i := slices.IndexFunc(all, func(s why.Socket) bool { return s.Number == number })
+	if i < 0 {
+		return fmt.Errorf("it is socket %d, which sock_diag does not list: it is not a Unix socket, or belongs to another network namespace", number)
+	}
+	s := &all[i]
+	in.Type = typeOf(s.SoType)
+	switch {
+	case s.State == why.Established:
+		in.State = Private
+	case s.Serves():
+		in.State = Live
+	default:
+		in.State = Bound
+	}
+	in.told(s)
+	if s.Name != "" {
+		in.Why = append(in.Why, fmt.Sprintf("it is a process's open socket, not a file; its name is %s, which clients connect to", strings.Replace(s.Name, "\x00", "@", 1)))
+	}
+	return nil
+}
+
 // told copies what sock_diag(7) reported.
-func (in *Result) told(s *diagSocket) {
+func (in *Result) told(s *why.Socket) {
 	if in.UID == nil {
-		in.UID = s.uid
+		in.UID = s.UID
 	}
 	if in.UID == nil {
 		in.NotTold = "sock_diag has no owners before Linux 5.3"
 	}
 	if in.Type == uds.Datagram {
-		in.NextBytes = s.queue
+		in.NextBytes = s.Queue
 		return
 	}
-	in.Waiting, in.Backlog = s.queue, s.limit
-	if s.queue != nil && s.limit != nil {
-		in.Full = new(*s.queue > *s.limit)
+	if s.State != why.Listening {
+		in.NotTold = "it does not listen"
+		return
+	}
+	in.Waiting, in.Backlog = s.Queue, s.Limit
+	if s.Queue != nil && s.Limit != nil {
+		in.Full = new(*s.Queue > *s.Limit)
 	}
 }
 
@@ -275,19 +314,10 @@ func typeOf(sotype uint8) uds.Type {
 	return ""
 }
 
-// kinds are the file types of inode(7).
-var kinds = map[uint32]struct{ letter, words string }{
-	unix.S_IFREG:  {"-", "regular file"},
-	unix.S_IFDIR:  {"d", "directory"},
-	unix.S_IFLNK:  {"l", "symbolic link"},
-	unix.S_IFIFO:  {"p", "named pipe"},
-	unix.S_IFCHR:  {"c", "character device"},
-	unix.S_IFBLK:  {"b", "block device"},
-	unix.S_IFSOCK: {"s", "socket"},
+// letters are the file types of inode(7), as ls(1) shows them.
+var letters = map[uint32]string{
+	unix.S_IFREG: "-", unix.S_IFDIR: "d", unix.S_IFLNK: "l", unix.S_IFIFO: "p", unix.S_IFCHR: "c", unix.S_IFBLK: "b", unix.S_IFSOCK: "s",
 }
-
-// Kind returns the file type of a file mode in words.
-func Kind(mode uint32) string { return kinds[mode&unix.S_IFMT].words }
 
 // UserName returns the name of a user, or the number if it has none.
 func UserName(id uint32) string {
@@ -305,4 +335,22 @@ func GroupName(id uint32) string {
 		return g.Name
 	}
 	return n
+}
+
+// Named returns a number with its name, if it has one.
+func Named(id uint32, name func(uint32) string) string {
+	n := strconv.FormatUint(uint64(id), 10)
+	if s := name(id); s != n {
+		n += " (" + s + ")"
+	}
+	return n
+}
+
+// again repeats a system call as long as a signal interrupts it.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
 }

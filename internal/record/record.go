@@ -20,8 +20,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/inspect"
 	"github.com/udsecho/udsecho/internal/transcript"
+	"github.com/udsecho/udsecho/uds/why"
 )
 
 // The limits of the queue.
@@ -246,7 +246,7 @@ func kinds(files []int) (words []string) {
 		var st unix.Stat_t
 		kind := "unknown"
 		if unix.Fstat(fd, &st) == nil {
-			kind = inspect.Kind(st.Mode)
+			kind = why.Kind(st.Mode)
 		}
 		link, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 		switch {

@@ -71,6 +71,18 @@ func (f *ListenFlag) Warn(log zerolog.Logger) {
 // Mode is --mode, in octal.
 type Mode fs.FileMode
 
+// Exact returns the mode, and sets the umask to 0 if there is one: so bind(2)
+// makes a file that has the mode from the moment it is there. Each other file
+// that the server or the relay makes has a mode of its own. Package uds needs
+// unshare(2) for the same, which many engines deny in containers. Without a
+// mode the umask decides, and stays.
+func (m Mode) Exact() fs.FileMode {
+	if m != Mode(uds.DefaultMode) {
+		unix.Umask(0)
+	}
+	return fs.FileMode(m)
+}
+
 // UnmarshalText is [cli.ParseMode].
 func (m *Mode) UnmarshalText(text []byte) error {
 	parsed, err := cli.ParseMode(string(text))

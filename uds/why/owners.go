@@ -1,4 +1,4 @@
-package inspect
+package why
 
 import (
 	"errors"
@@ -16,32 +16,32 @@ type Owners struct {
 	files   map[socketFile][]uint32
 }
 
-// A socketFile identifies a file as sock_diag(7) does, see [diagSocket].
+// A socketFile identifies a file as sock_diag(7) does, see [Socket].
 type socketFile struct{ dev, ino uint32 }
 
 // DatagramOwners asks the kernel for them. It needs no privilege, and its time
 // depends on how many sockets there are. The kernel reports owners since Linux
 // 5.3.
 func DatagramOwners() (*Owners, error) {
-	all, err := diagnose()
+	all, err := Sockets()
 	if err != nil {
 		return nil, err
 	}
 	o := &Owners{map[uint32]bool{}, map[string]uint32{}, map[socketFile][]uint32{}}
 	for _, s := range all {
-		if s.sotype != unix.SOCK_DGRAM {
+		if s.SoType != unix.SOCK_DGRAM {
 			continue
 		}
-		if s.uid == nil {
+		if s.UID == nil {
 			return nil, errors.New("sock_diag has no owners before Linux 5.3")
 		}
-		o.sockets[s.inode] = true
+		o.sockets[s.Number] = true
 		switch {
 		case s.ino != 0:
 			at := socketFile{s.dev, s.ino}
-			o.files[at] = append(o.files[at], *s.uid)
-		case s.name != "":
-			o.names[s.name] = *s.uid
+			o.files[at] = append(o.files[at], *s.UID)
+		case s.Name != "":
+			o.names[s.Name] = *s.UID
 		}
 	}
 	return o, nil

@@ -1,4 +1,4 @@
-package inspect
+package why
 
 import (
 	"encoding/binary"
@@ -25,7 +25,7 @@ func attr(size int, kind uint16, data ...byte) []byte {
 
 func TestDiagGuardsEveryLength(t *testing.T) {
 	t.Parallel()
-	socket := append([]byte{unix.AF_UNIX, unix.SOCK_STREAM, stateListen}, make([]byte, 13)...)
+	socket := append([]byte{unix.AF_UNIX, unix.SOCK_STREAM, Listening}, make([]byte, 13)...)
 	with := func(attrs ...byte) []byte { return append(socket[:len(socket):len(socket)], attrs...) }
 	for name, b := range map[string][]byte{
 		"a header of 15 bytes":          answer(unix.SOCK_DIAG_BY_FAMILY, 15, socket),
@@ -43,7 +43,7 @@ func TestDiagGuardsEveryLength(t *testing.T) {
 	// An attribute too short for its value is ignored.
 	got, _, err := parseDiag(answer(unix.SOCK_DIAG_BY_FAMILY, 0,
 		with(append(attr(8, attrVFS, 1, 0, 0, 0), append(attr(4, attrUID), attr(5, attrQueue, 1, 0, 0, 0)...)...)...)))
-	if err != nil || len(got) != 1 || got[0].ino != 0 || got[0].uid != nil || got[0].queue != nil {
+	if err != nil || len(got) != 1 || got[0].ino != 0 || got[0].UID != nil || got[0].Queue != nil {
 		t.Errorf("short attributes: %+v, %v", got, err)
 	}
 	if _, _, err := parseDiag(answer(unix.NLMSG_ERROR, 0, binary.NativeEndian.AppendUint32(nil, ^uint32(0)))); err != unix.EPERM {

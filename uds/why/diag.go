@@ -1,4 +1,4 @@
-package inspect
+package why
 
 import (
 	"encoding/binary"
@@ -15,28 +15,49 @@ const (
 	attrName, attrVFS, attrQueue, attrUID        = 0, 1, 4, 7
 	diagRequestSize, diagMessageSize             = 24, 16
 	allStates                             uint32 = 1<<32 - 1
-	stateListen                                  = 10 // TCP_LISTEN, which AF_UNIX uses too
-	stateEstablished                             = 1
+	anyCookie                             uint64 = 1<<64 - 1 // INET_DIAG_NOCOOKIE, twice
+
+	// The states of TCP, which AF_UNIX uses too.
+	Listening   = 10 // TCP_LISTEN
+	Established = 1  // TCP_ESTABLISHED
 )
 
-// A diagSocket is the information that sock_diag(7) returns about a socket of
+// A Socket is the information that sock_diag(7) returns about a socket of
 // AF_UNIX.
-type diagSocket struct {
-	sotype, state uint8
-	inode         uint32 // of the socket itself, as fstat(2) returns it
-	name          string // as it was bound, with the leading NUL of an abstract name
+type Socket struct {
+	SoType, State uint8  // SOCK_STREAM, ...; TCP_LISTEN, TCP_ESTABLISHED or TCP_CLOSE
+	Number        uint32 // the inode number of the open socket, as in socket:[N]
+	Name          string // as it was bound, with the leading NUL of an abstract name
 	dev, ino      uint32 // of its file, as the kernel numbers them; 0 without a file
 	// For a listening socket: the connections that wait, and the backlog. For
 	// a datagram socket: the bytes of the next message, and the bytes that it
 	// has sent and no process has read. nil if the kernel did not report them.
-	queue, limit *uint32
-	uid          *uint32 // its owner; since Linux 5.3
+	Queue, Limit *uint32
+	UID          *uint32 // its owner; since Linux 5.3
 }
 
-// diagnose asks the kernel for all AF_UNIX sockets in the caller's network
+// Sockets asks the kernel for all AF_UNIX sockets in the caller's network
 // namespace; the kernel does not report those of other namespaces. It needs no
 // privilege.
-func diagnose() ([]diagSocket, error) {
+func Sockets() ([]Socket, error) { return diagnose(0) }
+
+// IsBoundTo reports whether the open socket fd was bound to the file. Unlike
+// the file's owner, this is the same on every file system. The error is that of
+// sock_diag(7), if the kernel does not tell.
+func IsBoundTo(fd int, file *unix.Stat_t) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return false, os.NewSyscallError("fstat", err)
+	}
+	all, err := diagnose(uint32(st.Ino))
+	if err != nil {
+		return false, err
+	}
+	return len(all) == 1 && all[0].ino == uint32(file.Ino), nil
+}
+
+// diagnose asks for one socket by its inode number, or, with 0, for all.
+func diagnose(number uint32) ([]Socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -44,19 +65,23 @@ func diagnose() ([]diagSocket, error) {
 	defer func() { _ = unix.Close(fd) }()
 
 	const size = unix.NLMSG_HDRLEN + diagRequestSize
+	flags := uint16(unix.NLM_F_REQUEST)
+	if number == 0 {
+		flags |= unix.NLM_F_DUMP
+	}
 	request := binary.NativeEndian.AppendUint32(make([]byte, 0, size), size)
 	request = binary.NativeEndian.AppendUint16(request, unix.SOCK_DIAG_BY_FAMILY)
-	request = binary.NativeEndian.AppendUint16(request, unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
+	request = binary.NativeEndian.AppendUint16(request, flags)
 	request = append(request, make([]byte, 8)...)    // nlmsg_seq, nlmsg_pid
 	request = append(request, unix.AF_UNIX, 0, 0, 0) // sdiag_family, sdiag_protocol, pad
 	request = binary.NativeEndian.AppendUint32(request, allStates)
-	request = binary.NativeEndian.AppendUint32(request, 0) // udiag_ino, not used in a dump
+	request = binary.NativeEndian.AppendUint32(request, number) // udiag_ino
 	request = binary.NativeEndian.AppendUint32(request, showName|showVFS|showQueue|showUID)
-	request = append(request, make([]byte, 8)...) // udiag_cookie
+	request = binary.NativeEndian.AppendUint64(request, anyCookie)
 	if err := again(func() error { return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
 		return nil, os.NewSyscallError("sendto", err)
 	}
-	var all []diagSocket
+	var all []Socket
 	for buf := make([]byte, 64<<10); ; { // the kernel sends at most 32 KiB at once
 		var n int
 		if err := again(func() (err error) { n, _, err = unix.Recvfrom(fd, buf, unix.MSG_TRUNC); return err }); err != nil {
@@ -69,7 +94,7 @@ func diagnose() ([]diagSocket, error) {
 		if err != nil {
 			return nil, err
 		}
-		if all = append(all, some...); done {
+		if all = append(all, some...); done || number != 0 {
 			return all, nil
 		}
 	}
@@ -86,7 +111,7 @@ func again(call func() error) error {
 
 // parseDiag parses one answer of the kernel; done reports that it was the
 // last.
-func parseDiag(b []byte) (sockets []diagSocket, done bool, err error) {
+func parseDiag(b []byte) (sockets []Socket, done bool, err error) {
 	messages, err := syscall.ParseNetlinkMessage(b)
 	if err != nil {
 		return nil, false, fmt.Errorf("a malformed answer: %w", err)
@@ -101,7 +126,7 @@ func parseDiag(b []byte) (sockets []diagSocket, done bool, err error) {
 			}
 			return nil, false, unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
 		case unix.SOCK_DIAG_BY_FAMILY:
-			s, err := parseDiagSocket(m.Data)
+			s, err := parseSocket(m.Data)
 			if err != nil {
 				return nil, false, err
 			}
@@ -111,11 +136,11 @@ func parseDiag(b []byte) (sockets []diagSocket, done bool, err error) {
 	return sockets, false, nil
 }
 
-func parseDiagSocket(b []byte) (s diagSocket, err error) {
+func parseSocket(b []byte) (s Socket, err error) {
 	if len(b) < diagMessageSize {
 		return s, fmt.Errorf("a malformed answer: a socket of %d bytes", len(b))
 	}
-	s.sotype, s.state, s.inode = b[1], b[2], binary.NativeEndian.Uint32(b[4:])
+	s.SoType, s.State, s.Number = b[1], b[2], binary.NativeEndian.Uint32(b[4:])
 	for b = b[diagMessageSize:]; len(b) >= unix.SizeofNlAttr; {
 		size, attr := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
 		if size < unix.SizeofNlAttr || size > len(b) {
@@ -131,34 +156,49 @@ func parseDiagSocket(b []byte) (s diagSocket, err error) {
 		}
 		switch attr {
 		case attrName:
-			s.name = string(value)
+			s.Name = string(value)
 		case attrVFS:
 			if ino, dev := number(0), number(1); dev != nil {
 				s.ino, s.dev = *ino, *dev
 			}
 		case attrQueue:
-			s.queue, s.limit = number(0), number(1)
+			s.Queue, s.Limit = number(0), number(1)
 		case attrUID:
-			s.uid = number(0)
+			s.UID = number(0)
 		}
 		b = b[min((size+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(b)):]
 	}
 	return s, nil
 }
 
-// serves reports whether a process accepts connections or receives messages
+// Serves reports whether a process accepts connections or receives messages
 // there. Accepted connections have the listening socket's name and file too.
-func (s diagSocket) serves() bool {
-	return s.state == stateListen || s.sotype == unix.SOCK_DGRAM
+func (s Socket) Serves() bool {
+	return s.State == Listening || s.SoType == unix.SOCK_DGRAM
 }
 
-// isFile reports whether the socket was bound to the file. The kernel writes
-// the device as 12 bits and 20 bits, and the lower half of the inode's number.
-func (s diagSocket) isFile(st *unix.Stat_t) bool {
-	return s.ino == uint32(st.Ino) && s.dev == unix.Major(st.Dev)<<20|unix.Minor(st.Dev)
+// IsFile reports whether the socket was bound to the file that the descriptor
+// fd, which may be an O_PATH one, has open.
+//
+// sock_diag has the device of the file system, and so has mountinfo. stat(2)
+// has another one on btrfs, for each subvolume, and on overlayfs.
+func IsFile(fd int) func(Socket) bool {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil {
+		return func(Socket) bool { return false }
+	}
+	dev := st.Dev
+	if m, _ := mountOf(fd); m.dev != 0 {
+		dev = m.dev
+	}
+	// The kernel writes the device as 12 bits and 20 bits, and the lower half
+	// of the inode's number.
+	return func(s Socket) bool {
+		return s.ino == uint32(st.Ino) && s.dev == unix.Major(dev)<<20|unix.Minor(dev)
+	}
 }
 
-// isAbstract reports whether the socket was bound to the abstract name, @NAME.
-func (s diagSocket) isAbstract(name string) bool {
-	return len(s.name) > 0 && s.name[0] == 0 && s.name[1:] == name[1:]
+// IsAbstract reports whether the socket was bound to the abstract name, @NAME.
+func (s Socket) IsAbstract(name string) bool {
+	return len(s.Name) > 0 && s.Name[0] == 0 && s.Name[1:] == name[1:]
 }
