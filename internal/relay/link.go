@@ -23,6 +23,9 @@ type link struct {
 	about          echoserver.Client
 	client, target end
 	still          time.Duration // the first sweep after bytes passed; 0: not yet
+	reset          bool          // TCP ends get a reset at the end
+	over           bool          // nothing passes any more, see [link.lingers]
+	acked          int           // sweeps that found everything acknowledged since it is over
 	closed         bool
 	record         *record.Conn
 }
@@ -43,9 +46,12 @@ type end struct {
 	waits  bool   // the other end does not accept rest now
 	buf    []byte // the buffer that rest is part of; nil if rest is a copy
 	pipe   *pipe  // in place of rest; nil if there is none
-	eof    bool   // this end sends nothing more, or the other end accepts nothing more
-	passed bool   // the other end knows about eof
+	eof    bool   // nothing more is received from this end
+	dead   bool   // a TCP connection that broke
+	drains bool   // received bytes are thrown away, until eof; TCP only, see [end.stop]
+	passed bool   // the other end knows that nothing more comes
 	bytes  uint64 // received from this end
+	lost   uint64 // of these, and of what was left in the kernel: not delivered
 }
 
 // Connection serves a client.
@@ -120,6 +126,7 @@ func (l *link) connected(fd int, err error) {
 			return
 		}
 		l.refuse(escape(err))
+		l.settle()
 		return
 	}
 	l.record = l.relay.record(l.about.ID, l.about.Peer, l.about.Cred)
@@ -175,6 +182,11 @@ func (e *end) receive() {
 			return
 		case err == unix.EINTR:
 			continue
+		case err == unix.ECONNRESET && e.unix:
+			// It has closed without reading all, and what it has sent is still
+			// here: of records the kernel reports this first, of a stream last.
+			e.link.event(e.link.relay.config.Log.Info()).Msg("the " + e.name + " closed its socket without reading everything")
+			continue
 		case err == io.EOF:
 			e.eof = true
 			return
@@ -189,8 +201,12 @@ func (e *end) receive() {
 			e.link.lost(e, err)
 			return
 		}
-		e.bytes += uint64(len(payload))
 		e.link.still = 0
+		if e.drains {
+			e.lost += uint64(len(payload))
+			continue
+		}
+		e.bytes += uint64(len(payload))
 		e.link.record.Data(e == &e.link.client, payload, files)
 		e.rest, e.files = payload, files
 		if !e.flush() || !e.records && len(payload) < len(e.link.relay.buf) {
@@ -248,14 +264,18 @@ func (e *end) flush() bool {
 			}
 			e.waits = true
 			if r.held > MaxHeld {
-				e.link.refuse(fmt.Sprintf("%d descriptors wait for ends that do not read", r.held))
+				e.link.cut(fmt.Sprintf("%d descriptors wait for ends that do not read", r.held))
 			}
 			return false
 		case err == unix.EPIPE || err == unix.ECONNRESET:
+			if !o.unix {
+				o.dead, e.link.reset = true, true
+			}
 			e.drop(err)
 			return false
 		case err != nil:
 			e.link.refuse(escape(fmt.Errorf("send to the %s: %w", o.name, transport.ExplainSize(o.fd, e.unsent(), err))))
+			e.drop(err)
 			return false
 		}
 		e.link.still = 0
@@ -302,29 +322,62 @@ func (e *end) closeFiles() {
 	e.files = nil
 }
 
-// drop ends a direction if its other end accepts nothing more. The writer
-// learns it from shutdown(2), SHUT_RD. The opposite direction continues.
+// drop gives up a direction whose receiver takes nothing more. The opposite
+// direction continues.
 func (e *end) drop(err error) {
-	e.link.event(e.link.relay.config.Log.Info()).Err(err).Int("bytes", e.unsent()).
-		Msgf("the %s accepts nothing more: %s", e.other().name, escape(err))
+	lost := e.unsent()
 	e.forget()
-	e.eof, e.passed = true, true
+	e.passed = true
+	if !e.eof {
+		e.stop()
+		if left, err := unix.IoctlGetInt(e.fd, unix.SIOCINQ); err == nil && e.unix { // nothing more comes
+			lost += left
+		}
+	}
+	e.lost += uint64(lost)
+	if lost > 0 { // otherwise it is how most connections end
+		e.link.event(e.link.relay.config.Log.Info()).Err(err).Int("bytes", lost).
+			Msgf("the %s accepts nothing more: %s", e.other().name, escape(err))
+	}
+}
+
+// stop ends the receiving from an end whose bytes no process takes. A Unix
+// socket is shut down, SHUT_RD, and the sender's next write fails with EPIPE.
+// TCP has no such thing: bytes that arrive at a socket that is closed, or does
+// not read, are answered by a reset, which voids what has been sent and not
+// acknowledged. So they are received and thrown away.
+func (e *end) stop() {
+	if !e.unix {
+		e.drains = !e.eof
+		return
+	}
+	e.eof = true
 	_ = unix.Shutdown(e.fd, unix.SHUT_RD)
 }
 
 // settle passes ends of file on, closes finished links, and makes the loop
 // wait for the rest.
 func (l *link) settle() {
+	if l.closed {
+		return
+	}
 	ends := [...]*end{&l.client, &l.target}
 	for _, e := range ends {
-		if e.eof && !e.waits && !e.passed {
-			_ = unix.Shutdown(e.other().fd, unix.SHUT_WR)
+		if (e.eof || e.drains) && !e.waits && !e.passed {
+			if o := e.other(); o.unix || !l.reset {
+				_ = unix.Shutdown(o.fd, unix.SHUT_WR)
+			}
 			l.record.End(e == &l.client)
 			e.passed = true
 		}
 	}
-	if l.client.passed && l.target.passed && !l.client.waits && !l.target.waits {
-		l.event(l.relay.config.Log.Info()).Uint64("to_target", l.client.bytes).Uint64("to_client", l.target.bytes).Msg("connection ended")
+	l.over = l.client.passed && l.target.passed && !l.client.waits && !l.target.waits
+	if l.over && !l.lingers() {
+		ev := l.event(l.relay.config.Log.Info()).Uint64("to_target", l.client.bytes).Uint64("to_client", l.target.bytes)
+		if lost := l.client.lost + l.target.lost; lost > 0 {
+			ev = ev.Uint64("lost", lost)
+		}
+		ev.Msg("connection ended")
 		l.close()
 		return
 	}
@@ -340,6 +393,43 @@ func (l *link) settle() {
 			want |= unix.EPOLLOUT
 		}
 		e.watch(want)
+	}
+}
+
+// lingers reports whether a link that is over must stay, because closing a TCP
+// end would void bytes that the kernel has accepted for it. That is so until
+// they are acknowledged, if the end gets a reset; otherwise until the other side
+// has closed too, see [end.stop]. A client that does not close has a second to
+// read, once everything is acknowledged.
+func (l *link) lingers() bool {
+	for _, e := range []*end{&l.client, &l.target} {
+		switch {
+		case e.unix || e.dead:
+		case l.reset && e.unacked() > 0, !l.reset && !e.eof && l.acked < 2:
+			return true
+		}
+	}
+	return false
+}
+
+// unacked returns how many bytes the kernel has accepted for an end and not
+// delivered. For a Unix socket it is 0: there they are delivered, whatever
+// happens to this end.
+func (e *end) unacked() int {
+	if e.unix || e.dead || e.fd < 0 {
+		return 0
+	}
+	n, _ := unix.IoctlGetInt(e.fd, unix.SIOCOUTQ)
+	return n
+}
+
+// sweep ends a link that lingered for long enough.
+func (l *link) sweep() {
+	if l.over {
+		if l.acked++; l.client.unacked()+l.target.unacked() > 0 {
+			l.acked = 0
+		}
+		l.settle()
 	}
 }
 
@@ -370,26 +460,42 @@ func (e *end) remove() {
 	}
 }
 
-// lost ends a link whose end e broke. It tells the other end, over TCP with a
-// reset.
+// lost ends both directions of a TCP end that broke. What was received is still
+// delivered, and then the other end gets a reset, if it is TCP too.
 func (l *link) lost(e *end, err error) {
 	l.event(l.relay.config.Log.Info()).Err(err).Uint64("to_target", l.client.bytes).Uint64("to_client", l.target.bytes).
 		Msgf("lost the connection to the %s: %s", e.name, escape(err))
-	l.abort()
+	e.eof, e.dead, l.reset = true, true, true
+	if o := e.other(); !o.passed {
+		o.drop(err)
+	}
 }
 
-// refuse ends a link that may not continue, and logs why.
+// refuse ends a link that may not continue, and logs why. What was received is
+// still delivered; the caller calls settle.
 func (l *link) refuse(why string) {
 	l.event(l.relay.warn.Warn()).Msg("disconnected a client: " + why)
-	l.abort()
-}
-
-func (l *link) abort() {
+	l.reset = true
+	if l.target.fd < 0 {
+		l.close()
+		return
+	}
 	for _, e := range []*end{&l.client, &l.target} {
-		if !e.unix && e.fd >= 0 {
-			_ = unix.SetsockoptLinger(e.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		if !e.eof {
+			e.stop()
 		}
 	}
+}
+
+// cut ends a link whose ends do not read, and logs why and what is lost.
+func (l *link) cut(why string) {
+	lost := l.client.unsent() + l.target.unsent() + l.client.unacked() + l.target.unacked()
+	ev := l.event(l.relay.warn.Warn())
+	if lost > 0 {
+		ev = ev.Int("lost", lost)
+	}
+	ev.Msg("disconnected a client: " + why)
+	l.reset = true
 	l.close()
 }
 
@@ -404,9 +510,13 @@ func (l *link) close() {
 		}
 		e.forget()
 		e.remove()
-		if e.fd >= 0 {
-			_ = unix.Close(e.fd)
+		if e.fd < 0 {
+			continue
 		}
+		if l.reset && !e.unix && e.unacked() == 0 {
+			_ = unix.SetsockoptLinger(e.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		}
+		_ = unix.Close(e.fd)
 	}
 	delete(l.relay.links, l)
 	l.about.Done()

@@ -148,18 +148,21 @@ func (r *Relay) Turn() {
 // connection begins with the first sweep after bytes passed, or after the
 // process was stopped.
 func (r *Relay) Sweep(now time.Duration, stopped bool) {
-	if r.config.IdleTimeout == 0 {
-		return
-	}
 	idle := func(still *time.Duration) bool {
+		if r.config.IdleTimeout == 0 {
+			return false
+		}
 		if *still == 0 || stopped {
 			*still = now
 		}
 		return now-*still >= r.config.IdleTimeout
 	}
 	for l := range r.links {
-		if l.target.fd >= 0 && idle(&l.still) {
-			l.refuse(fmt.Sprintf("nothing has passed for %v", r.config.IdleTimeout))
+		if l.target.fd < 0 {
+			continue
+		}
+		if l.sweep(); !l.closed && idle(&l.still) {
+			l.cut(fmt.Sprintf("nothing has passed for %v", r.config.IdleTimeout))
 		}
 	}
 	for _, p := range r.peers {
@@ -184,8 +187,13 @@ func (r *Relay) End() {
 	r.cancel()
 	r.dials.Wait()
 	r.Turn()
+	lost := 0
 	for l := range r.links {
+		lost += l.client.unsent() + l.target.unsent()
 		l.close()
+	}
+	if lost > 0 {
+		r.config.Log.Warn().Int("lost", lost).Msgf("%d bytes were received and not delivered, because their readers do not read", lost)
 	}
 	for _, p := range r.peers {
 		p.close()
