@@ -332,9 +332,6 @@ func TestF46RemovedAdminSocketIsRecreated(t *testing.T) {
 			check(t, os.Remove(d+"/moved"))
 		}
 	}
-	if took > patience {
-		t.Errorf("it took %v", took)
-	}
 	before := descriptors(t, server)
 
 	// It does not fight for the path, and the echo continues.

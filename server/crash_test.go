@@ -288,11 +288,10 @@ func (f foreign) alone(t *testing.T) {
 // everywhere are addresses of all kinds, as [exchange] knows them.
 var everywhere = []string{"--listen", "stream:s", "--listen", "seqpacket:q", "--listen", "datagram:d", "--listen", "files:f"}
 
-// wantServed wants every address to answer within 2 s; until then it may
-// refuse.
+// wantServed waits until every address answers; until then it may refuse.
 func wantServed(t *testing.T, d string) {
 	t.Helper()
-	deadline := time.Now().Add(2 * time.Second)
+	deadline := time.Now().Add(patience)
 	for kind, name := range []string{"stream:s", "seqpacket:q", "datagram:d"} {
 		err := exchange(d, kind, message, deadline)
 		for ; err != nil && time.Now().Before(deadline); err = exchange(d, kind, message, deadline) {
@@ -302,7 +301,7 @@ func wantServed(t *testing.T, d string) {
 			t.Errorf("%s is not served: %v", name, err)
 		}
 	}
-	if status, _, stderr := run(t, d, "", testkit.Plain(t, "client"), "send-file", "--retry", "1s", "--timeout", "1s", "--connect", "files:f", "file"); status != 0 {
+	if status, _, stderr := run(t, d, "", testkit.Plain(t, "client"), "send-file", "--retry", patience.String(), "--timeout", patience.String(), "--connect", "files:f", "file"); status != 0 {
 		t.Errorf("files:f is not served: %s", stderr)
 	}
 }
@@ -517,7 +516,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			if status != 0 && v.state.Signal() != unix.SIGKILL {
 				t.Errorf("exit status %d:\n%s", status, &v.process.Err)
 			}
-			for late := time.Now().Add(2 * time.Second); exchange(h.d, 0, message, late) != nil && time.Now().Before(late); time.Sleep(10 * time.Millisecond) {
+			for late := time.Now().Add(patience); exchange(h.d, 0, message, late) != nil && time.Now().Before(late); time.Sleep(10 * time.Millisecond) {
 				select {
 				case <-successor.Ended: // it ended because its server died
 					gaveUp.Add(1)

@@ -180,10 +180,10 @@ func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 func TestProgressRenewsThePatience(t *testing.T) {
 	t.Parallel()
 	a := stubs(t, transport.Stream, echoes(1))
-	c := resumes(t, a, 30*time.Millisecond)
+	c := resumes(t, a, time.Second) // for each byte, on a machine that may be busy
 	redial := c.Redial
 	c.Redial = func(ctx context.Context) (*transport.Conn, error) {
-		<-time.After(20 * time.Millisecond)
+		<-time.After(150 * time.Millisecond)
 		return redial(ctx)
 	}
 	out := &bytes.Buffer{}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 // The programs that Main has built: from sources, into directory bin.
@@ -231,6 +232,16 @@ func (p *Process) StatusNumber(t testing.TB, field string) (n int) {
 		t.Fatalf("%v in %s", err, status)
 	}
 	return n
+}
+
+// CPUTime returns the processor time that a running process has used. Other
+// processes hardly change it.
+func (p *Process) CPUTime(t testing.TB) time.Duration {
+	t.Helper()
+	var used unix.Timespec
+	// The clock of a process, clock_getcpuclockid(3): CPUCLOCK_SCHED is 2.
+	Check(t, unix.ClockGettime(int32(^p.Pid())<<3|2, &used))
+	return time.Duration(used.Nano())
 }
 
 // Signal sends a signal.
