@@ -43,6 +43,7 @@ func TestF58ClientsThatConnectWhenTheNameAppears(t *testing.T) {
 			d := dir(t)
 			check(t, os.Chmod(d, 0o777)) // the library's client binds nothing, but may search
 			a := uds.Addr{Type: typ, Path: d + "/s"}
+			changes := testkit.WatchModes(t, d)
 			server := start(t, 0, nil, "appear", a.String(), "666", "077")
 			client := start(t, stranger, nil, "await", d, a.String())
 			for range rounds {
@@ -72,6 +73,9 @@ func TestF58ClientsThatConnectWhenTheNameAppears(t *testing.T) {
 				}
 				_, err := fmt.Fprintln(client.in)
 				check(t, err)
+			}
+			if names := changes(); names != nil {
+				t.Errorf("files whose mode was set after they appeared: %q", names)
 			}
 		})
 	}

@@ -140,7 +140,9 @@ func (h *Handover) listenControl() (err error) {
 	// A successor sends words only. Older kernels than Linux 6.16 do not know the
 	// option; there the successor, which has the same user or is root, is trusted.
 	_ = unix.SetsockoptInt(h.fd, unix.SOL_SOCKET, soPassRights, 0)
-	h.control, err = bindFile(h.fd, h.path, 0o600, func() error { return unix.Listen(h.fd, backlogOrMax(0)) })
+	h.control, err = bindFile(h.fd, h.path, 0o600, func() error {
+		return os.NewSyscallError("listen", unix.Listen(h.fd, backlogOrMax(0)))
+	})
 	return err
 }
 
