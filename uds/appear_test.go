@@ -264,3 +264,27 @@ func TestF62LockOfAnotherUsersServer(t *testing.T) {
 		})
 	}
 }
+
+// The same for the control socket of a takeover, which is for one user alone.
+func TestF62ControlSocketOfAnotherUsersServer(t *testing.T) {
+	t.Parallel()
+	testkit.NeedRoot(t, "to be two users")
+	d := dir(t)
+	check(t, os.Chmod(d, 0o777))
+	first := start(t, 0, nil, "hold", "stream:"+d+"/s")
+	if o := first.outcome(t); o.Err != "" {
+		t.Fatal(o.Err)
+	}
+	o := start(t, stranger, nil, "hold", "stream:"+d+"/s").outcome(t)
+	wantWords(t, o.Err, d+"/.s.takeover denies this process permission to connect")
+	check(t, first.cmd.Process.Kill())
+	_ = first.cmd.Wait()
+	second := start(t, stranger, nil, "hold", "stream:"+d+"/s")
+	if o := second.outcome(t); o.Err != "" {
+		t.Fatal(o.Err)
+	}
+	second.end(t)
+	if names := ls(t, d); names != nil {
+		t.Errorf("left behind: %v", names)
+	}
+}

@@ -158,6 +158,19 @@ func (h *Handover) ask(addrs []Addr) (err error) {
 	case unix.ENOENT, unix.ECONNREFUSED:
 		closeFD(&h.from)
 		return errNobodyOffers
+	case unix.EACCES:
+		// Another user's server made it, and may have been killed: then its
+		// sockets are stale, or gone. It makes the control socket after them.
+		for _, a := range addrs {
+			if _, served := stale(a.Path); served != nil {
+				return Explain(h.path, err)
+			}
+		}
+		if removed := unix.Unlink(h.path); removed != nil {
+			return fmt.Errorf("remove the stale socket %s: %w", h.path, explainFile(h.path, removed))
+		}
+		closeFD(&h.from)
+		return errNobodyOffers
 	default:
 		return Explain(h.path, err)
 	}
