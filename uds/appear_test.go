@@ -32,8 +32,8 @@ func needUmaskOfAThread(t *testing.T) {
 }
 
 // A client that waits for the name with inotify(7) runs as soon as bind(2) has
-// made it. The mode must be right then. A stream socket does not listen yet at
-// that moment, so NotThereYet has to know the error.
+// made it. The mode must be right then. The socket may not listen yet, and even
+// bind may not have ended, so NotThereYet has to know the error.
 func TestF58ClientsThatConnectWhenTheNameAppears(t *testing.T) {
 	t.Parallel()
 	needUmaskOfAThread(t)
@@ -43,6 +43,7 @@ func TestF58ClientsThatConnectWhenTheNameAppears(t *testing.T) {
 			d := dir(t)
 			check(t, os.Chmod(d, 0o777)) // the library's client binds nothing, but may search
 			a := uds.Addr{Type: typ, Path: d + "/s"}
+			changes := testkit.WatchModes(t, d)
 			server := start(t, 0, nil, "appear", a.String(), "666", "077")
 			client := start(t, stranger, nil, "await", d, a.String())
 			for range rounds {
@@ -60,7 +61,7 @@ func TestF58ClientsThatConnectWhenTheNameAppears(t *testing.T) {
 					}
 					first := client.line(t)
 					at[first]++
-					if first != "connected" && (first != "not listening yet" || typ == uds.Datagram) {
+					if first != "connected" && first != "not there yet" {
 						t.Fatalf("the first attempt: %s", first)
 					}
 					if last := client.line(t); last != "connected" {
@@ -73,13 +74,16 @@ func TestF58ClientsThatConnectWhenTheNameAppears(t *testing.T) {
 				_, err := fmt.Fprintln(client.in)
 				check(t, err)
 			}
+			if names := changes(); names != nil {
+				t.Errorf("files whose mode was set after they appeared: %q", names)
+			}
 		})
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F58",
 		Done:    "a client of another user waits for the name of a socket of each type with inotify(7), and connects at once; the server has umask 077 and mode 0666",
 		Count:   3 * rounds,
-		Outcome: fmt.Sprintf("no permission was ever missing; %d connected at the first attempt, %d streams did not listen yet, which uds.NotThereYet and --retry wait for: all of those connected", at["connected"], at["not listening yet"]),
+		Outcome: fmt.Sprintf("no permission was ever missing; %d connected at the first attempt, %d were refused because bind(2) or listen(2) had not ended, which uds.NotThereYet and --retry wait for: all of those connected", at["connected"], at["not there yet"]),
 	})
 }
 
@@ -104,14 +108,14 @@ func appearRole(args []string) error {
 // its last.
 func awaitRole(args []string) error {
 	address := mustParse(args[1])
+	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	if _, err := unix.InotifyAddWatch(watch, args[0], unix.IN_CREATE); err != nil {
+		return err
+	}
 	for cue := bufio.NewScanner(os.Stdin); ; {
-		watch, err := unix.InotifyInit1(unix.IN_CLOEXEC)
-		if err != nil {
-			return err
-		}
-		if _, err := unix.InotifyAddWatch(watch, args[0], unix.IN_CREATE); err != nil {
-			return err
-		}
 		fmt.Println("watching")
 		for buf, n := make([]byte, 4096), 0; !bytes.Contains(buf[:n], []byte("\x00s\x00")); {
 			if n, err = unix.Read(watch, buf); err != nil {
@@ -121,10 +125,9 @@ func awaitRole(args []string) error {
 				return errors.New("inotify ended")
 			}
 		}
-		_ = unix.Close(watch)
 		fmt.Println(attempt(address))
 		last := attempt(address)
-		for last == "not listening yet" {
+		for last == "not there yet" {
 			last = attempt(address)
 		}
 		fmt.Println(last)
@@ -141,7 +144,7 @@ func attempt(a uds.Addr) string {
 		_ = conn.Close()
 		return "connected"
 	case errors.Is(err, unix.ECONNREFUSED) && uds.NotThereYet(err):
-		return "not listening yet"
+		return "not there yet"
 	default:
 		return err.Error()
 	}
@@ -259,5 +262,29 @@ func TestF62LockOfAnotherUsersServer(t *testing.T) {
 				t.Errorf("the lock was touched: %v, %v", lock, now)
 			}
 		})
+	}
+}
+
+// The same for the control socket of a takeover, which is for one user alone.
+func TestF62ControlSocketOfAnotherUsersServer(t *testing.T) {
+	t.Parallel()
+	testkit.NeedRoot(t, "to be two users")
+	d := dir(t)
+	check(t, os.Chmod(d, 0o777))
+	first := start(t, 0, nil, "hold", "stream:"+d+"/s")
+	if o := first.outcome(t); o.Err != "" {
+		t.Fatal(o.Err)
+	}
+	o := start(t, stranger, nil, "hold", "stream:"+d+"/s").outcome(t)
+	wantWords(t, o.Err, d+"/.s.takeover denies this process permission to connect")
+	check(t, first.cmd.Process.Kill())
+	_ = first.cmd.Wait()
+	second := start(t, stranger, nil, "hold", "stream:"+d+"/s")
+	if o := second.outcome(t); o.Err != "" {
+		t.Fatal(o.Err)
+	}
+	second.end(t)
+	if names := ls(t, d); names != nil {
+		t.Errorf("left behind: %v", names)
 	}
 }

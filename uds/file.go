@@ -40,22 +40,20 @@ func newFile(path string, st *unix.Stat_t) *file {
 // chmod(2) on the path would follow a symbolic link that another process may
 // have put there meanwhile.
 func bindFile(fd int, path string, mode fs.FileMode, listen func() error) (f *file, err error) {
-	bind := func() (err error) {
-		if err = unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
-			return err
+	var listenErr error
+	bind := func() {
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+		if err == nil && listen != nil {
+			listenErr = listen()
 		}
-		if listen != nil {
-			err = listen()
-		}
-		return err
 	}
 	if mode == DefaultMode {
-		err = bind()
+		bind()
 	} else {
 		if err := unix.Fchmod(fd, uint32(mode.Perm())); err != nil {
 			return nil, os.NewSyscallError("fchmod", err)
 		}
-		withoutUmask(mode, func() { err = bind() })
+		withoutUmask(mode, bind)
 	}
 	switch err {
 	case nil:
@@ -66,6 +64,10 @@ func bindFile(fd int, path string, mode fs.FileMode, listen func() error) (f *fi
 	}
 	if f, err = boundFile(fd, path); err != nil {
 		return nil, err
+	}
+	if listenErr != nil {
+		f.remove()
+		return nil, listenErr
 	}
 	if mode != DefaultMode && f.mode != mode.Perm() {
 		if err := f.chmod(mode); err != nil {

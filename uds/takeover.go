@@ -140,7 +140,9 @@ func (h *Handover) listenControl() (err error) {
 	// A successor sends words only. Older kernels than Linux 6.16 do not know the
 	// option; there the successor, which has the same user or is root, is trusted.
 	_ = unix.SetsockoptInt(h.fd, unix.SOL_SOCKET, soPassRights, 0)
-	h.control, err = bindFile(h.fd, h.path, 0o600, func() error { return unix.Listen(h.fd, backlogOrMax(0)) })
+	h.control, err = bindFile(h.fd, h.path, 0o600, func() error {
+		return os.NewSyscallError("listen", unix.Listen(h.fd, backlogOrMax(0)))
+	})
 	return err
 }
 
@@ -154,6 +156,19 @@ func (h *Handover) ask(addrs []Addr) (err error) {
 	switch err {
 	case nil:
 	case unix.ENOENT, unix.ECONNREFUSED:
+		closeFD(&h.from)
+		return errNobodyOffers
+	case unix.EACCES:
+		// Another user's server made it, and may have been killed: then its
+		// sockets are stale, or gone. It makes the control socket after them.
+		for _, a := range addrs {
+			if _, served := stale(a.Path); served != nil {
+				return Explain(h.path, err)
+			}
+		}
+		if removed := unix.Unlink(h.path); removed != nil {
+			return fmt.Errorf("remove the stale socket %s: %w", h.path, explainFile(h.path, removed))
+		}
 		closeFD(&h.from)
 		return errNobodyOffers
 	default:

@@ -271,8 +271,8 @@ func (in *Result) open(number uint32) error {
 		in.State = Bound
 	}
 	in.told(s)
-	if s.Name != "" {
-		in.Why = append(in.Why, fmt.Sprintf("it is a process's open socket, not a file; its name is %s, which clients connect to", strings.Replace(s.Name, "\x00", "@", 1)))
+	if name := strings.TrimSuffix(s.Name, "\x00"); name != "" {
+		in.Why = append(in.Why, fmt.Sprintf("it is a process's open socket, not a file; its name is %s, which clients connect to", strings.Replace(name, "\x00", "@", 1)))
 	}
 	return nil
 }

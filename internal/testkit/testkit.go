@@ -9,6 +9,8 @@
 package testkit
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -207,4 +209,31 @@ func WantError(t testing.TB, err error, words ...string) {
 func Beside(path, suffix string) string {
 	dir, name := filepath.Split(path)
 	return dir + "." + name + suffix
+}
+
+// WatchModes watches a directory. The function that it returns returns the
+// names of the files in it whose mode, owner or other attributes have changed
+// since they appeared, inotify(7).
+func WatchModes(t testing.TB, d string) (changed func() []string) {
+	t.Helper()
+	watch, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	Check(t, err)
+	t.Cleanup(func() { Check(t, unix.Close(watch)) })
+	_, err = unix.InotifyAddWatch(watch, d, unix.IN_ATTRIB)
+	Check(t, err)
+	return func() (names []string) {
+		t.Helper()
+		buf := make([]byte, 64<<10)
+		n, err := unix.Read(watch, buf)
+		if err == unix.EAGAIN {
+			return nil
+		}
+		Check(t, err)
+		for b := buf[:n]; len(b) >= unix.SizeofInotifyEvent; {
+			size := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[unix.SizeofInotifyEvent-4:]))
+			names = append(names, string(bytes.TrimRight(b[unix.SizeofInotifyEvent:size], "\x00")))
+			b = b[size:]
+		}
+		return names
+	}
 }
