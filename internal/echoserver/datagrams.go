@@ -124,6 +124,7 @@ func (d *datagrams) receive() bool {
 		return false
 	case errors.Is(err, uds.ErrTruncated):
 		d.refuseMessage(stats.Truncated).Err(err).Msgf("dropped a message: %v", err)
+		d.discard()
 		return true
 	case errors.Is(err, uds.ErrDescriptors):
 		d.refuseMessage(stats.Descriptors).Err(err).Msgf("dropped a message: %v", err)

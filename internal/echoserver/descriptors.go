@@ -38,6 +38,9 @@ func (s *server) closeBeside(uid int64, done func(), fds ...int) {
 // discard closes the descriptors that came with the last datagram.
 func (d *datagrams) discard() {
 	s, strays, uid := d.server, d.server.receiver.Files(), int64(-1)
+	if len(strays) == 0 {
+		return
+	}
 	if cred, ok := s.receiver.Cred(); ok {
 		uid = int64(cred.Uid)
 	}
@@ -95,6 +98,14 @@ func (c *conn) close(strays ...int) {
 	if ev := c.event(); ev != nil && s.drainUntil.IsZero() {
 		ev.Msg(waitingConnection)
 	}
+}
+
+// receiver returns the receiver of the connection's messages.
+func (c *conn) receiver() *transport.Receiver {
+	if c.records {
+		return c.server.receiver
+	}
+	return c.server.streams
 }
 
 // mayReceive reports whether a message may be received from the connection. If

@@ -394,14 +394,11 @@ func (c *conn) end(err error) {
 	switch ev := c.event(); {
 	case errors.Is(err, uds.ErrDescriptors):
 		c.disconnected(stats.Descriptors, "%v", err)
-		r := c.server.streams
-		if c.records {
-			r = c.server.receiver
-		}
-		c.close(r.Files()...)
+		c.close(c.receiver().Files()...)
 		return
 	case errors.Is(err, uds.ErrTruncated):
-		c.turnAway(stats.Truncated, "%v", err)
+		c.disconnected(stats.Truncated, "%v", err)
+		c.close(c.receiver().Files()...)
 		return
 	case ev == nil:
 	case err != nil:

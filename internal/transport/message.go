@@ -125,10 +125,11 @@ func NewReceiver(size int) *Receiver { return &Receiver{buf: make([]byte, max(si
 // recvmsg(2), and closing can wait for another process.
 func (r *Receiver) TakeRights() { r.rights = true }
 
-// Files returns the descriptors that came with the last message, after
-// [uds.ErrDescriptors] from a receiver that takes them. The caller closes them,
-// and not where it must not wait. If the process had reached its limit of open
-// files, the kernel has closed the others.
+// Files returns the descriptors that came with the last message, which was
+// [uds.ErrDescriptors] or larger than the receiver. The caller closes them, and
+// not where it must not wait. If the process had reached its limit of open
+// files, the kernel has closed the others. Without [Receiver.TakeRights] there
+// are none.
 func (r *Receiver) Files() (fds []int) {
 	if !r.rights {
 		return nil
@@ -295,10 +296,10 @@ func (r *Receiver) receive(fd, control int) ([]byte, error) {
 	case err != nil:
 		r.hdr.SetControllen(0)
 		return nil, err
-	case r.withRights():
-		return nil, uds.ErrDescriptors
 	case n > len(r.buf):
 		return nil, &SizeError{Size: n, Limit: len(r.buf), err: uds.ErrTruncated}
+	case r.withRights():
+		return nil, uds.ErrDescriptors
 	}
 	return r.buf[:n], nil
 }
