@@ -91,7 +91,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	server.Handover, server.OwnDirectory, server.Stats = handover, c.absolute(), stats
 	reader := fileserver.NewServer(fileserver.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
 	defer reader.Stop()
-	server.Files = reader.Serve
+	server.Files, server.FilesSweep = reader.Serve, reader.Sweep
 	return server.Serve(ctx, sockets...)
 }
 
