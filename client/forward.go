@@ -78,7 +78,8 @@ func (c *forwardCmd) joins(a transport.Addr) error {
 
 // Run relays until a signal.
 func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
-	log := c.Logger(std.Err)
+	log, lines := c.LoopLogger(std.Err, "")
+	defer lines.Flush()
 	c.Warn(log)
 	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
 	sockets, _, err := serving.Sockets(config, c.Listen, false)

@@ -21,7 +21,6 @@ package main
 
 import (
 	"os"
-	"os/signal"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -46,9 +45,6 @@ type commands struct {
 }
 
 func main() {
-	// If the reader of the output ends, SIGPIPE must not end this process
-	// before it has removed its socket: the write fails instead.
-	signal.Ignore(syscall.SIGPIPE)
 	os.Exit(cli.Main("client", "Send to a Unix domain socket and print the reply.", &commands{},
 		[]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP},
 		kong.Vars{"message": defaultMessage}))

@@ -37,6 +37,7 @@ type admin struct {
 	stats    *stats.Server
 	started  time.Time
 	log      zerolog.Logger
+	dropped  func() uint64 // lines of the log that its reader did not take
 }
 
 // Limits for a client of the admin socket.
@@ -189,6 +190,7 @@ func (a *admin) metrics() *prometheus.Registry {
 	counter("messages_received_total", "Messages received; of streams, chunks.", nil, a.stats.Messages.Load)
 	counter("bytes_received_total", "Bytes received.", nil, a.stats.Bytes.Load)
 	counter("replies_dropped_total", "Replies that datagram clients did not take in time.", nil, a.stats.Dropped.Load)
+	counter("log_lines_dropped_total", "Lines of the log that its reader did not take.", nil, a.dropped)
 	for cause := range stats.Causes {
 		counter("refused_total", "Clients rejected or disconnected, and messages dropped.", prometheus.Labels{"cause": cause.String()},
 			func() uint64 { return a.stats.Refused(cause) })
@@ -205,15 +207,16 @@ func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 	pretty := json.NewEncoder(w)
 	pretty.SetIndent("", "  ")
 	_ = pretty.Encode(map[string]any{
-		"identity":        a.identity,
-		"connections":     a.stats.Connections.Load(),
-		"accepted":        a.stats.Accepted.Load(),
-		"messages":        a.stats.Messages.Load(),
-		"bytes":           a.stats.Bytes.Load(),
-		"replies_waiting": a.stats.Waiting.Load(),
-		"replies_dropped": a.stats.Dropped.Load(),
-		"refused":         refused,
-		"uptime_seconds":  int(time.Since(a.started).Seconds()),
-		"build":           map[string]string{"version": cli.Version, "go": runtime.Version()},
+		"identity":          a.identity,
+		"connections":       a.stats.Connections.Load(),
+		"accepted":          a.stats.Accepted.Load(),
+		"messages":          a.stats.Messages.Load(),
+		"bytes":             a.stats.Bytes.Load(),
+		"replies_waiting":   a.stats.Waiting.Load(),
+		"replies_dropped":   a.stats.Dropped.Load(),
+		"log_lines_dropped": a.dropped(),
+		"refused":           refused,
+		"uptime_seconds":    int(time.Since(a.started).Seconds()),
+		"build":             map[string]string{"version": cli.Version, "go": runtime.Version()},
 	})
 }

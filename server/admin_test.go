@@ -56,6 +56,7 @@ type status struct {
 	Connections, Accepted, Messages, Bytes int
 	RepliesWaiting                         int `json:"replies_waiting"`
 	RepliesDropped                         int `json:"replies_dropped"`
+	LogLinesDropped                        int `json:"log_lines_dropped"`
 	Refused                                map[string]int
 	UptimeSeconds                          int `json:"uptime_seconds"`
 	Build                                  map[string]string

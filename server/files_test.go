@@ -1,14 +1,22 @@
 package main_test
 
 import (
+	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/fileclient"
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
@@ -252,4 +260,166 @@ func TestFilesAreReadOnlyForAllowedUsers(t *testing.T) {
 	server.Err.Await(t, 1, "rejected a client: user 10003, group 10003 is not allowed")
 	check(t, os.Remove(filepath.Join(d, "x")))
 	server.Stop(t)
+}
+
+// lingering returns a TCP socket that takes as long to close as its linger time,
+// because its peer does not read. The test closes both.
+func lingering(t *testing.T) *os.File {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	conn, err := net.Dial("tcp", l.Addr().String())
+	check(t, err)
+	peer, err := l.Accept()
+	check(t, errors.Join(err, l.Close()))
+	t.Cleanup(func() { _ = peer.Close() })
+	f, err := conn.(*net.TCPConn).File()
+	check(t, errors.Join(err, conn.Close()))
+	fd := int(f.Fd())
+	check(t, unix.SetNonblock(fd, true))
+	for err == nil {
+		_, err = unix.Write(fd, make([]byte, 1<<16))
+	}
+	check(t, unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 3600}))
+	return f
+}
+
+// The descriptors lie unread in the connections that the server closes.
+func TestF53FilesConnectionsWhoseClosingHangs(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--listen", "files:f", "--listen", "s", "--admin", "a")
+	goOn := pause(t, server)
+	const n = 200
+	for range n {
+		conn := seqpacket(t, d+"/f")
+		check(t, unix.Sendmsg(conn, []byte("nonsense"), nil, nil, 0))
+		f := lingering(t)
+		check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(f.Fd())), nil, 0))
+		check(t, errors.Join(f.Close(), unix.Close(conn)))
+	}
+	goOn()
+	awaitStatus(t, d+"/a", func(s status) bool { return s.Refused["request"] == n })
+	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:f,s", "--timeout", patience.String()); status != 0 {
+		t.Errorf("health check: exit status %d, error %q", status, stderr)
+	}
+	if threads := server.StatusNumber(t, "Threads"); threads >= 64 { // as many as compose.yaml allows
+		t.Errorf("the server has %d threads", threads)
+	}
+	if s := statusOf(t, d+"/a"); s.Connections == 0 {
+		t.Error("no connection whose closing hangs is counted as open")
+	}
+	if status := server.Terminate(t); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+	wantFiles(t, d)
+}
+
+func TestF59FilesClientsOfAServerThatWasStoppedAreNotIdle(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	// The timeout is shorter than the stop, which must not count.
+	server := serve(t, d, "--listen", "files:f", "--idle-timeout", "4s", "--admin", "a")
+	const n = 30
+	var conns []int
+	for range n {
+		conns = append(conns, seqpacket(t, d+"/f"))
+	}
+	awaitStatus(t, d+"/a", func(s status) bool { return s.Connections == n })
+	goOn := pause(t, server)
+	<-time.After(6 * time.Second) // this is the time that the fault takes
+	goOn()
+	f, err := os.Open("files_test.go")
+	check(t, err)
+	answer := make([]byte, 1000)
+	for _, conn := range conns {
+		check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(f.Fd())), nil, 0))
+		m, err := unix.Read(conn, answer)
+		if err != nil || !strings.HasPrefix(string(answer[:m]), "sum 1 ") {
+			t.Errorf("the answer is %q, %v", answer[:m], err)
+		}
+		check(t, unix.Close(conn))
+	}
+	check(t, f.Close())
+	server.Stop(t)
+}
+
+// 100 clients of one user always have a large file to be read. Files of another
+// user, and those of the health check, are read after few of their turns. Each
+// answer takes a turn or two, so the answers in between are counted, in the log.
+func TestF56FilesOfOneUserDoNotStopAnothers(t *testing.T) {
+	t.Parallel()
+	testkit.NeedRoot(t, "to be other users")
+	d := dir(t)
+	check(t, os.Chmod(d, 0o777))
+	server := testkit.Prepare(t, d, "server", "--listen", "files:f", "--mode", "0666", "--log-format", "json", "--log-level", "debug")
+	server.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10001, Gid: 10001}}
+	server.Cmd.Env = append(server.Cmd.Env, "GOMAXPROCS=2") // so that one file is read at a time
+	server.Start(t)
+	server.Err.Await(t, 1, "waiting for a connection")
+	f, err := fileclient.Seal("large", bytes.NewReader(make([]byte, 16<<20)))
+	check(t, err)
+	const clients = 100
+	var ended sync.WaitGroup
+	var conns []int
+	for range clients {
+		conn := seqpacket(t, d+"/f")
+		conns = append(conns, conn)
+		ended.Go(func() {
+			answer := make([]byte, 1000)
+			for n := 1; n > 0; n, _ = unix.Read(conn, answer) {
+				_ = unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(f.Fd())), nil, unix.MSG_NOSIGNAL)
+			}
+		})
+	}
+	server.Err.Await(t, 2*clients, `"message":"sending 'sum 1 `)
+	check(t, os.WriteFile(d+"/small", []byte("small"), 0o644))
+	for range 5 {
+		for _, p := range []*process{
+			startAs(t, 10002, d, "client", "send-file", "--connect", "files:f", "small"),
+			startAs(t, 10001, d, "server", "healthcheck", "--listen", "files:f", "--timeout", patience.String()),
+		} {
+			if status := p.Status(t); status != 0 {
+				t.Errorf("%q: exit status %d, error %q", p.Cmd.Args, status, &p.Err)
+			}
+		}
+	}
+	for _, conn := range conns {
+		check(t, unix.Shutdown(conn, unix.SHUT_RDWR))
+	}
+	ended.Wait()
+	for _, conn := range conns {
+		check(t, unix.Close(conn))
+	}
+	check(t, errors.Join(f.Close(), os.Remove(d+"/small")))
+	server.Stop(t)
+
+	sent, since, served, most := 0, map[int]int{}, 0, 0
+	others := map[int]bool{}
+	for line := range strings.Lines(server.Err.String()) {
+		var event struct {
+			Conn, UID int
+			Message   string
+		}
+		check(t, json.Unmarshal([]byte(line), &event))
+		what, _, _ := strings.Cut(event.Message, " ")
+		switch {
+		case event.Message == "connection from":
+			others[event.Conn] = event.UID != 0
+		case what == "sending" && others[event.Conn]:
+			served++
+			most = max(most, sent-since[event.Conn])
+		case what == "sending":
+			sent++
+		case what == "received" && others[event.Conn]:
+			since[event.Conn] = sent
+		}
+	}
+	if served != 10 || most > 10 {
+		t.Errorf("%d files of others were read, each after up to %d answers to the user of the %d clients", served, most, clients)
+	}
+	testkit.ReportFault(t, testkit.FaultRow{
+		ID: "F56", Done: "100 clients of one user hand over a file of 16 MiB again and again; another user hands over a small file, and the health check runs", Count: 10,
+		Outcome: fmt.Sprintf("each is answered, after at most %d of the %d answers that the one user got", most, sent),
+	})
 }

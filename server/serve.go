@@ -62,19 +62,17 @@ func (c *serveCmd) Validate() error {
 
 // Run serves until a signal. It listens on all addresses or on none.
 func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
-	log := c.Logger(std.Err)
-	if c.Identity != "" {
-		log = log.With().Str("identity", transcript.Escape(c.Identity)).Logger()
-	}
+	stats := new(stats.Server)
+	log, lines := c.LoopLogger(std.Err, transcript.Escape(c.Identity))
+	defer lines.Flush()
 	c.Warn(log)
 	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, RefuseRights: true}
-	stats := new(stats.Server)
 	sockets, handover, err := serving.Sockets(config, c.Listen, c.Takeover)
 	stopAdmin := func() {}
 	if err == nil {
 		// The admin socket comes after the sockets: a client that gets an
 		// answer from it finds them, too.
-		stopAdmin, err = c.startAdmin(ctx, stats, log)
+		stopAdmin, err = c.startAdmin(ctx, stats, log, lines.Dropped)
 	}
 	if err != nil {
 		serving.Close(sockets, handover)
@@ -93,19 +91,19 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	server.Handover, server.OwnDirectory, server.Stats = handover, c.absolute(), stats
 	reader := fileserver.NewServer(fileserver.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
 	defer reader.Stop()
-	server.Files = reader.Serve
+	server.Files, server.FilesSweep = reader.Serve, reader.Sweep
 	return server.Serve(ctx, sockets...)
 }
 
 // startAdmin serves --admin until stop is called, also while echoes in flight
 // run to their end.
-func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zerolog.Logger) (stop func(), err error) {
+func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zerolog.Logger, dropped func() uint64) (stop func(), err error) {
 	if c.Admin == nil {
 		return func() {}, nil
 	}
 	a := &admin{
 		addr: *c.Admin, config: transport.ListenConfig{Mode: 0o600, RefuseRights: true},
-		wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log,
+		wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log, dropped: dropped,
 	}
 	return a.start(context.WithoutCancel(ctx))
 }

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 
 	"github.com/alecthomas/kong"
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/transcript"
 )
@@ -28,6 +29,9 @@ type Std struct {
 // usual effect. Main returns the exit status: 0, 1 for failure, 2 for usage.
 // It writes one line with the reason to standard error.
 func Main(name, description string, commands any, signals []os.Signal, options ...kong.Option) int {
+	// If the reader of the output or of the log ends, SIGPIPE must not end this
+	// process before it has removed its socket: the write fails instead.
+	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	defer context.AfterFunc(ctx, stop)()
@@ -61,7 +65,7 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	if status == 2 {
 		text += " (see " + helpOf(name, err) + ")"
 	}
-	fmt.Fprintf(std.Err, "%s: %s\n", name, text)
+	lastLine(std.Err, "%s: %s\n", name, text)
 	return status
 }
 

@@ -46,6 +46,9 @@ type Config struct {
 	// calls done, from any goroutine, when it has closed the connection. A
 	// quiet connection is not logged at info level.
 	Files func(fd int, quiet bool, done func())
+	// FilesSweep is called about once a second with a time that grows, and
+	// whether this process was stopped meanwhile; nil: there are no files.
+	FilesSweep func(now time.Duration, stopped bool)
 	// Relay takes connections and messages in place of the echo, except health
 	// checks, which are echoed; nil: the server echoes everything.
 	Relay Relay
@@ -300,6 +303,9 @@ func (s *server) sweep(now time.Duration) {
 	s.closers.Sweep()
 	if s.config.Relay != nil {
 		s.config.Relay.Sweep(now, stopped)
+	}
+	if s.config.FilesSweep != nil {
+		s.config.FilesSweep(now, stopped)
 	}
 	for h := range s.loop.Handlers {
 		c, ok := h.(*conn)

@@ -3,12 +3,9 @@ package fileserver
 // Hang occupies all goroutines that may close files, as files of a file system
 // that does not answer would, until end is called.
 func (s *Server) Hang() (end func()) {
-	for range cap(s.closing) {
-		s.closing <- struct{}{}
+	hang := make(chan struct{})
+	for owner := range int64(100) { // more than there are closers
+		s.closers.Close(1_000_000+owner, func() { <-hang })
 	}
-	return func() {
-		for range cap(s.closing) {
-			<-s.closing
-		}
-	}
+	return func() { close(hang) }
 }

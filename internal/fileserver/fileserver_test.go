@@ -59,7 +59,7 @@ func serveAs(t *testing.T, acceptor echoserver.Config, c fileserver.Config) *run
 	c.Log, c.Stats = zerolog.New(r.log), r.stats
 	s := fileserver.NewServer(c)
 	r.files = s
-	acceptor.Files, acceptor.Log, acceptor.Stats = s.Serve, c.Log, r.stats
+	acceptor.Files, acceptor.FilesSweep, acceptor.Log, acceptor.Stats = s.Serve, s.Sweep, c.Log, r.stats
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {

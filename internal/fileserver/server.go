@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/closing"
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
@@ -28,16 +29,16 @@ type Server struct {
 	config Config
 	warn   zerolog.Logger // for events that a client can cause as often as it likes
 
-	// A reader holds one of these buffers for one part of a file. So neither a
-	// huge file nor many files make others wait, or use more memory, or more
-	// threads if a read hangs.
-	turns  chan []byte
-	spares chan []byte // for use while turns hang, see [turnPatience]
-	// Closing a file may hang, too. At most this many do at a time; others
-	// wait.
-	closing chan struct{}
-	stopped context.Context
-	stop    func()
+	// A part of a file is read in a turn. So neither a huge file nor many files
+	// make other users wait, or use more memory, or more threads if a read
+	// hangs. Health checks have turns of their own.
+	turns, checks *turns
+	buffers       sync.Pool
+	// Receiving has turns too, as one message may bring many descriptors.
+	receives *turns
+	closers  *closing.Closers
+	stopped  context.Context
+	stop     func()
 
 	mu      sync.Mutex
 	conns   map[*conn]bool
@@ -61,13 +62,9 @@ func NewServer(c Config) *Server {
 	s.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	// Leave one processor to the echo.
 	turns := max(runtime.GOMAXPROCS(0)-1, 1)
-	s.turns, s.spares, s.closing = make(chan []byte, turns+mayHang), make(chan []byte, mayHang), make(chan struct{}, mayHang)
-	for range turns {
-		s.turns <- nil // made at first use: most servers receive no files
-	}
-	for range mayHang {
-		s.spares <- nil
-	}
+	s.turns, s.checks, s.receives = newTurns(turns, mayHang, turns), newTurns(1, 0, 1), newTurns(mayHang, 0, 1)
+	s.buffers.New = func() any { return new([bufferSize]byte) }
+	s.closers = closing.New(c.Log)
 	return s
 }
 
@@ -76,32 +73,58 @@ func NewServer(c Config) *Server {
 // info level.
 func (s *Server) Serve(fd int, quiet bool, done func()) {
 	c := &conn{server: s, quiet: quiet}
-	if err := c.open(fd); err != nil {
+	f := os.NewFile(uintptr(fd), "")
+	err := c.open(f)
+	if err != nil {
 		s.warn.Warn().Err(err).Msgf("cannot serve a client: %v", err)
-		done()
+		s.closers.Close(-1, func() {
+			_ = f.Close()
+			done()
+		})
 		return
 	}
+	_ = f.Close() // c has a duplicate
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lastID++
 	c.id = s.lastID
 	s.conns[c] = true
 	s.serving.Go(func() {
-		defer done()
 		c.serve()
 		s.mu.Lock()
 		delete(s.conns, c)
 		s.mu.Unlock()
+		s.closers.Close(c.user, func() {
+			_ = c.conn.Close() // which closes the descriptors that still lie in it
+			done()
+		})
 	})
 }
 
-// open sets up the connection on fd, and reads the peer's credentials.
-func (c *conn) open(fd int) (err error) {
-	f := os.NewFile(uintptr(fd), "")
-	defer func() { _ = f.Close() }()
+// Sweep disconnects clients that have requested nothing, or read nothing, for
+// too long. Call it about once a second; now is a time that grows. As in
+// package echoserver, a client's time begins with the first sweep after its
+// last activity, and again if the process itself was stopped.
+func (s *Server) Sweep(now time.Duration, stopped bool) {
+	s.closers.Sweep()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.sweep(now, stopped)
+	}
+}
+
+// open sets up the connection on a duplicate of f, and reads the peer's
+// credentials.
+func (c *conn) open(f *os.File) (err error) {
+	fd := int(f.Fd())
 	c.peer = transport.PeerName(fd)
 	if c.cred, err = transport.PeerCred(fd); err != nil {
 		return err
+	}
+	c.user = int64(c.cred.Uid)
+	if c.quiet {
+		c.user = healthCheck
 	}
 	if err := transport.PassCred(fd); err != nil {
 		return err
@@ -125,9 +148,7 @@ func (s *Server) Stop() {
 	s.stop()
 	s.mu.Lock()
 	for c := range s.conns {
-		// Not here: closing a connection waits for its receive, which may hang
-		// while it closes unexpected descriptors.
-		s.serving.Go(func() { _ = c.conn.Close() })
+		c.interrupt()
 	}
 	s.mu.Unlock()
 	served := make(chan struct{})
@@ -149,17 +170,71 @@ type conn struct {
 	cred   *unix.Ucred
 	peer   string
 	id     uint64
-	quiet  bool // it checks the server's health, and is not logged at info level
+	quiet  bool          // it checks the server's health, and is not logged at info level
+	user   int64         // whose turns it takes: its uid, or healthCheck
+	closed chan struct{} // the last request's file is closed; nil: there was none
+
+	mu    sync.Mutex
+	waits wait
+	still time.Duration // the first sweep since it waits; 0: not yet
+}
+
+// healthCheck is the user that health checks count as.
+const healthCheck = -2
+
+// A wait is what a connection waits for its client to do.
+type wait int
+
+const (
+	nothing wait = iota
+	request
+	reading
+)
+
+// waitFor starts or ends a wait.
+func (c *conn) waitFor(w wait) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waits, c.still = w, 0
+	if c.server.stopped.Err() == nil {
+		_ = c.conn.SetDeadline(time.Time{})
+	}
+}
+
+// interrupt ends a wait, and the wait that comes next if the server has been
+// stopped.
+func (c *conn) interrupt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_ = c.conn.SetDeadline(past)
+}
+
+// past is a deadline that is over.
+var past = time.Unix(1, 0)
+
+func (c *conn) sweep(now time.Duration, stopped bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	limit := [...]time.Duration{request: c.server.config.IdleTimeout, reading: c.server.config.WriteTimeout}[c.waits]
+	switch {
+	case c.still == 0 || stopped:
+		c.still = now
+	case limit > 0 && now-c.still >= limit:
+		_ = c.conn.SetDeadline(past)
+	}
 }
 
 func (c *conn) serve() {
-	defer func() { _ = c.conn.Close() }()
 	transcript.WithCred(c.event(), c.cred).Msg("connection from")
 	buf := make([]byte, files.MaxRecord)
 	for {
-		_ = c.conn.SetReadDeadline(within(c.server.config.IdleTimeout))
+		c.waitFor(request)
 		record, fds, err := c.receive(buf)
+		c.waitFor(nothing)
 		switch {
+		case c.server.stopped.Err() != nil:
+			c.discard(fds...)
+			return
 		case err == io.EOF:
 			c.event().Msg("no data from")
 			return
@@ -193,37 +268,66 @@ func (c *conn) serve() {
 			answer = "error " + err.Error()
 		}
 		c.event().Int("bytes", len(answer)).Msg("sending " + transcript.Quote([]byte(answer)))
-		_ = c.conn.SetWriteDeadline(within(c.server.config.WriteTimeout))
-		if _, err := c.conn.Write([]byte(answer)); errors.Is(err, os.ErrDeadlineExceeded) {
+		c.waitFor(reading)
+		switch _, err := c.conn.Write([]byte(answer)); {
+		case err == nil:
+		case c.server.stopped.Err() != nil:
+			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			c.turnAway(stats.Unread, fmt.Errorf("it has not read for %v", c.server.config.WriteTimeout))
 			return
-		} else if err != nil {
+		default:
 			c.lost(err)
 			return
 		}
 	}
 }
 
-// within returns the deadline for something that may take d; 0: no deadline.
-func within(d time.Duration) (deadline time.Time) {
-	if d > 0 {
-		deadline = time.Now().Add(d)
-	}
-	return deadline
-}
-
+// receive receives a request, once the file of the last one is closed. It has
+// room for all descriptors that may come along: the kernel would close others
+// at once, which may hang. A user whose unexpected descriptors are still being
+// closed waits.
 func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
+	if c.closed != nil {
+		select {
+		case <-c.closed:
+		case <-c.server.stopped.Done():
+			return nil, nil, c.server.stopped.Err()
+		}
+	}
 	var n int
+	receives := c.own(c.server.receives)
 	waitErr := c.raw.Read(func(fd uintptr) bool {
-		c.server.closing <- struct{}{} // unexpected descriptors are closed there
-		n, fds, _, err = uds.ReceiveFiles(int(fd), buf, 1)
-		<-c.server.closing
+		if err = receives.begin(c.server.stopped, c.user); err != nil {
+			return true
+		}
+		n, fds, _, err = uds.ReceiveFiles(int(fd), buf, transport.MaxRights)
+		if len(fds) > 1 {
+			strays := fds
+			n, fds, err = 0, nil, uds.ErrDescriptors
+			c.server.closers.Close(c.user, func() {
+				uds.CloseFiles(strays...)
+				receives.end(c.user)
+			})
+			return true
+		}
+		receives.end(c.user)
 		return err != unix.EAGAIN
 	})
 	if waitErr != nil {
 		err = waitErr
 	}
 	return buf[:n], fds, err
+}
+
+// discard closes the file of a request, without waiting for it.
+func (c *conn) discard(fds ...int) {
+	closed := make(chan struct{})
+	c.closed = closed
+	c.server.closers.Close(c.user, func() {
+		uds.CloseFiles(fds...)
+		close(closed)
+	})
 }
 
 // A protocolError means that a client has broken this protocol.
@@ -239,10 +343,10 @@ func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	}
 	fd := fds[0]
 	if string(record) != files.Request {
-		c.server.close(fd)
+		c.discard(fd)
 		return "", &protocolError{fmt.Sprintf("unknown request %s: write %q", transcript.Quote(record), files.Request)}
 	}
-	defer c.server.close(fd)
+	defer c.discard(fd)
 	var in *input
 	err = c.turn(func([]byte) (err error) {
 		in, err = inspect(fd)
@@ -260,64 +364,39 @@ func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	return sum.String(), err
 }
 
-func (s *Server) close(fd int) {
-	s.closing <- struct{}{}
-	uds.CloseFiles(fd)
-	<-s.closing
-}
-
 var errLeft = errors.New("the client left before the answer")
 
 // turn does one part of the work, when it is this client's turn, unless the
 // client or the server has ended.
 func (c *conn) turn(work func(buf []byte) error) error {
-	select {
-	case buf := <-c.server.turns:
-		if buf == nil {
-			buf = make([]byte, bufferSize)
-		}
-		defer c.server.giveBack(buf)()
-		if c.server.stopped.Err() != nil {
-			return c.server.stopped.Err()
-		}
-		if c.left() {
-			return errLeft
-		}
-		return work(buf)
-	case <-c.server.stopped.Done():
-		return c.server.stopped.Err()
+	turns := c.own(c.server.turns)
+	if err := turns.begin(c.server.stopped, c.user); err != nil {
+		return err
 	}
+	defer turns.end(c.user)
+	defer turns.watch()()
+	if c.left() {
+		return errLeft
+	}
+	buf := c.server.buffers.Get().(*[bufferSize]byte)
+	defer c.server.buffers.Put(buf)
+	return work(buf[:])
 }
 
-// mayHang is how many files may hang the goroutine that reads or closes them,
+// own returns the turns that this client takes: t, or those of health checks.
+func (c *conn) own(t *turns) *turns {
+	if c.quiet {
+		return c.server.checks
+	}
+	return t
+}
+
+// mayHang is how many further files may hang the goroutines that read them,
 // without stopping others: files of a file system that does not answer.
 const mayHang = 4
 
 // turnPatience is how long a turn may take before a spare turn is added.
 const turnPatience = time.Second
-
-// giveBack returns the function that ends a turn. It gives buf to the next
-// client, unless the turn took so long that the next client has got a spare
-// buffer.
-func (s *Server) giveBack(buf []byte) (end func()) {
-	fired := make(chan bool, 1)
-	late := time.AfterFunc(turnPatience, func() {
-		select {
-		case spare := <-s.spares:
-			s.turns <- spare
-			fired <- true
-		default:
-			fired <- false
-		}
-	})
-	return func() {
-		if !late.Stop() && <-fired {
-			s.spares <- buf
-			return
-		}
-		s.turns <- buf
-	}
-}
 
 // left reports whether the client has closed its end.
 func (c *conn) left() (left bool) {
