@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -137,5 +138,45 @@ func TestF57RelayKnowsClientsByTheirUser(t *testing.T) {
 	}
 	if pieces != 4 {
 		t.Errorf("the record has %d messages", pieces)
+	}
+}
+
+// A relay logs its clients at every level, and never what they send.
+func TestF60RelayLogsNoPayload(t *testing.T) {
+	t.Parallel()
+	need(t, "socat", "socat")
+	const secret = "the secret"
+	for form, echo := range map[string]string{
+		"stream": "UNIX-LISTEN:s,fork", "seqpacket": "UNIX-LISTEN:s,fork,type=5", "datagram": "",
+	} {
+		d := dir(t)
+		var target *net.UnixConn
+		if echo == "" {
+			target = listenDatagrams(t, d+"/s")
+		} else {
+			socat := start(t, d, "socat", "-d", "-d", echo, "EXEC:cat")
+			socat.Err.Await(t, 1, "listening on")
+			defer socat.Terminate(t)
+		}
+		relay := forward(t, d, form+":r", form+":s", "--log-level", "debug")
+		client := start(t, d, "client", "--connect", form+":r", secret)
+		if target != nil {
+			text, from := next(t, target)
+			_, err := target.WriteTo([]byte(text), from)
+			check(t, err)
+		}
+		if status := client.Status(t); status != 0 {
+			t.Errorf("%s: exit status %d, %s", form, status, &client.Err)
+		}
+		if target != nil { // gone, so that the next message is lost, for a reason
+			check(t, target.Close())
+			check(t, os.Remove(d+"/s"))
+			run(t, d, "", "--no-echo", "--bind", "none", "--connect", "datagram:r", "--timeout", "1ms", secret)
+			relay.Err.Await(t, 1, "dropped a message to the target")
+		}
+		relay.Terminate(t)
+		if log := relay.Err.String(); strings.Contains(log, "secret") {
+			t.Errorf("%s: the log has the payload:\n%s", form, log)
+		}
 	}
 }

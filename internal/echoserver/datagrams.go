@@ -143,13 +143,14 @@ func (d *datagrams) receive() bool {
 	}
 	d.server.config.Stats.Messages.Add(1)
 	d.server.config.Stats.Bytes.Add(uint64(len(message)))
-	quiet := false
-	if d.server.config.Relay != nil || d.server.config.Log.GetLevel() <= zerolog.InfoLevel {
+	relay, quiet := d.server.config.Relay, false
+	switch {
+	case relay != nil: // it logs its clients, and never what they send
+		if quiet = isHealthCheck(to.address.String(), d.cred()); quiet {
+			relay = nil
+		}
+	case d.server.config.Log.GetLevel() <= zerolog.InfoLevel:
 		quiet = d.log(message)
-	}
-	relay := d.server.config.Relay
-	if quiet {
-		relay = nil
 	}
 	if named := d.server.receiver.Named(); !named && relay != nil {
 		return relay.Message(d.relayed(to), message)

@@ -18,6 +18,7 @@ import (
 type peer struct {
 	relay  *Relay
 	client echoserver.Sender
+	id     uint64
 	record *record.Conn
 	conn   *transport.Conn // owns the name of the socket; nil while it is being dialled
 	fd     int             // -1 while it is being dialled
@@ -39,8 +40,9 @@ func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
 			return true
 		}
 		r.lastID++
-		p = &peer{relay: r, client: s, record: r.record(r.lastID, s.Address, s.Cred), fd: -1}
+		p = &peer{relay: r, client: s, id: r.lastID, record: r.record(r.lastID, s.Address, s.Cred), fd: -1}
 		r.peers[s.Key] = p
+		transcript.WithCred(r.config.Log.Info().Uint64("conn", p.id).Str("peer", transcript.Escape(s.Address)), s.Cred).Msg("message from a new client")
 	}
 	p.record.Data(true, message, nil)
 	return p.send(message)
