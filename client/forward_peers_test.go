@@ -3,6 +3,7 @@ package main_test
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
 )
@@ -179,4 +182,144 @@ func TestF60RelayLogsNoPayload(t *testing.T) {
 			t.Errorf("%s: the log has the payload:\n%s", form, log)
 		}
 	}
+}
+
+// sendRights sends words and descriptors: package net does not, if a datagram
+// socket is connected. to is nil then.
+func sendRights(t testing.TB, from *net.UnixConn, words string, to net.Addr, fds ...int) (err error) {
+	t.Helper()
+	var at unix.Sockaddr
+	if to != nil {
+		at = &unix.SockaddrUnix{Name: to.String()}
+	}
+	raw, err := from.SyscallConn()
+	check(t, err)
+	check(t, raw.Write(func(fd uintptr) bool {
+		err = unix.Sendmsg(int(fd), []byte(words), unix.UnixRights(fds...), at, 0)
+		return err != unix.EAGAIN
+	}))
+	return err
+}
+
+// sendEnd sends words and the writing end of a new pipe to a socket, and returns
+// the reading end: at its end, no process has the other one any more.
+func sendEnd(t testing.TB, from *net.UnixConn, words string, to net.Addr) *os.File {
+	t.Helper()
+	r, w, err := os.Pipe()
+	check(t, err)
+	t.Cleanup(func() { _ = r.Close() })
+	check(t, r.SetDeadline(time.Now().Add(testkit.Patience)))
+	check(t, errors.Join(sendRights(t, from, words, to, int(w.Fd())), w.Close()))
+	return r
+}
+
+// receiveEnd receives words and the end that sendEnd sent.
+func receiveEnd(t testing.TB, c *net.UnixConn, words string) (end *os.File, from *net.UnixAddr) {
+	t.Helper()
+	buf, control := make([]byte, 100), make([]byte, 100)
+	n, size, _, from, err := c.ReadMsgUnix(buf, control)
+	check(t, err)
+	messages, err := unix.ParseSocketControlMessage(control[:size])
+	if check(t, err); string(buf[:n]) != words || len(messages) != 1 {
+		t.Fatalf("received %q with %d control messages, want %q with one", buf[:n], len(messages), words)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if check(t, err); len(fds) != 1 {
+		t.Fatalf("received %d descriptors", len(fds))
+	}
+	return os.NewFile(uintptr(fds[0]), words), from
+}
+
+// wantSame checks that both ends are of the same pipe, and that no other process
+// has the writing end: so sd_notify(3) waits until its message is handled.
+func wantSame(t testing.TB, r, w *os.File) {
+	t.Helper()
+	_, err := io.WriteString(w, "through the pipe")
+	check(t, errors.Join(err, w.Close()))
+	if text, err := io.ReadAll(r); err != nil || string(text) != "through the pipe" {
+		t.Errorf("the pipe gave %q, %v", text, err)
+	}
+}
+
+func TestF52RelayPassesDescriptorsOfDatagrams(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	target := listenDatagrams(t, d+"/s")
+	relay := forward(t, d, "datagram:r", "datagram:s", "--pass-files", "--show", "json")
+	clients := []*net.UnixConn{dialDatagrams(t, d+"/c0", d+"/r"), dialDatagrams(t, d+"/c1", d+"/r")}
+	before := 0
+	for round := range 50 {
+		for i, c := range clients {
+			words := []string{"", "BARRIER=1"}[(round+i)%2] // journald gets large entries with an empty message
+			r := sendEnd(t, c, words, nil)
+			w, from := receiveEnd(t, target, words)
+			wantSame(t, r, w)
+			r = sendEnd(t, target, "re: "+words, from)
+			w, _ = receiveEnd(t, c, "re: "+words)
+			wantSame(t, r, w)
+			_, err := io.WriteString(c, "without one")
+			check(t, err)
+			if text, _ := next(t, target); text != "without one" {
+				t.Errorf("received %q", text)
+			}
+		}
+		if round == 0 {
+			before = openFiles(t, relay)
+		}
+	}
+	testkit.Await(t, func() error {
+		if n := openFiles(t, relay); n > before {
+			return fmt.Errorf("%d descriptors are open in the relay, %d were at first", n, before)
+		}
+		return nil
+	})
+
+	// Descriptors for a client that does not read are bounded in the relay, and
+	// stop no other client.
+	_, err := io.WriteString(clients[0], "hello")
+	check(t, err)
+	_, lazy := next(t, target)
+	f, err := os.Open(os.DevNull)
+	check(t, err)
+	defer func() { _ = f.Close() }()
+	full := make([]int, 253)
+	for i := range full {
+		full[i] = int(f.Fd())
+	}
+	for range 50 {
+		check(t, sendRights(t, target, "unread", lazy, full...))
+	}
+	r := sendEnd(t, clients[1], "another client", nil)
+	w, from := receiveEnd(t, target, "another client")
+	wantSame(t, r, w)
+	r = sendEnd(t, target, "answered", from)
+	w, _ = receiveEnd(t, clients[1], "answered")
+	wantSame(t, r, w)
+	if n := openFiles(t, relay); n > before+2048 {
+		t.Errorf("%d descriptors are open in the relay", n)
+	}
+	relay.Terminate(t)
+
+	// Without the flag they do not pass.
+	plain := forward(t, d, "datagram:p", "datagram:s")
+	c := dialDatagrams(t, d+"/c2", d+"/p")
+	r, w, err = os.Pipe()
+	check(t, err)
+	defer func() { _ = r.Close() }()
+	check(t, r.SetDeadline(time.Now().Add(testkit.Patience)))
+	err = sendRights(t, c, "refused", nil, int(w.Fd()))
+	if !errors.Is(err, unix.EPERM) { // Linux 6.16
+		check(t, err)
+		plain.Err.Await(t, 1, "dropped a message: message carries file descriptors")
+	}
+	check(t, w.Close())
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the relay keeps the descriptor: %v", err)
+	}
+	_, err = io.WriteString(c, "served")
+	check(t, err)
+	if text, _ := next(t, target); text != "served" {
+		t.Errorf("received %q", text)
+	}
+	plain.Terminate(t)
 }
