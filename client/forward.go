@@ -112,6 +112,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
 		Record: recorder, Log: log,
 	})
+	c.removeStale(log)
 	return server.Serve(ctx, sockets...)
 }
 
@@ -120,7 +121,8 @@ func (c *forwardCmd) dial(ctx context.Context) (*transport.Conn, error) {
 	if c.Connect.Type == transport.Datagram {
 		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
-	return c.dialRequired(ctx, c.Connect, config, c.Retry)
+	conn, err := c.dialRequired(ctx, c.Connect, config, c.Retry)
+	return conn, c.explainBind(err)
 }
 
 // loopback reports whether an address can be reached only from this machine,

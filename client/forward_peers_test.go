@@ -8,6 +8,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -245,7 +247,7 @@ func TestF52RelayPassesDescriptorsOfDatagrams(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	target := listenDatagrams(t, d+"/s")
-	relay := forward(t, d, "datagram:r", "datagram:s", "--pass-files", "--show", "json")
+	relay := forward(t, d, "datagram:r", "datagram:s", "--pass-files", "--show", "json", "--drain-timeout", "0s")
 	clients := []*net.UnixConn{dialDatagrams(t, d+"/c0", d+"/r"), dialDatagrams(t, d+"/c1", d+"/r")}
 	before := 0
 	for round := range 50 {
@@ -301,7 +303,7 @@ func TestF52RelayPassesDescriptorsOfDatagrams(t *testing.T) {
 	relay.Terminate(t)
 
 	// Without the flag they do not pass.
-	plain := forward(t, d, "datagram:p", "datagram:s")
+	plain := forward(t, d, "datagram:p", "datagram:s", "--drain-timeout", "0s")
 	c := dialDatagrams(t, d+"/c2", d+"/p")
 	r, w, err = os.Pipe()
 	check(t, err)
@@ -322,4 +324,83 @@ func TestF52RelayPassesDescriptorsOfDatagrams(t *testing.T) {
 		t.Errorf("received %q", text)
 	}
 	plain.Terminate(t)
+}
+
+// A relay removes the names that killed ones have left beside the target, and
+// nothing else.
+func TestF60RelayRemovesTheNamesOfKilledRelays(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	target := listenDatagrams(t, d+"/s")
+	ask := func() (name string) {
+		t.Helper()
+		c := dialDatagrams(t, d+"/c", d+"/r")
+		_, err := io.WriteString(c, "hello")
+		check(t, err)
+		_, from := next(t, target)
+		_, err = target.WriteTo([]byte("re"), from)
+		check(t, err)
+		next(t, c)
+		check(t, errors.Join(c.Close(), os.Remove(d+"/c")))
+		return from.String()
+	}
+	// What must stay: sockets in use, and files that no relay made.
+	name := func(n int) string { return fmt.Sprintf("%s/client.host.%d.abcdefgh", d, n) }
+	listenDatagrams(t, name(1))
+	dialDatagrams(t, name(2), d+"/s")
+	l, err := net.Listen("unix", name(3))
+	check(t, err)
+	defer func() { _ = l.Close() }()
+	check(t, os.WriteFile(name(4), []byte("mine"), 0o600))
+	check(t, os.Mkdir(name(5), 0o700))
+	check(t, listenDatagrams(t, d+"/other").Close())
+	check(t, os.Symlink(d+"/other", name(6)))
+	stay := []string{"other", "s"}
+	for i := 1; i <= 6; i++ {
+		stay = append(stay, filepath.Base(name(i)))
+	}
+	if os.Geteuid() == 0 {
+		check(t, listenDatagrams(t, name(7)).Close())
+		check(t, os.Chown(name(7), 10003, 10003))
+		stay = append(stay, filepath.Base(name(7)))
+	}
+	slices.Sort(stay)
+
+	last := ""
+	for range 5 {
+		relay := forward(t, d, "datagram:r", "datagram:s")
+		if last != "" {
+			testkit.WantGone(t, last)
+			wantWords(t, relay.Err.String(), "removed names that a killed relay or client has left in "+d+" removed=1")
+		}
+		last = ask()
+		relay.Signal(t, syscall.SIGKILL)
+		relay.Status(t)
+		if _, err := os.Lstat(last); err != nil {
+			t.Error(err)
+		}
+	}
+	relay := forward(t, d, "datagram:r", "datagram:s")
+	relay.Terminate(t)
+	wantFiles(t, d, stay...)
+}
+
+func TestForwardNamesTheCureIfItMayNotBind(t *testing.T) {
+	testkit.NeedRoot(t, "to be another user")
+	t.Parallel()
+	d := dir(t)
+	check(t, os.Mkdir(d+"/r", 0o777))
+	check(t, os.Chmod(d+"/r", 0o777))
+	target := listenDatagrams(t, d+"/s")
+	check(t, os.Chmod(d+"/s", 0o666))
+	relay := testkit.Prepare(t, d, "client", "forward", "--listen", "datagram:r/r", "--connect", "datagram:s")
+	relay.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10003, Gid: 10003}}
+	relay.Start(t)
+	relay.Err.Await(t, 1, "waiting for a ")
+	_, err := io.WriteString(dialDatagrams(t, d+"/c", d+"/r/r"), "hello")
+	check(t, err)
+	relay.Err.Await(t, 1, "dropped a message to the target: ")
+	wantWords(t, relay.Err.String(), "permission denied (EACCES)", "--bind DIR/ makes", "--bind none makes none")
+	relay.Terminate(t)
+	check(t, target.Close())
 }
