@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -322,6 +323,40 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 			t.Errorf("the owner of the name received %q, %v", reply[:max(n, 0)], err)
 		}
 	}
+	// A file system may show another owner than that of the socket, as after
+	// chown(2). The kernel's record decides, where there is one.
+	shown := func(name string, fd int) {
+		t.Helper()
+		check(t, errors.Join(os.Chown(d+"/"+name, stranger, stranger), os.Chmod(d+"/"+name, 0o666)))
+		check(t, unix.Sendto(fd, []byte(name), 0, &unix.SockaddrUnix{Name: d + "/all"}))
+		asked++
+	}
+	mine, err := datagramSocket(d + "/mine")
+	check(t, err)
+	defer func() { _ = unix.Close(mine) }()
+	shown("mine", mine)
+	reply := make([]byte, 100)
+	if n, _, err := receiveFrom(mine, reply); err != nil || string(reply[:n]) != "mine" {
+		t.Errorf("a socket whose file shows another owner received %q, %v; the server wrote:\n%s", reply[:max(n, 0)], err, &all.Err)
+	}
+	far := make(chan int)
+	go func() {
+		runtime.LockOSThread() // the thread ends, and its namespace with it
+		fd := -1
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			fd, err = datagramSocket(d + "/far")
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		far <- fd
+	}()
+	fd := <-far
+	defer func() { _ = unix.Close(fd) }()
+	shown("far", fd)
+	all.Err.Await(t, 1, "dropped replies to a client: cannot reply, because the kernel does not report the owner of the socket of a client of user 0: "+
+		"the file system shows user 10003 as the owner of its socket, and the socket belongs to another network namespace")
 	// A server that is alone in its namespace answers there.
 	alone := start(t, d, "unshare", "--net", testkit.Program("server"), "--listen", "datagram:alone", "--mode", "0666")
 	alone.Err.Await(t, 1, "waiting for a message")
@@ -333,8 +368,8 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 		p.Terminate(t)
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F57", Done: "clients in another network namespace that send under the abstract name of another user's socket in the server's namespace, to a server that answers them and to one that rejects them; and under a name that does not exist there", Count: asked,
-		Outcome: "no reply and no rejection at that socket, each logged with its reason; its owner, and honest clients, answered",
+		ID: "F57", Done: "clients in another network namespace that send under the abstract name of another user's socket in the server's namespace, to a server that answers them and to one that rejects them; and under a name that does not exist there; and clients whose file shows another owner, with and without a record of the kernel", Count: asked,
+		Outcome: "no reply and no rejection at that socket, each logged with its reason; its owner, honest clients, and the client with a record, answered; the one without not, and the log has the reason",
 	})
 }
 
