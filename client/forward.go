@@ -24,7 +24,7 @@ type forwardCmd struct {
 	Connect   transport.Addr `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, which may be mixed with the other one in --listen; seqpacket:PATH; datagram:PATH."`
 	Bind      string         `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
 	Retry     time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client (default: ${default})."`
-	PassFiles bool           `help:"Forward descriptors that come with a message, from stream to stream or seqpacket to seqpacket. Without this flag, a message with descriptors ends its connection."`
+	PassFiles bool           `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag, a message with descriptors ends its connection; a datagram is dropped, or its sender gets EPERM (Linux 6.16)."`
 	Show      string         `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
 	serving.LimitFlags
 	requireFlags
@@ -47,8 +47,8 @@ func (c *forwardCmd) Validate() error {
 	switch {
 	case c.Retry < 0:
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
-	case c.PassFiles && (c.Connect.Type != transport.Stream && c.Connect.Type != transport.Seqpacket):
-		return fmt.Errorf("--pass-files: no descriptors pass to %s; use stream or seqpacket on both sides", c.Connect)
+	case c.PassFiles && !c.Connect.Type.Unix():
+		return fmt.Errorf("--pass-files: no descriptors pass to %s; use a Unix socket on both sides", c.Connect)
 	case c.Bind != "" && c.Connect.Type != transport.Datagram:
 		return fmt.Errorf("--bind %s: only sockets towards a datagram target have names", c.Bind)
 	case c.Bind != "" && c.Bind != "auto" && c.Bind != "none" && !strings.HasSuffix(c.Bind, "/"):
@@ -71,7 +71,7 @@ func (c *forwardCmd) joins(a transport.Addr) error {
 	case a.Type != c.Connect.Type && (!bytes(a.Type) || !bytes(c.Connect.Type)):
 		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join; use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)
 	case c.PassFiles && !a.Type.Unix():
-		return fmt.Errorf("--pass-files: no descriptors pass from %s; use stream or seqpacket on both sides", a)
+		return fmt.Errorf("--pass-files: no descriptors pass from %s; use a Unix socket on both sides", a)
 	}
 	return nil
 }
@@ -81,7 +81,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	log, lines := c.LoopLogger(std.Err, "")
 	defer lines.Flush()
 	c.Warn(log)
-	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
+	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, RefuseRights: !c.PassFiles && c.Connect.Type == transport.Datagram}
 	sockets, _, err := serving.Sockets(config, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {
@@ -108,10 +108,12 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	server := c.Config(sockets, 2, beside, 2, 0, log)
 	server.Chunk = 1024 // for health checks
+	server.RelayFiles = c.PassFiles
 	server.Relay = relay.New(relay.Config{
 		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
 		Record: recorder, Log: log,
 	})
+	c.removeStale(log)
 	return server.Serve(ctx, sockets...)
 }
 
@@ -120,7 +122,8 @@ func (c *forwardCmd) dial(ctx context.Context) (*transport.Conn, error) {
 	if c.Connect.Type == transport.Datagram {
 		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
-	return c.dialRequired(ctx, c.Connect, config, c.Retry)
+	conn, err := c.dialRequired(ctx, c.Connect, config, c.Retry)
+	return conn, c.explainBind(err)
 }
 
 // loopback reports whether an address can be reached only from this machine,

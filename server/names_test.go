@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -292,7 +293,11 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 	asked := 0
 	ask := func(want bool, args ...string) {
 		t.Helper()
-		client := startAs(t, stranger, d, append(args, "--timeout", "1s")...)
+		timeout := "1s" // no reply comes
+		if want {
+			timeout = patience.String()
+		}
+		client := startAs(t, stranger, d, append(args, "--timeout", timeout)...)
 		if status := client.Status(t); (status == 0) != want {
 			t.Errorf("%q: exit status %d, error %q; the servers wrote:\n%s%s", args, status, &client.Err, &all.Err, &some.Err)
 		}
@@ -301,8 +306,7 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 	const notOwn, unknown = "dropped replies to a client: cannot reply to a name that is not the client's own socket",
 		"dropped replies to a client: cannot reply, because the kernel does not report the owner of the socket of a client of user 10003: " +
 			"its abstract name does not exist in the server's network namespace; bind a path"
-	const each = 10
-	for i := range each {
+	for i := range testkit.Count(2, 10) {
 		for _, server := range []*process{all, some} {
 			path := "datagram:" + server.Cmd.Args[2][len("datagram:"):]
 			ask(false, "unshare", "--user", "--map-root-user", "--net", testkit.Program("client"), "--connect", path, "--bind", "@secret."+d, "--retry", "0s")
@@ -322,6 +326,40 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 			t.Errorf("the owner of the name received %q, %v", reply[:max(n, 0)], err)
 		}
 	}
+	// A file system may show another owner than that of the socket, as after
+	// chown(2). The kernel's record decides, where there is one.
+	shown := func(name string, fd int) {
+		t.Helper()
+		check(t, errors.Join(os.Chown(d+"/"+name, stranger, stranger), os.Chmod(d+"/"+name, 0o666)))
+		check(t, unix.Sendto(fd, []byte(name), 0, &unix.SockaddrUnix{Name: d + "/all"}))
+		asked++
+	}
+	mine, err := datagramSocket(d + "/mine")
+	check(t, err)
+	defer func() { _ = unix.Close(mine) }()
+	shown("mine", mine)
+	reply := make([]byte, 100)
+	if n, _, err := receiveFrom(mine, reply); err != nil || string(reply[:n]) != "mine" {
+		t.Errorf("a socket whose file shows another owner received %q, %v; the server wrote:\n%s", reply[:max(n, 0)], err, &all.Err)
+	}
+	far := make(chan int)
+	go func() {
+		runtime.LockOSThread() // the thread ends, and its namespace with it
+		fd := -1
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			fd, err = datagramSocket(d + "/far")
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		far <- fd
+	}()
+	fd := <-far
+	defer func() { _ = unix.Close(fd) }()
+	shown("far", fd)
+	all.Err.Await(t, 1, "dropped replies to a client: cannot reply, because the kernel does not report the owner of the socket of a client of user 0: "+
+		"the file system shows user 10003 as the owner of its socket, and the socket belongs to another network namespace")
 	// A server that is alone in its namespace answers there.
 	alone := start(t, d, "unshare", "--net", testkit.Program("server"), "--listen", "datagram:alone", "--mode", "0666")
 	alone.Err.Await(t, 1, "waiting for a message")
@@ -333,9 +371,51 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 		p.Terminate(t)
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F57", Done: "clients in another network namespace that send under the abstract name of another user's socket in the server's namespace, to a server that answers them and to one that rejects them; and under a name that does not exist there", Count: asked,
-		Outcome: "no reply and no rejection at that socket, each logged with its reason; its owner, and honest clients, answered",
+		ID: "F57", Done: "clients in another network namespace that send under the abstract name of another user's socket in the server's namespace, to a server that answers them and to one that rejects them; and under a name that does not exist there; and clients whose file shows another owner, with and without a record of the kernel", Count: asked,
+		Outcome: "no reply and no rejection at that socket, each logged with its reason; its owner, honest clients, and the client with a record, answered; the one without not, and the log has the reason",
 	})
+}
+
+// On such a file system a client can have any other user's socket shown as its
+// own, or its own as another user's.
+func TestF57FileSystemThatShowsOneOwnerForAll(t *testing.T) {
+	testkit.NeedRoot(t, "to mount, and to be the stranger")
+	need(t, "bindfs", "bindfs")
+	t.Parallel()
+	d := open(t)
+	check(t, errors.Join(os.Mkdir(d+"/back", 0o777), os.Chmod(d+"/back", 0o777), os.Mkdir(d+"/front", 0o777)))
+	if status, _, stderr := run(t, d, "", "bindfs", "--force-user="+strconv.Itoa(stranger), "--perms=0777", "back", "front"); status != 0 {
+		testkit.Missing(t, "a FUSE mount ("+stderr+")", "run the tests where /dev/fuse is")
+	}
+	t.Cleanup(func() { check(t, unix.Unmount(d+"/front", unix.MNT_DETACH)) })
+	server := start(t, d, "server", "--listen", "datagram:all", "--mode", "0666")
+	server.Err.Await(t, 1, "waiting for a message")
+	secret, err := datagramSocket(d + "/front/secret")
+	check(t, err)
+	defer func() { _ = unix.Close(secret) }()
+	asStranger(t, func() error {
+		fd, err := datagramSocket(d + "/front/me")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = unix.Close(fd) }()
+		return errors.Join(unix.Unlink(d+"/front/me"), unix.Rename(d+"/front/secret", d+"/front/me"),
+			unix.Sendto(fd, []byte("forged"), 0, &unix.SockaddrUnix{Name: d + "/all"}))
+	})
+	server.Err.Await(t, 1, "dropped replies to a client: cannot reply to a name that is not the client's own socket")
+	// The socket's owner is answered, although the file shows the stranger.
+	honest, err := datagramSocket(d + "/front/honest")
+	check(t, err)
+	defer func() { _ = unix.Close(honest) }()
+	check(t, unix.Sendto(honest, []byte("honest"), 0, &unix.SockaddrUnix{Name: d + "/all"}))
+	reply := make([]byte, 100)
+	if n, _, err := receiveFrom(honest, reply); err != nil || string(reply[:n]) != "honest" {
+		t.Errorf("received %q, %v; the server wrote:\n%s", reply[:max(n, 0)], err, &server.Err)
+	}
+	if n, _, err := unix.Recvfrom(secret, reply, unix.MSG_DONTWAIT); err != unix.EAGAIN {
+		t.Errorf("another user's socket received %q, %v", reply[:max(n, 0)], err)
+	}
+	server.Terminate(t)
 }
 
 // While it sends to paths, the loop's thread is in another directory.

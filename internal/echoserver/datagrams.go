@@ -39,6 +39,7 @@ type datagrams struct {
 	waiting  int               // replies in all queues
 	bytes    int
 	maxBytes int // in all queues
+	files    int // in all queues
 	tryAgain time.Time
 	pause    time.Duration
 	buffer   sendBuffer
@@ -51,9 +52,18 @@ type datagrams struct {
 
 // A queue holds the replies that one client has not taken yet, oldest first.
 type queue struct {
-	replies [][]byte
+	replies []reply
 	since   time.Time // time when the client last took one
 }
+
+// A reply is a message to a client, with descriptors if a relay passes them on.
+type reply struct {
+	message []byte
+	files   []int
+}
+
+// maxKeptFiles limits the descriptors in all queues of a socket.
+const maxKeptFiles = 4 * transport.MaxRights
 
 func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
 	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}, maxBytes: maxWaitingBytes, noRights: transport.RefusesRights(socket.FD())}
@@ -115,7 +125,10 @@ func (d *datagrams) receive() bool {
 	}
 	unixSocket := d.socket.Addr.Type.Unix()
 	receive := d.server.receiver.Receive
-	if unixSocket {
+	switch {
+	case unixSocket && d.server.config.RelayFiles:
+		receive = d.server.receiver.ReceiveFiles
+	case unixSocket:
 		receive = d.server.receiver.ReceiveCred
 	}
 	message, err := receive(d.socket.FD())
@@ -126,7 +139,7 @@ func (d *datagrams) receive() bool {
 		d.refuseMessage(stats.Truncated).Err(err).Msgf("dropped a message: %v", err)
 		d.discard()
 		return true
-	case errors.Is(err, uds.ErrDescriptors):
+	case errors.Is(err, uds.ErrDescriptors), errors.Is(err, uds.ErrOpenFiles):
 		d.refuseMessage(stats.Descriptors).Err(err).Msgf("dropped a message: %v", err)
 		d.discard()
 		return true
@@ -134,62 +147,83 @@ func (d *datagrams) receive() bool {
 		d.server.refuse(stats.System, 0).Err(err).Msgf("cannot receive: %v", err)
 		return false
 	}
+	more, relayed := d.serve(message, unixSocket)
+	if d.server.config.RelayFiles && !relayed {
+		d.discard()
+	}
+	return more
+}
+
+// serve answers one message, or hands it to the relay, and reports whether
+// there may be more.
+func (d *datagrams) serve(message []byte, unixSocket bool) (more, relayed bool) {
 	to := d.sender()
 	if unixSocket && d.server.config.Allow != nil && !d.server.allowed(d.cred()) {
 		transcript.WithCred(d.refuseMessage(stats.User), d.cred()).Msg("rejected a client: " + notAllowed(d.cred()))
 		if d.server.receiver.Named() {
 			d.sendRefusal(to, echo.Refusal(len(message)))
 		}
-		return true
+		return true, false
 	}
 	d.server.config.Stats.Messages.Add(1)
 	d.server.config.Stats.Bytes.Add(uint64(len(message)))
-	quiet := false
-	if d.server.config.Relay != nil || d.server.config.Log.GetLevel() <= zerolog.InfoLevel {
+	relay, quiet := d.server.config.Relay, false
+	switch {
+	case relay != nil: // it logs its clients, and never what they send
+		if quiet = isHealthCheck(to.address.String(), d.cred()); quiet {
+			relay = nil
+		}
+	case d.server.config.Log.GetLevel() <= zerolog.InfoLevel:
 		quiet = d.log(message)
 	}
-	relay := d.server.config.Relay
-	if quiet {
-		relay = nil
-	}
 	if named := d.server.receiver.Named(); !named && relay != nil {
-		return relay.Message(d.relayed(to), message)
+		return relay.Message(d.relayed(to), message, d.takeFiles()), true
 	} else if !named {
 		d.server.refuse(stats.Nameless, 1).Int("bytes", len(message)).Msg("cannot reply to a client without a name; it must bind one")
-		return true
+		return true, false
 	}
 	if err := d.mayAnswer(to); err == errNotOwn || err == errUnmapped {
 		transcript.WithCred(d.refuseMessage(stats.Nameless), d.cred()).Msg(err.Error())
-		return true
+		return true, false
 	} // a search goes on, or after any other error the reply cannot be sent either
 	if relay != nil {
-		return relay.Message(d.relayed(to.clone()), message)
+		return relay.Message(d.relayed(to.clone()), message, d.takeFiles()), true
 	}
 	if ev := d.server.about(quiet); ev != nil {
 		ev.Int("bytes", len(message)).Msg("sending data back to the client")
 	}
-	d.reply(to, message)
-	return true
+	d.reply(to, reply{message: message})
+	return true, false
+}
+
+// takeFiles returns the descriptors of the last message, if they are passed on.
+func (d *datagrams) takeFiles() []int {
+	if !d.server.config.RelayFiles {
+		return nil
+	}
+	return d.server.receiver.Files()
 }
 
 // reply sends a message to a client, or keeps it until the client takes it.
-func (d *datagrams) reply(to client, message []byte) {
+func (d *datagrams) reply(to client, r reply) {
 	if len(d.queues) > 0 {
 		if q := d.queues[to]; q != nil {
-			d.wait(to, q, message)
+			d.wait(to, q, r)
 			return
 		}
 	}
-	if d.socket.Addr.Type.Unix() && !d.buffer.admit(to.address, len(message)) {
-		d.waitFirst(to, message)
+	if d.socket.Addr.Type.Unix() && !d.buffer.admit(to.address, len(r.message)) {
+		d.waitFirst(to, r)
 		return
 	}
-	switch err := d.send(to, message); {
+	switch err := d.send(to, r); {
 	case err == unix.EAGAIN:
-		d.waitFirst(to, message)
+		d.waitFirst(to, r)
+		return
 	case err != nil:
-		d.drop(1, to, transport.ExplainSize(d.socket.FD(), len(message), err))
+		d.drop(1, to, transport.ExplainSize(d.socket.FD(), len(r.message), err))
 	}
+	d.closeFiles(-1, r.files...)
 }
 
 // drain receives all waiting messages, and then stops. If the relay's target
@@ -245,18 +279,18 @@ func (d *datagrams) mayAnswer(c client) error {
 func (d *datagrams) sendRefusal(to client, message []byte) {
 	switch err := d.mayAnswer(to); {
 	case err == nil && d.buffer.admit(to.address, 1):
-		_ = d.send(to, message)
+		_ = d.send(to, reply{message: message})
 	case err == unix.EAGAIN && d.queues[to] == nil && d.bytes < maxWaitingBytes/2:
-		d.waitFirst(to, message)
+		d.waitFirst(to, reply{message: message})
 	case err == errNotOwn || err == errUnmapped:
 		transcript.WithCred(d.refuseMessage(stats.Nameless), d.cred()).Msg(err.Error())
 	}
 }
 
 // send sends a message to a client, as [transport.ReplyTo] does.
-func (d *datagrams) send(c client, message []byte) error {
+func (d *datagrams) send(c client, r reply) error {
 	if !d.socket.Addr.Type.Unix() {
-		return transport.ReplyTo(d.socket.FD(), message, c.address)
+		return transport.ReplyTo(d.socket.FD(), r.message, c.address)
 	}
 	for again := true; ; again = false {
 		to, err := d.server.look(c)
@@ -264,7 +298,7 @@ func (d *datagrams) send(c client, message []byte) error {
 			err = d.server.names.dir.leave()
 		}
 		if err == nil {
-			err = transport.ReplyTo(d.socket.FD(), message, to)
+			err = transport.ReplyFiles(d.socket.FD(), r.message, r.files, to)
 			if err == unix.ENOENT {
 				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd; mount /proc", err)
 			}
@@ -304,22 +338,25 @@ func (d *datagrams) refuseMessage(c stats.Cause) *zerolog.Event {
 }
 
 // waitFirst is wait for a client that is not behind yet.
-func (d *datagrams) waitFirst(c client, message []byte) {
+func (d *datagrams) waitFirst(c client, r reply) {
 	q := &queue{since: time.Now()}
 	d.queues[c.clone()] = q
-	d.wait(c, q, message)
+	d.wait(c, q, r)
 }
 
 // wait keeps a reply for a client whose queue is full: net.unix.max_dgram_qlen,
 // 10 messages by default.
-func (d *datagrams) wait(c client, q *queue, message []byte) {
-	if len(q.replies) >= maxWaiting || d.bytes+len(message)+replyCost > d.maxBytes {
+func (d *datagrams) wait(c client, q *queue, r reply) {
+	if len(q.replies) >= maxWaiting || d.bytes+len(r.message)+replyCost > d.maxBytes || d.files+len(r.files) > maxKeptFiles {
 		d.drop(1, c, errors.New("it does not read its replies"))
+		d.closeFiles(-1, r.files...)
 		return
 	}
-	q.replies = append(q.replies, append([]byte(nil), message...))
+	r.message = append([]byte(nil), r.message...)
+	q.replies = append(q.replies, r)
 	d.waiting++
-	d.bytes += len(message) + replyCost
+	d.bytes += len(r.message) + replyCost
+	d.files += len(r.files)
 	if d.tryAgain.IsZero() {
 		d.pause = minPause
 		d.tryAgain = time.Now().Add(d.pause)
@@ -407,9 +444,12 @@ func (d *datagrams) dropAll(err error) {
 	}
 }
 
-func (d *datagrams) forget(reply []byte) {
+// forget ends the waiting of a reply that was sent or dropped.
+func (d *datagrams) forget(r reply) {
 	d.waiting--
-	d.bytes -= len(reply) + replyCost
+	d.bytes -= len(r.message) + replyCost
+	d.files -= len(r.files)
+	d.closeFiles(-1, r.files...)
 }
 
 func (d *datagrams) drop(n int, to client, err error) {

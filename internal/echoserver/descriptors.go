@@ -37,15 +37,19 @@ func (s *server) closeBeside(uid int64, done func(), fds ...int) {
 
 // discard closes the descriptors that came with the last datagram.
 func (d *datagrams) discard() {
-	s, strays, uid := d.server, d.server.receiver.Files(), int64(-1)
-	if len(strays) == 0 {
-		return
-	}
-	if cred, ok := s.receiver.Cred(); ok {
+	uid := int64(-1)
+	if cred, ok := d.server.receiver.Cred(); ok {
 		uid = int64(cred.Uid)
 	}
-	s.strays += len(strays)
-	s.closeBeside(uid, func() { s.discarded(len(strays)) }, strays...)
+	d.closeFiles(uid, d.server.receiver.Files()...)
+}
+
+// closeFiles closes descriptors that came from a user, -1 if it is not known.
+func (d *datagrams) closeFiles(uid int64, fds ...int) {
+	if len(fds) > 0 {
+		d.server.strays += len(fds)
+		d.server.closeBeside(uid, func() { d.server.discarded(len(fds)) }, fds...)
+	}
 }
 
 // discarded counts descriptors that are closed now.

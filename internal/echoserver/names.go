@@ -67,6 +67,9 @@ type names struct {
 	dir   workDir
 	files map[client]name
 	owned map[client]bool // abstract names
+	// Devices of file systems whose owners are the kernel's own; others may
+	// show any owner.
+	plain map[uint64]bool
 	searches
 }
 
@@ -79,7 +82,7 @@ type name struct {
 
 func newNames(l *loop.Loop) names {
 	return names{
-		workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}, map[client]bool{},
+		workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}, map[client]bool{}, map[uint64]bool{},
 		searches{loop: l, asked: map[client]bool{}, users: map[uint32]int{}},
 	}
 }
@@ -129,7 +132,7 @@ func (s *server) openCached(c client) (n name, err error) {
 	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_BASIC_STATS, &x)
 	if err == nil {
 		st := unix.Stat_t{Mode: uint32(x.Mode), Uid: x.Uid, Ino: x.Ino, Dev: unix.Mkdev(x.Dev_major, x.Dev_minor)}
-		if err = judge(c, &st); err == nil {
+		if err = judge(c, &st); err == nil && s.names.plain[st.Dev] {
 			return s.keepFile(c, fd, &st)
 		}
 	}
@@ -140,9 +143,8 @@ func (s *server) openCached(c client) (n name, err error) {
 	return n, err
 }
 
-// judge returns nil if a file is a socket of the client's user, errNotOwn if it
-// is not a socket, and errOwner if the file system shows another owner, which
-// may be wrong: FUSE, NFS and mounts with mapped ids can show any owner.
+// judge returns nil if a file is shown as a socket of the client's user,
+// errNotOwn if it is not a socket, and errOwner if another owner is shown.
 func judge(c client, st *unix.Stat_t) error {
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
@@ -182,6 +184,9 @@ func (s *server) collect() {
 		case f.fd < 0:
 			s.names.owned[f.client] = true
 		default:
+			if f.plain {
+				s.names.plain[f.st.Dev] = true
+			}
 			_, f.err = s.keepFile(f.client, f.fd, &f.st)
 		}
 		for _, d := range s.datagrams {
@@ -256,4 +261,5 @@ func (n *names) forgetAll() {
 	for n.evict() {
 	}
 	clear(n.owned)
+	clear(n.plain) // another file system may get the device's number
 }

@@ -15,9 +15,10 @@ import (
 type Relay interface {
 	Begin(*loop.Loop)  // is called first
 	Connection(Client) // takes over a connection
-	// Message gets a message, which is valid until it returns. It reports
-	// whether the relay can take another; if not, it has called s.Pause.
-	Message(s Sender, message []byte) bool
+	// Message gets a message, which is valid until it returns, and takes over
+	// its descriptors. It reports whether the relay can take another; if not,
+	// it has called s.Pause.
+	Message(s Sender, message []byte, files []int) bool
 	Turn() // is called at each turn of the loop
 	// Sweep is called about once a second. now is the time since the server
 	// started; stopped reports that the process was stopped meanwhile.
@@ -41,8 +42,11 @@ type Sender struct {
 	Key     SenderKey
 	Address string // "" if it cannot get a reply
 	Cred    *unix.Ucred
-	Reply   func(message []byte) // sends it a message, or keeps the message until the client takes it
-	Ready   func() bool          // reports whether no message is kept
+	// Reply sends it a message, or keeps the message until the client takes it.
+	// It takes the descriptors over.
+	Reply func(message []byte, files []int)
+	Ready func() bool      // reports whether no message is kept
+	Close func(fds ...int) // closes descriptors without waiting
 	// Pause stops the socket from receiving, and Resume continues.
 	Pause, Resume func()
 }
@@ -60,7 +64,8 @@ type SenderKey struct {
 func (d *datagrams) relayed(to client) Sender {
 	return Sender{
 		Key: SenderKey{d.socket.Addr.Path, to}, Address: to.address.String(), Cred: d.cred(),
-		Reply:  func(message []byte) { d.reply(to, message) },
+		Reply:  func(message []byte, files []int) { d.reply(to, reply{message, files}) },
+		Close:  func(fds ...int) { d.closeFiles(int64(to.uid), fds...) },
 		Ready:  func() bool { return d.queues[to] == nil },
 		Pause:  d.halt,
 		Resume: d.resume,

@@ -47,6 +47,7 @@ type finding struct {
 	client client
 	fd     int // -1 for an abstract name
 	st     unix.Stat_t
+	plain  bool // the file system's owners are the kernel's own
 	err    error
 }
 
@@ -83,12 +84,35 @@ func (s *searches) search(c client, home int, own []uint64) finding {
 		if f.err == nil {
 			f.err = judge(c, &f.st)
 		}
+		if f.plain = f.err == nil && showsOwners(f.fd); f.plain || f.err != nil && f.err != errOwner {
+			return f
+		}
 	}
-	// The kernel may leave a socket out of its list while others are closed.
-	for tries := 3; f.err != nil && errors.Is(f.err, errOwner) && tries > 0; tries-- {
-		f.err = s.ownedBy(&f, own)
+	shown := f.err
+	for range 3 { // the kernel may leave a socket out of its list while others are closed
+		if f.err = s.ownedBy(&f, own); !errors.Is(f.err, errOwner) {
+			return f
+		}
+	}
+	if shown == nil {
+		f.err = nil // the kernel knows nothing else
 	}
 	return f
+}
+
+// showsOwners reports whether the owners that a file system shows are the
+// kernel's own. A file system of another process or machine can show any.
+func showsOwners(fd int) bool {
+	var fs unix.Statfs_t
+	if unix.Fstatfs(fd, &fs) != nil {
+		return false
+	}
+	switch uint32(fs.Type) {
+	case unix.FUSE_SUPER_MAGIC, unix.NFS_SUPER_MAGIC, unix.V9FS_MAGIC, unix.SMB_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC,
+		unix.CEPH_SUPER_MAGIC, unix.AFS_SUPER_MAGIC:
+		return false
+	}
+	return true
 }
 
 // ownedBy returns nil if the kernel's record says that the client's user owns

@@ -52,6 +52,9 @@ type Config struct {
 	// Relay takes connections and messages in place of the echo, except health
 	// checks, which are echoed; nil: the server echoes everything.
 	Relay Relay
+	// RelayFiles hands descriptors that come with datagrams to Relay. Without
+	// it, such a message is dropped.
+	RelayFiles bool
 	// OwnDirectory lets the server change the working directory of the
 	// process, because none of its paths is relative. The server then sends
 	// datagram replies faster.

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/raw"
 	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
@@ -16,34 +15,40 @@ import (
 // A peer represents one datagram client to the target: a socket of its own, so
 // that the target's answers reach that client.
 type peer struct {
-	relay  *Relay
-	client echoserver.Sender
-	record *record.Conn
-	conn   *transport.Conn // owns the name of the socket; nil while it is being dialled
-	fd     int             // -1 while it is being dialled
-	rest   []byte          // a message that the target does not accept now; nil if there is none
-	again  bool            // rest was sent before, to a target that has ended
-	owed   int             // messages that the target may still answer
-	slow   bool            // the client does not read its replies now
-	still  time.Duration
-	last   uint64 // when something passed last, in messages of all peers
+	relay    *Relay
+	client   echoserver.Sender
+	id       uint64
+	record   *record.Conn
+	conn     *transport.Conn // owns the name of the socket; nil while it is being dialled
+	fd       int             // -1 while it is being dialled
+	rest     []byte          // a message that the target does not accept now; nil if there is none
+	files    []int           // its descriptors
+	again    bool            // rest was sent before, to a target that has ended
+	owed     int             // messages that the target may still answer
+	slow     bool            // the client does not read its replies now
+	noRights bool            // no descriptor can come from the target
+	still    time.Duration
+	last     uint64 // when something passed last, in messages of all peers
 }
 
-// Message forwards a message, which is valid until Message returns. It reports
-// whether the relay can take another; if not, it has called Pause.
-func (r *Relay) Message(s echoserver.Sender, message []byte) bool {
+// Message forwards a message, which is valid until Message returns, with its
+// descriptors. It reports whether the relay can take another; if not, it has
+// called Pause.
+func (r *Relay) Message(s echoserver.Sender, message []byte, files []int) bool {
 	p := r.peers[s.Key]
 	if p == nil {
 		if !r.makeRoom(s) {
 			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
+			s.Close(files...)
 			return true
 		}
 		r.lastID++
-		p = &peer{relay: r, client: s, record: r.record(r.lastID, s.Address, s.Cred), fd: -1}
+		p = &peer{relay: r, client: s, id: r.lastID, record: r.record(r.lastID, s.Address, s.Cred), fd: -1}
 		r.peers[s.Key] = p
+		transcript.WithCred(r.config.Log.Info().Uint64("conn", p.id).Str("peer", transcript.Escape(s.Address)), s.Cred).Msg("message from a new client")
 	}
-	p.record.Data(true, message, nil)
-	return p.send(message)
+	p.record.Data(true, message, files)
+	return p.send(message, files)
 }
 
 // makeRoom closes a peer if there are too many, because datagram clients do not
@@ -98,11 +103,11 @@ func (p *peer) touch() {
 
 // send sends a message to the target. If the target does not accept it now,
 // the peer keeps it and receives nothing more until it is sent.
-func (p *peer) send(message []byte) bool {
+func (p *peer) send(message []byte, files []int) bool {
 	p.touch()
 	err := error(unix.EBADF)
 	if p.fd >= 0 {
-		_, err = raw.Send(p.fd, message)
+		err = transport.ReplyFiles(p.fd, message, files, "")
 	}
 	switch {
 	case err == nil:
@@ -110,39 +115,42 @@ func (p *peer) send(message []byte) bool {
 			p.owed++
 		}
 		if p.rest != nil {
-			p.rest, p.again = nil, false
+			p.rest, p.files, p.again = nil, nil, false
 			p.watch()
 			p.client.Resume()
 		}
+		p.client.Close(files...)
 		return true
 	case err == unix.EAGAIN || err == unix.EINTR:
-		p.keep(message)
+		p.keep(message, files)
 		p.watch()
 	case !p.again && (p.fd < 0 || err == unix.ECONNREFUSED || err == unix.ECONNRESET || err == unix.ENOTCONN || err == unix.EPIPE):
 		p.again = p.fd >= 0
-		p.keep(message)
+		p.keep(message, files)
 		p.hangUp()
 		p.relay.dial(p.connected)
 	default:
-		p.lose(transport.ExplainSize(p.fd, len(message), err))
+		p.lose(files, transport.ExplainSize(p.fd, len(message), err))
 		return true
 	}
 	return false
 }
 
-func (p *peer) keep(message []byte) {
+func (p *peer) keep(message []byte, files []int) {
 	if p.rest == nil {
+		p.files = files
 		p.rest = append([]byte{}, message...)
 		p.client.Pause()
 	}
 }
 
-// lose drops a message.
-func (p *peer) lose(err error) {
+// lose drops a message and its descriptors.
+func (p *peer) lose(files []int, err error) {
 	p.relay.warn.Warn().Err(err).Str("peer", transcript.Escape(p.client.Address)).Msgf("dropped a message to the target: %s", escape(err))
 	p.again = false
+	p.client.Close(files...)
 	if p.rest != nil {
-		p.rest = nil
+		p.rest, p.files = nil, nil
 		p.client.Resume()
 	}
 }
@@ -160,32 +168,42 @@ func (p *peer) connected(conn *transport.Conn, err error) {
 		p.fd, err = conn.Detach()
 	}
 	if err == nil {
+		if !r.config.PassFiles {
+			transport.RefuseRights(p.fd)
+		}
+		p.noRights = transport.RefusesRights(p.fd)
 		_ = transport.SetSendBuffer(p.fd, transport.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
 		err = r.loop.Add(p.fd, p, unix.EPOLLIN)
 	}
 	if err != nil {
-		p.lose(err)
+		p.lose(p.files, err)
 		p.close()
 		return
 	}
-	p.send(p.rest)
+	p.send(p.rest, p.files)
 }
 
 // Ready sends the waiting message, and carries replies back.
 func (p *peer) Ready(events uint32) {
 	if p.rest != nil && events&(unix.EPOLLOUT|unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-		p.send(p.rest)
+		p.send(p.rest, p.files)
 	}
 	for range 2 * maxTurn {
 		if p.fd < 0 || p.slow || events&unix.EPOLLIN == 0 {
 			return
 		}
-		message, err := p.relay.replies.Receive(p.fd)
+		receive := p.relay.replies.Receive
+		if p.relay.config.PassFiles {
+			receive = p.relay.replies.ReceiveFiles
+		}
+		message, err := receive(p.fd)
+		files := p.relay.replies.Files()
 		switch {
 		case err == unix.EAGAIN || err == unix.EINTR:
 			return
 		case unwanted(err):
 			p.relay.warn.Warn().Err(err).Msgf("dropped a message from the target: %s", escape(err))
+			p.client.Close(files...)
 			continue
 		case err != nil: // the target has ended; the next message dials another
 			p.hangUp()
@@ -193,11 +211,12 @@ func (p *peer) Ready(events uint32) {
 		}
 		p.touch()
 		p.owed = max(p.owed-1, 0)
-		p.record.Data(false, message, nil)
+		p.record.Data(false, message, files)
 		if p.client.Address == "" {
+			p.client.Close(files...)
 			continue
 		}
-		p.client.Reply(message)
+		p.client.Reply(message, files)
 		if !p.client.Ready() {
 			p.slow = true
 			p.watch()
@@ -223,7 +242,11 @@ func (p *peer) hangUp() {
 	p.owed, p.slow = 0, false
 	if p.fd >= 0 {
 		p.relay.loop.Remove(p.fd)
-		_ = unix.Close(p.fd)
+		if p.noRights {
+			_ = unix.Close(p.fd)
+		} else {
+			p.client.Close(p.fd) // the kernel closes what is left in its queue
+		}
 		p.fd = -1
 	}
 	if p.conn != nil {
@@ -235,7 +258,7 @@ func (p *peer) hangUp() {
 func (p *peer) close() {
 	p.hangUp()
 	if p.rest != nil {
-		p.lose(fmt.Errorf("the relay ends"))
+		p.lose(p.files, fmt.Errorf("the relay ends"))
 	}
 	p.record.End(true)
 	p.record.End(false)

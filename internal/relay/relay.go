@@ -99,6 +99,7 @@ func New(c Config) *Relay {
 	if c.Target.Type.Messages() {
 		size = transport.MaxMessage()
 		r.replies = transport.NewReceiver(size)
+		r.replies.TakeRights() // so that no close of theirs is on the loop
 	}
 	r.buf = make([]byte, size)
 	return r

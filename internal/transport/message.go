@@ -125,11 +125,11 @@ func NewReceiver(size int) *Receiver { return &Receiver{buf: make([]byte, max(si
 // recvmsg(2), and closing can wait for another process.
 func (r *Receiver) TakeRights() { r.rights = true }
 
-// Files returns the descriptors that came with the last message, which was
-// [uds.ErrDescriptors] or larger than the receiver. The caller closes them, and
-// not where it must not wait. If the process had reached its limit of open
-// files, the kernel has closed the others. Without [Receiver.TakeRights] there
-// are none.
+// Files returns the descriptors that came with the last message: after
+// [Receiver.ReceiveFiles], or with an error, [uds.ErrDescriptors] or that of a
+// message larger than the receiver. The caller closes them, and not where it
+// must not wait. If the process had reached its limit of open files, the kernel
+// has closed the others. Without [Receiver.TakeRights] there are none.
 func (r *Receiver) Files() (fds []int) {
 	if !r.rights {
 		return nil
@@ -164,10 +164,16 @@ func (r *Receiver) withRights() bool {
 // than the receiver, [uds.ErrDescriptors], or an errno of recvmsg(2). An empty
 // message is a valid message; on a seqpacket socket the end of the connection
 // looks the same, see [Receiver.ReceiveRecord].
-func (r *Receiver) Receive(fd int) ([]byte, error) { return r.receive(fd, 0) }
+func (r *Receiver) Receive(fd int) ([]byte, error) { return r.receive(fd, 0, false) }
 
 // ReceiveCred is Receive for a socket with [PassCred], which must be on.
-func (r *Receiver) ReceiveCred(fd int) ([]byte, error) { return r.receive(fd, controlLen) }
+func (r *Receiver) ReceiveCred(fd int) ([]byte, error) { return r.receive(fd, controlLen, false) }
+
+// ReceiveFiles is Receive, and ReceiveCred if [PassCred] is on, for a receiver
+// that takes descriptors and returns them with their message, see
+// [Receiver.Files], also after an error. The error is [uds.ErrOpenFiles] if not
+// all could be received.
+func (r *Receiver) ReceiveFiles(fd int) ([]byte, error) { return r.receive(fd, 0, true) }
 
 // ReceiveStream receives the available bytes of a stream socket, at most most
 // and the receiver's size; zero bytes mean end of file. If descriptors came along, it
@@ -287,7 +293,7 @@ func (r *Receiver) prepare(control int) {
 	}
 }
 
-func (r *Receiver) receive(fd, control int) ([]byte, error) {
+func (r *Receiver) receive(fd, control int, files bool) ([]byte, error) {
 	r.prepare(control)
 	// MSG_TRUNC asks for the message's real length, recv(2).
 	n, err := raw.Receive(fd, &r.hdr, unix.MSG_TRUNC|unix.MSG_CMSG_CLOEXEC)
@@ -298,8 +304,10 @@ func (r *Receiver) receive(fd, control int) ([]byte, error) {
 		return nil, err
 	case n > len(r.buf):
 		return nil, &SizeError{Size: n, Limit: len(r.buf), err: uds.ErrTruncated}
-	case r.withRights():
+	case r.withRights() && !files:
 		return nil, uds.ErrDescriptors
+	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
+		return nil, fmt.Errorf("%w: the limit is reached; raise it", uds.ErrOpenFiles)
 	}
 	return r.buf[:n], nil
 }
@@ -408,6 +416,28 @@ func (s Sender) String() string {
 //	EMSGSIZE              if the message is larger than [SendLimit]
 func ReplyTo(fd int, message []byte, to Sender) error {
 	_, err := raw.SendTo(fd, message, string(to))
+	return err
+}
+
+// ReplyFiles is ReplyTo with descriptors; to is "" for the other end of a
+// connection.
+func ReplyFiles(fd int, message []byte, files []int, to Sender) error {
+	if len(files) == 0 {
+		return ReplyTo(fd, message, to)
+	}
+	rights := unix.UnixRights(files...)
+	iov := unix.Iovec{Base: unsafe.SliceData(message)}
+	iov.SetLen(len(message))
+	header := unix.Msghdr{Iov: &iov, Control: &rights[0]}
+	header.SetIovlen(1)
+	header.SetControllen(len(rights))
+	if to != "" {
+		header.Name, header.Namelen = unsafe.StringData(string(to)), uint32(len(to))
+	}
+	_, err := raw.SendMessage(fd, &header)
+	if err == unix.ETOOMANYREFS {
+		err = fmt.Errorf("%w (ETOOMANYREFS): this user has as many descriptors in flight as one process may have open", err)
+	}
 	return err
 }
 

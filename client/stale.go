@@ -1,0 +1,78 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/transcript"
+	"github.com/udsecho/udsecho/internal/transport"
+)
+
+// autoName matches the names that uds.AutoName makes.
+var autoName = regexp.MustCompile(`^client\..{1,12}\.[0-9]+\.[a-z2-7]{8}$`)
+
+// ownDir returns the directory of the relay's own names; "" if they are no
+// files.
+func (c *forwardCmd) ownDir() string {
+	name := ""
+	if c.Connect.Type == transport.Datagram {
+		name = ownName(c.Bind, c.Connect)
+	}
+	if name == "" || name[0] == '@' {
+		return ""
+	}
+	return filepath.Dir(name)
+}
+
+// removeStale removes the names that a killed relay has left behind, and
+// nothing else: sockets of this user, with such a name, that no process has open.
+func (c *forwardCmd) removeStale(log zerolog.Logger) {
+	dir := c.ownDir()
+	if dir == "" {
+		return
+	}
+	entries, _ := os.ReadDir(dir) // the target may be late, and makes its directory
+	removed := 0
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		var st unix.Stat_t
+		if autoName.MatchString(e.Name()) && unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK &&
+			int(st.Uid) == os.Geteuid() && stale(path) && unix.Unlink(path) == nil {
+			removed++
+		}
+	}
+	if removed > 0 {
+		log.Info().Int("removed", removed).Msg("removed names that a killed relay or client has left in " + transcript.Escape(dir))
+	}
+}
+
+// stale reports whether no process has a socket open: connect(2) refuses. A
+// connected datagram socket fails with EPERM, and another type with EPROTOTYPE.
+func stale(path string) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) == unix.ECONNREFUSED
+}
+
+// explainBind names the cure if the relay may not make its own names.
+func (c *forwardCmd) explainBind(err error) error {
+	dir := c.ownDir()
+	if dir == "" || !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EROFS) {
+		return err
+	}
+	if unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS) == nil {
+		return err // it is about the target
+	}
+	return fmt.Errorf("%w; --bind DIR/ makes the relay's own names in another directory, where the target has to find them, and --bind none makes none, if the target need not answer", err)
+}
