@@ -109,10 +109,14 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	server := c.Config(sockets, 2, beside, 2, 0, log)
 	server.Chunk = 1024 // for health checks
 	server.RelayFiles = c.PassFiles
-	server.Relay = relay.New(relay.Config{
+	server.Relay, err = relay.New(relay.Config{
 		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
 		Record: recorder, Log: log,
 	})
+	if err != nil {
+		serving.Close(sockets, nil)
+		return err
+	}
 	c.removeStale(log)
 	return server.Serve(ctx, sockets...)
 }

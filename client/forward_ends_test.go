@@ -19,7 +19,7 @@ import (
 func narrow(t testing.TB, conn net.Conn) {
 	t.Helper()
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		check(t, tcp.SetReadBuffer(64 << 10))
+		check(t, tcp.SetReadBuffer(64<<10))
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -264,26 +263,6 @@ func TestFilesAreReadOnlyForAllowedUsers(t *testing.T) {
 
 // lingering returns a TCP socket that takes as long to close as its linger time,
 // because its peer does not read. The test closes both.
-func lingering(t *testing.T) *os.File {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	check(t, err)
-	conn, err := net.Dial("tcp", l.Addr().String())
-	check(t, err)
-	peer, err := l.Accept()
-	check(t, errors.Join(err, l.Close()))
-	t.Cleanup(func() { _ = peer.Close() })
-	f, err := conn.(*net.TCPConn).File()
-	check(t, errors.Join(err, conn.Close()))
-	fd := int(f.Fd())
-	check(t, unix.SetNonblock(fd, true))
-	for err == nil {
-		_, err = unix.Write(fd, make([]byte, 1<<16))
-	}
-	check(t, unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 3600}))
-	return f
-}
-
 // The descriptors lie unread in the connections that the server closes.
 func TestF53FilesConnectionsWhoseClosingHangs(t *testing.T) {
 	t.Parallel()
@@ -294,7 +273,7 @@ func TestF53FilesConnectionsWhoseClosingHangs(t *testing.T) {
 	for range n {
 		conn := seqpacket(t, d+"/f")
 		check(t, unix.Sendmsg(conn, []byte("nonsense"), nil, nil, 0))
-		f := lingering(t)
+		f := os.NewFile(uintptr(lingering(t)), "lingering")
 		check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(f.Fd())), nil, 0))
 		check(t, errors.Join(f.Close(), unix.Close(conn)))
 	}

@@ -223,7 +223,9 @@ func (e *end) read() (payload []byte, files []int, err error) {
 	r := e.link.relay
 	var n int
 	switch {
-	case e.records || r.config.PassFiles && e.unix:
+	case r.config.PassFiles && e.unix && !e.records:
+		n, files, err = r.placer.receive(e.fd, r.buf)
+	case e.records:
 		limit := 0
 		if r.config.PassFiles {
 			limit = maxFiles
@@ -245,7 +247,7 @@ func (e *end) read() (payload []byte, files []int, err error) {
 	if err == nil && n == 0 {
 		err = io.EOF
 	}
-	return r.buf[:max(n, 0)], nil, err
+	return r.buf[:max(n, 0)], files, err
 }
 
 // flush sends the rest to the other end, and reports whether all of it is

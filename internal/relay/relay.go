@@ -74,6 +74,7 @@ type Relay struct {
 	held      int // waiting descriptors
 	header    unix.Msghdr
 	iov       unix.Iovec
+	placer    *placer // nil without PassFiles
 	replies   *transport.Receiver
 
 	dials  sync.WaitGroup
@@ -90,8 +91,8 @@ const (
 	maxFree = 16 // buffers kept for the next end that has to wait
 )
 
-// New makes a relay.
-func New(c Config) *Relay {
+// New makes a relay. It fails if there is no memory.
+func New(c Config) (*Relay, error) {
 	r := &Relay{config: c, links: map[*link]struct{}{}, peers: map[echoserver.SenderKey]*peer{}}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
@@ -102,7 +103,11 @@ func New(c Config) *Relay {
 		r.replies.TakeRights() // so that no close of theirs is on the loop
 	}
 	r.buf = make([]byte, size)
-	return r
+	var err error
+	if c.PassFiles {
+		r.placer, err = newPlacer()
+	}
+	return r, err
 }
 
 // Begin sets the loop that serves the relay's sockets.

@@ -30,11 +30,12 @@ func start(t testing.TB, kind transport.Type, from, to string) (stop func()) {
 	check(t, err)
 	target := transport.Addr{Type: kind, Path: to}
 	config := echoserver.Config{Chunk: 16, Log: zerolog.Nop(), DrainTimeout: testkit.Patience}
-	config.Relay = relay.New(relay.Config{
+	config.Relay, err = relay.New(relay.Config{
 		Target: target, Log: zerolog.Nop(),
 		Dial:  func(ctx context.Context) (*transport.Conn, error) { return transport.DialConfig{}.Dial(ctx, target) },
 		Check: func(unix.Ucred) error { return nil },
 	})
+	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving errgroup.Group
 	serving.Go(func() error { return config.Serve(ctx, l) })
