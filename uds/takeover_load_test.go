@@ -1,6 +1,7 @@
 package uds_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -18,9 +19,9 @@ import (
 
 // A load is what clients do while one server after another takes over.
 type load struct {
-	serve func(l net.Listener) error                   // returns when the last connection has ended
-	ask   func(client, request int, body string) error // one request
-	end   func()                                       // closes idle connections
+	serve func(l net.Listener) error // returns when the last connection has ended
+	ask   func(body string) error    // one request
+	end   func()                     // closes idle connections
 }
 
 // underLoad runs 24 clients through takeovers and checks that no request fails.
@@ -55,7 +56,7 @@ func underLoad(t *testing.T, address string, l load) {
 					return
 				default:
 				}
-				if err := l.ask(i, n, fmt.Sprintf("request %d of client %d", n, i)); err != nil {
+				if err := l.ask(fmt.Sprintf("request %d of client %d", n, i)); err != nil {
 					mu.Lock()
 					failed[err.Error()]++
 					mu.Unlock()
@@ -108,7 +109,7 @@ func web(address string, transport *http.Transport, method string) load {
 		serve: func(l net.Listener) error {
 			return serveHTTP(&http.Server{Handler: http.HandlerFunc(echo), Protocols: &protocols}, l, patience)
 		},
-		ask: func(_, _ int, body string) error {
+		ask: func(body string) error {
 			if method == http.MethodGet {
 				body = ""
 			}
@@ -131,11 +132,10 @@ func web(address string, transport *http.Transport, method string) load {
 	}
 }
 
-// talk is a load of an application of its own protocol: a client keeps each
-// connection for some requests, and the server until the client closes it.
-func talk(address string, requests int) load {
-	var mu sync.Mutex
-	conns := map[int]net.Conn{}
+// talk is a load of a protocol without requests, an echo: each client connects
+// for some messages, and the server keeps a connection until the client closes
+// it.
+func talk(address string, messages int) load {
 	return load{
 		serve: func(l net.Listener) error {
 			var open sync.WaitGroup
@@ -154,37 +154,28 @@ func talk(address string, requests int) load {
 				})
 			}
 		},
-		ask: func(client, request int, body string) error {
-			mu.Lock()
-			conn := conns[client]
-			mu.Unlock()
-			if request%requests == 0 {
-				if conn != nil {
-					_ = conn.Close()
+		ask: func(body string) error {
+			conn, err := uds.Dial(context.Background(), address, uds.DialConfig{})
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close() }()
+			got := make([]byte, len(body))
+			for range messages {
+				_, err = io.WriteString(conn, body)
+				if err == nil {
+					_, err = io.ReadFull(conn, got)
 				}
-				var err error
-				if conn, err = uds.Dial(context.Background(), address, uds.DialConfig{}); err != nil {
+				if err == nil && string(got) != body {
+					err = fmt.Errorf("received %q, not %q", got, body)
+				}
+				if err != nil {
 					return err
 				}
-				mu.Lock()
-				conns[client] = conn
-				mu.Unlock()
 			}
-			got := make([]byte, len(body))
-			_, err := io.WriteString(conn, body)
-			if err == nil {
-				_, err = io.ReadFull(conn, got)
-			}
-			if err == nil && string(got) != body {
-				err = fmt.Errorf("received %q, not %q", got, body)
-			}
-			return err
+			return nil
 		},
-		end: func() {
-			for _, conn := range conns {
-				_ = conn.Close()
-			}
-		},
+		end: func() {},
 	}
 }
 
@@ -210,10 +201,52 @@ func TestTakeoverUnderLoadLosesNoRequest(t *testing.T) {
 
 func TestTakeoverUnderLoadLosesNoEcho(t *testing.T) {
 	t.Parallel()
-	for _, requests := range []int{1, 30} {
-		t.Run(fmt.Sprintf("%d a connection", requests), func(t *testing.T) {
+	for _, messages := range []int{1, 10} {
+		t.Run(fmt.Sprintf("%d a connection", messages), func(t *testing.T) {
 			address := "stream:" + dir(t) + "/s"
-			underLoad(t, address, talk(address, requests))
+			underLoad(t, address, talk(address, messages))
 		})
 	}
+}
+
+// A client that keeps its connection forever delays the end only for linger. A
+// request in progress is answered for all that.
+func TestServeHTTPEndsWithIdleClients(t *testing.T) {
+	t.Parallel()
+	l, err := uds.Listen(t.Context(), "stream:"+dir(t)+"/s", uds.ListenConfig{})
+	check(t, err)
+	began, release := make(chan struct{}), make(chan struct{})
+	server := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			close(began)
+			<-release
+		}
+	})}
+	ended := make(chan error, 1)
+	go func() { ended <- serveHTTP(server, l, 0) }()
+
+	var conns [2]*bufio.Reader
+	for i, path := range []string{"/idle", "/slow"} {
+		conn := dial(t, mustParse(l.Addr().String()))
+		check(t, say(conn, "GET "+path+" HTTP/1.1\r\nHost: unix\r\n\r\n"))
+		conns[i] = bufio.NewReader(conn)
+	}
+	answer := func(r *bufio.Reader) {
+		t.Helper()
+		response, err := http.ReadResponse(r, nil)
+		check(t, err)
+		check(t, response.Body.Close())
+		if response.StatusCode != http.StatusOK {
+			t.Error(response.Status)
+		}
+	}
+	answer(conns[0])
+	<-began
+	check(t, l.Close())
+	if _, err := conns[0].ReadByte(); err != io.EOF {
+		t.Errorf("the idle connection: %v", err)
+	}
+	close(release)
+	answer(conns[1])
+	check(t, <-ended)
 }
