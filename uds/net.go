@@ -21,8 +21,9 @@ import (
 // With c.Takeover, Listen takes the socket from the server that runs at the
 // address, if there is one and it was started with Takeover too. That server's
 // Accept then returns [net.ErrClosed], while its connections stay. That server
-// should serve them to the end, with http.Server.Shutdown for example, and
-// exit.
+// should serve them until the clients close them, and exit. With net/http,
+// http.Server.Shutdown alone would lose requests; the example HttpTakeover
+// shows what loses none.
 func Listen(ctx context.Context, address string, c ListenConfig) (net.Listener, error) {
 	s, h, err := c.open(ctx, address, false)
 	if err != nil {
