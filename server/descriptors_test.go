@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 // lingering returns a TCP socket whose last close waits for an hour, or until
@@ -95,21 +97,19 @@ func TestF53NoCloseOfASentDescriptorStopsTheServer(t *testing.T) {
 			check(t, unix.Close(fd))
 		},
 		"a second one behind the first": func(t *testing.T, server *process, d string, expect error) {
-			for _, typ := range []string{"unix", "unixpacket"} {
-				fd, resume := whileStopped(t, server, typ, d)
+			for path, typ := range map[string]int{"/s": unix.SOCK_STREAM, "/q": unix.SOCK_SEQPACKET} {
+				fd, resume := whileStopped(t, server, typ, d+path)
 				wantErr(t, handOver(t, fd, nested(t)), expect)
 				wantErr(t, handOver(t, fd, lingering(t)), expect)
 				resume()
 			}
 		},
-		"in a datagram": func(t *testing.T, _ *process, d string, expect error) {
-			fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-			check(t, err)
-			check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: d + "/d"}))
+		"in datagrams": func(t *testing.T, server *process, d string, expect error) {
+			fd, resume := whileStopped(t, server, unix.SOCK_DGRAM, d+"/d")
 			for range 8 { // more than are closed at a time
 				wantErr(t, handOver(t, fd, nested(t)), expect)
 			}
-			check(t, unix.Close(fd))
+			resume()
 		},
 		"by rejected clients": func(t *testing.T, server *process, d string, expect error) {
 			var held []net.Conn
@@ -117,54 +117,117 @@ func TestF53NoCloseOfASentDescriptorStopsTheServer(t *testing.T) {
 				held = append(held, connect(t, "unix", d+"/s"))
 				check(t, echoed(held[len(held)-1], "hello"))
 			}
-			fd, resume := whileStopped(t, server, "unixpacket", d)
+			fd, resume := whileStopped(t, server, unix.SOCK_SEQPACKET, d+"/q")
 			wantErr(t, handOver(t, fd, lingering(t)), expect)
 			resume()
 			server.Err.Await(t, 1, "connection limit per user (6) reached")
 			closeAll(t, held)
 		},
 	}
-	for kernel, serve := range map[string]func(t *testing.T, d string, args ...string) *process{
-		"new kernel": func(t *testing.T, d string, args ...string) *process {
-			return serveAll(t, d, args...)
-		},
-		// A socket without SO_PASSRIGHTS=0, as on Linux before 6.16.
-		"old kernel": func(t *testing.T, d string, args ...string) *process {
-			return activate(t, d, []*os.File{
-				boundFile(t, unix.SOCK_STREAM, d+"/s"), boundFile(t, unix.SOCK_DGRAM, d+"/d"), boundFile(t, unix.SOCK_SEQPACKET, d+"/q"),
-			}, args...)
-		},
-	} {
-		expect := error(nil)
-		if kernel == "new kernel" && refusesRights(t) {
-			expect = unix.EPERM
+	t.Run("each", func(t *testing.T) {
+		for kernel, serve := range map[string]func(t *testing.T, d string, args ...string) *process{
+			"new kernel": func(t *testing.T, d string, args ...string) *process {
+				return serveAll(t, d, args...)
+			},
+			// A socket without SO_PASSRIGHTS=0, as on Linux before 6.16.
+			"old kernel": func(t *testing.T, d string, args ...string) *process {
+				return activate(t, d, []*os.File{
+					boundFile(t, unix.SOCK_STREAM, d+"/s"), boundFile(t, unix.SOCK_DGRAM, d+"/d"), boundFile(t, unix.SOCK_SEQPACKET, d+"/q"),
+				}, args...)
+			},
+		} {
+			expect := error(nil)
+			if kernel == "new kernel" && refusesRights(t) {
+				expect = unix.EPERM
+			}
+			for name, attack := range attacks {
+				t.Run(kernel+", "+name, func(t *testing.T) {
+					t.Parallel()
+					d := dir(t)
+					server := serve(t, d, "--max-per-user", "6", "--drain-timeout", "200ms")
+					attack(t, server, d, expect)
+					healthCheckAll(t, d)
+					conn := connect(t, "unix", d+"/s")
+					check(t, echoed(conn, "hello"))
+					check(t, conn.Close())
+					if status := server.Terminate(t); status != 0 {
+						t.Errorf("exit status %d:\n%s", status, &server.Err)
+					}
+				})
+			}
 		}
-		for name, attack := range attacks {
-			t.Run(kernel+", "+name, func(t *testing.T) {
-				t.Parallel()
-				d := dir(t)
-				server := serve(t, d, "--max-per-user", "6", "--drain-timeout", "200ms")
-				attack(t, server, d, expect)
-				healthCheckAll(t, d)
-				conn := connect(t, "unix", d+"/s")
-				check(t, echoed(conn, "hello"))
-				check(t, conn.Close())
-				if status := server.Terminate(t); status != 0 {
-					t.Errorf("exit status %d:\n%s", status, &server.Err)
-				}
-			})
+	})
+	testkit.ReportFault(t, testkit.FaultRow{
+		ID: "F53", Done: "a TCP socket with SO_LINGER of an hour and unsent bytes, or a Unix socket with one in its queue: sent by stream, seqpacket and datagram clients, of whom some do not read and some are rejected; on sockets with and without SO_PASSRIGHTS=0; then SIGTERM", Count: 2 * len(attacks),
+		Outcome: "with the option the kernel gives the sender EPERM; without, the server closes them beside its loop; either way others get their echo, and the server ends with exit status 0 within its drain timeout",
+	})
+}
+
+// On older kernels the server holds descriptors until they are closed. If too
+// many hang, it takes no more, and continues with everything else.
+func TestF53TooManyHangingDescriptorsStopOnlyThoseWhoSendThem(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := activate(t, d, []*os.File{
+		boundFile(t, unix.SOCK_STREAM, d+"/s"), boundFile(t, unix.SOCK_DGRAM, d+"/d"), boundFile(t, unix.SOCK_SEQPACKET, d+"/q"),
+	})
+	before := descriptors(t, server)
+	t.Run("hanging", func(t *testing.T) {
+		null, err := os.Open(os.DevNull)
+		check(t, err)
+		defer func() { check(t, null.Close()) }()
+		send := func(fd int) {
+			t.Helper()
+			hangs := nested(t)
+			fds := []int{hangs}
+			for len(fds) < 253 { // SCM_MAX_FD
+				fds = append(fds, int(null.Fd()))
+			}
+			check(t, unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(fds...), nil, 0))
+			check(t, unix.Close(hangs))
 		}
+		goOn := pause(t, server)
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		check(t, err)
+		defer func() { check(t, unix.Close(fd)) }()
+		check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: d + "/d"}))
+		for range 6 {
+			send(fd)
+		}
+		goOn()
+		server.Err.Await(t, 4, "dropped a message: message carries file descriptors")
+		// Not while it is stopped: SIGSTOP would end the waits.
+		record := seqpacket(t, d+"/q")
+		defer func() { check(t, unix.Close(record)) }()
+		send(record)
+		server.Err.Await(t, 1, "too many others still wait to be closed")
+		if n := descriptors(t, server); n > before+5*253 {
+			t.Errorf("%d descriptors are open, %d were", n, before)
+		}
+		for network, path := range map[string]string{"unix": "/s", "unixpacket": "/q"} {
+			conn := connect(t, network, d+path)
+			check(t, echoed(conn, "hello"))
+			check(t, conn.Close())
+		}
+		server.Err.Await(t, 1, "descriptors wait to be closed")
+	})
+	healthCheckAll(t, d)
+	testkit.Await(t, func() error {
+		if n := descriptors(t, server); n > before {
+			return fmt.Errorf("%d descriptors are open, %d were", n, before)
+		}
+		return nil
+	})
+	if status := server.Terminate(t); status != 0 {
+		t.Errorf("exit status %d:\n%s", status, &server.Err)
 	}
 }
 
-// whileStopped connects while the server is stopped, so that it finds all at
-// once. resume closes the connection once the server has ended it.
-func whileStopped(t *testing.T, server *process, network, d string) (fd int, resume func()) {
+// whileStopped connects while the server is stopped, so that it finds all that
+// is sent at once, and the sender's descriptors closed. resume lets it continue,
+// and closes the connection.
+func whileStopped(t *testing.T, server *process, typ int, path string) (fd int, resume func()) {
 	t.Helper()
-	path, typ := d+"/s", unix.SOCK_STREAM
-	if network == "unixpacket" {
-		path, typ = d+"/q", unix.SOCK_SEQPACKET
-	}
 	goOn := pause(t, server)
 	fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
@@ -179,7 +242,7 @@ func whileStopped(t *testing.T, server *process, network, d string) (fd int, res
 func wantErr(t *testing.T, err, want error) {
 	t.Helper()
 	if err != want {
-		t.Fatal(fmt.Errorf("got %v, want %v", err, want))
+		t.Fatalf("got %v, want %v", err, want)
 	}
 }
 

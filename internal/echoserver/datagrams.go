@@ -43,11 +43,13 @@ type datagrams struct {
 	tryAgain time.Time
 	pause    time.Duration
 	buffer   sendBuffer
-	unmapped bool // reply at paths even to clients whose user the kernel cannot map
-	replaced bool // only connected clients still find this socket
-	paused   bool // the relay's target accepts nothing now, or stalled
-	noRights bool // no descriptor can come along
-	stalled  bool // see mayReceive
+	unmapped bool          // reply at paths even to clients whose user the kernel cannot map
+	replaced bool          // only connected clients still find this socket
+	retired  bool          // it is closed once its replies are sent
+	used     time.Duration // the last sweep before it received something
+	paused   bool          // the relay's target accepts nothing now, or stalled
+	noRights bool          // no descriptor can come along
+	stalled  bool          // see mayReceive
 }
 
 // A queue holds the replies that one client has not taken yet, oldest first.
@@ -147,6 +149,7 @@ func (d *datagrams) receive() bool {
 		d.server.refuse(stats.System, 0).Err(err).Msgf("cannot receive: %v", err)
 		return false
 	}
+	d.used = d.server.swept
 	more, relayed := d.serve(message, unixSocket)
 	if d.server.config.RelayFiles && !relayed {
 		d.discard()

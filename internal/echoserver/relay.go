@@ -80,7 +80,7 @@ func (d *datagrams) halt() {
 func (d *datagrams) resume() {
 	d.paused = false
 	d.server.loop.Watch(d.socket.FD(), unix.EPOLLIN)
-	if !d.server.drainUntil.IsZero() {
+	if !d.server.drainUntil.IsZero() || d.retired {
 		d.drain()
 	}
 }

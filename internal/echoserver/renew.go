@@ -1,6 +1,7 @@
 package echoserver
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 
@@ -51,7 +52,39 @@ func (s *server) renew() {
 			d.replaced = s.replace(d.socket) // clients that are connected to it continue to use it
 		}
 	}
+	s.retire()
 	s.renewControl()
+}
+
+// maxReplaced is how many replaced datagram sockets stay open for the clients
+// that are connected to them. The kernel does not report whether there are any:
+// they may be in other network namespaces.
+const maxReplaced = 4
+
+// retire closes the replaced sockets beyond maxReplaced, those first that have
+// been silent for longest. All that has been sent to such a socket gets its
+// reply first. Its clients learn it as they learn the end of a server, by
+// ECONNREFUSED, and find the new socket when they connect again.
+func (s *server) retire() {
+	var replaced []*datagrams
+	for _, d := range s.datagrams {
+		if d.replaced && !d.retired {
+			replaced = append(replaced, d)
+		}
+	}
+	slices.SortStableFunc(replaced, func(a, b *datagrams) int { return cmp.Compare(b.used, a.used) })
+	for _, d := range replaced[min(len(replaced), maxReplaced):] {
+		d.retired = true
+		_ = d.socket.Refuse()
+		d.drain()
+	}
+	s.datagrams = slices.DeleteFunc(s.datagrams, func(d *datagrams) bool {
+		gone := d.retired && !d.paused && d.waiting == 0
+		if gone {
+			d.close()
+		}
+		return gone
+	})
 }
 
 func (s *server) replace(old *transport.Socket) bool {
