@@ -3,6 +3,7 @@ package echo_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds"
@@ -281,6 +283,33 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 			check(t, server.ends(t))
 			wantEchoOf(t, server.addr)
 		})
+	}
+}
+
+// Of the sockets that were replaced, the one that was silent for longest is
+// closed, so that they do not become more and more.
+func TestF59ReplacedDatagramSocketsAreClosed(t *testing.T) {
+	t.Parallel()
+	server := serveIn(t, transport.Datagram, transport.ListenConfig{}, false)
+	r := transport.NewReceiver(100)
+	clients := []*transport.Conn{dialBound(t, server.addr)}
+	for round := range 5 {
+		wantBack(t, clients[0], r, "continues")
+		wantBack(t, clients[round], r, "before")
+		check(t, os.Remove(server.addr.Path))
+		server.log.await(t, round+1, transcript.Escape(server.addr.Path)+" was removed: listening again")
+		clients = append(clients, dialBound(t, server.addr))
+	}
+	testkit.Await(t, func() error {
+		if err := clients[1].Send([]byte("gone")); !errors.Is(err, unix.ECONNREFUSED) {
+			return fmt.Errorf("a message to the socket that was silent for longest: %v", err)
+		}
+		return nil
+	})
+	for i, c := range clients {
+		if i != 1 {
+			wantBack(t, c, r, "continues")
+		}
 	}
 }
 

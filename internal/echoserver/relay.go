@@ -78,6 +78,9 @@ func (d *datagrams) halt() {
 }
 
 func (d *datagrams) resume() {
+	if !d.paused {
+		return
+	}
 	d.paused = false
 	d.server.loop.Watch(d.socket.FD(), unix.EPOLLIN)
 	if !d.server.drainUntil.IsZero() || d.retired {
