@@ -33,6 +33,9 @@ type forwardCmd struct {
 
 // Validate rejects values that make no sense, and completes tcp:.
 func (c *forwardCmd) Validate() error {
+	if c.Connect == (transport.Addr{}) {
+		return nil // kong reports that it is missing
+	}
 	for i, a := range c.Listen {
 		if host, port, err := net.SplitHostPort(a.Path); a.Type == transport.TCP && err == nil && host == "" {
 			c.Listen[i].Path = net.JoinHostPort("127.0.0.1", port)
@@ -81,6 +84,9 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	log, lines := c.LoopLogger(std.Err, "")
 	defer lines.Flush()
 	c.Warn(log)
+	if err := c.CheckOpenFiles(c.Listen); err != nil {
+		return err
+	}
 	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, RefuseRights: !c.PassFiles && c.Connect.Type == transport.Datagram}
 	sockets, _, err := serving.Sockets(config, c.Listen, false)
 	for _, s := range sockets {

@@ -101,9 +101,10 @@ func (a *admin) await(ctx context.Context) (*transport.Socket, error) {
 func (a *admin) serve(ctx context.Context, socket *transport.Socket) error {
 	server := &http.Server{
 		Handler: a.handler(), MaxHeaderBytes: adminHeader,
-		ReadTimeout: adminPatience, WriteTimeout: adminPatience, IdleTimeout: adminPatience,
+		ReadTimeout: adminPatience, WriteTimeout: adminPatience,
 		ErrorLog: stdlog.New(warner{a.log}, "", 0),
 	}
+	server.SetKeepAlivesEnabled(false) // a connection that is kept would take the place of another for ever
 	defer func() { _ = server.Close() }()
 	for {
 		l, err := socket.Unix().Listener()

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -13,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -269,6 +271,48 @@ func TestAdminHasLimitsOfItsOwn(t *testing.T) {
 	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 431 ")) {
 		t.Errorf("a header of 64 KiB is answered by %q", answer)
 	}
+	server.Stop(t)
+}
+
+// Clients that keep their connections, and always have another request, make no
+// other client wait for long.
+func TestF63AdminConnectionsThatAreKeptUp(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := serve(t, d, "--admin", "admin")
+	const clients = 16
+	var ended sync.WaitGroup
+	answered := make(chan struct{}, clients)
+	for range clients {
+		conn, err := net.Dial("unix", d+"/admin")
+		check(t, err)
+		t.Cleanup(func() { _ = conn.Close() })
+		ended.Go(func() {
+			answers := bufio.NewReader(conn)
+			for first := true; ; first = false {
+				_, _ = io.WriteString(conn, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n")
+				answer, err := http.ReadResponse(answers, nil)
+				if err != nil {
+					return // the server has closed the connection
+				}
+				_, _ = io.Copy(io.Discard, answer.Body)
+				if first {
+					answered <- struct{}{}
+				}
+			}
+		})
+	}
+	for range clients {
+		<-answered
+	}
+	if s := statusOf(t, d+"/admin"); s.Build == nil {
+		t.Errorf("the status is %+v", s)
+	}
+	ended.Wait()
+	testkit.ReportFault(t, testkit.FaultRow{
+		ID: "F63", Done: "as many clients as the admin socket serves at once keep their connections, and send request after request; another one comes", Count: clients,
+		Outcome: "each connection ends after its answer, and the other client is served",
+	})
 	server.Stop(t)
 }
 

@@ -66,6 +66,9 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	log, lines := c.LoopLogger(std.Err, transcript.Escape(c.Identity))
 	defer lines.Flush()
 	c.Warn(log)
+	if err := c.CheckOpenFiles(c.Listen); err != nil {
+		return err
+	}
 	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, RefuseRights: true}
 	sockets, handover, err := serving.Sockets(config, c.Listen, c.Takeover)
 	stopAdmin := func() {}

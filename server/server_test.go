@@ -94,6 +94,8 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 	}{
 		{[]string{"server", "--no-such-flag"}, "unknown flag --no-such-flag"},
 		{[]string{"server", "surplus"}, "surplus"},
+		{[]string{"server", "--listen"}, "server: --listen: the value is missing (see server --help)"},
+		{[]string{"server", "--chunk"}, "server: --chunk: the value is missing (see server --help)"},
 		{[]string{"server", "--listen", "unix:/s"}, `unknown form "unix"`},
 		{[]string{"server", "--listen", "tcp:7000"}, `"7000" is not HOST:PORT`},
 		{[]string{"server", "--listen", "s", "--listen", "stream:s"}, "given twice"},

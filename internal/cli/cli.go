@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
@@ -37,6 +38,7 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	defer context.AfterFunc(ctx, stop)()
 
 	std := Std{os.Stdin, os.Stdout, os.Stderr}
+	texts := &noting{w: std.Out}
 	options = append(options, values...)
 	options = append(options,
 		kong.Name(name),
@@ -45,6 +47,14 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 		kong.Vars{"version": name + " " + Version},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(std),
+		kong.Writers(texts, std.Err),
+		kong.Exit(func(status int) { // after --help and --version
+			if texts.err != nil {
+				status = 1
+				lastLine(std.Err, "%s: write standard output: %v\n", name, texts.err)
+			}
+			os.Exit(status)
+		}),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Help(help),
 	)
@@ -58,15 +68,35 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 		status = 1
 		err = parsed.Run()
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		return 0
+	case texts.err != nil: // of --help
+		status, err = 1, fmt.Errorf("write standard output: %w", texts.err)
 	}
-	text := transcript.Escape(err.Error())
+	text := noValue.ReplaceAllString(transcript.Escape(err.Error()), "the value is missing")
 	if status == 2 {
 		text += " (see " + helpOf(name, err) + ")"
 	}
 	lastLine(std.Err, "%s: %s\n", name, text)
 	return status
+}
+
+// noValue is what kong reports about a flag that ends the command line.
+var noValue = regexp.MustCompile(`expected \S+ value but got "EOL" \(<EOL>\)`)
+
+// noting is a writer that notes the first error: kong does not look at it.
+type noting struct {
+	w   io.Writer
+	err error
+}
+
+func (n *noting) Write(p []byte) (int, error) {
+	m, err := n.w.Write(p)
+	if n.err == nil {
+		n.err = err
+	}
+	return m, err
 }
 
 // Version is the version of both programs and both images.

@@ -219,7 +219,11 @@ func (s *server) run(ctx context.Context) error {
 		s.unpark(now)
 		s.sweep(now.Sub(s.started))
 		if (ctx.Err() != nil || s.displaced != nil) && s.drainUntil.IsZero() {
-			s.config.Log.Debug().Int("connections", s.open).Msg("draining")
+			if s.open == 0 {
+				s.config.Log.Debug().Msg("draining")
+			} else {
+				s.config.Log.Info().Int("connections", s.open).Msgf("draining for up to %v: connections are open; another signal ends them at once", s.config.DrainTimeout)
+			}
 			s.drainUntil = now.Add(s.config.DrainTimeout)
 			if err := s.drain(); err != nil {
 				return err

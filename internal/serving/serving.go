@@ -162,6 +162,22 @@ func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside, ends, sen
 // when a server starts.
 const ownDescriptors = 16 // of the loop and of Go; while a socket is recreated; of a server that takes over
 
+// CheckOpenFiles returns an error if the limit of open files is too low even
+// for one connection beside the health checks.
+func (f *LimitFlags) CheckOpenFiles(listen []transport.Addr) error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return nil // maxConnections warns
+	}
+	open, _ := os.ReadDir("/proc/self/fd")
+	// Each address has a socket and a lock.
+	least := len(open) + 2*len(listen) + ownDescriptors + echoserver.HealthChecks
+	if limit.Cur > uint64(least) {
+		return nil
+	}
+	return fmt.Errorf("the limit of open files is %d: raise it (ulimit -n) to %d, and by one or two more for each further connection", limit.Cur, least+1)
+}
+
 // maxConnections returns --max-connections, or less if the limit of open files
 // does not allow as many. A server that could not accept would leave clients
 // waiting silently, including its own health check. So a client that would
