@@ -5,11 +5,15 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/record"
@@ -17,13 +21,14 @@ import (
 	"github.com/udsecho/udsecho/internal/serving"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 )
 
 type forwardCmd struct {
 	serving.ListenFlag
 	Connect   transport.Addr `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, which may be mixed with the other one in --listen; seqpacket:PATH; datagram:PATH."`
 	Bind      string         `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
-	Retry     time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client (default: ${default})."`
+	Retry     time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client, if there is no target yet. For a target whose backlog is full the relay waits as long as the client does (default: ${default})."`
 	PassFiles bool           `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag, a message with descriptors ends its connection; a datagram is dropped, or its sender gets EPERM (Linux 6.16)."`
 	Show      string         `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
 	serving.LimitFlags
@@ -93,6 +98,9 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		if err == nil {
 			err = c.joins(s.Addr) // the address may come from systemd
 		}
+		if err == nil && c.isTarget(s) {
+			err = fmt.Errorf("--connect %s: it leads to %s, where the relay listens itself", c.Connect, s.Addr)
+		}
 		if s.Addr.Type == transport.TCP && !loopback(s.Addr.Path) {
 			log.Warn().Msg(transcript.Escape(s.Addr.String()) + ": TCP does not know users, so any process that reaches this address can use the target")
 		}
@@ -116,7 +124,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	server.Chunk = 1024 // for health checks
 	server.RelayFiles = c.PassFiles
 	server.Relay, err = relay.New(relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.checkCred, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
+		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
 		Record: recorder, Log: log,
 	})
 	if err != nil {
@@ -132,8 +140,28 @@ func (c *forwardCmd) dial(ctx context.Context) (*transport.Conn, error) {
 	if c.Connect.Type == transport.Datagram {
 		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
-	conn, err := c.dialRequired(ctx, c.Connect, config, c.Retry)
+	conn, err := c.dialRequired(ctx, c.Connect, config, 0)
+	if err != nil && c.Retry > 0 && !errors.Is(err, unix.EAGAIN) && uds.NotThereYet(err) { // for a full backlog the relay waits in any case
+		conn, err = c.dialRequired(ctx, c.Connect, config, c.Retry)
+	}
 	return conn, c.explainBind(err)
+}
+
+// isTarget reports whether the target is a socket of the relay itself, under the
+// same or another name: through a link or a bind mount, or as another form of a
+// TCP address.
+func (c *forwardCmd) isTarget(s *transport.Socket) bool {
+	if c.Connect.Type.Unix() {
+		var st unix.Stat_t
+		return !c.Connect.Abstract() && unix.Stat(c.Connect.Path, &st) == nil && s.Is(&st)
+	}
+	if s.Addr.Type != transport.TCP {
+		return false
+	}
+	target, err := net.ResolveTCPAddr("tcp", c.Connect.Path)
+	own, ownErr := net.ResolveTCPAddr("tcp", s.Addr.Path)
+	return err == nil && ownErr == nil && target.Port == own.Port &&
+		(target.IP.Equal(own.IP) || own.IP.IsUnspecified() && target.IP.IsLoopback())
 }
 
 // loopback reports whether an address can be reached only from this machine,

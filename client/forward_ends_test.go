@@ -131,10 +131,23 @@ func TestF51TheEndOfOneSideVoidsNothing(t *testing.T) {
 
 	// Only a reader that is gone loses bytes, and the log has their number.
 	count++
-	serveAt(t, d, "stream:p", func(conn halfCloser) { _, _ = io.Copy(conn, stream(4, 1_000_000)) })
+	targets := make(chan halfCloser, 1)
+	serveAt(t, d, "stream:p", func(conn halfCloser) {
+		targets <- conn
+		_, _ = io.Copy(conn, stream(4, 1_000_000))
+	})
 	relay := forward(t, d, "stream:q", "stream:p")
 	conn := dialAt(t, d, "stream:q")
-	check(t, awaitReadable(conn.(syscall.Conn)))
+	target, quiet := <-targets, 0
+	testkit.Await(t, func() error { // until the relay reads no more from the target, for a while
+		if quiet++; unsent(t, target) == 0 {
+			quiet = 0
+		}
+		if quiet < 3 {
+			return errors.New("the relay still reads")
+		}
+		return nil
+	})
 	check(t, conn.Close())
 	relay.Err.Await(t, 1, "connection ended")
 	wantWords(t, relay.Err.String(), "the client accepts nothing more", " bytes=", " lost=")
@@ -161,14 +174,20 @@ func (e ended) Read(p []byte) (int, error) {
 // awaitAcknowledged waits until the other side's kernel has everything.
 func awaitAcknowledged(t testing.TB, conn halfCloser) {
 	t.Helper()
+	testkit.Await(t, func() error {
+		if n := unsent(t, conn); n > 0 {
+			return fmt.Errorf("%d bytes are not acknowledged", n)
+		}
+		return nil
+	})
+}
+
+// unsent returns how many bytes the kernel has accepted and not delivered.
+func unsent(t testing.TB, conn halfCloser) (n int) {
+	t.Helper()
 	raw, err := conn.(syscall.Conn).SyscallConn()
 	check(t, err)
-	testkit.Await(t, func() (err error) {
-		ctrlErr := raw.Control(func(fd uintptr) {
-			if n, outqErr := unix.IoctlGetInt(int(fd), unix.SIOCOUTQ); outqErr != nil || n > 0 {
-				err = fmt.Errorf("%d bytes are not acknowledged, %v", n, outqErr)
-			}
-		})
-		return errors.Join(ctrlErr, err)
-	})
+	check(t, raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }))
+	check(t, err)
+	return n
 }

@@ -47,5 +47,8 @@ type commands struct {
 func main() {
 	os.Exit(cli.Main("client", "Send to a Unix domain socket and print the reply.", &commands{},
 		[]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP},
-		kong.Vars{"message": defaultMessage}))
+		kong.Vars{
+			"message": defaultMessage,
+			"idle":    "0s", "idle_help": "Close connections on which no data passes in either direction for this long, and forget datagram clients.",
+		}))
 }

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 type link struct {
 	relay          *Relay
 	about          echoserver.Client
+	cancel         context.CancelFunc // ends the dial to the target; nil if there is none
 	client, target end
 	still          time.Duration // the first sweep after bytes passed; 0: not yet
 	reset          bool          // TCP ends get a reset at the end
@@ -60,6 +62,10 @@ func (r *Relay) Connection(c echoserver.Client) {
 	l.client = end{link: l, fd: c.FD, name: "client", unix: c.Type.Unix(), records: c.Type == transport.Seqpacket}
 	l.target = end{link: l, fd: -1, name: "target", unix: r.config.Target.Type.Unix(), records: c.Type == transport.Seqpacket}
 	r.links[l] = struct{}{}
+	if c.Cred != nil && r.config.Process != 0 && int(c.Cred.Pid) == r.config.Process {
+		l.refuse("it is this relay itself: the target leads back to where the relay listens")
+		return
+	}
 	if err := l.client.prepare(); err != nil {
 		l.refuse(escape(err))
 		return
@@ -69,7 +75,9 @@ func (r *Relay) Connection(c echoserver.Client) {
 		return
 	}
 	l.client.watch(0) // reports only that the client has hung up
-	r.dial(func(conn *transport.Conn, err error) {
+	var ctx context.Context
+	ctx, l.cancel = context.WithCancel(r.ctx)
+	r.dial(ctx, func(conn *transport.Conn, err error) {
 		fd := -1
 		if err == nil {
 			if fd, err = conn.Detach(); err == nil && l.closed {
@@ -86,7 +94,7 @@ func (r *Relay) Connection(c echoserver.Client) {
 // is served and has room in its backlog. On any failure, [Relay.dial] finds
 // the reason.
 func (r *Relay) connect() (fd int, ok bool) {
-	if !r.config.Target.Type.Unix() {
+	if !r.config.Target.Type.Unix() || r.queued.Load() > 0 {
 		return -1, false
 	}
 	fd, err := transport.Connect(r.config.Target)
@@ -117,6 +125,9 @@ func (e *end) prepare() error {
 
 // connected continues after the dial to the target has succeeded or failed.
 func (l *link) connected(fd int, err error) {
+	if l.cancel != nil {
+		l.cancel()
+	}
 	if l.target.fd = fd; err == nil {
 		err = l.target.prepare()
 	}
@@ -506,6 +517,9 @@ func (l *link) close() {
 		return
 	}
 	l.closed = true
+	if l.cancel != nil {
+		l.cancel()
+	}
 	for _, e := range []*end{&l.client, &l.target} {
 		if !e.passed {
 			l.record.End(e == &l.client)

@@ -43,6 +43,9 @@ type Config struct {
 	// Check is the check alone, for a Unix target to which the relay could
 	// connect at once.
 	Check func(unix.Ucred) error
+	// Process is the id of this process. A client that it is itself is rejected:
+	// the target leads back here. 0: no check.
+	Process int
 	// PassFiles passes descriptors on; otherwise they end their connection.
 	PassFiles   bool
 	IdleTimeout time.Duration // connections on which nothing passes for this long are closed; 0: none
@@ -78,6 +81,8 @@ type Relay struct {
 	replies   *transport.Receiver
 
 	dials  sync.WaitGroup
+	first  chan struct{} // held by the first in the queue of a full backlog, see [Relay.queue]
+	queued atomic.Int32  // dials in that queue
 	mu     sync.Mutex
 	dialed []func() // calls for the loop's goroutine after a dial; guarded by mu
 	some   atomic.Bool
@@ -93,7 +98,7 @@ const (
 
 // New makes a relay. It fails if there is no memory.
 func New(c Config) (*Relay, error) {
-	r := &Relay{config: c, links: map[*link]struct{}{}, peers: map[echoserver.SenderKey]*peer{}}
+	r := &Relay{config: c, first: make(chan struct{}, 1), links: map[*link]struct{}{}, peers: map[echoserver.SenderKey]*peer{}}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	size := bufSize
@@ -113,16 +118,48 @@ func New(c Config) (*Relay, error) {
 // Begin sets the loop that serves the relay's sockets.
 func (r *Relay) Begin(l *loop.Loop) { r.loop = l }
 
-// dial connects to the target, and makes the loop's goroutine call then.
-func (r *Relay) dial(then func(*transport.Conn, error)) {
+// dial connects to the target, unless ctx ends before, and makes the loop's
+// goroutine call then.
+func (r *Relay) dial(ctx context.Context, then func(*transport.Conn, error)) {
 	r.dials.Go(func() {
-		conn, err := r.config.Dial(r.ctx)
+		conn, err := r.config.Dial(ctx)
+		if errors.Is(err, unix.EAGAIN) {
+			r.queued.Add(1)
+			conn, err = r.queue(ctx)
+			r.queued.Add(-1)
+		}
 		r.mu.Lock()
 		r.dialed = append(r.dialed, func() { then(conn, err) })
 		r.some.Store(true)
 		r.mu.Unlock()
 		r.loop.Interrupt()
 	})
+}
+
+// queue connects to a target whose backlog is full, as soon as there is room. A
+// client without a relay would wait in connect(2); a connect that does not block
+// fails with EAGAIN, unix(7). The dials wait in the order in which they came,
+// and only the first one tries.
+func (r *Relay) queue(ctx context.Context) (*transport.Conn, error) {
+	const pause = 5 * time.Millisecond
+	select {
+	case r.first <- struct{}{}:
+		defer func() { <-r.first }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	r.warn.Warn().Msg("the target's backlog is full: its clients wait until it accepts")
+	for {
+		conn, err := r.config.Dial(ctx)
+		if !errors.Is(err, unix.EAGAIN) {
+			return conn, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // Turn does the work due at each turn of the loop.

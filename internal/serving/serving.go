@@ -98,7 +98,7 @@ type LimitFlags struct {
 	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: all clients that can connect)."`
 	MaxConnections int           `default:"1000" placeholder:"N" help:"The largest number of open connections; further clients are rejected, except a few health checks. 0: no limit. Never more than the limit of open files and the memory limit of the container allow (default: ${default})."`
 	MaxPerUser     *int          `placeholder:"N" help:"The largest number of open connections of one user, so that one user cannot use them all. 0: no limit (default: nine tenths of --max-connections)."`
-	IdleTimeout    time.Duration `default:"10m" placeholder:"DURATION" help:"Disconnect clients that send nothing for this long. 0s: no limit (default: ${default})."`
+	IdleTimeout    time.Duration `default:"${idle}" placeholder:"DURATION" help:"${idle_help} 0s: no limit (default: ${default})."`
 	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long clients may continue after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
 }
 

@@ -187,10 +187,21 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 	ctrlErr := raw.Control(func(theirs uintptr) {
 		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil && a.Type == TCP {
 			InlineUrgent(fd)
+			keepAlive(fd)
 			err = unix.Listen(fd, cmp.Or(backlog, unix.SOMAXCONN)) // again: package net has no setting for the backlog
 		}
 	})
 	return fd, errors.Join(ctrlErr, err)
+}
+
+// keepAlive makes the kernel ask the other side of an idle TCP connection
+// whether it is still there, tcp(7), with the times that package net sets for the
+// connections that it dials. Connections inherit them from the listening socket.
+func keepAlive(fd int) {
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	for option, value := range map[int]int{unix.TCP_KEEPIDLE: 15, unix.TCP_KEEPINTVL: 15, unix.TCP_KEEPCNT: 9} { // seconds, seconds, probes
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, option, value)
+	}
 }
 
 // DialConfig configures how to connect. Its zero value works.
