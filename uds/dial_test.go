@@ -401,3 +401,23 @@ func TestUserNamespacesThatMapAllUsers(t *testing.T) {
 		}
 	}
 }
+
+// A name is not missing if its socket has another type, or does not listen.
+func TestF62AbstractNamesThatRefuse(t *testing.T) {
+	t.Parallel()
+	name := uds.AutoName("@")
+	_, err := uds.Dial(t.Context(), "stream:"+name, uds.DialConfig{})
+	wantError(t, err, unix.ECONNREFUSED, "no server has the name "+name+" in this network namespace")
+
+	listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Datagram, Path: name})
+	_, err = uds.Dial(t.Context(), "stream:"+name, uds.DialConfig{})
+	wantError(t, err, unix.ECONNREFUSED, name+" is the name of a datagram socket; use datagram:"+name)
+
+	name = uds.AutoName("@")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	defer func() { check(t, unix.Close(fd)) }()
+	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: name}))
+	_, err = uds.Dial(t.Context(), "stream:"+name, uds.DialConfig{})
+	wantError(t, err, unix.ECONNREFUSED, "a process has bound it, and does not listen")
+}

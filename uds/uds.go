@@ -20,6 +20,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -100,7 +101,7 @@ func explain(path string, err error, denied func(path string) string) error {
 // refused explains ECONNREFUSED.
 func refused(path string) string {
 	if isAbstract(path) {
-		return fmt.Sprintf("no server has the name %s in this network namespace: abstract names do not cross containers", path)
+		return refusedAbstract(path)
 	}
 	if text := why.Refused(path); text != "" {
 		return text
@@ -113,6 +114,23 @@ func refused(path string) string {
 	default:
 		return fmt.Sprintf("%s was not served a moment ago; try again", path)
 	}
+}
+
+// refusedAbstract does the same for an abstract name. Sockets of each type have
+// names of their own, so a wrong type is refused, too.
+func refusedAbstract(path string) string {
+	all, _ := why.Sockets()
+	for _, s := range all {
+		at := slices.IndexFunc(types, func(t Type) bool { return t.sotype() == int(s.SoType) })
+		switch {
+		case at < 0 || !s.IsAbstract(path):
+		case s.Serves():
+			return fmt.Sprintf("%s is the name of a %s socket; use %s:%s", path, types[at], types[at], path)
+		case s.State != why.Established:
+			return fmt.Sprintf("%s: %v; keep trying, or use the name of a server's socket", path, errBound)
+		}
+	}
+	return fmt.Sprintf("no server has the name %s in this network namespace: abstract names do not cross containers", path)
 }
 
 // notKnown describes the file or the directory at which permission may end, if
