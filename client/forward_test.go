@@ -614,7 +614,7 @@ func TestForwardUsage(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	for _, tt := range []struct{ args, words string }{
-		{"", "--connect"},
+		{"", "missing flags: --connect"},
 		{"--listen datagram:r --connect s", "datagram and stream do not join"},
 		{"--listen udp:127.0.0.1:7000 --connect s", "the relay joins stream and tcp"},
 		{"--listen files:r --connect files:s", "the relay joins stream and tcp"},
