@@ -13,7 +13,7 @@ quietly compose up -d
 status=$(docker wait "$(container client)")
 
 # The client may end a moment before the server has said all.
-tries=100
+tries=600 # a minute
 until docker logs "$(container server)" 2>&1 | grep -q 'no data from' || [ $((tries -= 1)) -eq 0 ]; do sleep 0.1; done
 
 echo '--- client: events, on its standard error'

@@ -127,15 +127,16 @@ var (
 )
 
 // flood makes the senders send their numbers to server and pauses it
-// meanwhile. It returns how many messages each received, which they print, and
-// whether all of them were the same in the same order.
-func flood(t *testing.T, server box, volume string, opts ...testcontainers.ContainerCustomizer) (back int, same bool) {
+// meanwhile. They end after this long without an echo. It returns how many
+// messages each received, which they print, and whether all of them were the
+// same in the same order.
+func flood(t *testing.T, server box, volume string, silence time.Duration, opts ...testcontainers.ContainerCustomizer) (back int, same bool) {
 	t.Helper()
 	script := fmt.Sprintf(`
 		seq -w 1 250000 | head -n %d >/tmp/in
-		client --chunk 7 --window %d --timeout 2s - </tmp/in >/tmp/out || true
+		client --chunk 7 --window %d --timeout %v - </tmp/in >/tmp/out || true
 		cmp /tmp/in /tmp/out && echo same
-		wc -l </tmp/out`, perSender, underWay)
+		wc -l </tmp/out`, perSender, underWay, silence)
 	opts = append([]testcontainers.ContainerCustomizer{shell(script), scratch}, opts...)
 	clients := make([]box, senders)
 	for i := range clients {
@@ -173,7 +174,7 @@ func TestMillionDatagramsThroughAPausedServer(t *testing.T) {
 
 	address := on("datagram:/run/uds/s")
 	server := start(t, serverImage, volume, address, quiet, testcontainers.WithWaitStrategy(wait.ForExec([]string{"server", "healthcheck"})))
-	back, same := flood(t, server, volume, address, quiet)
+	back, same := flood(t, server, volume, testkit.Patience, address, quiet)
 	if back != senders*perSender || !same {
 		t.Errorf("Unix datagrams: %d of %d came back, in order: %v", back, senders*perSender, same)
 	}
@@ -199,7 +200,7 @@ func TestMillionDatagramsThroughAPausedServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	back, _ = flood(t, server, volume, on("udp:"+ip+":7000"), quiet, onNetwork)
+	back, _ = flood(t, server, volume, 2*time.Second, on("udp:"+ip+":7000"), quiet, onNetwork)
 	t.Logf("UDP: %d sent, %d lost (%.2f %%)", senders*perSender, senders*perSender-back,
 		100-100*float64(back)/float64(senders*perSender))
 }
@@ -207,7 +208,7 @@ func TestMillionDatagramsThroughAPausedServer(t *testing.T) {
 func TestOneClientThatNeverReadsHarmsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
-	quiet := testcontainers.WithEnv(map[string]string{"UDS_LOG_LEVEL": "warn", "UDS_TIMEOUT": "20s"})
+	quiet := testcontainers.WithEnv(map[string]string{"UDS_LOG_LEVEL": "warn", "UDS_TIMEOUT": testkit.Patience.String()})
 	address := on("datagram:/run/uds/s")
 	start(t, serverImage, volume, address, quiet, testcontainers.WithWaitStrategy(wait.ForExec([]string{"server", "healthcheck"})))
 

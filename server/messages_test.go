@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -185,9 +186,11 @@ func TestNoEchoPrintsTheAnswerOfEachType(t *testing.T) {
 				{[]string{"--chunk", "4", "-"}, "all of it", "all of it"},
 				{[]string{"--hex", "hello"}, "", "00000000  68 65 6c 6c 6f                                    |hello|\n"},
 			} {
-				// Only a datagram client waits this long, because it does not
-				// see the end.
-				args := append([]string{"client", "--no-echo", "--timeout", "2s", "--connect", kind + ":./s"}, tt.args...)
+				silence := patience
+				if kind == "datagram" { // it does not see the end, so it waits this long
+					silence = 2 * time.Second
+				}
+				args := append([]string{"client", "--no-echo", "--timeout", silence.String(), "--connect", kind + ":./s"}, tt.args...)
 				if status, stdout, stderr := run(t, d, tt.in, args...); status != 0 || stdout != tt.want {
 					t.Errorf("%q: exit status %d, output %q, error %q", args, status, stdout, stderr)
 				}
