@@ -87,21 +87,24 @@ func (c *conn) close(strays ...int) {
 	s := c.server
 	c.giveRoomBack()
 	s.loop.Remove(c.fd)
+	ended := func() {
+		s.forgetUser(c.uid)
+		if ev := c.event(); ev != nil && s.drainUntil.IsZero() {
+			ev.Msg(waitingConnection)
+		}
+	}
 	if len(strays) == 0 && (c.noRights || transport.Drain(c.fd)) {
 		_ = unix.Close(c.fd)
-		s.forgetUser(c.uid)
-	} else {
-		s.closing++
-		s.strays += len(strays)
-		s.closeBeside(c.uid, func() {
-			s.closing--
-			s.forgetUser(c.uid)
-			s.discarded(len(strays))
-		}, slices.Concat([]int{c.fd}, strays)...)
+		ended()
+		return
 	}
-	if ev := c.event(); ev != nil && s.drainUntil.IsZero() {
-		ev.Msg(waitingConnection)
-	}
+	s.closing++
+	s.strays += len(strays)
+	s.closeBeside(c.uid, func() {
+		s.closing--
+		s.discarded(len(strays))
+		ended()
+	}, slices.Concat([]int{c.fd}, strays)...)
 }
 
 // receiver returns the receiver of the connection's messages.

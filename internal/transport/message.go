@@ -228,7 +228,13 @@ func Drain(fd int) bool {
 		return false
 	}
 	n, control, _, err := peek(fd)
-	return err == nil && n+control == 0
+	if err != nil || n > 0 {
+		return false
+	}
+	// An empty record comes with credentials. A stream has them at its end, too,
+	// but no empty parts.
+	sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	return err == nil && (control == 0 || sotype == unix.SOCK_STREAM)
 }
 
 // peek looks at the next message of a Unix socket. With [PassCred], even an empty

@@ -171,6 +171,29 @@ func TestDescriptorsThatComeAlongAreRefusedAndNoneStaysOpen(t *testing.T) {
 	}
 }
 
+func TestDrainReportsWhetherAnythingIsLeft(t *testing.T) {
+	t.Parallel()
+	for _, typ := range []int{unix.SOCK_STREAM, unix.SOCK_SEQPACKET} {
+		for _, sent := range []string{"nothing", "", "some"} {
+			for _, ended := range []bool{false, true} {
+				fds, err := unix.Socketpair(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
+				check(t, err)
+				if sent != "nothing" {
+					check(t, unix.Send(fds[0], []byte(sent), 0))
+				}
+				if ended {
+					check(t, unix.Shutdown(fds[0], unix.SHUT_RDWR))
+				}
+				want := sent == "nothing" || sent == "" && typ == unix.SOCK_STREAM
+				if got := transport.Drain(fds[1]); got != want {
+					t.Errorf("type %d, sent %q, ended %t: empty is %t", typ, sent, ended, got)
+				}
+				check(t, errors.Join(unix.Close(fds[0]), unix.Close(fds[1])))
+			}
+		}
+	}
+}
+
 func TestReceiveRecordDistinguishesEmptyRecordFromTheEnd(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(fd int) error{
