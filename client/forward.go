@@ -92,7 +92,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if err := c.CheckOpenFiles(c.Listen); err != nil {
 		return err
 	}
-	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, RefuseRights: !c.PassFiles && c.Connect.Type == transport.Datagram}
+	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, RefuseRights: !c.PassFiles}
 	sockets, _, err := serving.Sockets(config, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {
@@ -136,7 +136,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 }
 
 func (c *forwardCmd) dial(ctx context.Context) (*transport.Conn, error) {
-	var config transport.DialConfig
+	config := transport.DialConfig{RefuseRights: !c.PassFiles}
 	if c.Connect.Type == transport.Datagram {
 		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}

@@ -115,6 +115,19 @@ func (c *conn) receiver() *transport.Receiver {
 	return c.server.streams
 }
 
+// relayedClosed ends a connection of the relay, once fds are closed.
+func (s *server) relayedClosed(uid int64, fds []int) {
+	if len(fds) == 0 {
+		s.forgetUser(uid)
+		return
+	}
+	s.closing++
+	s.closeBeside(uid, func() {
+		s.closing--
+		s.forgetUser(uid)
+	}, fds...)
+}
+
 // mayReceive reports whether a message may be received from the connection. If
 // not, the connection is closed.
 func (c *conn) mayReceive() bool {

@@ -32,9 +32,14 @@ type Client struct {
 	FD   int
 	ID   uint64
 	Type transport.Type
-	Peer string      // its address; "" if it has none
-	Cred *unix.Ucred // nil if the kernel does not know them
-	Done func()      // call it once the connection is closed
+	// NoRights reports that no descriptor can come along, see
+	// [transport.RefusesRights].
+	NoRights bool
+	Peer     string      // its address; "" if it has none
+	Cred     *unix.Ucred // nil if the kernel does not know them
+	// Done ends the connection once it is closed. It closes fds first, beside the
+	// loop: sockets in whose queue there may be descriptors.
+	Done func(fds ...int)
 }
 
 // A Sender is a client of a datagram socket.

@@ -154,7 +154,7 @@ func (ln *listener) welcome(fd int) {
 			transcript.WithCred(ev, cred).Msg("connection from")
 		}
 		ln.server.config.Relay.Connection(Client{
-			FD: fd, ID: c.id, Type: t, Peer: c.peer, Cred: cred, Done: func() { server.forgetUser(uid) },
+			FD: fd, ID: c.id, Type: t, NoRights: ln.noRights, Peer: c.peer, Cred: cred, Done: func(fds ...int) { server.relayedClosed(uid, fds) },
 		})
 		return
 	}

@@ -243,10 +243,11 @@ func seek(f *os.File, to int64) error {
 // kinds describes in words what each descriptor leads to.
 func kinds(files []int) (words []string) {
 	for _, fd := range files {
-		var st unix.Stat_t
+		var st unix.Statx_t
 		kind := "unknown"
-		if unix.Fstat(fd, &st) == nil {
-			kind = why.Kind(st.Mode)
+		// Without DONT_SYNC, FUSE would ask the process that serves the file.
+		if unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st) == nil {
+			kind = why.Kind(uint32(st.Mode))
 		}
 		link, _ := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
 		switch {

@@ -43,24 +43,27 @@ type end struct {
 	asked   uint32 // events that the loop waits for
 	hung    bool   // the loop has reported a hang-up, and would do so at every turn
 
-	rest   []byte // received here, and not accepted by the other end yet
-	files  []int  // descriptors that belong to rest
-	waits  bool   // the other end does not accept rest now
-	buf    []byte // the buffer that rest is part of; nil if rest is a copy
-	pipe   *pipe  // in place of rest; nil if there is none
-	eof    bool   // nothing more is received from this end
-	dead   bool   // a TCP connection that broke
-	drains bool   // received bytes are thrown away, until eof; TCP only, see [end.stop]
-	passed bool   // the other end knows that nothing more comes
-	bytes  uint64 // received from this end
-	lost   uint64 // of these, and of what was left in the kernel: not delivered
+	rest     []byte // received here, and not accepted by the other end yet
+	files    []int  // descriptors that belong to rest
+	flying   int    // descriptors that the other end may not have received yet
+	stuck    bool   // too many descriptors of this user are in flight; rest is sent after a pause
+	noRights bool   // no descriptor comes, see [transport.RefusesRights]
+	waits    bool   // the other end does not accept rest now
+	buf      []byte // the buffer that rest is part of; nil if rest is a copy
+	pipe     *pipe  // in place of rest; nil if there is none
+	eof      bool   // nothing more is received from this end
+	dead     bool   // a TCP connection that broke
+	drains   bool   // received bytes are thrown away, until eof; TCP only, see [end.stop]
+	passed   bool   // the other end knows that nothing more comes
+	bytes    uint64 // received from this end
+	lost     uint64 // of these, and of what was left in the kernel: not delivered
 }
 
 // Connection serves a client.
 func (r *Relay) Connection(c echoserver.Client) {
 	l := &link{relay: r, about: c}
-	l.client = end{link: l, fd: c.FD, name: "client", unix: c.Type.Unix(), records: c.Type == transport.Seqpacket}
-	l.target = end{link: l, fd: -1, name: "target", unix: r.config.Target.Type.Unix(), records: c.Type == transport.Seqpacket}
+	l.client = end{link: l, fd: c.FD, name: "client", unix: c.Type.Unix(), noRights: c.NoRights, records: c.Type == transport.Seqpacket}
+	l.target = end{link: l, fd: -1, name: "target", unix: r.config.Target.Type.Unix(), noRights: r.noRights, records: c.Type == transport.Seqpacket}
 	r.links[l] = struct{}{}
 	if c.Cred != nil && r.config.Process != 0 && int(c.Cred.Pid) == r.config.Process {
 		l.refuse("it is this relay itself: the target leads back to where the relay listens")
@@ -97,7 +100,7 @@ func (r *Relay) connect() (fd int, ok bool) {
 	if !r.config.Target.Type.Unix() || r.queued.Load() > 0 {
 		return -1, false
 	}
-	fd, err := transport.Connect(r.config.Target)
+	fd, err := transport.DialConfig{RefuseRights: !r.config.PassFiles}.Connect(r.config.Target)
 	if err != nil {
 		return -1, false
 	}
@@ -220,6 +223,11 @@ func (e *end) receive() {
 		e.bytes += uint64(len(payload))
 		e.link.record.Data(e == &e.link.client, payload, files)
 		e.rest, e.files = payload, files
+		if files != nil {
+			if e.received(); e.link.closed {
+				return
+			}
+		}
 		if !e.flush() || !e.records && len(payload) < len(e.link.relay.buf) {
 			return
 		}
@@ -236,22 +244,16 @@ func (e *end) read() (payload []byte, files []int, err error) {
 	switch {
 	case r.config.PassFiles && e.unix && !e.records:
 		n, files, err = r.placer.receive(e.fd, r.buf)
-	case e.records:
-		limit := 0
-		if r.config.PassFiles {
-			limit = maxFiles
+	case e.records && e.noRights:
+		n, _, _, err = uds.ReceiveFiles(e.fd, r.buf, 0)
+		return r.buf[:n], nil, err
+	case e.records, e.unix && !e.noRights: // without room for descriptors, the kernel would close them here
+		n, files, _, err = uds.ReceiveFiles(e.fd, r.buf, maxFiles)
+		if files != nil && !r.config.PassFiles {
+			r.closers.Close(e.link.user(), nil, files...)
+			return nil, nil, uds.ErrDescriptors
 		}
-		n, files, _, err = uds.ReceiveFiles(e.fd, r.buf, limit)
 		return r.buf[:n], files, err
-	case e.unix: // read(2) would close descriptors that came along silently
-		r.iov.Base = &r.buf[0]
-		r.iov.SetLen(len(r.buf))
-		r.header = unix.Msghdr{Iov: &r.iov}
-		r.header.SetIovlen(1)
-		n, err = raw.Receive(e.fd, &r.header, unix.MSG_CMSG_CLOEXEC)
-		if err == nil && r.header.Flags&unix.MSG_CTRUNC != 0 {
-			err = uds.ErrDescriptors
-		}
 	default:
 		n, err = raw.Read(e.fd, r.buf)
 	}
@@ -270,14 +272,13 @@ func (e *end) flush() bool {
 		switch {
 		case err == unix.EINTR:
 			continue
-		case err == unix.EAGAIN:
+		case err == unix.EAGAIN || err == unix.ETOOMANYREFS:
 			if !e.waits && e.pipe == nil {
 				e.rest, e.buf = r.spare(e.rest)
-				r.held += len(e.files)
 			}
 			e.waits = true
-			if r.held > MaxHeld {
-				e.link.cut(fmt.Sprintf("%d descriptors wait for ends that do not read", r.held))
+			if err == unix.ETOOMANYREFS {
+				e.stick()
 			}
 			return false
 		case err == unix.EPIPE || err == unix.ECONNRESET:
@@ -321,18 +322,6 @@ func (e *end) forget() {
 		e.link.relay.givePipe(e.pipe)
 	}
 	e.rest, e.buf, e.pipe, e.waits = nil, nil, nil, false
-}
-
-func (e *end) closeFiles() {
-	// Do not use uds.CloseFiles: the receiver has the same open files, and
-	// this process must not change their options.
-	for _, fd := range e.files {
-		_ = unix.Close(fd)
-	}
-	if e.waits {
-		e.link.relay.held -= len(e.files)
-	}
-	e.files = nil
 }
 
 // drop gives up a direction whose receiver takes nothing more. The opposite
@@ -402,7 +391,7 @@ func (l *link) settle() {
 		if !e.eof && !e.waits {
 			want |= unix.EPOLLIN
 		}
-		if e.other().waits {
+		if e.other().waits && !e.other().stuck {
 			want |= unix.EPOLLOUT
 		}
 		e.watch(want)
@@ -526,16 +515,13 @@ func (l *link) close() {
 		}
 		e.forget()
 		e.remove()
-		if e.fd < 0 {
-			continue
-		}
-		if l.reset && !e.unix && e.unacked() == 0 {
+		e.flown()
+		if l.reset && !e.unix && e.fd >= 0 && e.unacked() == 0 {
 			_ = unix.SetsockoptLinger(e.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		}
-		_ = unix.Close(e.fd)
 	}
 	delete(l.relay.links, l)
-	l.about.Done()
+	l.closeSockets()
 }
 
 func (l *link) event(ev *zerolog.Event) *zerolog.Event {
@@ -556,6 +542,9 @@ func (e *end) send() (int, error) {
 	case len(e.files) == 0:
 		return raw.Send(fd, e.rest)
 	}
+	if !e.mayFly() {
+		return 0, unix.ETOOMANYREFS
+	}
 	rights := unix.UnixRights(e.files...)
 	iov := unix.Iovec{}
 	header := unix.Msghdr{Iov: &iov, Control: &rights[0]}
@@ -565,5 +554,10 @@ func (e *end) send() (int, error) {
 		iov.Base = &e.rest[0]
 		iov.SetLen(len(e.rest))
 	}
-	return raw.SendMessage(fd, &header)
+	n, err := raw.SendMessage(fd, &header)
+	if err == nil {
+		e.flying += len(e.files)
+		e.link.relay.flying.add(e.link.user(), len(e.files))
+	}
+	return n, err
 }

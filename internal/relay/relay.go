@@ -17,7 +17,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
+	"os"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -26,6 +28,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/closing"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/record"
@@ -65,26 +68,29 @@ type Relay struct {
 	cancel context.CancelFunc
 	warn   zerolog.Logger // rate limited, as a client can cause warnings as often as it likes
 
-	links     map[*link]struct{}
-	peers     map[echoserver.SenderKey]*peer
-	lastID    uint64   // of the last peer
-	passed    uint64   // messages of all peers
-	slow      []*peer  // peers whose replies wait for their clients
-	buf       []byte   // for the next receive
-	free      [][]byte // for an end that keeps buf
-	pipes     []*pipe  // empty
-	madePipes int
-	held      int // waiting descriptors
-	header    unix.Msghdr
-	iov       unix.Iovec
-	placer    *placer // nil without PassFiles
-	replies   *transport.Receiver
+	links      map[*link]struct{}
+	peers      map[echoserver.SenderKey]*peer
+	lastID     uint64   // of the last peer
+	passed     uint64   // messages of all peers
+	slow       []*peer  // peers whose replies wait for their clients
+	buf        []byte   // for the next receive
+	free       [][]byte // for an end that keeps buf
+	pipes      []*pipe  // empty
+	madePipes  int
+	files      usage // descriptors that were received, and are not closed yet
+	flying     usage // descriptors that were sent, and may not be received yet
+	mostFlying int   // of one user
+	closers    *closing.Closers
+	noRights   bool    // no descriptors come from the target, see [transport.RefusesRights]
+	placer     *placer // nil without PassFiles
+	replies    *transport.Receiver
 
 	dials  sync.WaitGroup
 	first  chan struct{} // held by the first in the queue of a full backlog, see [Relay.queue]
 	queued atomic.Int32  // dials in that queue
 	mu     sync.Mutex
-	dialed []func() // calls for the loop's goroutine after a dial; guarded by mu
+	posted []func() // calls for the loop's goroutine; guarded by mu
+	ended  bool     // the loop calls nothing more; guarded by mu
 	some   atomic.Bool
 }
 
@@ -108,6 +114,14 @@ func New(c Config) (*Relay, error) {
 		r.replies.TakeRights() // so that no close of theirs is on the loop
 	}
 	r.buf = make([]byte, size)
+	r.closers = closing.New(c.Log)
+	r.noRights = !c.PassFiles && transport.CanRefuseRights()
+	r.files.users, r.flying.users = map[int64]int{}, map[int64]int{}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return nil, os.NewSyscallError("getrlimit", err)
+	}
+	r.mostFlying = max(int(min(limit.Cur, math.MaxInt32))/4, maxFiles)
 	var err error
 	if c.PassFiles {
 		r.placer, err = newPlacer()
@@ -128,11 +142,29 @@ func (r *Relay) dial(ctx context.Context, then func(*transport.Conn, error)) {
 			conn, err = r.queue(ctx)
 			r.queued.Add(-1)
 		}
-		r.mu.Lock()
-		r.dialed = append(r.dialed, func() { then(conn, err) })
+		r.post(func() { then(conn, err) })
+	})
+}
+
+// post makes the loop's goroutine call f.
+func (r *Relay) post(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.ended {
+		r.posted = append(r.posted, f)
 		r.some.Store(true)
-		r.mu.Unlock()
 		r.loop.Interrupt()
+	}
+}
+
+// after makes the loop's goroutine call f once d has passed.
+func (r *Relay) after(d time.Duration, f func()) {
+	r.dials.Go(func() {
+		select {
+		case <-time.After(d):
+			r.post(f)
+		case <-r.ctx.Done():
+		}
 	})
 }
 
@@ -166,12 +198,12 @@ func (r *Relay) queue(ctx context.Context) (*transport.Conn, error) {
 func (r *Relay) Turn() {
 	if r.some.Load() {
 		r.mu.Lock()
-		dialed := r.dialed
-		r.dialed = nil
+		posted := r.posted
+		r.posted = nil
 		r.some.Store(false)
 		r.mu.Unlock()
-		for _, then := range dialed {
-			then()
+		for _, f := range posted {
+			f()
 		}
 	}
 	waiting := r.slow[:0]
@@ -191,6 +223,7 @@ func (r *Relay) Turn() {
 // connection begins with the first sweep after bytes passed, or after the
 // process was stopped.
 func (r *Relay) Sweep(now time.Duration, stopped bool) {
+	r.closers.Sweep()
 	idle := func(still *time.Duration) bool {
 		if r.config.IdleTimeout == 0 {
 			return false
@@ -230,6 +263,9 @@ func (r *Relay) End() {
 	r.cancel()
 	r.dials.Wait()
 	r.Turn()
+	r.mu.Lock()
+	r.ended = true
+	r.mu.Unlock()
 	lost := 0
 	for l := range r.links {
 		lost += l.client.unsent() + l.target.unsent()
@@ -287,7 +323,8 @@ func escape(err error) string { return transcript.Escape(err.Error()) }
 // SCM_MAX_FD.
 const maxFiles = 253
 
-// MaxHeld is how many descriptors may wait in a relay, over all connections.
+// MaxHeld is how many descriptors may wait in a relay, over all connections:
+// until they are sent, and closed. One user may have three quarters of them.
 const MaxHeld = 1024
 
 // unwanted reports whether err is about what a peer sent, not about the

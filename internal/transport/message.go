@@ -214,6 +214,17 @@ func refuseRights(fd int) {
 	}
 }
 
+// CanRefuseRights reports whether the kernel knows [RefuseRights].
+func CanRefuseRights() bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	RefuseRights(fd)
+	return RefusesRights(fd)
+}
+
 // PeekRights reports whether descriptors come with the next message of a Unix
 // socket. It leaves them there.
 func PeekRights(fd int) bool {

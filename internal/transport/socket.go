@@ -206,8 +206,9 @@ func keepAlive(fd int) {
 
 // DialConfig configures how to connect. Its zero value works.
 type DialConfig struct {
-	Bind       string // see [uds.DialConfig]
-	SendBuffer int    // as in [ListenConfig]
+	Bind         string // see [uds.DialConfig]
+	SendBuffer   int    // as in [ListenConfig]
+	RefuseRights bool   // see [RefuseRights]
 }
 
 // A Conn is a connection over any transport; for a Unix socket it holds a
@@ -224,6 +225,9 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 		conn, err := uds.Dial(ctx, a.unix().String(), uds.DialConfig{Bind: c.Bind, Control: func(fd int) error {
 			if a.Type == Stream {
 				InlineUrgent(fd)
+			}
+			if c.RefuseRights {
+				RefuseRights(fd)
 			}
 			if c.SendBuffer > 0 {
 				return SetSendBuffer(fd, c.SendBuffer)
@@ -265,7 +269,8 @@ func (c *Conn) GrowSendBuffer(n int) {
 // Connect dials a stream or seqpacket Unix socket with system calls alone, for
 // callers that need only the descriptor and make many connections. It does not
 // wait, and its error is a bare errno; [DialConfig.Dial] explains its errors.
-func Connect(a Addr) (fd int, err error) {
+// Of c it uses RefuseRights.
+func (c DialConfig) Connect(a Addr) (fd int, err error) {
 	sotype := unix.SOCK_STREAM
 	if a.Type != Stream {
 		sotype = unix.SOCK_SEQPACKET
@@ -274,6 +279,9 @@ func Connect(a Addr) (fd int, err error) {
 		return -1, err
 	}
 	InlineUrgent(fd)
+	if c.RefuseRights {
+		RefuseRights(fd)
+	}
 	if err = unix.Connect(fd, &unix.SockaddrUnix{Name: a.Path}); err != nil {
 		_ = unix.Close(fd)
 		return -1, err

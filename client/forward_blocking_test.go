@@ -1,0 +1,108 @@
+package main_test
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/testkit"
+	"github.com/udsecho/udsecho/internal/transport"
+)
+
+// lingering returns a TCP socket whose last close waits for an hour: with
+// SO_LINGER and bytes that the other side does not read.
+func lingering(t *testing.T) *os.File {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer func() { check(t, l.Close()) }()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	check(t, err)
+	defer func() { check(t, conn.Close()) }()
+	peer, err := l.Accept()
+	check(t, err)
+	t.Cleanup(func() { _ = peer.Close() })
+	f, err := conn.(*net.TCPConn).File()
+	check(t, err)
+	for err == nil {
+		_, err = unix.SendmsgN(int(f.Fd()), make([]byte, 1<<16), nil, nil, unix.MSG_DONTWAIT)
+	}
+	check(t, unix.SetsockoptLinger(int(f.Fd()), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 3600}))
+	return f
+}
+
+// F53 of the fault matrix, the relay's part: no close of a descriptor that a
+// client has sent stops the others, wherever the relay closes it.
+func TestF53NoCloseOfASentDescriptorStopsTheRelay(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"stream", "seqpacket"} {
+		for _, tt := range []struct {
+			name   string
+			target bool // it exists, and does not take descriptors
+			args   []string
+		}{
+			{"received and not passed on", true, []string{"--pass-files"}},
+			{"received without --pass-files", true, nil},
+			{"left in the queue", false, []string{"--pass-files"}},
+			{"left in the queue without --pass-files", false, nil},
+		} {
+			t.Run(kind+", "+tt.name, func(t *testing.T) {
+				if tt.target && !transport.CanRefuseRights() {
+					testkit.Missing(t, "SO_PASSRIGHTS", "Linux 6.16")
+				}
+				d := dir(t)
+				if tt.target {
+					config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+						return c.Control(func(fd uintptr) { transport.RefuseRights(int(fd)) })
+					}}
+					l, err := config.Listen(context.Background(), networks[kind], d+"/s")
+					check(t, err)
+					defer func() { _ = l.Close() }()
+					go func() {
+						for {
+							conn, err := l.Accept()
+							if err != nil {
+								return
+							}
+							defer func() { _ = conn.Close() }()
+						}
+					}()
+				}
+				// A socket that a parent process made does not refuse descriptors.
+				l, err := net.ListenUnix(networks[kind], &net.UnixAddr{Name: d + "/r", Net: networks[kind]})
+				check(t, err)
+				f, err := l.File()
+				check(t, err)
+				relay := testkit.Prepare(t, d, append([]string{"sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`,
+					testkit.Program("client"), "forward", "--listen", kind + ":r", "--connect", kind + ":s"}, tt.args...)...)
+				relay.Cmd.ExtraFiles = []*os.File{f}
+				relay.Start(t)
+				check(t, f.Close())
+				relay.Err.Await(t, 1, "waiting for a connection")
+				l.SetUnlinkOnClose(false)
+				check(t, l.Close())
+
+				relay.Signal(t, syscall.SIGSTOP) // so that nothing is closed before the sender has closed its own
+				conn := dialAt(t, d, kind+":r")
+				lingers := lingering(t)
+				_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte("x"), unix.UnixRights(int(lingers.Fd())), nil)
+				check(t, err)
+				check(t, lingers.Close())
+				relay.Signal(t, syscall.SIGCONT)
+				relay.Err.Await(t, 1, "disconnected a client")
+				if status, _, stderr := run(t, d, "", "healthcheck", "--listen", kind+":r"); status != 0 {
+					t.Errorf("the health check failed: %s", stderr)
+				}
+				_, _ = io.Copy(io.Discard, conn)
+				if status := relay.Terminate(t); status != 0 {
+					t.Errorf("exit status %d:\n%s", status, &relay.Err)
+				}
+			})
+		}
+	}
+}

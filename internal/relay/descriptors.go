@@ -1,0 +1,145 @@
+package relay
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/transport"
+)
+
+// A usage counts descriptors by the user of the client whose connection they
+// pass on.
+type usage struct {
+	mu    sync.Mutex
+	all   int
+	users map[int64]int
+}
+
+// add adds n, which may be negative, and returns the sums.
+func (u *usage) add(user int64, n int) (all, own int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.all += n
+	own = u.users[user] + n
+	if u.users[user] = own; own == 0 {
+		delete(u.users, user)
+	}
+	return u.all, own
+}
+
+// of returns the number of a user.
+func (u *usage) of(user int64) int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.users[user]
+}
+
+// user returns the user of a link's client, -1 if it is not known.
+func (l *link) user() int64 {
+	if l.about.Cred == nil {
+		return -1
+	}
+	return int64(l.about.Cred.Uid)
+}
+
+// received counts descriptors that an end has just received. If there are too
+// many, the relay ends the link that holds most, of the user that has most.
+func (e *end) received() {
+	l, r := e.link, e.link.relay
+	all, own := r.files.add(l.user(), len(e.files))
+	if all <= MaxHeld && own <= MaxHeld/4*3 {
+		return
+	}
+	held := func(l *link) int { return len(l.client.files) + len(l.target.files) }
+	for other := range r.links {
+		had, has := r.files.of(l.user()), r.files.of(other.user())
+		if has > had || has == had && held(other) > held(l) {
+			l = other
+		}
+	}
+	l.cut(fmt.Sprintf("%d descriptors wait for ends that do not read, %d of them are its user's", all, r.files.of(l.user())))
+}
+
+// closeFiles closes the descriptors of the rest, beside the loop: the receiver
+// may have closed them already, and then the last close waits for whatever the
+// sender chose, see package closing.
+func (e *end) closeFiles() {
+	if n := len(e.files); n > 0 {
+		r, user := e.link.relay, e.link.user()
+		// Do not use uds.CloseFiles: the receiver has the same open files, and
+		// this process must not change their options.
+		r.closers.Close(user, func() { r.files.add(user, -n) }, e.files...)
+		e.files = nil
+	}
+}
+
+// mayFly reports whether the descriptors of the rest may be sent. Until they are
+// received, the kernel counts them for the relay's own user, and allows as many
+// as a process may have open files, unix(7), ETOOMANYREFS. So that no client
+// takes that from all others, each user has a part of it.
+func (e *end) mayFly() bool {
+	r, user := e.link.relay, e.link.user()
+	if r.flying.of(user)+len(e.files) <= r.mostFlying {
+		return true
+	}
+	for l := range r.links {
+		if l.user() == user {
+			l.client.landed()
+			l.target.landed()
+		}
+	}
+	return r.flying.of(user)+len(e.files) <= r.mostFlying
+}
+
+// landed stops counting the descriptors from an end, if the other one has
+// received everything.
+func (e *end) landed() {
+	if e.flying > 0 {
+		if n, err := unix.IoctlGetInt(e.other().fd, unix.SIOCOUTQ); err != nil || n == 0 {
+			e.flown()
+		}
+	}
+}
+
+func (e *end) flown() {
+	if e.flying > 0 {
+		e.link.relay.flying.add(e.link.user(), -e.flying)
+		e.flying = 0
+	}
+}
+
+// stick sends the rest again after a pause: no event shows when the descriptors
+// in flight have become fewer.
+func (e *end) stick() {
+	if e.stuck {
+		return
+	}
+	e.stuck = true
+	e.link.relay.after(10*time.Millisecond, func() {
+		e.stuck = false
+		if !e.link.closed && e.waits {
+			e.flush()
+			e.link.settle()
+		}
+	})
+}
+
+// closeSockets closes the ends' sockets, and then ends the link. In the queue of
+// a socket there may be descriptors, and no close of these may happen on the
+// loop.
+func (l *link) closeSockets() {
+	var beside []int
+	for _, e := range []*end{&l.client, &l.target} {
+		switch {
+		case e.fd < 0:
+		case !e.unix || e.noRights || transport.Drain(e.fd):
+			_ = unix.Close(e.fd)
+		default:
+			beside = append(beside, e.fd)
+		}
+	}
+	l.about.Done(beside...)
+}
