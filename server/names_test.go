@@ -307,8 +307,8 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 		}
 		asked++
 	}
-	const notOwn, unknown = "dropped replies to a client: cannot reply to a name that is not the client's own socket",
-		"dropped replies to a client: cannot reply, because the kernel does not report the owner of the socket of a client of user 10003: " +
+	const notOwn, unknown = "cannot reply to a name that is not the client's own socket",
+		"cannot reply, because the kernel does not report the owner of the socket of a client of user 10003: " +
 			"its abstract name does not exist in the server's network namespace; bind a path"
 	for i := range testkit.Count(2, 10) {
 		for _, server := range []*process{all, some} {
@@ -362,7 +362,7 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 	fd := <-far
 	defer func() { _ = unix.Close(fd) }()
 	shown("far", fd)
-	all.Err.Await(t, 1, "dropped replies to a client: cannot reply, because the kernel does not report the owner of the socket of a client of user 0: "+
+	all.Err.Await(t, 1, "cannot reply, because the kernel does not report the owner of the socket of a client of user 0: "+
 		"the file system shows user 10003 as the owner of its socket, and the socket belongs to another network namespace")
 	// A server that is alone in its namespace answers there.
 	alone := start(t, d, "unshare", "--net", testkit.Program("server"), "--listen", "datagram:alone", "--mode", "0666")
@@ -406,7 +406,7 @@ func TestF57FileSystemThatShowsOneOwnerForAll(t *testing.T) {
 		return errors.Join(unix.Unlink(d+"/front/me"), unix.Rename(d+"/front/secret", d+"/front/me"),
 			unix.Sendto(fd, []byte("forged"), 0, &unix.SockaddrUnix{Name: d + "/all"}))
 	})
-	server.Err.Await(t, 1, "dropped replies to a client: cannot reply to a name that is not the client's own socket")
+	server.Err.Await(t, 1, "cannot reply to a name that is not the client's own socket")
 	// The socket's owner is answered, although the file shows the stranger.
 	honest, err := datagramSocket(d + "/front/honest")
 	check(t, err)

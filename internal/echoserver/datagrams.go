@@ -62,6 +62,7 @@ type queue struct {
 type reply struct {
 	message []byte
 	files   []int
+	refusal bool // not counted if it cannot be sent
 }
 
 // maxKeptFiles limits the descriptors in all queues of a socket.
@@ -284,7 +285,7 @@ func (d *datagrams) sendRefusal(to client, message []byte) {
 	case err == nil && d.buffer.admit(to.address, 1):
 		_ = d.send(to, reply{message: message})
 	case err == unix.EAGAIN && d.queues[to] == nil && d.bytes < maxWaitingBytes/2:
-		d.waitFirst(to, reply{message: message})
+		d.waitFirst(to, reply{message: message, refusal: true})
 	case err == errNotOwn || err == errUnmapped:
 		transcript.WithCred(d.refuseMessage(stats.Nameless), d.cred()).Msg(err.Error())
 	}
@@ -434,11 +435,21 @@ func (d *datagrams) sendQueue(c client, q *queue) (sent int, err error) {
 }
 
 func (d *datagrams) dropQueue(c client, q *queue, err error) {
-	d.drop(len(q.replies), c, err)
+	own := !errors.Is(err, errNotOwn) && !errors.Is(err, errOwner)
+	n := 0
 	for _, r := range q.replies {
+		if !r.refusal || !own {
+			n++
+		}
 		d.forget(r)
 	}
 	q.replies = nil
+	switch {
+	case !own:
+		d.server.refuse(stats.Nameless, n).Str("peer", transcript.Escape(c.address.String())).Uint32("uid", c.uid).Msg(transcript.Escape(err.Error()))
+	case n > 0:
+		d.drop(n, c, err)
+	}
 }
 
 func (d *datagrams) dropAll(err error) {

@@ -69,7 +69,7 @@ type SenderKey struct {
 func (d *datagrams) relayed(to client) Sender {
 	return Sender{
 		Key: SenderKey{d.socket.Addr.Path, to}, Address: to.address.String(), Cred: d.cred(),
-		Reply:  func(message []byte, files []int) { d.reply(to, reply{message, files}) },
+		Reply:  func(message []byte, files []int) { d.reply(to, reply{message: message, files: files}) },
 		Close:  func(fds ...int) { d.closeFiles(int64(to.uid), fds...) },
 		Ready:  func() bool { return d.queues[to] == nil },
 		Pause:  d.halt,
