@@ -124,7 +124,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	server.Chunk = 1024 // for health checks
 	server.RelayFiles = c.PassFiles
 	server.Relay, err = relay.New(relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
+		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), Memory: server.Memory, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
 		Record: recorder, Log: log,
 	})
 	if err != nil {

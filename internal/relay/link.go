@@ -45,6 +45,8 @@ type end struct {
 
 	rest     []byte // received here, and not accepted by the other end yet
 	files    []int  // descriptors that belong to rest
+	buffer   int    // the send buffer, if it is smaller than the others; 0: full
+	granted  bool   // buffer is to be returned
 	flying   int    // descriptors that the other end may not have received yet
 	stuck    bool   // too many descriptors of this user are in flight; rest is sent after a pause
 	noRights bool   // no descriptor comes, see [transport.RefusesRights]
@@ -115,12 +117,22 @@ func (r *Relay) connect() (fd int, ok bool) {
 // prepare sets the options that a message type needs. With credentials, an
 // empty record can be distinguished from the end; and the send buffer must fit
 // any message that a process can send.
+//
+// If memory is short, the buffer is smaller, and grows with a record that does
+// not fit.
 func (e *end) prepare() error {
+	e.buffer, e.granted = e.link.relay.config.Memory.Buffer(e.link.user()), true
+	if e.buffer > 0 {
+		_ = transport.SetSendBuffer(e.fd, e.buffer)
+	}
 	if !e.records {
 		return nil
 	}
 	if err := transport.PassCred(e.fd); err != nil {
 		return err
+	}
+	if e.buffer > 0 {
+		return nil
 	}
 	_ = transport.SetSendBuffer(e.fd, transport.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
 	return nil
@@ -145,6 +157,18 @@ func (l *link) connected(fd int, err error) {
 	}
 	l.record = l.relay.record(l.about.ID, l.about.Peer, l.about.Cred)
 	l.settle()
+}
+
+// grow makes the send buffer large enough for a record, and reports whether the
+// memory for it was there.
+func (e *end) grow(size int) bool {
+	size += transport.Overhead
+	if e.buffer == 0 || e.buffer >= size || !e.link.relay.config.Memory.Grow(e.link.user(), e.buffer, size, 0) {
+		return false
+	}
+	e.buffer = size
+	_ = transport.SetSendBuffer(e.fd, size)
+	return true
 }
 
 func (e *end) other() *end {
@@ -228,13 +252,22 @@ func (e *end) receive() {
 				return
 			}
 		}
-		if !e.flush() || !e.records && len(payload) < len(e.link.relay.buf) {
+		if !e.flush() || !e.records && len(payload) < e.limit() {
 			return
 		}
 		if !e.unix && e.link.record == nil && !e.spliced() { // much data is waiting
 			return
 		}
 	}
+}
+
+// limit returns how many bytes of a stream to receive at once: no more than the
+// other end's buffer takes, as the relay keeps what does not fit.
+func (e *end) limit() int {
+	if o := e.other(); o.buffer > 0 {
+		return min(o.buffer, len(e.link.relay.buf))
+	}
+	return len(e.link.relay.buf)
 }
 
 // read receives into the relay's buffer. The error is io.EOF at the end.
@@ -255,7 +288,7 @@ func (e *end) read() (payload []byte, files []int, err error) {
 		}
 		return r.buf[:n], files, err
 	default:
-		n, err = raw.Read(e.fd, r.buf)
+		n, err = raw.Read(e.fd, r.buf[:e.limit()])
 	}
 	if err == nil && n == 0 {
 		err = io.EOF
@@ -272,9 +305,11 @@ func (e *end) flush() bool {
 		switch {
 		case err == unix.EINTR:
 			continue
+		case err == unix.EMSGSIZE && o.grow(e.unsent()):
+			continue
 		case err == unix.EAGAIN || err == unix.ETOOMANYREFS:
 			if !e.waits && e.pipe == nil {
-				e.rest, e.buf = r.spare(e.rest)
+				e.rest, e.buf = r.spare(e.rest, o.buffer > 0)
 			}
 			e.waits = true
 			if err == unix.ETOOMANYREFS {
@@ -516,6 +551,9 @@ func (l *link) close() {
 		e.forget()
 		e.remove()
 		e.flown()
+		if e.granted {
+			l.relay.config.Memory.ReturnBuffer(l.user(), e.buffer)
+		}
 		if l.reset && !e.unix && e.fd >= 0 && e.unacked() == 0 {
 			_ = unix.SetsockoptLinger(e.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 		}

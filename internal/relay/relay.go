@@ -31,6 +31,7 @@ import (
 	"github.com/udsecho/udsecho/internal/closing"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/memory"
 	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
@@ -50,7 +51,9 @@ type Config struct {
 	// the target leads back here. 0: no check.
 	Process int
 	// PassFiles passes descriptors on; otherwise they end their connection.
-	PassFiles   bool
+	PassFiles bool
+	// Memory is shared by all connections, each with two ends; nil: no bounds.
+	Memory      *memory.Pool
 	IdleTimeout time.Duration // connections on which nothing passes for this long are closed; 0: none
 	// Limits for datagram clients at the same time, in all and for one user. A
 	// further client takes the place of the one that has been silent for
@@ -297,9 +300,10 @@ func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
 }
 
 // spare keeps an end's rest, which is part of buf, until the other end accepts
-// it: a small rest as a copy, a large one with its buffer.
-func (r *Relay) spare(rest []byte) (kept, buf []byte) {
-	if len(rest) <= bufSize/8 || len(r.buf) != bufSize {
+// it: a small rest as a copy, a large one with its buffer, unless memory is
+// short.
+func (r *Relay) spare(rest []byte, short bool) (kept, buf []byte) {
+	if short || len(rest) <= bufSize/8 || len(r.buf) != bufSize {
 		return append([]byte{}, rest...), nil
 	}
 	buf = r.buf
