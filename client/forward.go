@@ -120,7 +120,11 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.PassFiles {
 		beside += relay.MaxHeld
 	}
-	server := c.Config(sockets, 2, beside, 2, 0, log)
+	sendBuffer := 0
+	if c.Connect.Type == transport.Seqpacket { // any record that a process can send has to fit
+		sendBuffer = transport.MaxMessage() + transport.Overhead
+	}
+	server := c.Config(sockets, 2, beside, 2, sendBuffer, log)
 	server.Chunk = 1024 // for health checks
 	server.RelayFiles = c.PassFiles
 	server.Relay, err = relay.New(relay.Config{

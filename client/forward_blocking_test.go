@@ -87,13 +87,13 @@ func TestF53NoCloseOfASentDescriptorStopsTheRelay(t *testing.T) {
 				l.SetUnlinkOnClose(false)
 				check(t, l.Close())
 
-				relay.Signal(t, syscall.SIGSTOP) // so that nothing is closed before the sender has closed its own
+				goOn := relay.Pause(t) // so that nothing is closed before the sender has closed its own
 				conn := dialAt(t, d, kind+":r")
 				lingers := lingering(t)
 				_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte("x"), unix.UnixRights(int(lingers.Fd())), nil)
 				check(t, err)
 				check(t, lingers.Close())
-				relay.Signal(t, syscall.SIGCONT)
+				goOn()
 				relay.Err.Await(t, 1, "disconnected a client")
 				if status, _, stderr := run(t, d, "", "healthcheck", "--listen", kind+":r"); status != 0 {
 					t.Errorf("the health check failed: %s", stderr)

@@ -186,7 +186,7 @@ func TestF53TooManyHangingDescriptorsStopOnlyThoseWhoSendThem(t *testing.T) {
 			check(t, unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(fds...), nil, 0))
 			check(t, unix.Close(hangs))
 		}
-		goOn := pause(t, server)
+		goOn := server.Pause(t)
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		check(t, err)
 		defer func() { check(t, unix.Close(fd)) }()
@@ -228,7 +228,7 @@ func TestF53TooManyHangingDescriptorsStopOnlyThoseWhoSendThem(t *testing.T) {
 // and closes the connection.
 func whileStopped(t *testing.T, server *process, typ int, path string) (fd int, resume func()) {
 	t.Helper()
-	goOn := pause(t, server)
+	goOn := server.Pause(t)
 	fd, err := unix.Socket(unix.AF_UNIX, typ|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: path}))

@@ -33,14 +33,6 @@ func awaitServer(t *testing.T, admin string) {
 	})
 }
 
-// pause stops a process until the test calls goOn.
-func pause(t *testing.T, p *process) (goOn func()) {
-	t.Helper()
-	p.Signal(t, syscall.SIGSTOP)
-	check(t, unix.Waitid(unix.P_PID, p.Pid(), nil, unix.WSTOPPED|unix.WNOWAIT, nil))
-	return func() { t.Helper(); p.Signal(t, syscall.SIGCONT) }
-}
-
 // connect returns a connection of type network, "unix" or "unixpacket".
 func connect(t *testing.T, network, path string) *net.UnixConn {
 	t.Helper()
@@ -118,7 +110,7 @@ func TestF8RemovedSocketFilesAreRecreated(t *testing.T) {
 	for round := range rounds {
 		var goOn []func()
 		for _, s := range servers {
-			goOn = append(goOn, pause(t, s))
+			goOn = append(goOn, s.Pause(t))
 		}
 		for _, path := range paths {
 			check(t, os.Remove(d+"/"+path))
@@ -167,7 +159,7 @@ func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
 	}
 	many := slices.Repeat([]int{pipe[1]}, 253)
 
-	goOn := pause(t, server)
+	goOn := server.Pause(t)
 	for range 20 { // in the queue of a server that does not read
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		check(t, err)
@@ -421,7 +413,7 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--backlog", "1")
-	goOn := pause(t, server)
+	goOn := server.Pause(t)
 	var waiting []net.Conn
 	for {
 		conn, err := net.Dial("unix", d+"/uds_socket")
@@ -512,7 +504,7 @@ func TestF22StoppedServerContinues(t *testing.T) {
 		conns = append(conns, connected(i))
 		check(t, echoed(conns[i], "before"))
 	}
-	goOn := pause(t, server)
+	goOn := server.Pause(t)
 	over := time.After(5 * time.Second)
 	for i := range n {
 		conns = append(conns, connected(i))

@@ -268,7 +268,7 @@ func TestF53FilesConnectionsWhoseClosingHangs(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--listen", "files:f", "--listen", "s", "--admin", "a")
-	goOn := pause(t, server)
+	goOn := server.Pause(t)
 	const n = 200
 	for range n {
 		conn := seqpacket(t, d+"/f")
@@ -305,7 +305,7 @@ func TestF59FilesClientsOfAServerThatWasStoppedAreNotIdle(t *testing.T) {
 		conns = append(conns, seqpacket(t, d+"/f"))
 	}
 	awaitStatus(t, d+"/a", func(s status) bool { return s.Connections == n })
-	goOn := pause(t, server)
+	goOn := server.Pause(t)
 	<-time.After(6 * time.Second) // this is the time that the fault takes
 	goOn()
 	f, err := os.Open("files_test.go")

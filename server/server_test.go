@@ -244,7 +244,7 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 		holding.Out.Await(t, 1, message)
 		byHand := i%2 == 1
 		if byHand {
-			pause(t, old) // otherwise it would listen again
+			old.Pause(t) // otherwise it would listen again
 			check(t, os.Remove(d+"/uds_socket"))
 			check(t, os.Remove(d+"/.uds_socket.lock"))
 		} else {
@@ -597,7 +597,7 @@ func TestHealthCheck(t *testing.T) {
 	}
 	healthy()
 
-	goOn := pause(t, server)
+	goOn := server.Pause(t)
 	status, _, stderr := run(t, d, "", "server", "healthcheck", "--timeout", "100ms")
 	if status != 1 || strings.Count(stderr, "\n") != 1 {
 		t.Errorf("exit status %d, error %q", status, stderr)

@@ -219,7 +219,7 @@ func TestTakeoverFromPausedServer(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serveTakeover(t, d)
-	goOn := pause(t, server)
+	goOn := server.Pause(t)
 	status, _, stderr := run(t, d, "", "server", "--takeover", "--listen", strings.Join(places, ","))
 	if status != 1 {
 		t.Errorf("exit status %d", status)

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/memory"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transport"
 )
@@ -18,22 +19,9 @@ import (
 // streams receive less at a time; and a record stays in the queue of its
 // connection, where it counts for its sender, until there is room for it.
 
-// smallKept is a size in bytes that needs no room of its own: [memory.Pool]
-// counts as much for each connection.
-const smallKept = 1 << 10
-
 // maxSpare is how many buffers of formerly blocked connections are kept for
 // reuse.
 const maxSpare = 64
-
-// cost is what n kept bytes take: with as much again until the garbage
-// collector frees them.
-func cost(n int) int {
-	if n <= smallKept {
-		return 0
-	}
-	return 2 * n
-}
 
 // takeBuffer gives a new connection its send buffer.
 func (c *conn) takeBuffer(t transport.Type) {
@@ -78,8 +66,8 @@ func (c *conn) growTo(size, rest int) bool {
 // mostBytes returns how many bytes a stream may receive now.
 func (c *conn) mostBytes() int {
 	chunk := c.server.config.Chunk
-	if chunk > smallKept && c.server.config.Memory.Short(c.uid, cost(chunk)) {
-		return smallKept
+	if chunk > memory.SmallKept && c.server.config.Memory.Short(c.uid, memory.Kept(chunk)) {
+		return memory.SmallKept
 	}
 	return chunk
 }
@@ -89,7 +77,7 @@ func (c *conn) mostBytes() int {
 // not, the connection waits for room.
 func (c *conn) makeRoom() bool {
 	pool := c.server.config.Memory
-	if pool == nil || c.buffer == 0 && !pool.Short(c.uid, cost(pool.Full)) {
+	if pool == nil || c.buffer == 0 && !pool.Short(c.uid, memory.Kept(pool.Full)) {
 		return true
 	}
 	size, err := transport.NextRecord(c.fd)
@@ -100,7 +88,7 @@ func (c *conn) makeRoom() bool {
 	if c.buffer == 0 {
 		grow = 0
 	}
-	if need := pool.Cost(grow) + cost(size); need > pool.Share() {
+	if need := pool.Cost(grow) + memory.Kept(size); need > pool.Share() {
 		c.turnAway(stats.Truncated, "a record of %d bytes needs %d bytes of memory; the memory limit leaves %d for one user", size, need, pool.Share())
 		return false
 	} else if pool.Short(c.uid, need) {
@@ -149,7 +137,7 @@ func (s *server) unpark(now time.Time) {
 // it, see mostBytes and makeRoom.
 func (c *conn) keep() {
 	s := c.server
-	s.config.Memory.Keep(c.uid, cost(len(c.rest)))
+	s.config.Memory.Keep(c.uid, memory.Kept(len(c.rest)))
 	spare := []byte{}
 	if n := len(s.spare) - 1; n >= 0 {
 		spare, s.spare = s.spare[n][:0], s.spare[:n]
@@ -164,8 +152,8 @@ func (c *conn) drop() {
 		return
 	}
 	s := c.server
-	s.config.Memory.Keep(c.uid, -cost(len(c.kept)))
-	if len(s.spare) < maxSpare && !s.config.Memory.Short(c.uid, maxSpare*cost(cap(c.kept))) {
+	s.config.Memory.Keep(c.uid, -memory.Kept(len(c.kept)))
+	if len(s.spare) < maxSpare && !s.config.Memory.Short(c.uid, maxSpare*memory.Kept(cap(c.kept))) {
 		s.spare = append(s.spare, c.kept)
 	}
 	c.kept = nil

@@ -138,6 +138,19 @@ func (p *Pool) Keep(user int64, n int) {
 // Cost returns what n bytes of a send buffer take.
 func (p *Pool) Cost(n int) int { return overshoot * n }
 
+// SmallKept is a size in bytes that needs no room of its own: the pool counts as
+// much for each connection.
+const SmallKept = 1 << 10
+
+// Kept returns what n bytes take that the process keeps: as much again until
+// the garbage collector frees them.
+func Kept(n int) int {
+	if n <= SmallKept {
+		return 0
+	}
+	return 2 * n
+}
+
 // Share returns what one user may take, three quarters of all.
 func (p *Pool) Share() int { return p.Size / 4 * 3 }
 

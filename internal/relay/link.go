@@ -47,6 +47,8 @@ type end struct {
 	files    []int  // descriptors that belong to rest
 	buffer   int    // the send buffer, if it is smaller than the others; 0: full
 	granted  bool   // buffer is to be returned
+	parked   bool   // nothing is received, for want of memory; see room.go
+	kept     int    // what rest takes of the memory
 	flying   int    // descriptors that the other end may not have received yet
 	stuck    bool   // too many descriptors of this user are in flight; rest is sent after a pause
 	noRights bool   // no descriptor comes, see [transport.RefusesRights]
@@ -118,24 +120,20 @@ func (r *Relay) connect() (fd int, ok bool) {
 // empty record can be distinguished from the end; and the send buffer must fit
 // any message that a process can send.
 //
-// If memory is short, the buffer is smaller, and grows with a record that does
-// not fit.
+// If memory is short, the buffer is smaller, see room.go.
 func (e *end) prepare() error {
 	e.buffer, e.granted = e.link.relay.config.Memory.Buffer(e.link.user()), true
-	if e.buffer > 0 {
-		_ = transport.SetSendBuffer(e.fd, e.buffer)
+	size := e.buffer
+	if e.records && size == 0 {
+		size = transport.MaxMessage() + transport.Overhead // otherwise a message that is too large fails with EMSGSIZE
+	}
+	if size > 0 {
+		_ = transport.SetSendBuffer(e.fd, size)
 	}
 	if !e.records {
 		return nil
 	}
-	if err := transport.PassCred(e.fd); err != nil {
-		return err
-	}
-	if e.buffer > 0 {
-		return nil
-	}
-	_ = transport.SetSendBuffer(e.fd, transport.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
-	return nil
+	return transport.PassCred(e.fd)
 }
 
 // connected continues after the dial to the target has succeeded or failed.
@@ -157,18 +155,6 @@ func (l *link) connected(fd int, err error) {
 	}
 	l.record = l.relay.record(l.about.ID, l.about.Peer, l.about.Cred)
 	l.settle()
-}
-
-// grow makes the send buffer large enough for a record, and reports whether the
-// memory for it was there.
-func (e *end) grow(size int) bool {
-	size += transport.Overhead
-	if e.buffer == 0 || e.buffer >= size || !e.link.relay.config.Memory.Grow(e.link.user(), e.buffer, size, 0) {
-		return false
-	}
-	e.buffer = size
-	_ = transport.SetSendBuffer(e.fd, size)
-	return true
 }
 
 func (e *end) other() *end {
@@ -195,7 +181,7 @@ func (e *end) Ready(events uint32) {
 	if o.waits && events&(unix.EPOLLOUT|gone) != 0 {
 		o.flush()
 	}
-	if !l.closed && !e.eof && !e.waits && events&(unix.EPOLLIN|gone) != 0 {
+	if !l.closed && !e.eof && !e.waits && !e.parked && events&(unix.EPOLLIN|gone) != 0 {
 		e.receive()
 	}
 	if l.closed {
@@ -214,6 +200,9 @@ func (e *end) Ready(events uint32) {
 // connections get their turn.
 func (e *end) receive() {
 	for range maxTurn {
+		if !e.makeRoom() {
+			return
+		}
 		payload, files, err := e.read()
 		switch {
 		case err == unix.EAGAIN:
@@ -261,15 +250,6 @@ func (e *end) receive() {
 	}
 }
 
-// limit returns how many bytes of a stream to receive at once: no more than the
-// other end's buffer takes, as the relay keeps what does not fit.
-func (e *end) limit() int {
-	if o := e.other(); o.buffer > 0 {
-		return min(o.buffer, len(e.link.relay.buf))
-	}
-	return len(e.link.relay.buf)
-}
-
 // read receives into the relay's buffer. The error is io.EOF at the end.
 func (e *end) read() (payload []byte, files []int, err error) {
 	r := e.link.relay
@@ -305,11 +285,10 @@ func (e *end) flush() bool {
 		switch {
 		case err == unix.EINTR:
 			continue
-		case err == unix.EMSGSIZE && o.grow(e.unsent()):
-			continue
 		case err == unix.EAGAIN || err == unix.ETOOMANYREFS:
 			if !e.waits && e.pipe == nil {
 				e.rest, e.buf = r.spare(e.rest, o.buffer > 0)
+				e.keep()
 			}
 			e.waits = true
 			if err == unix.ETOOMANYREFS {
@@ -353,6 +332,7 @@ func (e *end) unsent() int {
 func (e *end) forget() {
 	e.closeFiles()
 	e.link.relay.giveBack(e.buf)
+	e.unkeep()
 	if e.pipe != nil {
 		e.link.relay.givePipe(e.pipe)
 	}
@@ -423,7 +403,7 @@ func (l *link) settle() {
 			return
 		}
 		want := uint32(0)
-		if !e.eof && !e.waits {
+		if !e.eof && !e.waits && !e.parked {
 			want |= unix.EPOLLIN
 		}
 		if e.other().waits && !e.other().stuck {

@@ -244,6 +244,15 @@ func (p *Process) CPUTime(t testing.TB) time.Duration {
 	return time.Duration(used.Nano())
 }
 
+// Pause stops the process, SIGSTOP, and waits until it has stopped. goOn lets it
+// continue.
+func (p *Process) Pause(t testing.TB) (goOn func()) {
+	t.Helper()
+	p.Signal(t, syscall.SIGSTOP)
+	Check(t, unix.Waitid(unix.P_PID, p.Pid(), nil, unix.WSTOPPED|unix.WNOWAIT, nil))
+	return func() { t.Helper(); p.Signal(t, syscall.SIGCONT) }
+}
+
 // Signal sends a signal.
 func (p *Process) Signal(t testing.TB, s os.Signal) {
 	t.Helper()

@@ -1,0 +1,114 @@
+package relay
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/memory"
+	"github.com/udsecho/udsecho/internal/transport"
+)
+
+// What a link may hold of the relay's memory: the send buffers of both ends, and
+// what it has received and one end does not accept, see package memory. As long
+// as there is room for full buffers, none of this costs anything.
+
+// limit returns how many bytes of a stream to receive at once: no more than the
+// room of a small buffer has for what the relay keeps beside it.
+func (e *end) limit() int {
+	if o := e.other(); o.buffer > 0 {
+		return min(o.buffer/2, len(e.link.relay.buf))
+	}
+	return len(e.link.relay.buf)
+}
+
+// makeRoom reports whether there is room for what is received next, in the other
+// end's send buffer and to keep it if that is full. If not, it stays where it
+// is, and counts for its sender, until there is room.
+func (e *end) makeRoom() bool {
+	r, o := e.link.relay, e.other()
+	pool, user := r.config.Memory, e.link.user()
+	if o.buffer == 0 || !e.records && (!r.config.PassFiles || !e.unix) {
+		return true
+	}
+	size, grow := len(r.buf), 0
+	if e.records {
+		var err error
+		if size, err = transport.NextRecord(e.fd); err != nil || size > pool.Full-transport.Overhead {
+			return true // receiving reports the error; of a record that is too large in any case, sending does
+		}
+		grow = max(size+transport.Overhead-o.buffer, 0)
+	}
+	need := pool.Cost(grow) + memory.Kept(size)
+	switch {
+	case need > pool.Share():
+		e.link.refuse(fmt.Sprintf("a message of %d bytes needs %d bytes of memory; the memory limit leaves %d for one user", size, need, pool.Share()))
+		return false
+	case pool.Short(user, need):
+		e.park()
+		return false
+	case grow > 0:
+		pool.Grow(user, o.buffer, o.buffer+grow, 0)
+		o.resize(o.buffer + grow)
+	}
+	return true
+}
+
+// resize sets the send buffer to size bytes, as the kernel counts them.
+func (e *end) resize(size int) {
+	e.buffer = size
+	_ = transport.SetSendBuffer(e.fd, size)
+}
+
+// roomPause is the time after which ends that wait for room try again.
+const roomPause = 20 * time.Millisecond
+
+// park receives nothing until there may be room.
+func (e *end) park() {
+	r := e.link.relay
+	e.parked = true
+	if r.parked = append(r.parked, e); len(r.parked) == 1 {
+		r.after(roomPause, r.unpark)
+	}
+}
+
+// unpark lets the ends that wait for room try again, and takes room back from
+// send buffers that are empty.
+func (r *Relay) unpark() {
+	pool := r.config.Memory
+	for l := range r.links {
+		for _, e := range []*end{&l.client, &l.target} {
+			if e.fd < 0 || e.buffer == pool.Floor || e.other().waits {
+				continue
+			}
+			if unsent, err := unix.IoctlGetInt(e.fd, unix.SIOCOUTQ); err == nil && unsent == 0 {
+				pool.ReturnBuffer(l.user(), e.buffer)
+				e.resize(pool.Floor)
+			}
+		}
+	}
+	parked := r.parked
+	r.parked = nil
+	for _, e := range parked {
+		e.parked = false
+		if !e.link.closed && !e.eof {
+			e.receive()
+			e.link.settle()
+		}
+	}
+}
+
+// keep counts a rest that waits beside a small buffer, until unkeep. There is
+// room for it, see makeRoom.
+func (e *end) keep() {
+	if e.other().buffer > 0 && (e.records || e.link.relay.config.PassFiles) {
+		e.kept = memory.Kept(len(e.rest))
+		e.link.relay.config.Memory.Keep(e.link.user(), e.kept)
+	}
+}
+
+func (e *end) unkeep() {
+	e.link.relay.config.Memory.Keep(e.link.user(), -e.kept)
+	e.kept = 0
+}
