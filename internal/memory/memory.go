@@ -5,25 +5,27 @@ package memory
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
 // Limit returns how many bytes of memory this process may use, and what says
 // so: the limit of its cgroup, memory.max of cgroups(7) or that of version 1,
-// or the machine's memory. Without an answer it returns 0.
+// or the machine's memory, whichever is less. Without an answer it returns 0.
 func Limit() (bytes int, source string) {
-	if n, err := memlimit.FromCgroup(); err == nil {
-		return int(min(n, maxLimit)), "cgroup"
-	}
+	limit := uint64(math.MaxInt)
 	if n, err := memlimit.FromSystem(); err == nil {
-		return int(min(n, maxLimit)), "machine"
+		limit, source = min(n, limit), "machine"
 	}
-	return 0, "unknown"
+	if n, err := memlimit.FromCgroup(); err == nil && n < limit {
+		limit, source = n, "cgroup"
+	}
+	if source == "" {
+		return 0, "unknown"
+	}
+	return int(limit), source
 }
-
-// maxLimit is more than any pool needs, and an int on all machines.
-const maxLimit = 1 << 30
 
 // A Pool shares memory among connections. Each connection is sure of a small
 // send buffer. As long as there is room, connections also get the buffers that
@@ -93,9 +95,9 @@ func (p *Pool) Buffer(user int64) int {
 	if p == nil {
 		return 0
 	}
-	more := min(overshoot*(p.Full-p.Floor), p.freeFor(user)/8)
-	p.take(user, more)
-	if size := p.Floor + more/overshoot; size < p.Full {
+	size := min(p.Full, p.Floor+p.freeFor(user)/8/overshoot)
+	p.take(user, p.Cost(size-p.Floor))
+	if size < p.Full {
 		return size
 	}
 	return 0
@@ -109,7 +111,7 @@ func (p *Pool) ReturnBuffer(user int64, size int) {
 	if size == 0 {
 		size = p.Full
 	}
-	p.take(user, -overshoot*(size-p.Floor))
+	p.take(user, -p.Cost(size-p.Floor))
 }
 
 // Grow reports whether a send buffer that [Pool.Buffer] has returned may grow

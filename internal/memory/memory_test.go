@@ -58,6 +58,23 @@ func TestPoolGivesAllThereIsAndTakesItBack(t *testing.T) {
 	}
 }
 
+// What connections of any size return is all that they have taken: otherwise a
+// server that runs for long would have less and less.
+func TestPoolLosesNothing(t *testing.T) {
+	t.Parallel()
+	p := memory.NewPool(64<<20, 1000, 1, systemDefault)
+	sizes := make([]int, 300)
+	for i := range sizes {
+		sizes[i] = p.Buffer(1)
+	}
+	for _, size := range sizes {
+		p.ReturnBuffer(1, size)
+	}
+	if p.Short(1, p.Share()) {
+		t.Errorf("of %s, a part is lost", p)
+	}
+}
+
 // A user who takes all that he can leaves something to others.
 func TestPoolKeepsSomethingForOtherUsers(t *testing.T) {
 	t.Parallel()
