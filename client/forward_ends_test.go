@@ -159,6 +159,27 @@ func TestF51TheEndOfOneSideVoidsNothing(t *testing.T) {
 	})
 }
 
+// A TCP client that has ended its direction resets the connection, when the
+// other side is gone: the relay does not wait for acknowledgements any more.
+func TestForwardEndsWhenTheLastTCPSideResets(t *testing.T) {
+	t.Parallel()
+	d, at, target := dir(t), freeTCP(), freeTCP()
+	serveAt(t, d, target, func(conn halfCloser) {
+		_, _ = io.Copy(io.Discard, conn)
+		_, _ = io.Copy(conn, stream(1, 1_000_000))
+		awaitAcknowledged(t, conn)
+		check(t, conn.(*net.TCPConn).SetLinger(0))
+	})
+	relay := forward(t, d, at, target)
+	conn := dialAt(t, d, at)
+	narrow(t, conn)
+	check(t, conn.CloseWrite())
+	relay.Err.Await(t, 1, "lost the connection to the target")
+	check(t, conn.(*net.TCPConn).SetLinger(0))
+	check(t, conn.Close())
+	relay.Err.Await(t, 1, "connection ended")
+}
+
 // ended reads to the end of a connection; a reset that comes after all bytes is
 // an end.
 type ended struct{ io.Reader }

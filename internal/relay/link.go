@@ -189,6 +189,9 @@ func (e *end) Ready(events uint32) {
 	}
 	if events&gone != 0 {
 		e.hung = true
+		if e.eof && events&unix.EPOLLERR != 0 { // of TCP: unacknowledged bytes stay so
+			e.dead = true
+		}
 		if e.eof && !o.passed { // it has closed, so no process reads what the other end still sends
 			o.drop(unix.EPIPE)
 		}
