@@ -85,6 +85,42 @@ func TestF59CountsDoNotTrustTheOtherEnd(t *testing.T) {
 	})
 }
 
+// A client finds the relay's new socket when the file was removed, and gets its
+// answers from there. An answer for a socket that is closed harms nobody.
+func TestForwardDatagramsWhenItsSocketIsRemoved(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	target := listenDatagrams(t, d+"/s")
+	relay := forward(t, d, "datagram:r", "datagram:s", "--drain-timeout", "0s")
+	var first net.Addr
+	exchange := func() {
+		t.Helper()
+		c := dialDatagrams(t, d+"/c", d+"/r")
+		defer func() { check(t, errors.Join(c.Close(), os.Remove(d+"/c"))) }()
+		_, err := io.WriteString(c, "hello")
+		check(t, err)
+		_, from := next(t, target)
+		if first == nil {
+			first = from
+		}
+		_, err = target.WriteTo([]byte("answer"), from)
+		check(t, err)
+		if got, _ := next(t, c); got != "answer" {
+			t.Errorf("received %q", got)
+		}
+	}
+	exchange()
+	for i := range 6 {
+		check(t, os.Remove(d+"/r"))
+		relay.Err.Await(t, i+1, "listening again")
+		exchange()
+	}
+	_, err := target.WriteTo([]byte("late"), first)
+	check(t, err)
+	relay.Err.Await(t, 1, "the socket that it uses was removed")
+	exchange()
+}
+
 // Two users have the same name one after the other, or have none.
 func TestF57RelayKnowsClientsByTheirUser(t *testing.T) {
 	testkit.NeedRoot(t, "to be other users")

@@ -65,6 +65,9 @@ type reply struct {
 	refusal bool // not counted if it cannot be sent
 }
 
+// errGone means that a replaced socket is closed, see [server.retire].
+var errGone = errors.New("the socket that it uses was removed and is closed")
+
 // maxKeptFiles limits the descriptors in all queues of a socket.
 const maxKeptFiles = 4 * transport.MaxRights
 
@@ -210,6 +213,11 @@ func (d *datagrams) takeFiles() []int {
 
 // reply sends a message to a client, or keeps it until the client takes it.
 func (d *datagrams) reply(to client, r reply) {
+	if d.socket.FD() < 0 { // an answer to a relay's client comes late
+		d.drop(1, to, errGone)
+		d.closeFiles(-1, r.files...)
+		return
+	}
 	if len(d.queues) > 0 {
 		if q := d.queues[to]; q != nil {
 			d.wait(to, q, r)
@@ -284,7 +292,7 @@ func (d *datagrams) sendRefusal(to client, message []byte) {
 	switch err := d.mayAnswer(to); {
 	case err == nil && d.buffer.admit(to.address, 1):
 		_ = d.send(to, reply{message: message})
-	case err == unix.EAGAIN && d.queues[to] == nil && d.bytes < maxWaitingBytes/2:
+	case err == unix.EAGAIN && d.queues[to] == nil && d.bytes < d.maxBytes/2:
 		d.waitFirst(to, reply{message: message, refusal: true})
 	case err == errNotOwn || err == errUnmapped:
 		transcript.WithCred(d.refuseMessage(stats.Nameless), d.cred()).Msg(err.Error())

@@ -57,10 +57,11 @@ type Sender struct {
 }
 
 // A SenderKey identifies a client among all others by its address and its user,
-// at the socket where it sends: a name may pass from one user to another. A
-// client without a name is one process.
+// at the socket where it sends: a name may pass from one user to another, and
+// the answers have to come from that socket. A client without a name is one
+// process.
 type SenderKey struct {
-	path   string
+	at     *datagrams
 	client client
 }
 
@@ -68,7 +69,7 @@ type SenderKey struct {
 // uses.
 func (d *datagrams) relayed(to client) Sender {
 	return Sender{
-		Key: SenderKey{d.socket.Addr.Path, to}, Address: to.address.String(), Cred: d.cred(),
+		Key: SenderKey{d, to}, Address: to.address.String(), Cred: d.cred(),
 		Reply:  func(message []byte, files []int) { d.reply(to, reply{message: message, files: files}) },
 		Close:  func(fds ...int) { d.closeFiles(int64(to.uid), fds...) },
 		Ready:  func() bool { return d.queues[to] == nil },
