@@ -2,9 +2,11 @@ package main_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -36,6 +38,67 @@ func lingering(t *testing.T) *os.File {
 	return f
 }
 
+// refusingTarget accepts connections whose kernel refuses descriptors.
+func refusingTarget(t *testing.T, network, path string) {
+	t.Helper()
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { transport.RefuseRights(int(fd)) })
+	}}
+	l, err := config.Listen(context.Background(), network, path)
+	check(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer func() { _ = conn.Close() }()
+		}
+	}()
+}
+
+// F53 too: descriptors that wait behind closes that hang are bounded, whatever
+// the number of connections that bring them.
+func TestF53DescriptorsThatWaitToBeClosedAreBounded(t *testing.T) {
+	t.Parallel()
+	if !transport.CanRefuseRights() {
+		testkit.Missing(t, "SO_PASSRIGHTS", "Linux 6.16")
+	}
+	for _, kind := range []string{"stream", "seqpacket"} {
+		d := dir(t)
+		refusingTarget(t, networks[kind], d+"/s")
+		relay := forward(t, d, kind+":r", kind+":s", "--pass-files")
+		send := func(f *os.File, copies int) io.Reader {
+			conn := dialAt(t, d, kind+":r")
+			fds := slices.Repeat([]int{int(f.Fd())}, copies)
+			_, _, err := conn.(*net.UnixConn).WriteMsgUnix([]byte("x"), unix.UnixRights(fds...), nil)
+			check(t, err)
+			return conn
+		}
+		goOn := relay.Pause(t)
+		for range 4 { // as many as the relay closes at a time for one user
+			lingers := lingering(t)
+			send(lingers, 1)
+			check(t, lingers.Close())
+		}
+		goOn()
+		relay.Err.Await(t, 4, "disconnected a client")
+		null, err := os.Open(os.DevNull)
+		check(t, err)
+		for range 20 {
+			_, _ = io.Copy(io.Discard, send(null, transport.MaxRights))
+		}
+		check(t, null.Close())
+		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", relay.Pid()))
+		check(t, err)
+		if n := len(open); n > 6*transport.MaxRights {
+			t.Errorf("%s: %d descriptors are open", kind, n)
+		}
+		relay.Terminate(t)
+	}
+}
+
 // F53 of the fault matrix, the relay's part: no close of a descriptor that a
 // client has sent stops the others, wherever the relay closes it.
 func TestF53NoCloseOfASentDescriptorStopsTheRelay(t *testing.T) {
@@ -57,21 +120,7 @@ func TestF53NoCloseOfASentDescriptorStopsTheRelay(t *testing.T) {
 				}
 				d := dir(t)
 				if tt.target {
-					config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-						return c.Control(func(fd uintptr) { transport.RefuseRights(int(fd)) })
-					}}
-					l, err := config.Listen(context.Background(), networks[kind], d+"/s")
-					check(t, err)
-					defer func() { _ = l.Close() }()
-					go func() {
-						for {
-							conn, err := l.Accept()
-							if err != nil {
-								return
-							}
-							defer func() { _ = conn.Close() }()
-						}
-					}()
+					refusingTarget(t, networks[kind], d+"/s")
 				}
 				// A socket that a parent process made does not refuse descriptors.
 				l, err := net.ListenUnix(networks[kind], &net.UnixAddr{Name: d + "/r", Net: networks[kind]})

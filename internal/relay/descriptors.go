@@ -45,12 +45,15 @@ func (l *link) user() int64 {
 	return int64(l.about.Cred.Uid)
 }
 
+// tooMany reports whether all descriptors, or those of one user, are too many.
+func tooMany(all, own int) bool { return all > MaxHeld || own > MaxHeld/4*3 }
+
 // received counts descriptors that an end has just received. If there are too
 // many, the relay ends the link that holds most, of the user that has most.
 func (e *end) received() {
 	l, r := e.link, e.link.relay
 	all, own := r.files.add(l.user(), len(e.files))
-	if all <= MaxHeld && own <= MaxHeld/4*3 {
+	if !tooMany(all, own) {
 		return
 	}
 	held := func(l *link) int { return len(l.client.files) + len(l.target.files) }
@@ -61,6 +64,29 @@ func (e *end) received() {
 		}
 	}
 	l.cut(fmt.Sprintf("%d descriptors wait for ends that do not read, %d of them are its user's", all, r.files.of(l.user())))
+}
+
+// mayReceive reports whether an end may receive. If not, it ends the link:
+// descriptors come next, and those of links that have ended are still too many,
+// because their closes hang.
+func (e *end) mayReceive() bool {
+	r, user := e.link.relay, e.link.user()
+	if !e.unix || e.noRights || !tooMany(r.files.add(user, 0)) || !e.rightsNext() {
+		return true
+	}
+	e.link.cut(fmt.Sprintf("it sends descriptors, and %d of its user still wait to be closed", r.files.of(user)))
+	return false
+}
+
+// rightsNext reports whether descriptors come with the next message.
+func (e *end) rightsNext() bool {
+	if e.records {
+		return transport.PeekRights(e.fd)
+	}
+	// PeekRights asks for credentials, which a stream's end would have too.
+	var b [1]byte
+	_, _, flags, _, err := unix.Recvmsg(e.fd, b[:], nil, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	return err == nil && flags&unix.MSG_CTRUNC != 0
 }
 
 // closeFiles closes the descriptors of the rest, beside the loop: the receiver

@@ -203,7 +203,7 @@ func (e *end) Ready(events uint32) {
 // connections get their turn.
 func (e *end) receive() {
 	for range maxTurn {
-		if !e.makeRoom() {
+		if !e.makeRoom() || !e.mayReceive() {
 			return
 		}
 		payload, files, err := e.read()
@@ -266,7 +266,9 @@ func (e *end) read() (payload []byte, files []int, err error) {
 	case e.records, e.unix && !e.noRights: // without room for descriptors, the kernel would close them here
 		n, files, _, err = uds.ReceiveFiles(e.fd, r.buf, maxFiles)
 		if files != nil && !r.config.PassFiles {
-			r.closers.Close(e.link.user(), nil, files...)
+			r.files.add(e.link.user(), len(files))
+			e.files = files
+			e.closeFiles()
 			return nil, nil, uds.ErrDescriptors
 		}
 		return r.buf[:n], files, err
