@@ -68,13 +68,12 @@ func TestF53DescriptorsThatWaitToBeClosedAreBounded(t *testing.T) {
 	for _, kind := range []string{"stream", "seqpacket"} {
 		d := dir(t)
 		refusingTarget(t, networks[kind], d+"/s")
-		relay := forward(t, d, kind+":r", kind+":s", "--pass-files")
-		send := func(f *os.File, copies int) io.Reader {
+		relay := forward(t, d, kind+":r", kind+":s", "--pass-files", "--drain-timeout", "0s")
+		send := func(f *os.File, copies int) {
 			conn := dialAt(t, d, kind+":r")
 			fds := slices.Repeat([]int{int(f.Fd())}, copies)
 			_, _, err := conn.(*net.UnixConn).WriteMsgUnix([]byte("x"), unix.UnixRights(fds...), nil)
 			check(t, err)
-			return conn
 		}
 		goOn := relay.Pause(t)
 		for range 4 { // as many as the relay closes at a time for one user
@@ -87,9 +86,13 @@ func TestF53DescriptorsThatWaitToBeClosedAreBounded(t *testing.T) {
 		null, err := os.Open(os.DevNull)
 		check(t, err)
 		for range 20 {
-			_, _ = io.Copy(io.Discard, send(null, transport.MaxRights))
+			send(null, transport.MaxRights)
 		}
 		check(t, null.Close())
+		relay.Err.Await(t, 24, "connection from")
+		if status, _, stderr := run(t, d, "", "healthcheck", "--listen", kind+":r"); status != 0 {
+			t.Errorf("the health check failed: %s", stderr)
+		}
 		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", relay.Pid()))
 		check(t, err)
 		if n := len(open); n > 6*transport.MaxRights {

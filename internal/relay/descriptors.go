@@ -3,7 +3,6 @@ package relay
 import (
 	"fmt"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,33 +47,40 @@ func (l *link) user() int64 {
 // tooMany reports whether all descriptors, or those of one user, are too many.
 func tooMany(all, own int) bool { return all > MaxHeld || own > MaxHeld/4*3 }
 
-// received counts descriptors that an end has just received. If there are too
-// many, the relay ends the link that holds most, of the user that has most.
+// received counts descriptors that an end has just received. If the links hold
+// too many, the relay ends the one that holds most, of the user that has most.
 func (e *end) received() {
 	l, r := e.link, e.link.relay
-	all, own := r.files.add(l.user(), len(e.files))
-	if !tooMany(all, own) {
+	if !tooMany(r.files.add(l.user(), len(e.files))) {
 		return
 	}
 	held := func(l *link) int { return len(l.client.files) + len(l.target.files) }
+	all, users := 0, map[int64]int{}
 	for other := range r.links {
-		had, has := r.files.of(l.user()), r.files.of(other.user())
+		all += held(other)
+		users[other.user()] += held(other)
+	}
+	if !tooMany(all, users[l.user()]) {
+		return // the others are about to be closed
+	}
+	for other := range r.links {
+		had, has := users[l.user()], users[other.user()]
 		if has > had || has == had && held(other) > held(l) {
 			l = other
 		}
 	}
-	l.cut(fmt.Sprintf("%d descriptors wait for ends that do not read, %d of them are its user's", all, r.files.of(l.user())))
+	l.cut(fmt.Sprintf("%d descriptors wait for ends that do not read, %d of them are its user's", all, users[l.user()]))
 }
 
-// mayReceive reports whether an end may receive. If not, it ends the link:
-// descriptors come next, and those of links that have ended are still too many,
-// because their closes hang.
+// mayReceive reports whether an end may receive. If descriptors come next, and
+// too many others are not closed yet, it waits until they are: their closes may
+// hang.
 func (e *end) mayReceive() bool {
-	r, user := e.link.relay, e.link.user()
-	if !e.unix || e.noRights || !tooMany(r.files.add(user, 0)) || !e.rightsNext() {
+	r := e.link.relay
+	if !e.unix || e.noRights || !tooMany(r.files.add(e.link.user(), 0)) || !e.rightsNext() {
 		return true
 	}
-	e.link.cut(fmt.Sprintf("it sends descriptors, and %d of its user still wait to be closed", r.files.of(user)))
+	e.park()
 	return false
 }
 
@@ -107,17 +113,8 @@ func (e *end) closeFiles() {
 // as a process may have open files, unix(7), ETOOMANYREFS. So that no client
 // takes that from all others, each user has a part of it.
 func (e *end) mayFly() bool {
-	r, user := e.link.relay, e.link.user()
-	if r.flying.of(user)+len(e.files) <= r.mostFlying {
-		return true
-	}
-	for l := range r.links {
-		if l.user() == user {
-			l.client.landed()
-			l.target.landed()
-		}
-	}
-	return r.flying.of(user)+len(e.files) <= r.mostFlying
+	r := e.link.relay
+	return r.flying.of(e.link.user())+len(e.files) <= r.mostFlying
 }
 
 // landed stops counting the descriptors from an end, if the other one has
@@ -135,22 +132,6 @@ func (e *end) flown() {
 		e.link.relay.flying.add(e.link.user(), -e.flying)
 		e.flying = 0
 	}
-}
-
-// stick sends the rest again after a pause: no event shows when the descriptors
-// in flight have become fewer.
-func (e *end) stick() {
-	if e.stuck {
-		return
-	}
-	e.stuck = true
-	e.link.relay.after(10*time.Millisecond, func() {
-		e.stuck = false
-		if !e.link.closed && e.waits {
-			e.flush()
-			e.link.settle()
-		}
-	})
 }
 
 // closeSockets closes the ends' sockets, and then ends the link. In the queue of

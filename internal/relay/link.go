@@ -47,10 +47,9 @@ type end struct {
 	files    []int  // descriptors that belong to rest
 	buffer   int    // the send buffer, if it is smaller than the others; 0: full
 	granted  bool   // buffer is to be returned
-	parked   bool   // nothing is received, for want of memory; see room.go
+	parked   bool   // it tries again after a pause, see room.go
 	kept     int    // what rest takes of the memory
 	flying   int    // descriptors that the other end may not have received yet
-	stuck    bool   // too many descriptors of this user are in flight; rest is sent after a pause
 	noRights bool   // no descriptor comes, see [transport.RefusesRights]
 	waits    bool   // the other end does not accept rest now
 	buf      []byte // the buffer that rest is part of; nil if rest is a copy
@@ -297,7 +296,7 @@ func (e *end) flush() bool {
 			}
 			e.waits = true
 			if err == unix.ETOOMANYREFS {
-				e.stick()
+				e.park()
 			}
 			return false
 		case err == unix.EPIPE || err == unix.ECONNRESET:
@@ -411,7 +410,7 @@ func (l *link) settle() {
 		if !e.eof && !e.waits && !e.parked {
 			want |= unix.EPOLLIN
 		}
-		if e.other().waits && !e.other().stuck {
+		if e.other().waits && !e.other().parked {
 			want |= unix.EPOLLOUT
 		}
 		e.watch(want)
@@ -422,10 +421,14 @@ func (l *link) settle() {
 // end would void bytes that the kernel has accepted for it. That is so until
 // they are acknowledged, if the end gets a reset; otherwise until the other side
 // has closed too, see [end.stop]. A client that does not close has a second to
-// read, once everything is acknowledged.
+// read, once everything is acknowledged. And descriptors that are not received
+// yet count for their user.
 func (l *link) lingers() bool {
 	for _, e := range []*end{&l.client, &l.target} {
+		e.landed()
 		switch {
+		case e.flying > 0:
+			return true
 		case e.unix || e.dead:
 		case l.reset && e.unacked() > 0, !l.reset && !e.eof && l.acked < 2:
 			return true

@@ -76,7 +76,7 @@ type Relay struct {
 	lastID     uint64   // of the last peer
 	passed     uint64   // messages of all peers
 	slow       []*peer  // peers whose replies wait for their clients
-	parked     []*end   // they wait for room, see room.go
+	parked     []*end   // see room.go
 	buf        []byte   // for the next receive
 	free       [][]byte // for an end that keeps buf
 	pipes      []*pipe  // empty

@@ -61,11 +61,16 @@ func (e *end) resize(size int) {
 	_ = transport.SetSendBuffer(e.fd, size)
 }
 
-// roomPause is the time after which ends that wait for room try again.
+// roomPause is the time after which parked ends try again.
 const roomPause = 20 * time.Millisecond
 
-// park receives nothing until there may be room.
+// park lets an end wait for room: for what it would receive next, or because too
+// many descriptors of its user are in flight to send its rest. No event reports
+// either.
 func (e *end) park() {
+	if e.parked {
+		return
+	}
 	r := e.link.relay
 	e.parked = true
 	if r.parked = append(r.parked, e); len(r.parked) == 1 {
@@ -73,13 +78,14 @@ func (e *end) park() {
 	}
 }
 
-// unpark lets the ends that wait for room try again, and takes room back from
-// send buffers that are empty.
+// unpark lets the parked ends try again, after it has counted what has become
+// free: descriptors that have arrived, and the room of empty send buffers.
 func (r *Relay) unpark() {
 	pool := r.config.Memory
 	for l := range r.links {
 		for _, e := range []*end{&l.client, &l.target} {
-			if e.fd < 0 || e.buffer == pool.Floor || e.other().waits {
+			e.landed()
+			if pool == nil || e.fd < 0 || e.buffer == pool.Floor || e.other().waits {
 				continue
 			}
 			if unsent, err := unix.IoctlGetInt(e.fd, unix.SIOCOUTQ); err == nil && unsent == 0 {
@@ -92,10 +98,14 @@ func (r *Relay) unpark() {
 	r.parked = nil
 	for _, e := range parked {
 		e.parked = false
-		if !e.link.closed && !e.eof {
+		switch {
+		case e.link.closed:
+		case e.waits:
+			e.flush()
+		case !e.eof:
 			e.receive()
-			e.link.settle()
 		}
+		e.link.settle()
 	}
 }
 
