@@ -222,6 +222,9 @@ func (s *Socket) Lost() bool { return s.file != nil && !s.file.ours() }
 func (s *Socket) Renew() (*Socket, error) {
 	n := newSocket(s.addr)
 	n.config = s.config
+	if s.file != nil && absolute(s.addr.Path) != s.file.path { // this process has changed its directory since
+		n.addr.Path = s.file.path
+	}
 	if s.lock != nil && s.lock.isAt(s.lock.name) {
 		n.lock = s.lock
 	}

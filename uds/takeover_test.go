@@ -1,6 +1,7 @@
 package uds_test
 
 import (
+	"context"
 	"errors"
 	"io"
 	"os"
@@ -27,7 +28,7 @@ type successor struct {
 func succeed(addrs ...uds.Addr) <-chan successor {
 	done := make(chan successor, 1)
 	go func() {
-		h, err := uds.ListenConfig{}.Handover(addrs...)
+		h, err := uds.ListenConfig{}.Handover(context.Background(), addrs...)
 		done <- successor{h, err}
 	}()
 	return done
@@ -52,7 +53,7 @@ func await(t testing.TB, fd int, events int16) {
 // handover listens on addrs, which no server has.
 func handover(t testing.TB, addrs ...uds.Addr) *uds.Handover {
 	t.Helper()
-	h, err := uds.ListenConfig{}.Handover(addrs...)
+	h, err := uds.ListenConfig{}.Handover(context.Background(), addrs...)
 	check(t, err)
 	if h.Pending() {
 		t.Fatal("there is no server to take them over from")
@@ -63,72 +64,82 @@ func handover(t testing.TB, addrs ...uds.Addr) *uds.Handover {
 
 // end closes everything, in the order in which a server does.
 func end(h *uds.Handover) {
-	h.Remove()
-	if !h.Pending() {
-		for _, s := range h.Sockets {
-			_ = s.Close()
-		}
+	h.Leave()
+	for _, s := range h.Sockets {
+		_ = s.Close()
 	}
 	h.Close()
 }
 
-// offer is the running server's side of succeed.
-func offer(t testing.TB, h *uds.Handover) *uds.Offer {
+// wantStep takes the next step of a handover, once there is one.
+func wantStep(t testing.TB, h *uds.Handover, want uds.State) {
 	t.Helper()
-	readable(t, h.Control())
-	o, err := h.Offer()
-	check(t, err)
-	t.Cleanup(o.Close)
-	return o
+	readable(t, h.FD())
+	if got, err := h.Step(); err != nil || got != want {
+		t.Fatalf("the state is %d, not %d (%v)", got, want, err)
+	}
+}
+
+// wantNoStep checks that a handover has no step to take.
+func wantNoStep(t testing.TB, h *uds.Handover) {
+	t.Helper()
+	before := h.State()
+	if got, err := h.Step(); err != nil || got != before {
+		t.Fatalf("the state is %d, was %d (%v)", got, before, err)
+	}
+}
+
+// wantGone waits for the end of the other server, and takes the sockets back.
+func wantGone(t testing.TB, h *uds.Handover) {
+	t.Helper()
+	await(t, h.FD(), 0)
+	for h.State() != uds.Serving {
+		_, err := h.Step()
+		check(t, err)
+	}
 }
 
 // askedFor returns a successor that has copies of a running server's
 // descriptors.
-func askedFor(t testing.TB, old *uds.Handover) (*uds.Handover, *uds.Offer) {
+func askedFor(t testing.TB, old *uds.Handover) *uds.Handover {
 	t.Helper()
 	var addrs []uds.Addr
 	for _, s := range old.Sockets {
 		addrs = append(addrs, s.Addr())
 	}
 	asking := succeed(addrs...)
-	o := offer(t, old)
+	wantStep(t, old, uds.Offering)
 	got := <-asking
 	check(t, got.err)
 	t.Cleanup(func() { end(got.handover) })
-	if !got.handover.Pending() {
+	if got.handover.State() != uds.Claiming {
 		t.Fatal("the successor has not asked")
 	}
-	return got.handover, o
-}
-
-func wantNext(t testing.TB, o *uds.Offer, want uds.Step) {
-	t.Helper()
-	if want == uds.Gone {
-		await(t, o.FD(), 0)
-	}
-	if got := o.Next(); got != want {
-		t.Errorf("the next step is %d, not %d", got, want)
-	}
+	return got.handover
 }
 
 // pass hands the sockets of the running server to a successor.
-func pass(t testing.TB, old, next *uds.Handover, o *uds.Offer) {
+func pass(t testing.TB, old, next *uds.Handover) {
 	t.Helper()
-	wantNext(t, o, uds.Waits)
-	fd := next.Claim()
-	wantNext(t, o, uds.Claims)
-	if err := next.Claimed(); err != unix.EAGAIN {
-		t.Errorf("before the answer: %v", err)
-	}
-	o.Yield()
-	readable(t, fd)
-	check(t, next.Claimed())
+	wantNoStep(t, old)
+	next.Claim()
+	wantStep(t, old, uds.Yielding)
+	wantNoStep(t, old)
+	wantNoStep(t, next)
+	old.Yield()
+	wantStep(t, next, uds.Claimed)
 	next.Commit()
-	wantNext(t, o, uds.Serves)
-	old.Release()
-	o.Close()
-	if next.Pending() {
+	wantStep(t, old, uds.Released)
+	if next.State() != uds.Serving {
 		t.Error("they are not the successor's own")
+	}
+	for _, s := range old.Sockets {
+		if s.FD() >= 0 {
+			t.Errorf("the old server has kept %s", s.Addr())
+		}
+	}
+	if old.FD() >= 0 {
+		t.Error("the old server has kept the control socket")
 	}
 }
 
@@ -160,8 +171,8 @@ func TestTakeoverLosesNoClientAndKeepsTheFiles(t *testing.T) {
 			early := dial(t, a) // no process has accepted it, or received from it
 			check(t, say(early, "early"))
 
-			next, o := askedFor(t, old)
-			pass(t, old, next, o)
+			next := askedFor(t, old)
+			pass(t, old, next)
 			if next.Sockets[0].Shared() {
 				t.Error("it is shared")
 			}
@@ -183,8 +194,8 @@ func TestTakeoverLosesNoClientAndKeepsTheFiles(t *testing.T) {
 
 			// The next server hands over in the same way; after that no file
 			// is left.
-			last, o := askedFor(t, next)
-			pass(t, next, last, o)
+			last := askedFor(t, next)
+			pass(t, next, last)
 			if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 				t.Errorf("inodes after another takeover (-before +after):\n%s", diff)
 			}
@@ -204,8 +215,8 @@ func TestTakeoverOfManySocketsKeepsTheirOrder(t *testing.T) {
 	if diff := cmp.Diff([]string{".a.lock", ".a.takeover", ".b.lock", ".c.lock", ".d.lock", "a", "b", "c", "d"}, ls(t, d)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	next, o := askedFor(t, old)
-	pass(t, old, next, o)
+	next := askedFor(t, old)
+	pass(t, old, next)
 	for i, s := range next.Sockets {
 		if s.Addr() != addrs[i] {
 			t.Errorf("socket %d is %s, not %s", i, s.Addr(), addrs[i])
@@ -214,10 +225,10 @@ func TestTakeoverOfManySocketsKeepsTheirOrder(t *testing.T) {
 		wantError(t, err, uds.ErrInUse)
 	}
 	asking := succeed(addrs[0], addrs[2], addrs[1])
-	o = offer(t, next)
+	wantStep(t, next, uds.Offering)
 	err := (<-asking).err
 	wantError(t, err, err, "the running server listens on 4 sockets, not 3; use the same addresses")
-	wantNext(t, o, uds.Gone)
+	wantGone(t, next)
 	end(next)
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
@@ -251,7 +262,7 @@ func TestTakeoverFromServerThatDoesNotHandOver(t *testing.T) {
 	a := stream(d + "/s")
 	listen(t, uds.ListenConfig{}, a)
 	stale(t, d+"/.s.takeover") // left by a server that was killed
-	_, err := uds.ListenConfig{}.Handover(a)
+	_, err := uds.ListenConfig{}.Handover(context.Background(), a)
 	wantError(t, err, uds.ErrInUse, "listen "+a.String(), "stop it first", "started without takeover")
 	dial(t, a)
 }
@@ -261,7 +272,7 @@ func TestTakeoverLeavesOtherFilesAlone(t *testing.T) {
 	d := dir(t)
 	check(t, os.WriteFile(d+"/.s.takeover", []byte("precious"), 0o600))
 	before := take(t, d+"/.s.takeover")
-	_, err := uds.ListenConfig{}.Handover(stream(d + "/s"))
+	_, err := uds.ListenConfig{}.Handover(context.Background(), stream(d + "/s"))
 	wantError(t, err, uds.ErrNotSocket, d+"/.s.takeover is a regular file", "left alone")
 	if diff := cmp.Diff(before, take(t, d+"/.s.takeover")); diff != "" {
 		t.Errorf("it changed (-before +after):\n%s", diff)
@@ -277,10 +288,10 @@ func TestTakeoverOfAnotherType(t *testing.T) {
 	old := handover(t, a)
 	before := inodes(t, a)
 	asking := succeed(datagram(a.Path))
-	o := offer(t, old)
+	wantStep(t, old, uds.Offering)
 	got := <-asking
 	wantError(t, got.err, got.err, "take over: the running server listens with stream:"+a.Path, "use the same type")
-	wantNext(t, o, uds.Gone)
+	wantGone(t, old)
 	if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 		t.Errorf("inodes (-before +after):\n%s", diff)
 	}
@@ -300,7 +311,7 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 	if o := start(t, stranger, nil, "hold", "stream:"+d+"/s").outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
 	}
-	_, err := uds.ListenConfig{}.Handover(stream(d + "/s"))
+	_, err := uds.ListenConfig{}.Handover(context.Background(), stream(d + "/s"))
 	wantError(t, err, err, "take over: "+d+"/.s.takeover", words)
 	dial(t, stream(d+"/s"))
 
@@ -308,9 +319,7 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 		old := handover(t, stream(d+"/mine"))
 		o := start(t, stranger, nil, "hold", "stream:"+d+"/mine").outcome(t)
 		wantWords(t, o.Err, "EACCES", d+"/.mine.takeover denies this process permission to connect to it: its mode is 0600, of user 0, group 0")
-		if _, err := old.Offer(); err != unix.EAGAIN {
-			t.Errorf("another server asks: %v", err)
-		}
+		wantNoStep(t, old)
 	}
 }
 
@@ -343,17 +352,16 @@ func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
 		},
 	} {
 		fd := ask()
-		o := offer(t, old)
+		wantStep(t, old, uds.Offering)
 		check(t, talk(fd))
 		check(t, unix.Close(fd))
-		if step := o.Next(); step != uds.Gone {
-			t.Errorf("%s: the next step is %d", name, step)
+		if state, err := old.Step(); err != nil || state != uds.Serving {
+			t.Errorf("%s: the state is %d (%v)", name, state, err)
 		}
-		o.Close()
 	}
 	// One client has ended before the server answers.
 	check(t, unix.Close(ask()))
-	_, err = old.Offer()
+	_, err = old.Step()
 	wantError(t, err, unix.EPIPE, "sendmsg")
 
 	if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
@@ -417,24 +425,22 @@ func TestSuccessorThatIsGoneLeavesTheServerAsItWas(t *testing.T) {
 		before := inodes(t, a)
 		asking := make(chan successor, 1)
 		go func() {
-			h, err := uds.ListenConfig{Mode: 0o600}.Handover(a)
+			h, err := uds.ListenConfig{Mode: 0o600}.Handover(context.Background(), a)
 			asking <- successor{h, err}
 		}()
-		o := offer(t, old)
+		wantStep(t, old, uds.Offering)
 		got := <-asking
 		check(t, got.err)
 		if when != "it has asked" {
-			fd := got.handover.Claim()
-			wantNext(t, o, uds.Claims)
+			got.handover.Claim()
+			wantStep(t, old, uds.Yielding)
 			if when == "it owns" {
-				o.Yield()
-				readable(t, fd)
-				check(t, got.handover.Claimed())
+				old.Yield()
+				wantStep(t, got.handover, uds.Claimed)
 			}
 		}
 		got.handover.Close()
-		wantNext(t, o, uds.Gone)
-		check(t, old.TakeBack())
+		wantStep(t, old, uds.Serving)
 		if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 			t.Errorf("%s: inodes (-before +after):\n%s", when, diff)
 		}
@@ -460,15 +466,14 @@ func TestTwoSuccessorsTakeOverOneAfterTheOther(t *testing.T) {
 	a := stream(d + "/s")
 	old := handover(t, a)
 	before := inodes(t, a)
-	first, o := askedFor(t, old)
+	first := askedFor(t, old)
 	asking := succeed(a)
-	readable(t, old.Control())
-	pass(t, old, first, o)
-	o = offer(t, first)
+	pass(t, old, first)
+	wantStep(t, first, uds.Offering)
 	got := <-asking
 	check(t, got.err)
 	second := got.handover
-	pass(t, first, second, o)
+	pass(t, first, second)
 	if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 		t.Errorf("inodes (-before +after):\n%s", diff)
 	}
@@ -485,11 +490,12 @@ func TestRefusedSuccessor(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
 	old := handover(t, a)
-	next, o := askedFor(t, old)
-	fd := next.Claim() // the server has not received it yet
-	o.Refuse()
-	readable(t, fd)
-	wantError(t, next.Claimed(), uds.ErrInUse, "take over: ", "or is ending")
+	next := askedFor(t, old)
+	next.Claim() // the server has not received it yet
+	old.Refuse()
+	readable(t, next.FD())
+	_, err := next.Step()
+	wantError(t, err, uds.ErrInUse, "take over: ", "or is ending")
 	next.Close()
 	dial(t, a)
 }
@@ -510,23 +516,22 @@ func TestServerIsKilledDuringTheHandover(t *testing.T) {
 			next := got.handover
 			defer end(next)
 			before := inodes(t, a)
-			fd := -1
 			if when == "before it answers" {
-				fd = next.Claim()
+				next.Claim()
 			}
 			if next.Orphaned() {
 				t.Error("the server is not gone yet")
 			}
 			check(t, old.cmd.Process.Kill())
 			_ = old.cmd.Wait()
-			if fd < 0 {
-				fd = next.Claim()
+			if when != "before it answers" {
+				next.Claim()
 			}
-			readable(t, fd)
+			readable(t, next.FD())
 			if !next.Orphaned() {
 				t.Error("the server is gone")
 			}
-			check(t, next.Claimed())
+			wantStep(t, next, uds.Claimed)
 			next.Commit()
 			if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
 				t.Errorf("inodes (-before +after):\n%s", diff)
@@ -547,7 +552,7 @@ func TestServerEndsInsteadOfHello(t *testing.T) {
 	a := stream(dir(t) + "/s")
 	old := handover(t, a)
 	asking := succeed(a)
-	readable(t, old.Control())
+	readable(t, old.FD())
 	end(old)
 	got := <-asking
 	check(t, got.err)
@@ -564,16 +569,64 @@ func TestClaimOfSocketWhoseFileIsGone(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
 	old := handover(t, a)
-	next, o := askedFor(t, old)
+	next := askedFor(t, old)
 	next.Claim()
-	o.Yield()
+	wantStep(t, old, uds.Yielding)
+	old.Yield()
 	check(t, os.Remove(a.Path))
-	err := next.Claimed()
+	readable(t, next.FD())
+	_, err := next.Step()
 	wantError(t, err, err, "its file or its lock was removed meanwhile; start again")
 	next.Close()
-	wantNext(t, o, uds.Claims)
-	wantNext(t, o, uds.Gone)
-	check(t, old.TakeBack()) // its server recreates the file
+	wantStep(t, old, uds.Serving) // it recreates the file
+}
+
+// The old server ends while the sockets are its successor's, for example
+// because its program does not know that they are.
+func TestServerLeavesWhatIsYielded(t *testing.T) {
+	t.Parallel()
+	for _, successorDies := range []bool{false, true} {
+		d := dir(t)
+		a := stream(d + "/s")
+		old := handover(t, a)
+		before := inodes(t, a)
+		next := askedFor(t, old)
+		next.Claim()
+		wantStep(t, old, uds.Yielding)
+		old.Yield()
+		if successorDies {
+			next.Close()
+		}
+		end(old)
+		if successorDies {
+			if names := ls(t, d); names != nil {
+				t.Errorf("no server is left, but %v", names)
+			}
+			continue
+		}
+		wantStep(t, next, uds.Claimed)
+		next.Commit()
+		if diff := cmp.Diff(before, inodes(t, a)); diff != "" {
+			t.Errorf("inodes (-before +after):\n%s", diff)
+		}
+		dial(t, a)
+	}
+}
+
+func TestContextEndsTheWaitForAServerThatDoesNotAnswer(t *testing.T) {
+	t.Parallel()
+	a := stream(dir(t) + "/s")
+	old := handover(t, a)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := uds.ListenConfig{}.Handover(ctx, a)
+		ended <- err
+	}()
+	readable(t, old.FD())
+	cancel()
+	wantError(t, <-ended, context.Canceled, "take over: ")
+	dial(t, a)
 }
 
 func TestControlSocketWithoutRoomForItsName(t *testing.T) {
@@ -583,7 +636,7 @@ func TestControlSocketWithoutRoomForItsName(t *testing.T) {
 	for len(path) < uds.MaxPath {
 		path += "s"
 	}
-	_, err := uds.ListenConfig{}.Handover(stream(path))
+	_, err := uds.ListenConfig{}.Handover(context.Background(), stream(path))
 	wantError(t, err, uds.ErrAddress, "path is 117 bytes", "holds 107")
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
@@ -665,7 +718,7 @@ func TestInheritRejectsOtherDescriptors(t *testing.T) {
 // answers no server that asks.
 func holdRole(args []string) error {
 	unix.Umask(0)
-	h, err := uds.ListenConfig{}.Handover(mustParse(args[0]))
+	h, err := uds.ListenConfig{}.Handover(context.Background(), mustParse(args[0]))
 	report(err)
 	if err != nil {
 		return nil
@@ -678,16 +731,16 @@ func holdRole(args []string) error {
 // handRole offers its socket to the server that asks, and then answers no
 // more.
 func handRole(args []string) error {
-	h, err := uds.ListenConfig{}.Handover(mustParse(args[0]))
+	h, err := uds.ListenConfig{}.Handover(context.Background(), mustParse(args[0]))
 	report(err)
 	if err != nil {
 		return nil
 	}
-	_, err = unix.Poll([]unix.PollFd{{Fd: int32(h.Control()), Events: unix.POLLIN}}, -1)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(h.FD()), Events: unix.POLLIN}}, -1)
 	if err != nil && !errors.Is(err, syscall.EINTR) {
 		return err
 	}
-	if _, err := h.Offer(); err != nil {
+	if _, err := h.Step(); err != nil {
 		return err
 	}
 	_, _ = io.Copy(io.Discard, os.Stdin)

@@ -34,8 +34,9 @@ var (
 	// ErrAddress means that the address cannot be valid: a wrong form, no
 	// path, a NUL byte, or a path longer than [MaxPath].
 	ErrAddress = errors.New("bad address")
-	// ErrInUse means that a running server holds the path.
-	ErrInUse = errors.New("in use")
+	// ErrInUse means that a running server holds the path. It is also an
+	// EADDRINUSE to errors.Is.
+	ErrInUse error = inUse{}
 	// ErrDescriptors means that a message came with file descriptors that were
 	// not requested, or with too many. They are all closed.
 	ErrDescriptors = errors.New("message carries file descriptors")
@@ -46,6 +47,11 @@ var (
 	// ErrNotSocket means that the file at the path is not a socket.
 	ErrNotSocket = errors.New("not a socket")
 )
+
+type inUse struct{}
+
+func (inUse) Error() string        { return "in use" }
+func (inUse) Is(target error) bool { return target == unix.EADDRINUSE }
 
 // Explain adds to an error of connect(2) what it means for this path, and what
 // to do. It returns other errors unchanged.

@@ -325,7 +325,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 			offered.Claim()
-			if err := offered.Claimed(); !errors.Is(err, uds.ErrInUse) {
+			if _, err := offered.Step(); !errors.Is(err, uds.ErrInUse) {
 				t.Errorf("it can still be claimed: %v", err)
 			}
 			offered.Close()

@@ -218,12 +218,14 @@ func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *uds.Hando
 }
 
 // answered waits until the running server has answered a claim.
-func answered(t testing.TB, h *uds.Handover, fd int) {
+func answered(t testing.TB, h *uds.Handover) {
 	t.Helper()
-	if !testkit.Ready(t, fd, unix.POLLIN) {
+	if !testkit.Ready(t, h.FD(), unix.POLLIN) {
 		t.Fatal("no answer")
 	}
-	check(t, h.Claimed())
+	if state, err := h.Step(); err != nil || state != uds.Claimed {
+		t.Fatalf("the state is %d (%v)", state, err)
+	}
 }
 
 func TestSignalDuringTheHandover(t *testing.T) {
@@ -276,9 +278,9 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 			_, h, err := transport.ListenConfig{Mode: 0o600, Backlog: 1}.Handover(addrs...)
 			check(t, err)
 			if step > 0 {
-				fd := h.Claim()
+				h.Claim()
 				if step > 1 {
-					answered(t, h, fd) // changes their mode and their backlog
+					answered(t, h) // changes their mode and their backlog
 				}
 			}
 			var waiting []*transport.Conn

@@ -289,7 +289,7 @@ func Sockets(config transport.ListenConfig, addrs []transport.Addr, takeover boo
 // Close closes the sockets that [Sockets] has returned.
 func Close(sockets []*transport.Socket, h *uds.Handover) {
 	if h != nil {
-		h.Remove()
+		h.Leave()
 	}
 	for _, s := range sockets {
 		_ = s.Close()

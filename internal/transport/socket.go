@@ -91,7 +91,7 @@ func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) 
 	for _, a := range addrs {
 		paths = append(paths, a.unix())
 	}
-	h, err := c.options(addrs...).Handover(paths...)
+	h, err := c.options(addrs...).Handover(context.Background(), paths...)
 	if err != nil {
 		return nil, nil, err
 	}
