@@ -3,7 +3,10 @@ package uds
 import (
 	"errors"
 	"net"
+	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // Listener hands a stream or seqpacket socket to package net. The listener
@@ -40,6 +43,25 @@ func NetPacketConn(fd int) (*net.UnixConn, error) {
 	}
 	defer func() { _ = f.Close() }()
 	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UnixConn), nil
+}
+
+// Accept accepts a connection that waits at fd, for package net. The error is
+// EAGAIN if there is none.
+func Accept(fd int) (*net.UnixConn, error) {
+	n, err := retry(func() (int, error) {
+		n, _, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
+		return n, err
+	})
+	if err != nil {
+		return nil, os.NewSyscallError("accept4", err)
+	}
+	f := os.NewFile(uintptr(n), "connection")
+	defer func() { _ = f.Close() }() // FileConn duplicates it
+	c, err := net.FileConn(f)
 	if err != nil {
 		return nil, err
 	}

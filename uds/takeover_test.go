@@ -272,7 +272,7 @@ func TestTakeoverLeavesOtherFilesAlone(t *testing.T) {
 	d := dir(t)
 	check(t, os.WriteFile(d+"/.s.takeover", []byte("precious"), 0o600))
 	before := take(t, d+"/.s.takeover")
-	_, err := uds.ListenConfig{}.Handover(context.Background(), stream(d + "/s"))
+	_, err := uds.ListenConfig{}.Handover(context.Background(), stream(d+"/s"))
 	wantError(t, err, uds.ErrNotSocket, d+"/.s.takeover is a regular file", "left alone")
 	if diff := cmp.Diff(before, take(t, d+"/.s.takeover")); diff != "" {
 		t.Errorf("it changed (-before +after):\n%s", diff)
@@ -311,7 +311,7 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 	if o := start(t, stranger, nil, "hold", "stream:"+d+"/s").outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
 	}
-	_, err := uds.ListenConfig{}.Handover(context.Background(), stream(d + "/s"))
+	_, err := uds.ListenConfig{}.Handover(context.Background(), stream(d+"/s"))
 	wantError(t, err, err, "take over: "+d+"/.s.takeover", words)
 	dial(t, stream(d+"/s"))
 
