@@ -180,7 +180,7 @@ func (h *Handover) ask(ctx context.Context, addrs []Addr) (err error) {
 		if removed := unix.Unlink(h.path); removed != nil {
 			return fmt.Errorf("remove the stale socket %s: %w", h.path, explainFile(h.path, removed))
 		}
-		closeFD(&h.from)
+		closeFD(&h.peer)
 		return errNobodyOffers
 	default:
 		return Explain(h.path, err)
