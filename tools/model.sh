@@ -1,9 +1,9 @@
 #!/bin/sh
-# Checks the model of the takeover, uds/takeover.pml: the protocol has to
+# Checks the model of the takeover, uds/sock/takeover.pml: the protocol has to
 # pass, and the one before it has to fail, with its counter-example.
 set -eu
-cd "$(dirname "$0")/../uds"
-../tools/need.sh spin gcc
+cd "$(dirname "$0")/../uds/sock"
+../../tools/need.sh spin gcc
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -8,7 +8,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // hasFiles reports whether there is a socket file that other processes could
@@ -94,7 +94,7 @@ func (s *server) replace(old *transport.Socket) bool {
 	renewed, err := old.Renew()
 	path := transcript.Escape(old.Addr.Path)
 	switch {
-	case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
+	case errors.Is(err, sock.ErrInUse), errors.Is(err, sock.ErrNotSocket):
 		s.displaced = err
 		return false
 	case err != nil:

@@ -21,7 +21,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A Config configures a server that echoes to any number of clients at once.
@@ -61,7 +61,7 @@ type Config struct {
 	OwnDirectory bool
 	// Handover holds the sockets, if they come from a running server or can go
 	// to the next one; nil: neither.
-	Handover *uds.Handover
+	Handover *sock.Handover
 	Stats    *stats.Server // the counters; nil if they are not needed
 	Log      zerolog.Logger
 }
@@ -154,9 +154,9 @@ type server struct {
 	parked      []*conn   // they wait for room, see room.go
 	unparked    time.Time // when they tried last
 	sockets     []*transport.Socket
-	handover    *uds.Handover // nil: the sockets are not handed over, or have been
-	followed    int           // the descriptor of the handover that the loop waits for; -1 if none
-	emptyBy     time.Time     // when replies that wait have had their time, while a successor claims the sockets
+	handover    *sock.Handover // nil: the sockets are not handed over, or have been
+	followed    int            // the descriptor of the handover that the loop waits for; -1 if none
+	emptyBy     time.Time      // when replies that wait have had their time, while a successor claims the sockets
 	names       names
 	ownThread   bool           // the loop has its own thread, whose working directory is not set yet
 	open        int            // connections
@@ -275,7 +275,7 @@ func (s *server) timeout() time.Duration {
 	for _, d := range s.datagrams {
 		earlier(d.tryAgain)
 	}
-	if s.handover != nil && s.handover.State() == uds.Yielding {
+	if s.handover != nil && s.handover.State() == sock.Yielding {
 		earlier(s.emptyBy)
 	}
 	if first.IsZero() {
@@ -441,7 +441,7 @@ func (s *server) watchListeners(events uint32) {
 	for _, ln := range s.listeners {
 		s.loop.Watch(ln.socket.FD(), events)
 	}
-	if s.followed >= 0 && s.handover.State() == uds.Serving {
+	if s.followed >= 0 && s.handover.State() == sock.Serving {
 		s.loop.Watch(s.followed, events)
 	}
 }

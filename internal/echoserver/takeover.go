@@ -9,7 +9,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // follow makes the loop wait for the next step of the handover.
@@ -38,23 +38,23 @@ type steps struct{ server *server }
 
 func (n *steps) Ready(uint32) { n.server.step() }
 
-// step does what the handover's new state asks for, see [uds.State].
+// step does what the handover's new state asks for, see [sock.State].
 func (s *server) step() {
 	s.goHome()
 	s.unfollow()
 	before := s.handover.State()
 	state, err := s.handover.Step()
 	switch {
-	case err != nil && before != uds.Serving:
+	case err != nil && before != sock.Serving:
 		s.failed = err
 	case state == before:
-	case state == uds.Claimed:
+	case state == sock.Claimed:
 		s.takeOver()
-	case state == uds.Yielding:
+	case state == sock.Yielding:
 		s.prepare()
-	case state == uds.Released:
+	case state == sock.Released:
 		s.handedOver()
-	case state == uds.Serving:
+	case state == sock.Serving:
 		s.takeBack(before)
 	}
 	if s.failed == nil {
@@ -88,12 +88,12 @@ func (s *server) takeOver() {
 
 // asked reports whether another server has copies of the sockets' descriptors.
 func (s *server) asked() bool {
-	return s.handover != nil && (s.handover.State() == uds.Offering || s.claimed())
+	return s.handover != nil && (s.handover.State() == sock.Offering || s.claimed())
 }
 
 // claimed reports whether another server claims the sockets, or has them.
 func (s *server) claimed() bool {
-	return s.handover != nil && (s.handover.State() == uds.Yielding || s.handover.State() == uds.Yielded)
+	return s.handover != nil && (s.handover.State() == sock.Yielding || s.handover.State() == sock.Yielded)
 }
 
 // prepare stops receiving datagrams, so that replies can be sent before the
@@ -115,7 +115,7 @@ func (s *server) prepare() {
 // successor's replies would arrive first. Until then the server accepts
 // connections as usual.
 func (s *server) handOver(now time.Time) {
-	if s.handover == nil || s.handover.State() != uds.Yielding {
+	if s.handover == nil || s.handover.State() != sock.Yielding {
 		return
 	}
 	for _, d := range s.datagrams {
@@ -143,17 +143,17 @@ func (s *server) handedOver() {
 }
 
 // takeBack continues to serve after a successor has ended.
-func (s *server) takeBack(from uds.State) {
-	if from != uds.Offering {
+func (s *server) takeBack(from sock.State) {
+	if from != sock.Offering {
 		s.config.Log.Warn().Msg("the server that was taking over has ended; continuing to serve")
 	}
 	for _, d := range s.datagrams {
-		if from != uds.Offering && !d.replaced && s.failed == nil {
+		if from != sock.Offering && !d.replaced && s.failed == nil {
 			s.failed = s.loop.Add(d.socket.FD(), d, unix.EPOLLIN)
 		}
 	}
 	for _, ln := range s.listeners {
-		if from == uds.Yielded && s.failed == nil {
+		if from == sock.Yielded && s.failed == nil {
 			s.failed = s.loop.Add(ln.socket.FD(), ln, unix.EPOLLIN)
 		}
 	}
@@ -165,7 +165,7 @@ func (s *server) takeBack(from uds.State) {
 // refuseSuccessor keeps the sockets from a successor that does not own them
 // yet.
 func (s *server) refuseSuccessor() error {
-	if s.handover == nil || s.pending() || s.handover.State() == uds.Yielded {
+	if s.handover == nil || s.pending() || s.handover.State() == sock.Yielded {
 		return nil
 	}
 	s.unfollow()

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/net/nettest"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	uds "github.com/udsecho/udsecho/netuds"
+	"github.com/udsecho/udsecho/uds"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

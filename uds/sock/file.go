@@ -1,0 +1,284 @@
+package sock
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/sock/why"
+)
+
+// DefaultMode leaves the socket file's mode to the umask: 0777 without the
+// umask's bits, 0755 on most systems.
+const DefaultMode fs.FileMode = 0
+
+// A file is a socket file that this process made. It is identified by device
+// and inode, because another process can reuse its name.
+type file struct {
+	path     string // absolute, because a process may change its directory
+	dev, ino uint64
+	mode     fs.FileMode // as this process set it
+}
+
+func newFile(path string, st *unix.Stat_t) *file {
+	return &file{absolute(path), st.Dev, st.Ino, fs.FileMode(st.Mode).Perm()}
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
+}
+
+// bindFile binds fd to path, so that the file has the mode from the moment it
+// is there, and then calls listen, if it is not nil: a client that waits for
+// the name connects at once. [DefaultMode] leaves the mode to the umask.
+//
+// bind(2) gives the file the mode of the socket's inode, less the umask. So
+// the inode gets the mode first, which makes a file that is never more open
+// than requested, and bind runs without a umask, see [withoutUmask]. If
+// neither has made the mode right, it is set afterwards, through a descriptor:
+// chmod(2) on the path would follow a symbolic link that another process may
+// have put there meanwhile.
+func bindFile(fd int, path string, mode fs.FileMode, listen func() error) (f *file, err error) {
+	var listenErr error
+	bind := func() {
+		err = unix.Bind(fd, &unix.SockaddrUnix{Name: path})
+		if err == nil && listen != nil {
+			listenErr = listen()
+		}
+	}
+	if mode == DefaultMode {
+		bind()
+	} else {
+		if err := unix.Fchmod(fd, uint32(mode.Perm())); err != nil {
+			return nil, os.NewSyscallError("fchmod", err)
+		}
+		withoutUmask(mode, bind)
+	}
+	switch err {
+	case nil:
+	case unix.EADDRINUSE:
+		return nil, fmt.Errorf("%w: something is at %s already, and is left alone; choose another path", ErrInUse, path)
+	default:
+		return nil, explainFile(path, err)
+	}
+	if f, err = boundFile(fd, path); err != nil {
+		return nil, err
+	}
+	if listenErr != nil {
+		f.remove()
+		return nil, listenErr
+	}
+	if mode != DefaultMode && f.mode != mode.Perm() {
+		if err := f.chmod(mode); err != nil {
+			f.remove()
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// boundFile returns the file at path, to which fd has just been bound. A file
+// of this process's own user is taken for it. The owner alone proves nothing
+// else: some file systems show another one (NFS with root_squash, 9p, bindfs).
+// So the kernel is asked to which file the socket is bound.
+func boundFile(fd int, path string) (*file, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return nil, explainFile(path, err)
+	}
+	own, err := st.Mode&unix.S_IFMT == unix.S_IFSOCK, error(nil)
+	if own && int(st.Uid) != os.Geteuid() {
+		own, err = why.IsBoundTo(fd, &st)
+	}
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("cannot tell whether %s is the file that was just made, because its file system shows user %d as the owner, not user %d, and the kernel does not report the socket's file (sock_diag: %w); use another file system",
+			path, st.Uid, os.Geteuid(), err)
+	case !own:
+		return nil, fmt.Errorf("%s was replaced while it was made; do not let other users write to its directory", path)
+	}
+	return newFile(path, &st), nil
+}
+
+// withoutUmask runs f where the umask removes nothing from mode: if need be on
+// a thread that has a umask of its own, unshare(2), CLONE_FS, and that ends
+// with f. The seccomp(2) profile of many engines denies that in containers;
+// then f runs with the umask of the process.
+func withoutUmask(mode fs.FileMode, f func()) {
+	if mode.Perm()&umask() == 0 {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread does not end, and /proc/PID shows its umask.
+			defer runtime.UnlockOSThread()
+			withoutUmask(mode, f)
+			return
+		}
+		if unix.Unshare(unix.CLONE_FS) == nil {
+			unix.Umask(0)
+		}
+		f()
+	}()
+	<-done
+}
+
+// umask returns the umask, proc_pid_status(5). umask(2) cannot read it without
+// setting it. It returns all bits if /proc does not tell.
+func umask() (mask fs.FileMode) {
+	text, err := os.ReadFile("/proc/thread-self/status")
+	if _, after, ok := strings.Cut(string(text), "\nUmask:\t"); err == nil && ok {
+		if _, err := fmt.Sscanf(after, "%o", &mask); err == nil {
+			return mask
+		}
+	}
+	return fs.ModePerm
+}
+
+func (f *file) chmod(mode fs.FileMode) error {
+	fd, err := retry(func() (int, error) {
+		return unix.Open(f.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return fmt.Errorf("set mode %04o: %w", mode.Perm(), explainFile(f.path, err))
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if !f.is(&st) {
+		return fmt.Errorf("set mode %04o: %s was replaced meanwhile; do not let other users write to its directory", mode.Perm(), f.path)
+	}
+	// fchmod(2) rejects an O_PATH descriptor; chmod(2) on its path in /proc
+	// works.
+	if err := unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), uint32(mode.Perm())); err != nil {
+		return fmt.Errorf("set mode %04o on %s: %w", mode.Perm(), f.path, err)
+	}
+	f.mode = mode.Perm()
+	return nil
+}
+
+// remove unlinks the file if the path still leads to it. Device and inode
+// identify the file only while the socket is open, which keeps the inode from
+// being reused. So call remove before close.
+func (f *file) remove() {
+	if f != nil && f.ours() {
+		_ = unix.Unlink(f.path)
+	}
+}
+
+func (f *file) ours() bool {
+	var st unix.Stat_t
+	return unix.Lstat(f.path, &st) == nil && f.is(&st)
+}
+
+func (f *file) is(st *unix.Stat_t) bool { return st.Dev == f.dev && st.Ino == f.ino }
+
+// removeStale makes room at path for a new socket. It removes a socket that no
+// process serves, and nothing else. The caller holds the lock of path.
+func removeStale(path string) error {
+	st, err := stale(path)
+	if err != nil || st == nil {
+		return err
+	}
+	if !newFile(path, st).ours() {
+		return fmt.Errorf("%w: %s changed meanwhile; another process made it, and it is left alone", ErrInUse, path)
+	}
+	if err := unix.Unlink(path); err != nil && err != unix.ENOENT {
+		return fmt.Errorf("remove the stale socket %s: %w", path, explainFile(path, err))
+	}
+	return nil
+}
+
+// stale returns the socket file at path that no process serves, or nil if
+// nothing is there. Anything else is an error.
+func stale(path string) (*unix.Stat_t, error) {
+	var st unix.Stat_t
+	switch err := unix.Lstat(path, &st); {
+	case err == unix.ENOENT:
+		return nil, nil
+	case err != nil:
+		return nil, Explain(path, err)
+	case st.Mode&unix.S_IFMT != unix.S_IFSOCK:
+		return nil, fmt.Errorf("%w: %s is a %s; it is left alone; remove it yourself or choose another path%s",
+			ErrNotSocket, path, why.Kind(st.Mode), why.Empty(path))
+	}
+	// connect(2) to a regular file fails just like one to a stale socket, so
+	// lstat comes first.
+	switch t, err := probe(path); err {
+	case unix.ECONNREFUSED:
+		return &st, nil
+	case unix.ENOENT:
+		return nil, nil
+	case errBound:
+		return nil, fmt.Errorf("%w: %s: %w; wait for it, stop that process, or choose another path", ErrInUse, path, err)
+	case nil:
+		return nil, fmt.Errorf("%w: a server answers on %s (%s); stop it first or choose another path", ErrInUse, path, t)
+	default:
+		return nil, fmt.Errorf("cannot tell whether %s is served, so it is left alone: %w; if no server runs, remove it", path, Explain(path, err))
+	}
+}
+
+// errBound means that a process has bound the socket but does not listen on
+// it, or does not listen yet.
+var errBound = errors.New("a process has bound it, and does not listen: a server that is about to start, or a client's own name")
+
+// probe returns the type of the socket served at path. It tries to connect
+// with each type; a wrong type fails with EPROTOTYPE, unix(7). It returns
+// ECONNREFUSED if no process has the socket open any more: then every type is
+// refused. If the socket is bound but no process listens, only its own type is
+// refused.
+func probe(path string) (Type, error) {
+	var refused, wrong []Type
+	for _, t := range types {
+		switch err := connects(t, path); err {
+		case nil, unix.EAGAIN: // EAGAIN: a server has it, with a full backlog
+			return t, nil
+		case unix.EPROTOTYPE:
+			wrong = append(wrong, t)
+		case unix.ECONNREFUSED:
+			refused = append(refused, t)
+		default:
+			return t, err
+		}
+	}
+	switch {
+	case len(refused) == 0:
+		return "", unix.EPROTOTYPE
+	case len(wrong) > 0:
+		return refused[0], errBound
+	default:
+		return "", unix.ECONNREFUSED
+	}
+}
+
+func connects(t Type, path string) error {
+	fd, err := socket(t)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return retryErr(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) })
+}
+
+func socket(t Type) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, t.sotype()|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if errors.Is(err, unix.EMFILE) {
+		return -1, fmt.Errorf("%w (EMFILE); raise the limit of open files", err)
+	}
+	return fd, os.NewSyscallError("socket", err)
+}

@@ -1,0 +1,148 @@
+package sock
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrOpenFiles means that this process could not receive a message's
+// descriptors, because it has reached its limit of open files. The descriptors
+// that did arrive are closed.
+var ErrOpenFiles = errors.New("no room for another open file")
+
+// soPassRights is SO_PASSRIGHTS. If it is 0, sendmsg(2) fails with EPERM at the
+// other end if descriptors come along.
+const soPassRights = 83
+
+// SendFiles sends a message over a connection, and with it descriptors of this
+// process. The receiver gets new descriptors of the same open files, unix(7),
+// SCM_RIGHTS. The sender may close its own right after the call. An empty
+// message cannot carry descriptors: the kernel would add a byte. It waits for
+// room; a stream may still take only a part of a large message.
+func (c *Conn) SendFiles(message []byte, fds ...int) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	waitErr := raw.Write(func(fd uintptr) bool {
+		_, err = SendFiles(int(fd), message, fds...)
+		return err != unix.EAGAIN
+	})
+	return errors.Join(waitErr, err)
+}
+
+// SendFiles is [Conn.SendFiles] for a descriptor. It does not wait: the error
+// is EAGAIN if there is no room. It returns how many bytes were sent: of a
+// message over a stream it may be a part, which has all descriptors.
+func SendFiles(fd int, message []byte, fds ...int) (n int, err error) {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	n, err = retry(func() (int, error) {
+		return unix.SendmsgN(fd, message, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	})
+	switch err {
+	case unix.EINVAL:
+		err = fmt.Errorf("%w (EINVAL): %d descriptors: a message carries at most 253", err, len(fds))
+	case unix.ETOOMANYREFS:
+		err = fmt.Errorf("%w (ETOOMANYREFS): this user has as many descriptors in flight as one process may have open; wait until they are received", err)
+	}
+	return n, err
+}
+
+// ReceiveFiles receives the next message of fd, a connection with [PassCred],
+// into buf, and with it at most limit descriptors. They are close-on-exec, and
+// the caller closes them. cred are the sender's credentials.
+//
+// The error is io.EOF at the end of the connection, EAGAIN if there is no
+// message, [ErrDescriptors] if more than limit descriptors came,
+// [ErrOpenFiles], [ErrTruncated] if the message is larger than buf, or an
+// errno of recvmsg(2). After an error no descriptor stays open.
+func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.Ucred, err error) {
+	// CmsgLen and not CmsgSpace, which is rounded up: the kernel would use the
+	// padding for one more descriptor.
+	control := make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgLen(4*limit))
+	var used, flags int
+	_, err = retry(func() (_ struct{}, err error) {
+		n, used, flags, _, err = unix.Recvmsg(fd, buf, control, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		return
+	})
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	fds, cred, err = ParseControl(control[:used])
+	switch {
+	case err != nil:
+	case flags&unix.MSG_CTRUNC != 0 && len(fds) < limit:
+		err = fmt.Errorf("%w: the limit is reached; close some, or raise it", ErrOpenFiles)
+	// Without credentials there is room for more descriptors than the limit.
+	case flags&unix.MSG_CTRUNC != 0, len(fds) > limit:
+		err = fmt.Errorf("%w: more than %d", ErrDescriptors, limit)
+	case flags&unix.MSG_TRUNC != 0:
+		err = fmt.Errorf("%w: %d bytes fit", ErrTruncated, len(buf))
+	case n == 0 && cred == nil && len(fds) == 0:
+		// An empty record looks the same, but comes with credentials.
+		err = io.EOF
+	}
+	if err != nil {
+		CloseFiles(fds...)
+		return 0, nil, nil, err
+	}
+	return n, fds, cred, nil
+}
+
+// CloseFiles closes descriptors that other processes have handed over. It does
+// not wait for a socket among them, whatever SO_LINGER the other process set,
+// socket(7). It does wait for a file on a file system that does not answer.
+func CloseFiles(fds ...int) {
+	for _, fd := range fds {
+		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		_ = unix.Close(fd)
+	}
+}
+
+var errControl = errors.New("malformed ancillary data")
+
+// ParseControl reads ancillary data, cmsg(3). With an error it still returns
+// the descriptors that it found, because they are open. The parsers of package
+// unix panic on some lengths; ParseControl checks every length.
+func ParseControl(b []byte) (fds []int, cred *unix.Ucred, err error) {
+	for len(b) > 0 {
+		var h unix.Cmsghdr
+		if len(b) < unix.CmsgLen(0) {
+			return fds, cred, fmt.Errorf("%w: %d bytes, a header has %d", errControl, len(b), unix.CmsgLen(0))
+		}
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&h)), unix.SizeofCmsghdr), b)
+		length := uint64(h.Len) //nolint:unconvert // it has 32 bits on other machines
+		if length < uint64(unix.CmsgLen(0)) || length > uint64(len(b)) {
+			return fds, cred, fmt.Errorf("%w: a length of %d in %d bytes", errControl, length, len(b))
+		}
+		data := b[unix.CmsgLen(0):length]
+		b = b[min(unix.CmsgSpace(len(data)), len(b)):]
+		if h.Level != unix.SOL_SOCKET {
+			continue
+		}
+		switch h.Type {
+		case unix.SCM_RIGHTS:
+			for ; len(data) >= 4; data = data[4:] {
+				fds = append(fds, int(int32(binary.NativeEndian.Uint32(data))))
+			}
+			if len(data) > 0 {
+				return fds, cred, fmt.Errorf("%w: %d bytes after the last descriptor", errControl, len(data))
+			}
+		case unix.SCM_CREDENTIALS:
+			if len(data) != unix.SizeofUcred {
+				return fds, cred, fmt.Errorf("%w: credentials of %d bytes", errControl, len(data))
+			}
+			cred = new(unix.Ucred)
+			copy(unsafe.Slice((*byte)(unsafe.Pointer(cred)), unix.SizeofUcred), data)
+		}
+	}
+	return fds, cred, nil
+}
