@@ -41,10 +41,10 @@ type ListenConfig struct {
 	// its connections stay: serve them to their end. Until the new server has
 	// the socket, the old one continues if either of them fails. Paths only.
 	Takeover bool
-	// Renew recreates the socket if its file was removed or replaced by
-	// nothing: about once a second the listener looks. If another socket or file is
-	// there by then, Accept returns [ErrInUse] or [ErrNotSocket]. Clients that
-	// had connected are not affected. Only for Listen.
+	// Renew recreates the socket file if it was removed; the listener looks
+	// about once a second. If another socket or file is there by then, Accept
+	// returns [ErrInUse] or [ErrNotSocket]. Clients that had connected are not
+	// affected. Only for Listen, on Linux.
 	Renew bool
 	// Control is called with the socket before it is bound, as that of
 	// [net.ListenConfig], and with a socket that is taken over.

@@ -16,17 +16,17 @@ import (
 
 var (
 	errAddress           = errors.New("bad address")
-	errInUse       error = inUse{}
+	errInUse       error = inUseError{}
 	errNotSocket         = errors.New("not a socket")
 	errDescriptors       = errors.New("message carries file descriptors")
 	errOpenFiles         = errors.New("no room for another open file")
 	errTruncated         = errors.New("message is larger than the receive buffer")
 )
 
-type inUse struct{}
+type inUseError struct{}
 
-func (inUse) Error() string        { return "in use" }
-func (inUse) Is(target error) bool { return target == syscall.EADDRINUSE }
+func (inUseError) Error() string        { return "in use" }
+func (inUseError) Is(target error) bool { return target == syscall.EADDRINUSE }
 
 func (c ListenConfig) listen(ctx context.Context, network, path string) (*Listener, error) {
 	if c.Takeover || c.Renew {

@@ -30,7 +30,7 @@ var (
 	ErrAddress = errors.New("bad address")
 	// ErrInUse means that a running server holds the path. It is also an
 	// EADDRINUSE to errors.Is.
-	ErrInUse error = inUse{}
+	ErrInUse error = inUseError{}
 	// ErrDescriptors means that a message came with file descriptors that were
 	// not requested, or with too many. They are all closed.
 	ErrDescriptors = errors.New("message carries file descriptors")
@@ -42,10 +42,10 @@ var (
 	ErrNotSocket = errors.New("not a socket")
 )
 
-type inUse struct{}
+type inUseError struct{}
 
-func (inUse) Error() string        { return "in use" }
-func (inUse) Is(target error) bool { return target == unix.EADDRINUSE }
+func (inUseError) Error() string        { return "in use" }
+func (inUseError) Is(target error) bool { return target == unix.EADDRINUSE }
 
 // Explain adds to an error of connect(2) what it means for this path, and what
 // to do. It returns other errors unchanged.
