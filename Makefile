@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help engine demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt clean examples bench-examples recording documents
+.PHONY: help engine demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt tidy clean examples bench-examples recording documents
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -8,9 +8,14 @@ SCALE ?= 10 100 1000
 KUBERNETES_VERSION = -s -w $(foreach v,gitVersion=$(KUBERNETES) gitMajor=1 gitMinor=$(word 2,$(subst ., ,$(KUBERNETES))),-X k8s.io/component-base/version.$v)
 KUBERNETES = $(shell sed -n 's|^.*k8s.io/kubernetes \(v[0-9.]*\).*|\1|p' tools/kubernetes/go.mod)
 
+# The tools have a go.mod of their own, which a workspace does not allow.
+TOOL = GOWORK=off go tool -modfile=tools/go.mod
+# Both modules, see go.work.
+ALL = ./... ./uds/...
+
 # One package at a time: what their tests start would slow down each other's. The
 # race detector needs a C compiler.
-GOTEST = go tool -modfile=tools/go.mod gotestsum --format $$([ -t 1 ] && echo testname || echo pkgname) -- -p 1 -count=1 -timeout 40m \
+GOTEST = $$($(TOOL) -n gotestsum) --format $$([ -t 1 ] && echo testname || echo pkgname) -- -p 1 -count=1 -timeout 40m \
 	$$([ "$$(go env CGO_ENABLED)" = 0 ] || echo -race)
 
 help: # this list
@@ -21,13 +26,14 @@ demo: # the stack, both transcripts, the socket file; takes everything down agai
 
 test: engine # every test; what single tests need is installed (as root on Debian or Ubuntu), or they are skipped and named
 	@tools/need.sh --tests
-	go vet ./...
-	@$(GOTEST) ./...
+	go vet $(ALL)
+	@$(GOTEST) $(ALL)
+	@$(GOTEST) -tags uds_portable ./uds
 
 stress: engine # the same tests with the counts of docs/faults.csv, and what takes minutes
 	@tools/need.sh --stress
 	@tools/need.sh docker-compose 'docker compose'
-	@STRESS=1 $(GOTEST) ./...
+	@STRESS=1 $(GOTEST) $(ALL)
 
 engine:
 	@images/base.sh -q || { echo 'make: these tests run containers; without an engine: go test -short ./...' >&2; exit 1; }
@@ -39,7 +45,7 @@ crash: # a start, both sides of a takeover and of a transfer, killed at every sy
 	@cd server && CRASH=all go test -count=1 -timeout 0 -run 'DeathAtAnySystemCall'
 
 faults: # docs/faults.csv, as the tests that show its rows see it now
-	STRESS=1 FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./uds ./integration
+	STRESS=1 FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./uds/... ./integration
 	go test -count=1 -run EveryRow ./internal/testkit
 
 model: # the takeover's protocol, in every order of steps, deaths and signals
@@ -95,28 +101,33 @@ kubernetes-scale: .bin/kubernetes/kubelet .bin/kubernetes/kwok # docs/scale.csv 
 
 .bin/kubernetes/kubelet: tools/kubernetes/go.mod
 	@echo 'building Kubernetes $(KUBERNETES) (5 to 10 minutes the first time)' >&2
-	@cd tools/kubernetes && CGO_ENABLED=0 go build -trimpath -o ../../.bin/kubernetes/ -ldflags '$(KUBERNETES_VERSION)' tool
+	@cd tools/kubernetes && GOWORK=off CGO_ENABLED=0 go build -trimpath -o ../../.bin/kubernetes/ -ldflags '$(KUBERNETES_VERSION)' tool
 	@touch $@
 
 .bin/kubernetes/kwok: tools/kwok/go.mod
 	@echo 'building KWOK (a minute or two the first time)' >&2
-	@cd tools/kwok && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../.bin/kubernetes/ tool
+	@cd tools/kwok && GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../.bin/kubernetes/ tool
 	@touch $@
 
 lint: # golangci-lint and shellcheck
 	@tools/need.sh shellcheck
 	shellcheck bench/*.sh deploy/*.sh examples/*.sh examples/*/*.sh images/*.sh integration/*.sh tools/*.sh .ci/run
-	go tool -modfile=tools/go.mod golangci-lint run ./...
-	cd bench/peers && go vet ./...
+	$$($(TOOL) -n golangci-lint) run $(ALL)
+	cd bench/peers && GOWORK=off go vet ./...
 
 vuln: # known vulnerabilities in what the programs call
-	@go tool -modfile=tools/go.mod govulncheck $(if $(VULNDB),-db $(VULNDB)) ./server ./client || { status=$$?; \
+	@$$($(TOOL) -n govulncheck) $(if $(VULNDB),-db $(VULNDB)) ./server ./client || { status=$$?; \
 		[ $$status -eq 3 ] || echo 'vuln: nothing was checked, see above; a copy of the database will do: make vuln VULNDB=file:///DIR' >&2; exit $$status; }
 
 sbom: # what the programs are made of, built as in the images: every module, its version and hash
 	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server
 	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags noplot -ldflags='-s -w' -o .bin/ ./client
 	@cd .bin && go version -m server client
+
+tidy: # go mod tidy of both modules; the root's needs the library of this tree for a moment
+	cd uds && GOWORK=off go mod tidy
+	go mod edit -replace github.com/udsecho/udsecho/uds=./uds
+	GOWORK=off go mod tidy; status=$$?; go mod edit -dropreplace github.com/udsecho/udsecho/uds; exit $$status
 
 fmt: # gofmt
 	gofmt -w client deploy integration internal server uds

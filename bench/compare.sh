@@ -27,4 +27,4 @@ while [ $((i += 1)) -le "${COUNT:-10}" ]; do
 		"$work/$side.test" -test.run '^$' -test.bench . -test.benchmem -test.benchtime "${BENCHTIME:-0.5s}" >>"$work/$side.txt"
 	done
 done
-go tool -modfile=tools/go.mod benchstat "old=$work/old.txt" "new=$work/new.txt"
+GOWORK=off go tool -modfile=tools/go.mod benchstat "old=$work/old.txt" "new=$work/new.txt"

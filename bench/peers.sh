@@ -32,7 +32,7 @@ mkdir "$work/s"
 for program in echo_thread echo_epoll client connect; do
 	gcc -O2 -Wall -Wextra -pthread -o "$work/c_$program" bench/c/$program.c
 done
-(cd bench/peers && go build -o "$work/" ./...)
+(cd bench/peers && GOWORK=off go build -o "$work/" ./...)
 CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$work/" ./server ./client
 cp bench/peers/source.py "$work/"
 cd "$work/s"

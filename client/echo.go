@@ -19,7 +19,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 const defaultMessage = "This is the message.  It will be repeated."
@@ -125,9 +125,9 @@ func nextName(name string, t transport.Type) string {
 	case name == "" || t != transport.Datagram:
 		return name
 	case name[0] == '@':
-		return uds.AutoName("@")
+		return sock.AutoName("@")
 	default:
-		return uds.AutoName(filepath.Dir(name))
+		return sock.AutoName(filepath.Dir(name))
 	}
 }
 
@@ -146,11 +146,11 @@ func bindName(bind string, a transport.Addr) string {
 	case bind == "" || bind == "none" || !a.Type.Unix():
 		return ""
 	case bind == "auto" && a.Abstract():
-		return uds.AutoName("@")
+		return sock.AutoName("@")
 	case bind == "auto":
-		return uds.AutoName(filepath.Dir(a.Path))
+		return sock.AutoName(filepath.Dir(a.Path))
 	case strings.HasSuffix(bind, "/"):
-		return uds.AutoName(bind)
+		return sock.AutoName(bind)
 	default:
 		return bind
 	}
@@ -173,7 +173,7 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
 	conn, err := backoff.Retry(ctx, func() (*transport.Conn, error) {
 		conn, err := config.Dial(ctx, a)
-		if err != nil && !uds.NotThereYet(err) {
+		if err != nil && !sock.NotThereYet(err) {
 			err = backoff.Permanent(err)
 		}
 		return conn, err
@@ -181,7 +181,7 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case err != nil && uds.NotThereYet(err):
+	case err != nil && sock.NotThereYet(err):
 		return nil, fmt.Errorf("%w (tried for %v)", err, patience)
 	}
 	return conn, err
@@ -220,7 +220,7 @@ func (f requireFlags) check(conn *transport.Conn) error {
 	if !f.required() {
 		return nil
 	}
-	cred, err := uds.PeerCred(conn)
+	cred, err := sock.PeerCred(conn)
 	if err != nil {
 		return err
 	}

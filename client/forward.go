@@ -21,7 +21,7 @@ import (
 	"github.com/udsecho/udsecho/internal/serving"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 type forwardCmd struct {
@@ -145,7 +145,7 @@ func (c *forwardCmd) dial(ctx context.Context) (*transport.Conn, error) {
 		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
 	conn, err := c.dialRequired(ctx, c.Connect, config, 0)
-	if err != nil && c.Retry > 0 && !errors.Is(err, unix.EAGAIN) && uds.NotThereYet(err) { // for a full backlog the relay waits in any case
+	if err != nil && c.Retry > 0 && !errors.Is(err, unix.EAGAIN) && sock.NotThereYet(err) { // for a full backlog the relay waits in any case
 		conn, err = c.dialRequired(ctx, c.Connect, config, c.Retry)
 	}
 	return conn, c.explainBind(err)

@@ -14,7 +14,7 @@ import (
 	"github.com/udsecho/udsecho/internal/inspect"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 type inspectCmd struct {
@@ -93,7 +93,7 @@ func writeTable(w io.Writer, in *inspect.Result) error {
 	}
 	if in.State == inspect.Live || in.State == inspect.Private {
 		line("listener", listener(in))
-		if in.Type == uds.Datagram {
+		if in.Type == sock.Datagram {
 			line("queue", queue(in))
 		} else {
 			line("backlog", backlog(in))
@@ -130,7 +130,7 @@ func listener(in *inspect.Result) string {
 		}
 	case in.PID != nil:
 		who += fmt.Sprintf(", gid %s, pid unknown, in another pid namespace", inspect.Named(*in.GID, inspect.GroupName))
-	case in.Type == uds.Datagram:
+	case in.Type == sock.Datagram:
 		who += "; for datagram sockets, the kernel reports only the owner"
 	default:
 		who += "; the kernel reports more only to a connected client"

@@ -16,7 +16,7 @@ import (
 	"github.com/udsecho/udsecho/internal/transport"
 )
 
-// autoName matches the names that uds.AutoName makes.
+// autoName matches the names that sock.AutoName makes.
 var autoName = regexp.MustCompile(`^client\..{1,12}\.[0-9]+\.[a-z2-7]{8}$`)
 
 // ownDir returns the directory of the relay's own names; "" if they are no

@@ -370,7 +370,7 @@ scale() { # scale NODES
 
 stages() { # what KWOK plays: nodes that are ready and renew their leases, Pods that start at once
 	local file
-	cd "$(cd tools/kwok && go list -m -f '{{.Dir}}' sigs.k8s.io/kwok)/kustomize/stage"
+	cd "$(cd tools/kwok && GOWORK=off go list -m -f '{{.Dir}}' sigs.k8s.io/kwok)/kustomize/stage"
 	for file in node/fast/node-*.yaml node/heartbeat-with-lease/node-*.yaml pod/fast/pod-*.yaml; do
 		echo --- && cat "$file"
 	done

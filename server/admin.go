@@ -25,7 +25,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // An admin serves --admin: the server's health and counters, over HTTP.
@@ -52,7 +52,7 @@ const (
 // server serves already.
 func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 	socket, err := a.listen()
-	if err != nil && (!a.wait || !errors.Is(err, uds.ErrInUse)) {
+	if err != nil && (!a.wait || !errors.Is(err, sock.ErrInUse)) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -88,7 +88,7 @@ func (a *admin) await(ctx context.Context) (*transport.Socket, error) {
 	again.MaxInterval = time.Second
 	return backoff.Retry(ctx, func() (*transport.Socket, error) {
 		socket, err := a.listen()
-		if err != nil && !errors.Is(err, uds.ErrInUse) {
+		if err != nil && !errors.Is(err, sock.ErrInUse) {
 			err = backoff.Permanent(err)
 		}
 		return socket, err
@@ -144,7 +144,7 @@ func (a *admin) renewed(ctx context.Context, socket *transport.Socket, ended <-c
 		renewed, err := socket.Renew()
 		path := transcript.Escape(socket.Addr.Path)
 		switch {
-		case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
+		case errors.Is(err, sock.ErrInUse), errors.Is(err, sock.ErrNotSocket):
 			return nil, err
 		case err != nil:
 			a.log.Warn().Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, transcript.Escape(err.Error()))

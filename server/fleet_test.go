@@ -19,7 +19,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A fleet is a group of clients that transfer one input after another, with
@@ -164,7 +164,7 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 func (c *fleetClient) dial(ctx context.Context) (*transport.Conn, error) {
 	var config transport.DialConfig
 	if c.addr.Type == transport.Datagram {
-		config.Bind = uds.AutoName(filepath.Dir(c.addr.Path))
+		config.Bind = sock.AutoName(filepath.Dir(c.addr.Path))
 	}
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, 100*time.Millisecond

@@ -23,10 +23,14 @@ trap finish EXIT
 trap 'exit 1' INT TERM
 
 for arch in arm 386 arm64; do
-	GOOS=linux GOARCH=$arch CGO_ENABLED=0 go vet ./...
+	GOOS=linux GOARCH=$arch CGO_ENABLED=0 go vet ./... ./uds/...
 	echo "linux/$arch: compiles"
 done
 
+for os in darwin freebsd windows; do
+	GOOS=$os CGO_ENABLED=0 go vet ./uds
+	echo "$os: package uds compiles, with its tests"
+done
 for os in darwin windows; do
 	for program in server client; do
 		GOOS=$os go build -o /dev/null "./$program"

@@ -1,3 +1,5 @@
+//go:build linux && !uds_portable
+
 package uds_test
 
 import (
@@ -64,11 +66,11 @@ func serveHTTP(server *http.Server, l net.Listener, linger time.Duration) error 
 
 // Replace a running HTTP server without losing a request. Here both servers are
 // in one process; a program exits when serveHTTP returns.
-func ExampleListen_httpTakeover() {
-	address, remove := socketIn()
+func ExampleListenConfig_httpTakeover() {
+	path, remove := socketPath()
 	defer remove()
 	serve := func(answer string) (net.Listener, <-chan error) {
-		l, err := uds.Listen(context.Background(), address, uds.ListenConfig{Takeover: true})
+		l, err := uds.ListenConfig{Takeover: true}.Listen(context.Background(), "unix", path)
 		if err != nil {
 			panic(err)
 		}
@@ -80,7 +82,7 @@ func ExampleListen_httpTakeover() {
 		return l, ended
 	}
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return uds.Dial(ctx, address, uds.DialConfig{})
+		return uds.Dialer{}.DialContext(ctx, "unix", path)
 	}}}
 	ask := func() {
 		response, err := client.Get("http://unix/")

@@ -8,29 +8,29 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/uds"
 )
 
-// socketIn returns an address in a new directory.
-func socketIn() (address string, remove func()) {
-	dir, err := os.MkdirTemp("", "uds")
+// socketPath returns a path in a new directory.
+func socketPath() (path string, remove func()) {
+	d, err := os.MkdirTemp("", "uds")
 	if err != nil {
 		panic(err)
 	}
-	return "stream:" + dir + "/s", func() { _ = os.RemoveAll(dir) }
+	return d + "/s", func() { _ = os.RemoveAll(d) }
 }
 
-// Serve HTTP on a socket to which only the group can connect.
-func ExampleListen() {
-	address, remove := socketIn()
+// Serve HTTP to the members of a group, until SIGTERM. Then requests in
+// progress are answered, and the socket file is removed.
+func ExampleListen_http() {
+	path, remove := socketPath()
 	defer remove()
 
-	l, err := uds.Listen(context.Background(), address, uds.ListenConfig{Mode: 0o660})
+	l, err := uds.ListenConfig{Mode: 0o660}.Listen(context.Background(), "unix", path)
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -38,11 +38,65 @@ func ExampleListen() {
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = fmt.Fprint(w, "hello")
 	})}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	stopped := make(chan error, 1)
+	context.AfterFunc(ctx, func() { stopped <- server.Shutdown(context.Background()) }) // closes the listener too
+
+	go func() { // a client
+		client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return uds.Dialer{}.DialContext(ctx, "unix", path)
+		}}}
+		if response, err := client.Get("http://unix/"); err == nil {
+			body, _ := io.ReadAll(response.Body)
+			_ = response.Body.Close()
+			fmt.Printf("%s\n", body)
+		}
+		client.CloseIdleConnections()
+		stop() // as a signal does
+	}()
+	fmt.Println(server.Serve(l), <-stopped)
+	_, err = os.Stat(path)
+	fmt.Println(errors.Is(err, os.ErrNotExist))
+	// Output:
+	// hello
+	// http: Server closed <nil>
+	// true
+}
+
+// credKey is the key of the client's credentials in a request's context.
+type credKey struct{}
+
+// An HTTP handler that knows which user asks.
+func ExamplePeerCred_http() {
+	path, remove := socketPath()
+	defer remove()
+	l, err := uds.Listen("unix", path)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	server := &http.Server{
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			cred, err := uds.PeerCred(c)
+			if err != nil {
+				return ctx // the handler finds no credentials
+			}
+			return context.WithValue(ctx, credKey{}, cred)
+		},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if cred, ok := r.Context().Value(credKey{}).(uds.Cred); !ok || cred.UID != os.Geteuid() {
+				http.Error(w, "for this server's own user only", http.StatusForbidden)
+				return
+			}
+			_, _ = fmt.Fprint(w, "welcome")
+		}),
+	}
 	go func() { _ = server.Serve(l) }()
 	defer func() { _ = server.Close() }()
 
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return uds.Dial(ctx, address, uds.DialConfig{})
+		return uds.Dialer{}.DialContext(ctx, "unix", path)
 	}}}
 	defer client.CloseIdleConnections()
 	response, err := client.Get("http://unix/")
@@ -50,60 +104,72 @@ func ExampleListen() {
 		fmt.Println(err)
 		return
 	}
+	defer func() { _ = response.Body.Close() }()
 	body, _ := io.ReadAll(response.Body)
-	_ = response.Body.Close()
 	fmt.Printf("%s\n", body)
-
-	_, err = uds.Listen(context.Background(), address, uds.ListenConfig{})
-	fmt.Println(errors.Is(err, uds.ErrInUse)) // a second server fails
-	// Output:
-	// hello
-	// true
+	// Output: welcome
 }
 
-// Accept only connections of this process's own user, as the kernel reports
-// it.
-func ExamplePeerCred() {
-	address, remove := socketIn()
+// gRPC takes a listener and a dialer as they are. The client's credentials
+// come as the authentication of the connection:
+//
+//	// server
+//	l, err := uds.Listen("unix", "/run/app/socket")
+//	server := grpc.NewServer(grpc.Creds(peerCreds{insecure.NewCredentials()}))
+//	// … register services
+//	err = server.Serve(l)
+//
+//	// in a handler
+//	p, _ := peer.FromContext(ctx)
+//	cred := p.AuthInfo.(peerInfo).Cred
+//
+//	// client
+//	conn, err := grpc.NewClient("unix:///run/app/socket",
+//		grpc.WithTransportCredentials(insecure.NewCredentials()),
+//		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+//			return uds.Dialer{}.DialContext(ctx, "unix", address)
+//		}))
+//
+//	// peerCreds reads the peer's credentials in place of a TLS handshake.
+//	type peerCreds struct{ credentials.TransportCredentials }
+//
+//	type peerInfo struct {
+//		credentials.CommonAuthInfo
+//		Cred uds.Cred
+//	}
+//
+//	func (peerInfo) AuthType() string { return "unix" }
+//
+//	func (c peerCreds) Clone() credentials.TransportCredentials { return c }
+//
+//	func (peerCreds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+//		cred, err := uds.PeerCred(conn)
+//		info := credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
+//		return conn, peerInfo{info, cred}, err
+//	}
+//
+// To stop, call server.GracefulStop. After a takeover, wait before that until
+// each accepted connection has been read from once: gRPC closes those that it
+// has not begun to read. docs/operating.md of this project shows how.
+func Example_grpc() {}
+
+// Send an open file. The receiver reads it, though it may be in no file system
+// that the receiver has.
+func ExampleSendFiles() {
+	path, remove := socketPath()
 	defer remove()
-	l, err := uds.Listen(context.Background(), address, uds.ListenConfig{})
+	l, err := uds.Listen("unix", path)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
 	defer func() { _ = l.Close() }()
-	client, err := uds.Dial(context.Background(), address, uds.DialConfig{})
+	client, err := uds.Dial("unix", path)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
 	defer func() { _ = client.Close() }()
-
-	conn, err := l.Accept()
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	defer func() { _ = conn.Close() }()
-	cred, err := uds.PeerCred(conn.(syscall.Conn))
-	if err != nil || !uds.IsOwnUser(cred.Uid) {
-		fmt.Println("refused")
-		return
-	}
-	fmt.Println("welcome")
-	// Output: welcome
-}
-
-// Send a descriptor: the receiver reads the file, which need not exist in its
-// own file system.
-func ExampleConn_SendFiles() {
-	client, server, err := uds.Pair()
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	defer func() { _ = client.Close() }()
-	defer func() { _ = server.Close() }()
 	r, w, err := os.Pipe()
 	if err != nil {
 		fmt.Println(err)
@@ -111,83 +177,37 @@ func ExampleConn_SendFiles() {
 	}
 	_, _ = w.WriteString("read by another process")
 	_ = w.Close()
-
-	if err := client.SendFiles([]byte("take this"), int(r.Fd())); err != nil {
+	if err := uds.SendFiles(client, []byte("take this"), r); err != nil {
 		fmt.Println(err)
 		return
 	}
 	_ = r.Close()
 
-	words := make([]byte, 100)
-	n, fds, _, err := uds.ReceiveFiles(int(server.Fd()), words, 1)
+	server, err := l.Accept()
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	f := os.NewFile(uintptr(fds[0]), "received")
-	content, _ := io.ReadAll(f)
-	_ = f.Close()
+	defer func() { _ = server.Close() }()
+	words := make([]byte, 100)
+	n, files, err := uds.ReceiveFiles(server, words, 1)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	content, _ := io.ReadAll(files[0])
+	_ = files[0].Close()
 	fmt.Printf("%s: %s\n", words[:n], content)
 	// Output: take this: read by another process
 }
 
-// Replace a running server without refusing a client. Here both servers are in
-// one process.
-func ExampleListen_takeover() {
-	address, remove := socketIn()
-	defer remove()
-	serve := func(answer string) (net.Listener, <-chan error) {
-		l, err := uds.Listen(context.Background(), address, uds.ListenConfig{Takeover: true})
-		if err != nil {
-			panic(err)
-		}
-		ended := make(chan error, 1)
-		go func() {
-			for {
-				conn, err := l.Accept()
-				if err != nil {
-					_ = l.Close()
-					ended <- err // net.ErrClosed: another server has taken over, or Close was called
-					return
-				}
-				_, _ = io.WriteString(conn, answer)
-				_ = conn.Close()
-			}
-		}()
-		return l, ended
-	}
-	ask := func() {
-		conn, err := uds.Dial(context.Background(), address, uds.DialConfig{})
-		if err != nil {
-			fmt.Println(err)
-			return
-		}
-		answer, _ := io.ReadAll(conn)
-		_ = conn.Close()
-		fmt.Printf("%s\n", answer)
-	}
-
-	_, oldEnded := serve("the old server")
-	ask()
-	l, ended := serve("the new server")
-	fmt.Println(errors.Is(<-oldEnded, net.ErrClosed))
-	ask()
-	_ = l.Close()
-	fmt.Println(<-ended != nil)
-	// Output:
-	// the old server
-	// true
-	// the new server
-	// true
-}
-
 // Dial a server that may start later.
 func ExampleNotThereYet() {
-	address, remove := socketIn()
+	path, remove := socketPath()
 	defer remove()
 	go func() {
 		time.Sleep(30 * time.Millisecond)
-		l, err := uds.Listen(context.Background(), address, uds.ListenConfig{})
+		l, err := uds.Listen("unix", path)
 		if err != nil {
 			return
 		}
@@ -200,7 +220,7 @@ func ExampleNotThereYet() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		conn, err := uds.Dial(ctx, address, uds.DialConfig{})
+		conn, err := uds.Dialer{}.DialContext(ctx, "unix", path)
 		if err == nil {
 			fmt.Println("connected")
 			_, _ = conn.Read(make([]byte, 1)) // until the server has closed it
@@ -219,24 +239,4 @@ func ExampleNotThereYet() {
 		}
 	}
 	// Output: connected
-}
-
-// An event loop uses the descriptor itself.
-func ExampleListenConfig_Listen() {
-	address, remove := socketIn()
-	defer remove()
-	a, err := uds.ParseAddr(address)
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	socket, err := uds.ListenConfig{Mode: 0o660}.Listen(a)
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	defer func() { _ = socket.Close() }()
-	_, _, err = unix.Accept(socket.FD())
-	fmt.Println(err)
-	// Output: resource temporarily unavailable
 }

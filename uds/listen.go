@@ -1,274 +1,111 @@
 package uds
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-
-	"golang.org/x/sys/unix"
+	"net"
+	"syscall"
 )
 
-// ListenConfig configures how to listen. Its zero value works.
+// Listen listens on a Unix socket, as [net.Listen] does: network is "unix" or
+// "unixpacket". It replaces a stale socket file, and fails with [ErrInUse] if
+// a server runs at the address and with [ErrNotSocket] if another file is
+// there. The listener is a *[Listener].
+func Listen(network, address string) (net.Listener, error) {
+	return ListenConfig{}.Listen(context.Background(), network, address)
+}
+
+// ListenPacket is Listen for datagrams: network is "unixgram". The connection
+// is a *[PacketConn].
+func ListenPacket(network, address string) (net.PacketConn, error) {
+	return ListenConfig{}.ListenPacket(context.Background(), network, address)
+}
+
+// A ListenConfig configures how to listen. Its zero value works.
 type ListenConfig struct {
-	// Mode is the socket file's permission bits. Any process with write
-	// permission can connect, unix(7), "Pathname socket ownership and
-	// permissions". [DefaultMode] leaves the mode to the umask.
+	// Mode is the socket file's permission bits; 0 leaves them to the umask.
+	// Any process with write permission can connect, unix(7), "Pathname socket
+	// ownership and permissions". Elsewhere than on Linux, the file has the
+	// umask's mode for a moment.
 	Mode fs.FileMode
 	// Backlog is the number of connections that may wait to be accepted,
-	// listen(2); 0 means as many as the system allows.
+	// listen(2); 0 means as many as the system allows. Other systems than
+	// Linux ignore it.
 	Backlog int
-	// Takeover makes [Listen] take the socket over from the running server,
-	// and hand it over to the next one.
+	// Takeover takes the socket over from the server that runs at the address,
+	// and hands it over to the next one, if all are configured so, and run as
+	// one user or as root. The socket is never closed meanwhile, so no client
+	// is refused. The old server's Accept then returns [net.ErrClosed], while
+	// its connections stay: serve them to their end. Until the new server has
+	// the socket, the old one continues if either of them fails. Paths only.
 	Takeover bool
-	// Control, if not nil, sets options of the socket for an address before it is
-	// bound. For a socket that comes from another process, it does so before the
-	// socket is served.
-	Control func(a Addr, fd int) error
+	// Renew recreates the socket file if it was removed; the listener looks
+	// about once a second. If another socket or file is there by then, Accept
+	// returns [ErrInUse] or [ErrNotSocket]. Clients that had connected are not
+	// affected. Only for Listen, on Linux.
+	Renew bool
+	// Control is called with the socket before it is bound, as that of
+	// [net.ListenConfig], and with a socket that is taken over.
+	Control func(network, address string, c syscall.RawConn) error
 }
 
-// A Socket is a bound socket with the files that it owns: the socket file and
-// its lock. Stream and seqpacket sockets are already listening.
-type Socket struct {
-	addr   Addr
-	fd     int // -1 once closed
-	config ListenConfig
-	file   *file
-	lock   *lock
-	shared bool // other processes have the socket too, and own its files
+// Listen is [Listen] with this configuration. When ctx ends, so does the wait
+// for a server that hands over, and Listen returns the error of ctx. Once Listen
+// has returned, ctx does not affect the listener.
+func (c ListenConfig) Listen(ctx context.Context, network, address string) (net.Listener, error) {
+	l, err := c.open(ctx, network, address)
+	if err != nil {
+		return nil, opError("listen", network, address, err)
+	}
+	return l, nil
 }
 
-func newSocket(a Addr) *Socket { return &Socket{fd: -1, addr: a} }
-
-// Listen makes a socket at a. It locks the path, checks it, removes a stale
-// socket, binds, sets the mode and listens. For datagram sockets, the kernel
-// adds the sender's credentials to each message, unix(7), SO_PASSCRED. The
-// error names the address and the cure. It is an [ErrNotSocket] if the file at
-// the path is not a socket, and an [ErrInUse] if a server is running there.
-func (c ListenConfig) Listen(a Addr) (*Socket, error) {
-	s := newSocket(a)
-	s.config = c
-	if err := c.listen(s); err != nil {
-		_ = s.Close()
-		return nil, fmt.Errorf("listen %s: %w", a, err)
+func (c ListenConfig) open(ctx context.Context, network, address string) (*Listener, error) {
+	if network != "unix" && network != "unixpacket" {
+		return nil, unknown(network, "unix or unixpacket; unixgram is for ListenPacket")
 	}
-	return s, nil
-}
-
-func (c ListenConfig) listen(s *Socket) (err error) {
-	if err := checkPath(s.addr.Path); err != nil {
-		return err
-	}
-	if s.fd, err = socket(s.addr.Type); err != nil {
-		return err
-	}
-	if err := c.prepare(s); err != nil {
-		return err
-	}
-	if s.addr.Abstract() {
-		err = unix.Bind(s.fd, &unix.SockaddrUnix{Name: s.addr.Path})
-		if err == unix.EADDRINUSE {
-			return fmt.Errorf("%w: a server has the abstract name %s; stop it first or choose another", ErrInUse, s.addr.Path)
-		}
-		if err != nil {
-			return os.NewSyscallError("bind", err)
-		}
-		return c.start(s)
-	}
-	if s.lock == nil { // otherwise it comes from the socket that this one replaces
-		if s.lock, err = lockPath(s.addr.Path); err != nil {
-			return err
-		}
-	}
-	if err := removeStale(s.addr.Path); err != nil {
-		return err
-	}
-	s.file, err = bindFile(s.fd, s.addr.Path, c.Mode, func() error { return c.start(s) })
-	// A server of another user that could not open the lock may have removed
-	// it, see [removeLock]. So a server that has lost its lock before it had
-	// its socket gives way, and at most one serves: any later server finds the
-	// socket served.
-	if err == nil && !s.lock.isAt(s.lock.name) {
-		return fmt.Errorf("%w: another server has replaced %s", ErrInUse, s.lock.name)
-	}
-	return err
-}
-
-// prepare sets what must be set before any client can send: a message that
-// arrives earlier would have no credentials.
-func (c ListenConfig) prepare(s *Socket) error {
-	if s.addr.Type == Datagram {
-		if err := passCred(s.fd); err != nil {
-			return err
-		}
-	}
-	if c.Control != nil {
-		return c.Control(s.addr, s.fd)
-	}
-	return nil
-}
-
-func (c ListenConfig) start(s *Socket) error {
-	if s.addr.Type == Datagram {
-		return nil
-	}
-	err := unix.Listen(s.fd, backlogOrMax(c.Backlog))
-	if err == unix.EINVAL {
-		return fmt.Errorf("listen: %w (EINVAL): the socket is a connection already; pass the listening one, Accept=no in a systemd unit", err)
-	}
-	return os.NewSyscallError("listen", err)
-}
-
-// adopt applies this configuration to a socket that another process made.
-// Calling listen(2) again makes this process the one that clients see as the
-// server, see [PeerCred].
-func (c ListenConfig) adopt(s *Socket) error {
-	if c.Mode != DefaultMode && s.file != nil {
-		if err := s.file.chmod(c.Mode); err != nil {
-			return err
-		}
-	}
-	if err := c.prepare(s); err != nil {
-		return err
-	}
-	return c.start(s)
-}
-
-// Inherit makes a Socket from a descriptor that the parent process passed on,
-// for example by systemd's protocol, sd_listen_fds(3). It reads type and
-// address from the socket. The socket file belongs to the parent: closing does
-// not remove it. Inherit takes over fd, even if it fails.
-func (c ListenConfig) Inherit(fd int) (*Socket, error) {
-	s := newSocket(Addr{})
-	s.fd, s.shared = fd, true
-	unix.CloseOnExec(fd)
-	err := s.identify()
+	path, err := where(address)
 	if err == nil {
-		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, true))
-	}
-	if err == nil {
-		err = c.adopt(s)
+		err = ctx.Err()
 	}
 	if err != nil {
-		_ = s.Close()
 		return nil, err
 	}
-	return s, nil
+	if c.Takeover && isAbstract(path) {
+		return nil, fmt.Errorf("only a path can be taken over, not an abstract name: %w", errors.ErrUnsupported)
+	}
+	return c.listen(ctx, network, path)
 }
 
-// identify finds the address of a socket that another process made.
-func (s *Socket) identify() error {
-	sa, err := unix.Getsockname(s.fd)
+// ListenPacket is [ListenPacket] with this configuration. Takeover and Renew
+// are [errors.ErrUnsupported].
+func (c ListenConfig) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
+	p, err := c.openPacket(ctx, network, address)
 	if err != nil {
-		return fmt.Errorf("it is not a socket: %w", err)
+		return nil, opError("listen", network, address, err)
 	}
-	sotype, err := unix.GetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	return p, nil
+}
+
+func (c ListenConfig) openPacket(ctx context.Context, network, address string) (*PacketConn, error) {
+	if network != "unixgram" {
+		return nil, unknown(network, "unixgram; unix and unixpacket are for Listen")
+	}
+	path, err := where(address)
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
-		return os.NewSyscallError("getsockopt SO_TYPE", err)
+		return nil, err
 	}
-	name, ok := sa.(*unix.SockaddrUnix)
-	if !ok {
-		return errors.New("it is not a Unix socket; pass one, ListenStream=/path in a systemd unit")
+	if c.Takeover || c.Renew {
+		return nil, fmt.Errorf("ListenPacket with Takeover or Renew: %w", errors.ErrUnsupported)
 	}
-	for _, t := range types {
-		if t.sotype() == sotype {
-			s.addr = Addr{t, name.Name}
-		}
-	}
-	if s.addr.Path == "@" || s.addr.Path == "" { // how package unix shows an unnamed socket
-		return errors.New("it is a socket without an address; pass one that is bound")
-	}
-	return nil
+	return c.listenPacket(ctx, path)
 }
 
-func backlogOrMax(backlog int) int {
-	if backlog == 0 {
-		return unix.SOMAXCONN
-	}
-	return backlog
-}
-
-// Unlink removes the socket file, if it is still the one that this socket
-// made, and releases its lock. Connected clients stay connected.
-func (s *Socket) Unlink() {
-	if s.shared { // the files belong to another process
-		s.lock.release()
-	} else {
-		s.file.remove()
-		s.lock.unlock()
-	}
-	s.file, s.lock = nil, nil
-}
-
-// Addr returns the address to which the socket is bound.
-func (s *Socket) Addr() Addr { return s.addr }
-
-// FD returns the socket's descriptor, which is non-blocking and close-on-exec
-// and stays the socket's own; -1 once it is closed.
-func (s *Socket) FD() int { return s.fd }
-
-// Is reports whether st describes the socket file of this socket.
-func (s *Socket) Is(st *unix.Stat_t) bool { return s.file != nil && s.file.is(st) }
-
-// Lost reports whether clients can no longer connect because the socket file
-// was removed or replaced since this socket made it.
-func (s *Socket) Lost() bool { return s.file != nil && !s.file.ours() }
-
-// Renew makes a new socket in place of one whose file is [Socket.Lost].
-// Clients that are connected to s, or send to it, are not affected; s owns no
-// files afterwards. The error is an [ErrInUse] or [ErrNotSocket] if something
-// else is at the path now; Renew leaves that alone. After any other error,
-// Renew can be called again.
-func (s *Socket) Renew() (*Socket, error) {
-	n := newSocket(s.addr)
-	n.config = s.config
-	if s.lock != nil && s.lock.isAt(s.lock.name) {
-		n.lock = s.lock
-	}
-	if err := n.config.listen(n); err != nil {
-		if n.lock == s.lock {
-			n.lock = nil
-		}
-		_ = n.Close()
-		return nil, fmt.Errorf("listen again on %s: %w", s.addr, err)
-	}
-	if n.lock != s.lock {
-		s.lock.release()
-	}
-	s.file, s.lock = nil, nil
-	return n, nil
-}
-
-// Shared reports whether another process serves the socket too, or will: that
-// process will accept the connections that this one has not accepted.
-func (s *Socket) Shared() bool { return s.shared }
-
-// Refuse rejects further clients. Clients that have connected already can
-// still be accepted: accept(2) returns them and then EAGAIN. So no waiting
-// client is lost. A shared socket is left alone, because another process
-// serves it too.
-func (s *Socket) Refuse() error {
-	if s.shared {
-		return nil
-	}
-	return os.NewSyscallError("shutdown", unix.Shutdown(s.fd, unix.SHUT_RD))
-}
-
-// Close unlinks and closes the socket.
-func (s *Socket) Close() error {
-	s.Unlink()
-	if s.fd < 0 {
-		return nil
-	}
-	err := unix.Close(s.fd)
-	s.fd = -1
-	return os.NewSyscallError("close", err)
-}
-
-// closeFD closes the descriptor, unless it is -1, and sets it to -1.
-func closeFD(fd *int) {
-	if *fd >= 0 {
-		_ = unix.Close(*fd)
-		*fd = -1
-	}
+func unknown(network, cure string) error {
+	return fmt.Errorf("%w: choose %s", net.UnknownNetworkError(network), cure)
 }

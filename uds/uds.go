@@ -1,161 +1,140 @@
-// Package uds implements the mechanics of AF_UNIX sockets: addresses,
-// listening, dialling, peer credentials, descriptors, takeover. It logs
-// nothing and sets no policy. Its errors say what is wrong and what to do.
+// Package uds is package net for Unix sockets, without its traps:
 //
-// Listening is easy to get wrong. The contract is:
+//	l, err := uds.Listen("unix", "/run/app/socket")       // as net.Listen: a net.Listener
+//	c, err := uds.Dial("unix", "/run/app/socket")         // as net.Dial: a net.Conn
+//	cred, err := uds.PeerCred(c)                          // who is at the other end: UID, GID, PID
+//	err = uds.SendFiles(c, []byte("read this"), os.Stdin) // open files, to another process
+//
+// The networks are those of package net: "unix" for streams, "unixpacket" for
+// seqpacket, messages over a connection, and "unixgram" for datagrams. An
+// address is a path, or @NAME for an abstract name of Linux. Also accepted are
+// unix:PATH and unix:///PATH, as gRPC writes paths.
+//
+// Listening is what is easy to get wrong. The contract is:
 //
 //   - a file at the path that is not a socket is never removed;
 //   - a socket that a server still serves is an error, a stale one is replaced;
 //   - if two servers start at once, exactly one wins, even in different
-//     containers: the lock is an flock(2), not a process id;
+//     containers: the lock is an flock(2) beside the socket, not a process id;
 //   - the socket file is never more open than requested;
-//   - closing removes only the file that this socket made.
+//   - closing removes only the file that this listener made, even after the
+//     process has changed its directory;
+//   - a new server can take the socket over from the running one, without
+//     refusing a client, see [ListenConfig].
 //
-// The numbers follow unix(7), socket(7) and listen(2) on Linux.
+// Connections, also accepted ones, are *[net.UnixConn], or embed one. Errors
+// are *[net.OpError], contain the kernel's errno for errors.Is, and name the
+// cure.
+//
+// The package is complete on Linux, where its tests run. On other systems the
+// same names compile. There package net, flock(2) and connecting to the path
+// do what they can, and what they cannot is [errors.ErrUnsupported]: taking
+// over everywhere, and descriptors and credentials on Windows. That code is
+// tested on Linux, with the build tag uds_portable.
 package uds
 
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
-	"slices"
+	"net"
+	"strings"
 	"syscall"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/udsecho/udsecho/uds/why"
 )
 
-// Errors that a caller may want to distinguish with errors.Is. Each comes
-// wrapped in an error that names the address.
+// Errors to distinguish with errors.Is. Each comes in an error that names the
+// address and the cure.
 var (
-	// ErrAddress means that the address cannot be valid: a wrong form, no
-	// path, a NUL byte, or a path longer than [MaxPath].
-	ErrAddress = errors.New("bad address")
-	// ErrInUse means that a running server holds the path.
-	ErrInUse = errors.New("in use")
-	// ErrDescriptors means that a message came with file descriptors that were
-	// not requested, or with too many. They are all closed.
-	ErrDescriptors = errors.New("message carries file descriptors")
-	// ErrTruncated means that a message is larger than the receive buffer. The
-	// received bytes are only the start of the message; do not treat them as
-	// the whole.
-	ErrTruncated = errors.New("message is larger than the receive buffer")
+	// ErrAddress means that the address cannot be valid: it is empty, longer
+	// than [MaxPath], or has a NUL byte.
+	ErrAddress = errAddress
+	// ErrInUse means that a running server has the address. It is also an
+	// EADDRINUSE to errors.Is.
+	ErrInUse = errInUse
 	// ErrNotSocket means that the file at the path is not a socket.
-	ErrNotSocket = errors.New("not a socket")
+	ErrNotSocket = errNotSocket
+	// ErrDescriptors means that a message came with more descriptors than
+	// allowed. They are all closed.
+	ErrDescriptors = errDescriptors
+	// ErrOpenFiles means that a message's descriptors could not be received,
+	// because this process has reached its limit of open files. Those that
+	// did arrive are closed.
+	ErrOpenFiles = errOpenFiles
+	// ErrTruncated means that a message is larger than the buffer. The bytes in
+	// the buffer are only its start.
+	ErrTruncated = errTruncated
 )
 
-// Explain adds to an error of connect(2) what it means for this path, and what
-// to do. It returns other errors unchanged.
-func Explain(path string, err error) error { return explain(path, err, why.Denied) }
+// MaxPath is the largest number of bytes in a path: sun_path also holds the
+// closing NUL, unix(7), "Address format". It is 107 on Linux and 103 on BSD and
+// macOS. A longer path can be reached through a relative one.
+const MaxPath = len(syscall.RawSockaddrUnix{}.Path) - 1
 
-// explainFile is Explain for a file that is to be made at path, or removed.
-func explainFile(path string, err error) error { return explain(path, err, why.DeniedFile) }
+// where returns the path of an address, or its abstract name.
+func where(address string) (path string, err error) {
+	path = address
+	if rest, ok := strings.CutPrefix(address, "unix:"); ok {
+		path = rest
+		if rest, ok = strings.CutPrefix(rest, "//"); ok {
+			if path = rest; !strings.HasPrefix(rest, "/") {
+				return "", fmt.Errorf("%w %q: after unix:// comes an absolute path; write unix:///%s or unix:%s", ErrAddress, address, rest, rest)
+			}
+		}
+	}
+	switch {
+	case path == "" || path == "@":
+		return "", fmt.Errorf("%w %q: the path is empty", ErrAddress, address)
+	case strings.IndexByte(path, 0) >= 0:
+		return "", fmt.Errorf("%w %q: the path holds a NUL byte; leave it out", ErrAddress, address)
+	case strings.HasSuffix(path, "/"):
+		return "", fmt.Errorf("%w %q: the path is a directory; name the socket file in it", ErrAddress, address)
+	case len(path) > MaxPath:
+		return "", fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d; choose a shorter path, or change to its directory and use a relative one",
+			ErrAddress, address, len(path), MaxPath)
+	}
+	return path, nil
+}
 
-func explain(path string, err error, denied func(path string) string) error {
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
+func isAbstract(path string) bool { return strings.HasPrefix(path, "@") }
+
+// opError returns err as package net would, with the address.
+func opError(op, network, address string, err error) error {
+	if err == nil || errors.As(err, new(*net.OpError)) {
 		return err
 	}
-	dir := filepath.Dir(path)
-	cure := ""
-	switch errno {
-	case unix.ENOENT:
-		if _, statErr := os.Stat(dir); errors.Is(statErr, fs.ErrNotExist) {
-			cure = fmt.Sprintf("directory %s does not exist; create it, or mount the volume there", dir)
-		} else {
-			cure = fmt.Sprintf("nothing is at %s; start the server first, or keep trying", path)
-		}
-	case unix.ENOTDIR:
-		cure = fmt.Sprintf("%s is not a directory; choose another path", dir)
-	case unix.EACCES, unix.EPERM:
-		if cure = denied(path); cure == "" {
-			cure = notKnown(path)
-		}
-	case unix.EROFS:
-		cure = fmt.Sprintf("directory %s is on a read-only file system or mount; mount it writable", dir)
-	case unix.ENOSPC:
-		cure = fmt.Sprintf("the file system of %s is full; make room", dir)
-	case unix.EBUSY:
-		if cure = why.Refused(path); cure == "" {
-			cure = fmt.Sprintf("%s is in use as a mount point; choose another path", path)
-		}
-	case unix.ECONNREFUSED:
-		cure = refused(path)
-	case unix.EPROTOTYPE:
-		cure = "the server's socket is of another type"
-		if t, err := probe(path); err == nil {
-			cure = fmt.Sprintf("%s is a %s socket; use %s:%s", path, t, t, path)
-		}
-	case unix.EAGAIN:
-		cure = "the server's backlog is full; keep trying"
-	}
-	if cure == "" {
-		return fmt.Errorf("%w (%s)", errno, unix.ErrnoName(errno))
-	}
-	return fmt.Errorf("%w (%s): %s", errno, unix.ErrnoName(errno), cure)
+	return &net.OpError{Op: op, Net: network, Addr: &net.UnixAddr{Name: address, Net: network}, Err: cause{err}}
 }
 
-// refused explains ECONNREFUSED.
-func refused(path string) string {
-	if isAbstract(path) {
-		return refusedAbstract(path)
-	}
-	if text := why.Refused(path); text != "" {
-		return text
-	}
-	switch _, err := probe(path); err {
-	case errBound:
-		return fmt.Sprintf("%s: %v; keep trying, or use the path of a server's socket", path, err)
-	case unix.ECONNREFUSED:
-		return fmt.Sprintf("no process serves %s, the file is stale; start the server again, it replaces the file", path)
-	default:
-		return fmt.Sprintf("%s was not served a moment ago; try again", path)
-	}
+// A cause is an error in a *net.OpError, which asks it for these methods.
+type cause struct{ error }
+
+func (c cause) Unwrap() error { return c.error }
+
+func (c cause) Timeout() bool {
+	var t interface{ Timeout() bool }
+	return errors.As(c.error, &t) && t.Timeout()
 }
 
-// refusedAbstract does the same for an abstract name. Sockets of each type have
-// names of their own, so a wrong type is refused, too.
-func refusedAbstract(path string) string {
-	all, _ := why.Sockets()
-	for _, s := range all {
-		at := slices.IndexFunc(types, func(t Type) bool { return t.sotype() == int(s.SoType) })
-		switch {
-		case at < 0 || !s.IsAbstract(path):
-		case s.Serves():
-			return fmt.Sprintf("%s is the name of a %s socket; use %s:%s", path, types[at], types[at], path)
-		case s.State != why.Established:
-			return fmt.Sprintf("%s: %v; keep trying, or use the name of a server's socket", path, errBound)
-		}
-	}
-	return fmt.Sprintf("no server has the name %s in this network namespace: abstract names do not cross containers", path)
+func (c cause) Temporary() bool {
+	var t interface{ Temporary() bool }
+	return errors.As(c.error, &t) && t.Temporary()
 }
 
-// notKnown describes the file or the directory at which permission may end, if
-// neither mode nor access control list denies it.
-func notKnown(path string) string {
-	for _, p := range []string{path, filepath.Dir(path)} {
-		var st unix.Stat_t
-		if unix.Lstat(p, &st) == nil {
-			return fmt.Sprintf("what denies it is not known (a sticky directory, a datagram socket that belongs to another peer, a security module?); of %s the %s", p, why.WhoMay(&st))
-		}
-	}
-	return "what denies it is not known"
-}
-
-// retry repeats a system call as long as a signal interrupts it.
-func retry[T any](call func() (T, error)) (T, error) {
+// netConn returns the connection below wrappers such as *tls.Conn.
+func netConn(c net.Conn) net.Conn {
 	for {
-		v, err := call()
-		if err != unix.EINTR {
-			return v, err
+		w, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			return c
 		}
+		c = w.NetConn()
 	}
 }
 
-func retryErr(call func() error) error {
-	_, err := retry(func() (struct{}, error) { return struct{}{}, call() })
-	return err
+// rawConn returns the descriptor of a connection.
+func rawConn(op string, c net.Conn) (syscall.RawConn, error) {
+	s, ok := netConn(c).(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("%s: %T is not a Unix socket's connection: %w", op, c, errors.ErrUnsupported)
+	}
+	return s.SyscallConn()
 }

@@ -27,7 +27,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A message is as long as the server's chunk: of the messages that fill a
@@ -46,7 +46,7 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	switch {
 	case len(args) == 4 && args[0] == "flood":
-		return crowd(ctx, args[1], args[2], args[3], func(c *uds.Conn) error {
+		return crowd(ctx, args[1], args[2], args[3], func(c *sock.Conn) error {
 			_, err := io.WriteString(c, message)
 			return err
 		})
@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		return crowd(ctx, "unixpacket", args[1], args[2], func(c *uds.Conn) error {
+		return crowd(ctx, "unixpacket", args[1], args[2], func(c *sock.Conn) error {
 			return c.SendFiles([]byte("sum 1"), int(self.Fd()))
 		})
 	case len(args) == 3 && args[0] == "echo":
@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string) error {
 }
 
 // crowd is clients that call send without an end.
-func crowd(ctx context.Context, network, path, clients string, send func(*uds.Conn) error) error {
+func crowd(ctx context.Context, network, path, clients string, send func(*sock.Conn) error) error {
 	n, err := strconv.Atoi(clients)
 	if err != nil {
 		return err
@@ -79,7 +79,7 @@ func crowd(ctx context.Context, network, path, clients string, send func(*uds.Co
 			defer full()
 			for ctx.Err() == nil {
 				if conn, err := net.Dial(network, path); err == nil {
-					c := &uds.Conn{Conn: conn}
+					c := &sock.Conn{Conn: conn}
 					for ctx.Err() == nil {
 						_ = c.SetWriteDeadline(time.Now().Add(time.Second))
 						if err = send(c); err == nil {

@@ -22,7 +22,7 @@ import (
 	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -67,7 +67,7 @@ func freePort(t testing.TB) string {
 func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
 	var config transport.DialConfig
 	if a.Type == transport.Datagram {
-		config.Bind = uds.AutoName(filepath.Dir(a.Path))
+		config.Bind = sock.AutoName(filepath.Dir(a.Path))
 	}
 	return config.Dial(ctx, a)
 }

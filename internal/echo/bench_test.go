@@ -10,7 +10,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A bare client costs only its system calls.
@@ -21,7 +21,7 @@ type bare struct {
 
 func newBare(t testing.TB, server transport.Addr) *bare {
 	t.Helper()
-	return newNamed(t, server, uds.AutoName("@"))
+	return newNamed(t, server, sock.AutoName("@"))
 }
 
 // newNamed is newBare with a name, which only datagram clients need.
@@ -101,7 +101,7 @@ func BenchmarkEcho(b *testing.B) {
 func newNamedDatagram(t testing.TB) *bare {
 	t.Helper()
 	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.Disabled)
-	return newNamed(t, server.addr, uds.AutoName(filepath.Dir(server.addr.Path)))
+	return newNamed(t, server.addr, sock.AutoName(filepath.Dir(server.addr.Path)))
 }
 
 // Our own client uses such a name; BenchmarkEcho uses abstract names.

@@ -20,7 +20,7 @@ import (
 	"github.com/udsecho/udsecho/internal/healthcheck"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // stub returns the address of a server that runs the given function for one
@@ -175,7 +175,7 @@ func TestIdleInputIsNotATimeout(t *testing.T) {
 				close(echoed)
 				silent(conn)
 			})
-			w := &watched{conn.Conn.(*uds.Conn).Conn.(*net.UnixConn), make(chan struct{})}
+			w := &watched{conn.Conn.(*sock.Conn).Conn.(*net.UnixConn), make(chan struct{})}
 			result, out := make(chan error), &bytes.Buffer{}
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
@@ -285,7 +285,7 @@ func TestWriteThatReturnsLateIsNotATimeout(t *testing.T) {
 	written, back := make(chan struct{}), make(chan struct{})
 	asked, over := make(chan struct{}), make(chan struct{})
 	waits := make(chan struct{})
-	conn := &late{&watched{dial(t, server.addr).Conn.(*uds.Conn).Conn.(*net.UnixConn), waits}, written, back}
+	conn := &late{&watched{dial(t, server.addr).Conn.(*sock.Conn).Conn.(*net.UnixConn), waits}, written, back}
 	result, out := make(chan error), &bytes.Buffer{}
 	go func() {
 		// Long enough for the echo, on a machine that may be busy.

@@ -22,7 +22,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A correspondent is a datagram client that does not connect: its queue holds
@@ -34,7 +34,7 @@ type correspondent struct {
 
 func correspond(t testing.TB, server transport.Addr) *correspondent {
 	t.Helper()
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: uds.AutoName("@"), Net: "unixgram"})
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: sock.AutoName("@"), Net: "unixgram"})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(patience)))

@@ -11,7 +11,7 @@ package echo
 import (
 	"strings"
 
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Refusal returns the message that a datagram server sends to a client that it
@@ -32,5 +32,5 @@ const HealthName = "@udsecho.healthcheck."
 // server's health. Such a client is not logged at info level, and served in
 // addition to the limits.
 func IsHealthCheck(name string, uid uint32) bool {
-	return strings.HasPrefix(name, HealthName) && uds.IsOwnUser(uid)
+	return strings.HasPrefix(name, HealthName) && sock.IsOwnUser(uid)
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -181,7 +181,7 @@ func dial(t testing.TB, a transport.Addr) *transport.Conn {
 	t.Helper()
 	config := transport.DialConfig{}
 	if a.Type == transport.Datagram {
-		config.Bind = uds.AutoName(filepath.Dir(a.Path))
+		config.Bind = sock.AutoName(filepath.Dir(a.Path))
 	}
 	conn, err := config.Dial(t.Context(), a)
 	check(t, err)

@@ -19,7 +19,7 @@ import (
 	"github.com/udsecho/udsecho/internal/healthcheck"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // wantBack sends a message on conn and wants the same message as the echo.
@@ -220,7 +220,7 @@ func recorder(t *testing.T) (a transport.Addr, messages <-chan string) {
 // returns.
 func odd(t *testing.T, answers func(message []byte) [][]byte) transport.Addr {
 	t.Helper()
-	name := uds.AutoName("@")
+	name := sock.AutoName("@")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 	check(t, err)
 	answerAll(t, conn, answers)
@@ -331,7 +331,7 @@ func TestMessageClientFails(t *testing.T) {
 		"output":    {strings.NewReader(message), broken{reason}, "write the output: enough"},
 		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF"},
 	} {
-		conn, err := transport.DialConfig{Bind: uds.AutoName("@"), SendBuffer: 212_992}.Dial(t.Context(), server.addr)
+		conn, err := transport.DialConfig{Bind: sock.AutoName("@"), SendBuffer: 212_992}.Dial(t.Context(), server.addr)
 		check(t, err)
 		err = quietMessages().Copy(t.Context(), conn, tt.in, tt.out)
 		if err == nil || !strings.Contains(err.Error(), tt.words) {

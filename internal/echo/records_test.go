@@ -19,7 +19,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // wantRecords receives records that must be these, and then the end.
@@ -178,7 +178,7 @@ func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
 	conn := dial(t, server.addr)
-	sendDescriptor(t, conn.Conn.(*uds.Conn).Conn, nil)
+	sendDescriptor(t, conn.Conn.(*sock.Conn).Conn, nil)
 	if got, err := conn.Receive(transport.NewReceiver(100)); err != io.EOF {
 		t.Errorf("received %q, %v", got, err)
 	}

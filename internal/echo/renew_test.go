@@ -16,7 +16,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // renewing is a server in a directory in which the test may do anything. Its
@@ -128,7 +128,7 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 					}
 					server.wantFiles(t, files...)
 					// No other server gets in between.
-					if _, err := (transport.ListenConfig{}).Listen(server.addr); !errors.Is(err, uds.ErrInUse) {
+					if _, err := (transport.ListenConfig{}).Listen(server.addr); !errors.Is(err, sock.ErrInUse) {
 						t.Errorf("another server gets %v", err)
 					}
 					check(t, before.Close())
@@ -145,7 +145,7 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 // removed.
 func dialBound(t *testing.T, a transport.Addr) *transport.Conn {
 	t.Helper()
-	conn, err := transport.DialConfig{Bind: uds.AutoName("@")}.Dial(t.Context(), a)
+	conn, err := transport.DialConfig{Bind: sock.AutoName("@")}.Dial(t.Context(), a)
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -191,17 +191,17 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 			"regular file": {func(t *testing.T, a transport.Addr) {
 				check(t, os.WriteFile(a.Path+"~", []byte("precious"), 0o600))
 				check(t, os.Rename(a.Path+"~", a.Path))
-			}, uds.ErrNotSocket},
+			}, sock.ErrNotSocket},
 			"symbolic link": {func(t *testing.T, a transport.Addr) {
 				check(t, os.Symlink("elsewhere", a.Path+"~"))
 				check(t, os.Rename(a.Path+"~", a.Path))
-			}, uds.ErrNotSocket},
+			}, sock.ErrNotSocket},
 			"another server with its lock": {func(t *testing.T, a transport.Addr) {
 				check(t, errors.Join(os.Remove(beside(a.Path, ".lock")), os.Remove(a.Path)))
 				other, err := transport.ListenConfig{}.Listen(a)
 				check(t, err)
 				t.Cleanup(func() { check(t, other.Close()) })
-			}, uds.ErrInUse},
+			}, sock.ErrInUse},
 			"another server without": {func(t *testing.T, a transport.Addr) {
 				fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 				check(t, err)
@@ -209,7 +209,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 				check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: a.Path + "~"}))
 				check(t, unix.Listen(fd, 1))
 				check(t, os.Rename(a.Path+"~", a.Path))
-			}, uds.ErrInUse},
+			}, sock.ErrInUse},
 		} {
 			t.Run(string(typ)+", "+name, func(t *testing.T) {
 				t.Parallel()
@@ -325,7 +325,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 			offered.Claim()
-			if err := offered.Claimed(); !errors.Is(err, uds.ErrInUse) {
+			if _, err := offered.Step(); !errors.Is(err, sock.ErrInUse) {
 				t.Errorf("it can still be claimed: %v", err)
 			}
 			offered.Close()

@@ -21,7 +21,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 const message = "This is the message.  It will be repeated."
@@ -68,7 +68,7 @@ func TestTranscripts(t *testing.T) {
 func TestEventsNameTheirClientInFields(t *testing.T) {
 	t.Parallel()
 	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
-	name := uds.AutoName("@")
+	name := sock.AutoName("@")
 	for served := range 2 {
 		conn, err := transport.DialConfig{Bind: name}.Dial(t.Context(), server.addr)
 		check(t, err)

@@ -17,7 +17,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A generation is a server that takes over from the one before it.
@@ -209,7 +209,7 @@ func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 }
 
 // ask returns a successor that has asked for sockets and not claimed them yet.
-func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *uds.Handover) {
+func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *sock.Handover) {
 	t.Helper()
 	sockets, h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
 	check(t, err)
@@ -218,12 +218,14 @@ func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *uds.Hando
 }
 
 // answered waits until the running server has answered a claim.
-func answered(t testing.TB, h *uds.Handover, fd int) {
+func answered(t testing.TB, h *sock.Handover) {
 	t.Helper()
-	if !testkit.Ready(t, fd, unix.POLLIN) {
+	if !testkit.Ready(t, h.FD(), unix.POLLIN) {
 		t.Fatal("no answer")
 	}
-	check(t, h.Claimed())
+	if state, err := h.Step(); err != nil || state != sock.Claimed {
+		t.Fatalf("the state is %d (%v)", state, err)
+	}
 }
 
 func TestSignalDuringTheHandover(t *testing.T) {
@@ -276,9 +278,9 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 			_, h, err := transport.ListenConfig{Mode: 0o600, Backlog: 1}.Handover(addrs...)
 			check(t, err)
 			if step > 0 {
-				fd := h.Claim()
+				h.Claim()
 				if step > 1 {
-					answered(t, h, fd) // changes their mode and their backlog
+					answered(t, h) // changes their mode and their backlog
 				}
 			}
 			var waiting []*transport.Conn
@@ -397,7 +399,7 @@ func TestTakeoverUnderLoad(t *testing.T) {
 func once(ctx context.Context, a transport.Addr, text string) error {
 	config := transport.DialConfig{}
 	if a.Type == transport.Datagram {
-		config.Bind = uds.AutoName("@" + filepath.Base(a.Path))
+		config.Bind = sock.AutoName("@" + filepath.Base(a.Path))
 	}
 	conn, err := config.Dial(ctx, a)
 	if err != nil {

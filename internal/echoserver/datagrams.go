@@ -15,7 +15,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Replies that a datagram client does not take wait for the client. These are
@@ -85,7 +85,7 @@ func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
 	// clients that do not read would stop the replies to all others. The
 	// kernel doubles the number and reserves 32 bytes.
 	_ = unix.SetsockoptInt(socket.FD(), unix.SOL_SOCKET, unix.SO_SNDBUF, buffer/2)
-	d.unmapped = s.config.Allow != nil && s.config.Allow(unix.Ucred{Uid: uds.OverflowUID(), Gid: anyUser})
+	d.unmapped = s.config.Allow != nil && s.config.Allow(unix.Ucred{Uid: sock.OverflowUID(), Gid: anyUser})
 	var st unix.Stat_t
 	if err := unix.Fstat(socket.FD(), &st); err != nil {
 		return nil, os.NewSyscallError("fstat", err)
@@ -141,11 +141,11 @@ func (d *datagrams) receive() bool {
 	switch {
 	case err == unix.EAGAIN:
 		return false
-	case errors.Is(err, uds.ErrTruncated):
+	case errors.Is(err, sock.ErrTruncated):
 		d.refuseMessage(stats.Truncated).Err(err).Msgf("dropped a message: %v", err)
 		d.discard()
 		return true
-	case errors.Is(err, uds.ErrDescriptors), errors.Is(err, uds.ErrOpenFiles):
+	case errors.Is(err, sock.ErrDescriptors), errors.Is(err, sock.ErrOpenFiles):
 		d.refuseMessage(stats.Descriptors).Err(err).Msgf("dropped a message: %v", err)
 		d.discard()
 		return true
@@ -273,11 +273,11 @@ func (d *datagrams) mayAnswer(c client) error {
 	if !d.socket.Addr.Type.Unix() {
 		return nil
 	}
-	if c.uid == uds.OverflowUID() && !d.unmapped {
+	if c.uid == sock.OverflowUID() && !d.unmapped {
 		// Messages that arrived while the parent process still held the socket
 		// also have no credentials.
 		cred, _ := d.server.receiver.Cred()
-		if uds.Unmapped(c.uid) || d.socket.Shared() && cred.Pid == 0 {
+		if sock.Unmapped(c.uid) || d.socket.Shared() && cred.Pid == 0 {
 			return errUnmapped
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // hasFiles reports whether there is a socket file that other processes could
@@ -24,7 +24,7 @@ func (s *server) renew() {
 	if !s.acceptAgain.IsZero() {
 		return // not all waiting connections could be accepted
 	}
-	if s.successor != nil && s.successor.claims {
+	if s.claimed() {
 		return // the successor finds the missing file itself
 	}
 	s.goHome()
@@ -88,11 +88,13 @@ func (s *server) retire() {
 }
 
 func (s *server) replace(old *transport.Socket) bool {
-	s.refuseSuccessor() // the successor has the old socket
+	if s.failed = s.refuseSuccessor(); s.failed != nil { // the successor has the old socket
+		return false
+	}
 	renewed, err := old.Renew()
 	path := transcript.Escape(old.Addr.Path)
 	switch {
-	case errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket):
+	case errors.Is(err, sock.ErrInUse), errors.Is(err, sock.ErrNotSocket):
 		s.displaced = err
 		return false
 	case err != nil:
@@ -119,11 +121,10 @@ func (s *server) renewControl() {
 	if s.handover == nil || s.pending() || !s.handover.Lost() {
 		return
 	}
-	s.refuseSuccessor()
-	s.forgetControl()
+	s.unfollow()
 	err := s.handover.Renew()
 	if err == nil {
-		err = s.offer()
+		err = s.follow()
 	}
 	if err != nil {
 		s.refuse(stats.System, 0).Err(err).Msg(transcript.Escape(err.Error()))

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/uds/why"
+	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
 // The limits of searches at the same time, in all and for one user: each takes

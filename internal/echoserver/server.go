@@ -21,7 +21,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A Config configures a server that echoes to any number of clients at once.
@@ -61,7 +61,7 @@ type Config struct {
 	OwnDirectory bool
 	// Handover holds the sockets, if they come from a running server or can go
 	// to the next one; nil: neither.
-	Handover *uds.Handover
+	Handover *sock.Handover
 	Stats    *stats.Server // the counters; nil if they are not needed
 	Log      zerolog.Logger
 }
@@ -104,11 +104,9 @@ func (c Config) Serve(ctx context.Context, sockets ...*transport.Socket) error {
 	case s.pending() && ctx.Err() != nil:
 		return nil // the server that serves them may continue
 	case s.pending():
-		err = s.claim()
-	case s.handover != nil:
-		err = s.offer()
+		s.handover.Claim()
 	}
-	if err != nil {
+	if err := s.follow(); err != nil {
 		return err
 	}
 
@@ -156,9 +154,9 @@ type server struct {
 	parked      []*conn   // they wait for room, see room.go
 	unparked    time.Time // when they tried last
 	sockets     []*transport.Socket
-	handover    *uds.Handover // nil: the sockets are not handed over, or have been
-	claimed     int           // the connection over which the sockets come, while they are pending
-	successor   *successor    // a server that may take them over
+	handover    *sock.Handover // nil: the sockets are not handed over, or have been
+	followed    int            // the descriptor of the handover that the loop waits for; -1 if none
+	emptyBy     time.Time      // when replies that wait have had their time, while a successor claims the sockets
 	names       names
 	ownThread   bool           // the loop has its own thread, whose working directory is not set yet
 	open        int            // connections
@@ -185,7 +183,7 @@ func newServer(c Config, l *loop.Loop) *server {
 	if c.Stats == nil {
 		c.Stats = new(stats.Server)
 	}
-	s := &server{config: c, loop: l, handover: c.Handover, started: time.Now(), perUser: map[uint32]int{}}
+	s := &server{config: c, loop: l, handover: c.Handover, followed: -1, started: time.Now(), perUser: map[uint32]int{}}
 	s.names = newNames(l)
 	bounded := func() zerolog.Logger { return c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
 	for cause := range s.warn {
@@ -247,7 +245,7 @@ func (s *server) run(ctx context.Context) error {
 		if s.drainUntil.IsZero() {
 			continue
 		}
-		if s.open-s.closing+waiting+busy+len(s.listeners) == 0 && s.successor == nil {
+		if s.open-s.closing+waiting+busy+len(s.listeners) == 0 && !s.asked() {
 			return s.displaced
 		}
 		if now.After(s.drainUntil) {
@@ -277,8 +275,8 @@ func (s *server) timeout() time.Duration {
 	for _, d := range s.datagrams {
 		earlier(d.tryAgain)
 	}
-	if s.successor != nil && !s.successor.owns {
-		earlier(s.successor.emptyBy)
+	if s.handover != nil && s.handover.State() == sock.Yielding {
+		earlier(s.emptyBy)
 	}
 	if first.IsZero() {
 		return -1
@@ -347,23 +345,23 @@ func (s *server) drain() error {
 	s.goHome()
 	if s.pending() {
 		if s.handover.Orphaned() {
-			s.takeOver()
+			s.step()
 		}
 		if s.failed != nil {
 			return s.failed
 		}
 		if s.pending() {
-			s.loop.Remove(s.claimed)
+			s.unfollow()
 			s.handover.Close()
 			return nil
 		}
 	}
-	if s.successor != nil {
+	if s.asked() {
 		return nil
 	}
 	if s.handover != nil {
-		s.forgetControl()
-		s.handover.Remove()
+		s.unfollow()
+		s.handover.Leave()
 	}
 	var kept []*listener
 	for _, ln := range s.listeners {
@@ -405,13 +403,9 @@ func (s *server) close() {
 	if s.config.Relay != nil {
 		s.config.Relay.End()
 	}
-	if s.successor != nil && s.successor.owns {
-		s.handover.Release()
-		s.dismiss()
-	}
-	s.refuseSuccessor()
 	if s.handover != nil {
-		s.handover.Remove()
+		s.unfollow()
+		s.handover.Leave()
 	}
 	for _, d := range s.datagrams {
 		d.close()
@@ -447,8 +441,8 @@ func (s *server) watchListeners(events uint32) {
 	for _, ln := range s.listeners {
 		s.loop.Watch(ln.socket.FD(), events)
 	}
-	if s.handover != nil && s.successor == nil && !s.pending() {
-		s.loop.Watch(s.handover.Control(), events)
+	if s.followed >= 0 && s.handover.State() == sock.Serving {
+		s.loop.Watch(s.followed, events)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // acceptPause is how long a server without free descriptors waits before it
@@ -392,11 +392,11 @@ func (c *conn) hasRead() bool {
 // end closes the connection, after end of file or, with err, because it broke.
 func (c *conn) end(err error) {
 	switch ev := c.event(); {
-	case errors.Is(err, uds.ErrDescriptors):
+	case errors.Is(err, sock.ErrDescriptors):
 		c.disconnected(stats.Descriptors, "%v", err)
 		c.close(c.receiver().Files()...)
 		return
-	case errors.Is(err, uds.ErrTruncated):
+	case errors.Is(err, sock.ErrTruncated):
 		c.disconnected(stats.Truncated, "%v", err)
 		c.close(c.receiver().Files()...)
 		return

@@ -9,106 +9,104 @@ import (
 
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
-// claim asks the running server to stop serving the sockets.
-func (s *server) claim() error {
-	s.claimed = s.handover.Claim()
-	return s.loop.Add(s.claimed, &claim{s}, unix.EPOLLIN)
+// follow makes the loop wait for the next step of the handover.
+func (s *server) follow() error {
+	s.unfollow()
+	if s.handover == nil || s.handover.FD() < 0 {
+		return nil
+	}
+	if err := s.loop.Add(s.handover.FD(), &steps{s}, unix.EPOLLIN); err != nil {
+		return err
+	}
+	s.followed = s.handover.FD()
+	return nil
 }
 
-// A claim is the connection to the server whose sockets are taken over.
-type claim struct{ server *server }
-
-func (c *claim) Ready(uint32) { c.server.takeOver() }
-
-// takeOver serves the sockets, if the other server has stopped serving them,
-// and then tells that server to release them. If this server dies before that,
-// the other one continues to serve.
-func (s *server) takeOver() {
-	err := s.handover.Claimed()
-	if err == unix.EAGAIN {
-		return
+// unfollow must be called before the handover's descriptor changes.
+func (s *server) unfollow() {
+	if s.followed >= 0 {
+		s.loop.Remove(s.followed)
+		s.followed = -1
 	}
-	s.loop.Remove(s.claimed)
-	for _, socket := range s.sockets {
-		if err == nil {
-			err = s.serve(socket)
-		}
-	}
-	if err != nil {
+}
+
+// steps takes the steps of the handover.
+type steps struct{ server *server }
+
+func (n *steps) Ready(uint32) { n.server.step() }
+
+// step does what the handover's new state asks for, see [sock.State].
+func (s *server) step() {
+	s.goHome()
+	s.unfollow()
+	before := s.handover.State()
+	state, err := s.handover.Step()
+	switch {
+	case err != nil && before != sock.Serving:
 		s.failed = err
+	case state == before:
+	case state == sock.Claimed:
+		s.takeOver()
+	case state == sock.Yielding:
+		s.prepare()
+	case state == sock.Released:
+		s.handedOver()
+	case state == sock.Serving:
+		s.takeBack(before)
+	}
+	if s.failed == nil {
+		s.failed = s.follow()
+	}
+	if s.failed != nil || err == nil {
 		return
+	}
+	const what = "hand over the sockets"
+	if _, ok := err.(unix.Errno); ok { // no server was accepted
+		s.acceptLater(what, err)
+	} else {
+		s.refuse(stats.System, 0).Err(err).Msgf("cannot %s: %s", what, transcript.Escape(err.Error()))
+	}
+}
+
+// takeOver serves the sockets, which the other server has stopped serving, and
+// then tells that server to release them. If this server dies before that, the
+// other one continues to serve.
+func (s *server) takeOver() {
+	for _, socket := range s.sockets {
+		if s.failed = s.serve(socket); s.failed != nil {
+			return
+		}
 	}
 	for _, socket := range s.sockets {
 		s.config.Log.Info().Str("listen", transcript.Escape(socket.Addr.String())).Msg("took over " + transcript.Escape(socket.Addr.Path))
 	}
 	s.handover.Commit()
-	s.failed = s.offer()
 }
 
-// offer lets other servers ask for the sockets.
-func (s *server) offer() error {
-	return s.loop.Add(s.handover.Control(), &control{s}, unix.EPOLLIN)
+// asked reports whether another server has copies of the sockets' descriptors.
+func (s *server) asked() bool {
+	return s.handover != nil && (s.handover.State() == sock.Offering || s.claimed())
 }
 
-// A control is the control socket, on which another server asks for the
-// sockets. Only one server at a time gets descriptors: if two had them,
-// neither could know whether the other owns the sockets.
-type control struct{ server *server }
+// claimed reports whether another server claims the sockets, or has them.
+func (s *server) claimed() bool {
+	return s.handover != nil && (s.handover.State() == sock.Yielding || s.handover.State() == sock.Yielded)
+}
 
-func (c *control) Ready(uint32) {
-	s := c.server
-	asked, err := s.handover.Offer()
-	switch {
-	case err == unix.EAGAIN:
-		return
-	case err != nil:
-		const what = "hand over the sockets"
-		if _, ok := err.(unix.Errno); ok { // no server was accepted
-			s.acceptLater(what, err)
-		} else {
-			s.refuse(stats.System, 0).Err(err).Msgf("cannot %s: %s", what, transcript.Escape(err.Error()))
-		}
-		return
+// prepare stops receiving datagrams, so that replies can be sent before the
+// sockets are yielded.
+func (s *server) prepare() {
+	for _, socket := range s.sockets {
+		s.config.Log.Info().Str("listen", transcript.Escape(socket.Addr.String())).Msg("handing over " + transcript.Escape(socket.Addr.Path))
 	}
-	s.successor = &successor{server: s, offer: asked}
-	if err := s.loop.Add(asked.FD(), s.successor, unix.EPOLLIN); err != nil {
-		s.failed = err
-		return
-	}
-	s.loop.Watch(s.handover.Control(), 0)
-}
-
-// A successor is a server that has copies of the sockets' descriptors, and may
-// claim them.
-type successor struct {
-	server  *server
-	offer   *uds.Offer
-	claims  bool      // datagram sockets no longer receive
-	emptyBy time.Time // when waiting replies have had their time
-	owns    bool      // nothing is accepted any more either
-}
-
-func (n *successor) Ready(uint32) {
-	s := n.server
-	switch step := n.offer.Next(); {
-	case step == uds.Waits:
-	case step == uds.Claims && !n.claims:
-		for _, socket := range s.sockets {
-			s.config.Log.Info().Str("listen", transcript.Escape(socket.Addr.String())).Msg("handing over " + transcript.Escape(socket.Addr.Path))
+	s.emptyBy = time.Now().Add(s.config.DrainTimeout)
+	for _, d := range s.datagrams {
+		if !d.replaced {
+			d.stop()
 		}
-		n.claims, n.emptyBy = true, time.Now().Add(s.config.DrainTimeout)
-		for _, d := range s.datagrams {
-			if !d.replaced {
-				d.stop()
-			}
-		}
-	case step == uds.Serves && n.owns:
-		s.handedOver()
-	default:
-		s.takeBack()
 	}
 }
 
@@ -117,12 +115,11 @@ func (n *successor) Ready(uint32) {
 // successor's replies would arrive first. Until then the server accepts
 // connections as usual.
 func (s *server) handOver(now time.Time) {
-	n := s.successor
-	if n == nil || !n.claims || n.owns {
+	if s.handover == nil || s.handover.State() != sock.Yielding {
 		return
 	}
 	for _, d := range s.datagrams {
-		if !d.replaced && d.waiting > 0 && !now.After(n.emptyBy) {
+		if !d.replaced && d.waiting > 0 && !now.After(s.emptyBy) {
 			return
 		}
 	}
@@ -134,16 +131,11 @@ func (s *server) handOver(now time.Time) {
 	for _, ln := range s.listeners {
 		s.loop.Remove(ln.socket.FD())
 	}
-	n.owns = true
-	n.offer.Yield()
+	s.handover.Yield()
 }
 
-// handedOver releases the sockets that a successor serves now.
+// handedOver forgets the sockets, which a successor serves now.
 func (s *server) handedOver() {
-	s.goHome()
-	s.dismiss()
-	s.forgetControl()
-	s.handover.Release()
 	s.handover = nil
 	s.listeners = nil
 	s.datagrams = slices.DeleteFunc(s.datagrams, func(d *datagrams) bool { return !d.replaced })
@@ -151,55 +143,34 @@ func (s *server) handedOver() {
 }
 
 // takeBack continues to serve after a successor has ended.
-func (s *server) takeBack() {
-	s.goHome()
-	n := s.successor
-	s.dismiss()
-	if n.claims {
+func (s *server) takeBack(from sock.State) {
+	if from != sock.Offering {
 		s.config.Log.Warn().Msg("the server that was taking over has ended; continuing to serve")
 	}
-	if n.owns {
-		s.failed = s.handover.TakeBack()
-	}
 	for _, d := range s.datagrams {
-		if n.claims && !d.replaced && s.failed == nil {
+		if from != sock.Offering && !d.replaced && s.failed == nil {
 			s.failed = s.loop.Add(d.socket.FD(), d, unix.EPOLLIN)
 		}
 	}
 	for _, ln := range s.listeners {
-		if n.owns && s.failed == nil {
+		if from == sock.Yielded && s.failed == nil {
 			s.failed = s.loop.Add(ln.socket.FD(), ln, unix.EPOLLIN)
 		}
 	}
-	s.loop.Watch(s.handover.Control(), unix.EPOLLIN)
 	if s.failed == nil && !s.drainUntil.IsZero() {
 		s.failed = s.drain()
 	}
 }
 
-// forgetControl removes the control socket from the loop.
-func (s *server) forgetControl() {
-	if fd := s.handover.Control(); fd >= 0 {
-		s.loop.Remove(fd)
-	}
-}
-
-// dismiss forgets the successor.
-func (s *server) dismiss() {
-	s.loop.Remove(s.successor.offer.FD())
-	s.successor.offer.Close()
-	s.successor = nil
-}
-
 // refuseSuccessor keeps the sockets from a successor that does not own them
 // yet.
-func (s *server) refuseSuccessor() {
-	if s.successor != nil {
-		s.loop.Remove(s.successor.offer.FD())
-		s.successor.offer.Refuse()
-		s.successor = nil
-		s.loop.Watch(s.handover.Control(), unix.EPOLLIN)
+func (s *server) refuseSuccessor() error {
+	if s.handover == nil || s.pending() || s.handover.State() == sock.Yielded {
+		return nil
 	}
+	s.unfollow()
+	s.handover.Refuse()
+	return s.follow()
 }
 
 // leave ends a server that has handed over its sockets, once its clients are

@@ -21,7 +21,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A Server reads the files that clients send.
@@ -241,13 +241,13 @@ func (c *conn) serve() {
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			c.turnAway(stats.Idle, fmt.Errorf("it has requested nothing for %v", c.server.config.IdleTimeout))
 			return
-		case errors.Is(err, uds.ErrDescriptors):
+		case errors.Is(err, sock.ErrDescriptors):
 			c.turnAway(stats.Descriptors, fmt.Errorf("more than one descriptor was received, and all are closed; send one at a time"))
 			return
-		case errors.Is(err, uds.ErrOpenFiles):
+		case errors.Is(err, sock.ErrOpenFiles):
 			c.turnAway(stats.System, fmt.Errorf("the server has reached its limit of open files; try again later"))
 			return
-		case errors.Is(err, uds.ErrTruncated):
+		case errors.Is(err, sock.ErrTruncated):
 			c.turnAway(stats.Truncated, fmt.Errorf("the request has more than %d bytes; write %q", files.MaxRecord, files.Request))
 			return
 		case err != nil:
@@ -301,12 +301,12 @@ func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
 		if err = receives.begin(c.server.stopped, c.user); err != nil {
 			return true
 		}
-		n, fds, _, err = uds.ReceiveFiles(int(fd), buf, transport.MaxRights)
+		n, fds, _, err = sock.ReceiveFiles(int(fd), buf, transport.MaxRights)
 		if len(fds) > 1 {
 			strays := fds
-			n, fds, err = 0, nil, uds.ErrDescriptors
+			n, fds, err = 0, nil, sock.ErrDescriptors
 			c.server.closers.Close(c.user, func() {
-				uds.CloseFiles(strays...)
+				sock.CloseFiles(strays...)
 				receives.end(c.user)
 			})
 			return true
@@ -325,7 +325,7 @@ func (c *conn) discard(fds ...int) {
 	closed := make(chan struct{})
 	c.closed = closed
 	c.server.closers.Close(c.user, func() {
-		uds.CloseFiles(fds...)
+		sock.CloseFiles(fds...)
 		close(closed)
 	})
 }

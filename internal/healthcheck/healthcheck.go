@@ -17,7 +17,7 @@ import (
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // dial connects to the server whose health is checked. The client's name marks
@@ -25,16 +25,16 @@ import (
 // [Server]. A server of another user may be an impostor, so dial rejects it;
 // root may check the server of any user.
 func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
-	conn, err := transport.DialConfig{Bind: echo.HealthName + uds.AutoName("")}.Dial(ctx, a)
+	conn, err := transport.DialConfig{Bind: echo.HealthName + sock.AutoName("")}.Dial(ctx, a)
 	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
 		return conn, err
 	}
-	cred, err := uds.PeerCred(conn)
+	cred, err := sock.PeerCred(conn)
 	switch {
 	case err != nil:
-	case uds.Unmapped(cred.Uid):
+	case sock.Unmapped(cred.Uid):
 		err = fmt.Errorf("health check of %s: user %d serves there, which may be any that this user namespace does not map; map the server's user into it", a, cred.Uid)
-	case !uds.IsOwnUser(cred.Uid):
+	case !sock.IsOwnUser(cred.Uid):
 		err = fmt.Errorf("health check of %s: user %d serves there, and this process is user %d; find out which server this is", a, cred.Uid, os.Geteuid())
 	}
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
-	"github.com/udsecho/udsecho/uds/why"
+	"github.com/udsecho/udsecho/uds/sock"
+	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
 // State describes whether a process serves a socket.
@@ -37,11 +37,11 @@ const (
 // A Result holds everything that was found out about a path. Unknown values
 // are nil or empty.
 type Result struct {
-	Path  string   `json:"path"`
-	Row   string   `json:"row"`   // type, mode, owner, group and path as ls(1) writes them; "" for an abstract name
-	Kind  string   `json:"kind"`  // the file's type in words; for a symbolic link, that of its target
-	Type  uds.Type `json:"type"`  // the socket's
-	State State    `json:"state"` // the socket's
+	Path  string    `json:"path"`
+	Row   string    `json:"row"`   // type, mode, owner, group and path as ls(1) writes them; "" for an abstract name
+	Kind  string    `json:"kind"`  // the file's type in words; for a symbolic link, that of its target
+	Type  sock.Type `json:"type"`  // the socket's
+	State State     `json:"state"` // the socket's
 
 	// The process that called listen(2), by SO_PEERCRED. A pid of 0 means a
 	// process in another pid namespace. For datagram sockets, and for sockets
@@ -89,9 +89,9 @@ func inspect(path string) (*Result, error) {
 	in := &Result{Path: path, Why: []string{}}
 	switch {
 	case path == "" || path == "@":
-		return nil, fmt.Errorf("%w: the path is empty", uds.ErrAddress)
-	case path[0] == '@' && len(path) > uds.MaxPath:
-		return nil, fmt.Errorf("%w: path is %d bytes, sun_path holds %d", uds.ErrAddress, len(path), uds.MaxPath)
+		return nil, fmt.Errorf("%w: the path is empty", sock.ErrAddress)
+	case path[0] == '@' && len(path) > sock.MaxPath:
+		return nil, fmt.Errorf("%w: path is %d bytes, sun_path holds %d", sock.ErrAddress, len(path), sock.MaxPath)
 	case path[0] == '@':
 		in.Kind = "abstract socket"
 		return in, in.socket(path, func(s why.Socket) bool { return s.IsAbstract(path) })
@@ -140,7 +140,7 @@ func explain(path string, err error) error {
 	if errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("%w (ENOENT): nothing is there; look for a mistake in the path, or where the volume is mounted", unix.ENOENT)
 	}
-	return uds.Explain(path, err)
+	return sock.Explain(path, err)
 }
 
 // socket inspects a socket by a name that fits connect(2). It asks the kernel
@@ -157,16 +157,16 @@ func (in *Result) socket(name string, is func(why.Socket) bool) error {
 	switch {
 	case err == unix.EACCES && found != nil:
 		in.Type, in.State = typeOf(found.SoType), Live
-		if in.Type == uds.Datagram && found.State == why.Established {
+		if in.Type == sock.Datagram && found.State == why.Established {
 			in.State = Private
 		}
 	case err == unix.EACCES:
 		in.State = Unknown
-		return fmt.Errorf("cannot tell whether it is served: %w", uds.Explain(in.Path, err))
+		return fmt.Errorf("cannot tell whether it is served: %w", sock.Explain(in.Path, err))
 	case err == unix.ECONNREFUSED && name == in.Path && slices.ContainsFunc(all, is):
 		in.State = Bound
 	case err != nil:
-		return uds.Explain(in.Path, err)
+		return sock.Explain(in.Path, err)
 	}
 	switch {
 	case in.State != Live && in.State != Private:
@@ -186,7 +186,7 @@ func (in *Result) socket(name string, is func(why.Socket) bool) error {
 // no type. ECONNREFUSED is returned for abstract names only, because each type
 // has its own abstract names.
 func (in *Result) connect(name string) error {
-	var refused []uds.Type
+	var refused []sock.Type
 	for _, t := range types {
 		fd, err := unix.Socket(unix.AF_UNIX, t.number|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 		if err != nil {
@@ -199,7 +199,7 @@ func (in *Result) connect(name string) error {
 		case err == unix.EAGAIN:
 			in.Type, in.State, in.Full = t.name, Live, new(true)
 			err = nil
-		case err == unix.EPERM && t.name == uds.Datagram: // connect(2), if the socket itself is connected to another
+		case err == unix.EPERM && t.name == sock.Datagram: // connect(2), if the socket itself is connected to another
 			in.Type, in.State = t.name, Private
 			err = nil
 		case err == unix.ECONNREFUSED:
@@ -225,7 +225,7 @@ func (in *Result) connect(name string) error {
 
 // ask asks a connected socket about the other end.
 func (in *Result) ask(fd int) error {
-	if in.Type == uds.Datagram { // SO_PEERCRED would return -1, -1 and 0
+	if in.Type == sock.Datagram { // SO_PEERCRED would return -1, -1 and 0
 		// poll(2) reports whether the other end's queue is full.
 		events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
 		err := again(func() error {
@@ -285,7 +285,7 @@ func (in *Result) told(s *why.Socket) {
 	if in.UID == nil {
 		in.NotTold = "sock_diag has no owners before Linux 5.3"
 	}
-	if in.Type == uds.Datagram {
+	if in.Type == sock.Datagram {
 		in.NextBytes = s.Queue
 		return
 	}
@@ -301,11 +301,11 @@ func (in *Result) told(s *why.Socket) {
 
 // types are those of unix(7), in the order in which connect tries them.
 var types = []struct {
-	name   uds.Type
+	name   sock.Type
 	number int
-}{{uds.Stream, unix.SOCK_STREAM}, {uds.Datagram, unix.SOCK_DGRAM}, {uds.Seqpacket, unix.SOCK_SEQPACKET}}
+}{{sock.Stream, unix.SOCK_STREAM}, {sock.Datagram, unix.SOCK_DGRAM}, {sock.Seqpacket, unix.SOCK_SEQPACKET}}
 
-func typeOf(sotype uint8) uds.Type {
+func typeOf(sotype uint8) sock.Type {
 	for _, t := range types {
 		if t.number == int(sotype) {
 			return t.name

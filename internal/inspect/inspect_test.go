@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/inspect"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func inspected(t *testing.T, path string) *inspect.Result {
@@ -36,7 +36,7 @@ func me() (uid, gid *uint32, pid *int32) {
 }
 
 // raw returns a socket that is bound to path, but does not listen.
-func raw(t *testing.T, a uds.Addr) int {
+func raw(t *testing.T, a sock.Addr) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	check(t, err)
@@ -46,7 +46,7 @@ func raw(t *testing.T, a uds.Addr) int {
 }
 
 // client returns a socket that is connected to path.
-func client(t *testing.T, a uds.Addr) int {
+func client(t *testing.T, a sock.Addr) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	check(t, err)
@@ -60,15 +60,15 @@ func TestInspectFindsATypeByTrying(t *testing.T) {
 	uid, gid, pid := me()
 	d := dir(t)
 	for _, where := range []struct{ kind, path string }{{"socket", d + "/s"}, {"abstract socket", fmt.Sprintf("@inspect-%d", os.Getpid())}} {
-		for _, typ := range []uds.Type{uds.Stream, uds.Seqpacket} {
+		for _, typ := range []sock.Type{sock.Stream, sock.Seqpacket} {
 			path := where.path + string(typ)
-			listen(t, uds.ListenConfig{Backlog: 7}, uds.Addr{Type: typ, Path: path})
+			listen(t, sock.ListenConfig{Backlog: 7}, sock.Addr{Type: typ, Path: path})
 			want(t, path, inspect.Result{Kind: where.kind, Type: typ, State: inspect.Live, UID: uid, GID: gid, PID: pid,
 				Waiting: new(uint32(0)), Backlog: new(uint32(7)), Full: new(false)})
 		}
 		path := where.path + "datagram"
-		listen(t, uds.ListenConfig{}, datagram(path))
-		want(t, path, inspect.Result{Kind: where.kind, Type: uds.Datagram, State: inspect.Live, UID: uid,
+		listen(t, sock.ListenConfig{}, datagram(path))
+		want(t, path, inspect.Result{Kind: where.kind, Type: sock.Datagram, State: inspect.Live, UID: uid,
 			NextBytes: new(uint32(0)), Full: new(false)})
 	}
 	if name := inspected(t, d+"/sstream").Process; name == "" {
@@ -82,7 +82,7 @@ func TestInspectCountsWaitingConnections(t *testing.T) {
 	fd := raw(t, a)
 	check(t, unix.Listen(fd, 3))
 	uid, gid, pid := me()
-	w := inspect.Result{Kind: "socket", Type: uds.Stream, State: inspect.Live, UID: uid, GID: gid, PID: pid,
+	w := inspect.Result{Kind: "socket", Type: sock.Stream, State: inspect.Live, UID: uid, GID: gid, PID: pid,
 		Waiting: new(uint32(2)), Backlog: new(uint32(3)), Full: new(false)}
 	client(t, a)
 	client(t, a)
@@ -100,7 +100,7 @@ func TestInspectShowsADatagramQueue(t *testing.T) {
 	fd := client(t, a)
 	check(t, unix.Send(fd, make([]byte, 100), 0))
 	uid, _, _ := me()
-	w := inspect.Result{Kind: "socket", Type: uds.Datagram, State: inspect.Live, UID: uid, NextBytes: new(uint32(100)), Full: new(false)}
+	w := inspect.Result{Kind: "socket", Type: sock.Datagram, State: inspect.Live, UID: uid, NextBytes: new(uint32(100)), Full: new(false)}
 	want(t, a.Path, w)
 	var err error
 	for err == nil {
@@ -122,8 +122,8 @@ func TestInspectReportsSocketsThatAcceptNoClient(t *testing.T) {
 	want(t, d+"/stale", inspect.Result{Kind: "socket", State: inspect.Stale})
 
 	for typ := range sotypes {
-		if typ != uds.Datagram {
-			raw(t, uds.Addr{Type: typ, Path: d + "/" + string(typ)})
+		if typ != sock.Datagram {
+			raw(t, sock.Addr{Type: typ, Path: d + "/" + string(typ)})
 			want(t, d+"/"+string(typ), inspect.Result{Kind: "socket", Type: typ, State: inspect.Bound})
 		}
 	}
@@ -133,7 +133,7 @@ func TestInspectReportsSocketsThatAcceptNoClient(t *testing.T) {
 
 	raw(t, datagram(d+"/server"))
 	check(t, unix.Connect(raw(t, datagram(d+"/client")), &unix.SockaddrUnix{Name: d + "/server"}))
-	want(t, d+"/client", inspect.Result{Kind: "socket", Type: uds.Datagram, State: inspect.Private, UID: uid, NextBytes: new(uint32(0))})
+	want(t, d+"/client", inspect.Result{Kind: "socket", Type: sock.Datagram, State: inspect.Private, UID: uid, NextBytes: new(uint32(0))})
 }
 
 func TestInspectNamesTheTypeOfOtherFiles(t *testing.T) {
@@ -156,11 +156,11 @@ func TestInspectFollowsALinkAndALongPath(t *testing.T) {
 	d := dir(t)
 	long := d + "/" + strings.Repeat("x", 200)
 	check(t, os.Mkdir(long, 0o700))
-	listen(t, uds.ListenConfig{}, stream(d+"/s"))
+	listen(t, sock.ListenConfig{}, stream(d+"/s"))
 	check(t, os.Link(d+"/s", long+"/s"))
 	check(t, os.Symlink("s", d+"/link"))
 	for _, path := range []string{d + "/link", long + "/s"} {
-		if in := inspected(t, path); in.State != inspect.Live || in.Type != uds.Stream || in.Backlog == nil {
+		if in := inspected(t, path); in.State != inspect.Live || in.Type != sock.Stream || in.Backlog == nil {
 			t.Errorf("%.100s: %+v", path, in)
 		}
 	}
@@ -191,7 +191,7 @@ func TestInspectRefusals(t *testing.T) {
 func TestInspectWithoutPermission(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	listen(t, uds.ListenConfig{Mode: closedMode()}, stream(d+"/live"))
+	listen(t, sock.ListenConfig{Mode: closedMode()}, stream(d+"/live"))
 	stale(t, d+"/stale")
 	check(t, os.Chmod(d+"/stale", closedMode()))
 	uid, _, _ := me()
@@ -205,7 +205,7 @@ func TestInspectWithoutPermission(t *testing.T) {
 	wantWords(t, got[1].Err, "cannot tell whether it is served: permission denied (EACCES)", d+"/stale denies this process")
 	got[1].Err = ""
 	if diff := cmp.Diff([]outcome{
-		{Result: &inspect.Result{Path: d + "/live", Kind: "socket", Type: uds.Stream, State: inspect.Live, UID: uid, Waiting: new(uint32(0)), Full: new(false)}},
+		{Result: &inspect.Result{Path: d + "/live", Kind: "socket", Type: sock.Stream, State: inspect.Live, UID: uid, Waiting: new(uint32(0)), Full: new(false)}},
 		{Result: &inspect.Result{Path: d + "/stale", Kind: "socket", State: inspect.Unknown}},
 	}, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/inspect"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 const roleVar = "INSPECT_TEST_ROLE"
@@ -91,12 +91,12 @@ func dir(t *testing.T) string {
 	return d
 }
 
-func stream(path string) uds.Addr   { return uds.Addr{Type: uds.Stream, Path: path} }
-func datagram(path string) uds.Addr { return uds.Addr{Type: uds.Datagram, Path: path} }
+func stream(path string) sock.Addr   { return sock.Addr{Type: sock.Stream, Path: path} }
+func datagram(path string) sock.Addr { return sock.Addr{Type: sock.Datagram, Path: path} }
 
-var sotypes = map[uds.Type]int{uds.Stream: unix.SOCK_STREAM, uds.Datagram: unix.SOCK_DGRAM, uds.Seqpacket: unix.SOCK_SEQPACKET}
+var sotypes = map[sock.Type]int{sock.Stream: unix.SOCK_STREAM, sock.Datagram: unix.SOCK_DGRAM, sock.Seqpacket: unix.SOCK_SEQPACKET}
 
-func listen(t *testing.T, c uds.ListenConfig, a uds.Addr) {
+func listen(t *testing.T, c sock.ListenConfig, a sock.Addr) {
 	t.Helper()
 	s, err := c.Listen(a)
 	check(t, err)

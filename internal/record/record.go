@@ -21,7 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/uds/why"
+	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
 // The limits of the queue.

@@ -101,7 +101,7 @@ func (e *end) rightsNext() bool {
 func (e *end) closeFiles() {
 	if n := len(e.files); n > 0 {
 		r, user := e.link.relay, e.link.user()
-		// Do not use uds.CloseFiles: the receiver has the same open files, and
+		// Do not use sock.CloseFiles: the receiver has the same open files, and
 		// this process must not change their options.
 		r.closers.Close(user, func() { r.files.add(user, -n) }, e.files...)
 		e.files = nil

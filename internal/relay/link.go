@@ -15,7 +15,7 @@ import (
 	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A link is a client's connection together with its connection to the target.
@@ -221,8 +221,8 @@ func (e *end) receive() {
 			return
 		case unwanted(err):
 			text := err.Error()
-			if errors.Is(err, uds.ErrDescriptors) && !e.link.relay.config.PassFiles {
-				text = uds.ErrDescriptors.Error() + "; --pass-files passes descriptors on"
+			if errors.Is(err, sock.ErrDescriptors) && !e.link.relay.config.PassFiles {
+				text = sock.ErrDescriptors.Error() + "; --pass-files passes descriptors on"
 			}
 			e.link.refuse("the " + e.name + "'s " + text)
 			return
@@ -260,15 +260,15 @@ func (e *end) read() (payload []byte, files []int, err error) {
 	case r.config.PassFiles && e.unix && !e.records:
 		n, files, err = r.placer.receive(e.fd, r.buf)
 	case e.records && e.noRights:
-		n, _, _, err = uds.ReceiveFiles(e.fd, r.buf, 0)
+		n, _, _, err = sock.ReceiveFiles(e.fd, r.buf, 0)
 		return r.buf[:n], nil, err
 	case e.records, e.unix && !e.noRights: // without room for descriptors, the kernel would close them here
-		n, files, _, err = uds.ReceiveFiles(e.fd, r.buf, maxFiles)
+		n, files, _, err = sock.ReceiveFiles(e.fd, r.buf, maxFiles)
 		if files != nil && !r.config.PassFiles {
 			r.files.add(e.link.user(), len(files))
 			e.files = files
 			e.closeFiles()
-			return nil, nil, uds.ErrDescriptors
+			return nil, nil, sock.ErrDescriptors
 		}
 		return r.buf[:n], files, err
 	default:

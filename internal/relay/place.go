@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/raw"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A placer receives from streams so that descriptors stay with the bytes that
@@ -59,7 +59,7 @@ func (p *placer) receive(fd int, buf []byte) (n int, files []int, err error) {
 		n, err = raw.Receive(fd, &header, 0)
 	}
 	if err == unix.EFAULT { // they come with the next byte
-		n, files, _, err = uds.ReceiveFiles(fd, buf, maxFiles)
+		n, files, _, err = sock.ReceiveFiles(fd, buf, maxFiles)
 	}
 	return max(n, 0), files, err
 }

@@ -35,7 +35,7 @@ import (
 	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A Config configures where and how to forward.
@@ -335,5 +335,5 @@ const MaxHeld = 1024
 // unwanted reports whether err is about what a peer sent, not about the
 // connection.
 func unwanted(err error) bool {
-	return errors.Is(err, uds.ErrDescriptors) || errors.Is(err, uds.ErrTruncated) || errors.Is(err, uds.ErrOpenFiles)
+	return errors.Is(err, sock.ErrDescriptors) || errors.Is(err, sock.ErrTruncated) || errors.Is(err, sock.ErrOpenFiles)
 }

@@ -26,7 +26,7 @@ import (
 	"github.com/udsecho/udsecho/internal/memory"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // ListenFlag defines where to listen, which a health check needs too.
@@ -77,7 +77,7 @@ type Mode fs.FileMode
 // unshare(2) for the same, which many engines deny in containers. Without a
 // mode the umask decides, and stays.
 func (m Mode) Exact() fs.FileMode {
-	if m != Mode(uds.DefaultMode) {
+	if m != Mode(sock.DefaultMode) {
 		unix.Umask(0)
 	}
 	return fs.FileMode(m)
@@ -133,7 +133,7 @@ func (f *LimitFlags) allow() func(unix.Ucred) bool {
 		return nil
 	}
 	return func(cred unix.Ucred) bool {
-		return uds.IsOwnUser(cred.Uid) || slices.Contains(f.AllowUID, cred.Uid) || slices.Contains(f.AllowGID, cred.Gid)
+		return sock.IsOwnUser(cred.Uid) || slices.Contains(f.AllowUID, cred.Uid) || slices.Contains(f.AllowGID, cred.Gid)
 	}
 }
 
@@ -260,7 +260,7 @@ func Has(sockets []*transport.Socket, t transport.Type) bool {
 // Sockets returns the sockets that the parent process has passed on. If it
 // passed none, Sockets makes those of addrs, with takeover in a handover. It
 // returns all, or an error and the sockets made so far.
-func Sockets(config transport.ListenConfig, addrs []transport.Addr, takeover bool) (sockets []*transport.Socket, _ *uds.Handover, _ error) {
+func Sockets(config transport.ListenConfig, addrs []transport.Addr, takeover bool) (sockets []*transport.Socket, _ *sock.Handover, _ error) {
 	// systemd's protocol, sd_listen_fds(3). Children must not inherit the
 	// variables.
 	if passed := activation.Files(true); len(passed) > 0 {
@@ -287,9 +287,9 @@ func Sockets(config transport.ListenConfig, addrs []transport.Addr, takeover boo
 }
 
 // Close closes the sockets that [Sockets] has returned.
-func Close(sockets []*transport.Socket, h *uds.Handover) {
+func Close(sockets []*transport.Socket, h *sock.Handover) {
 	if h != nil {
-		h.Remove()
+		h.Leave()
 	}
 	for _, s := range sockets {
 		_ = s.Close()

@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Type is a transport: a socket type under the field's name, the type files,
@@ -18,9 +18,9 @@ type Type string
 
 // The types.
 const (
-	Stream    = Type(uds.Stream)
-	Datagram  = Type(uds.Datagram)
-	Seqpacket = Type(uds.Seqpacket)
+	Stream    = Type(sock.Stream)
+	Datagram  = Type(sock.Datagram)
+	Seqpacket = Type(sock.Seqpacket)
 	Files     = Type("files") // seqpacket: messages that carry descriptors of files
 	TCP       = Type("tcp")   // an internet stream
 	UDP       = Type("udp")   // internet datagrams
@@ -44,7 +44,7 @@ type Addr struct {
 }
 
 // ParseAddr reads an address; a bare path means stream. The error is a
-// [uds.ErrAddress].
+// [sock.ErrAddress].
 func ParseAddr(s string) (Addr, error) {
 	form, path, ok := strings.Cut(s, ":")
 	switch t := Type(form); {
@@ -54,15 +54,15 @@ func ParseAddr(s string) (Addr, error) {
 		}
 		return Addr{t, path}, nil
 	case ok && t == Files:
-		if _, err := uds.ParseAddr("seqpacket:" + path); err != nil {
+		if _, err := sock.ParseAddr("seqpacket:" + path); err != nil {
 			return Addr{}, err
 		}
 		return Addr{t, path}, nil
 	case ok && !strings.ContainsAny(form, "/@.") && t != Stream && t != Datagram && t != Seqpacket:
 		return Addr{}, fmt.Errorf("%w %q: unknown form %q; write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./%s for a path with a colon",
-			uds.ErrAddress, s, form, s)
+			sock.ErrAddress, s, form, s)
 	}
-	a, err := uds.ParseAddr(s)
+	a, err := sock.ParseAddr(s)
 	return Addr{Type(a.Type), a.Path}, err
 }
 
@@ -72,17 +72,17 @@ func checkHostPort(s, hostPort string) error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("%w %q: %q is not HOST:PORT; write 127.0.0.1:7000, or [::1]:7000", uds.ErrAddress, s, hostPort)
+		return fmt.Errorf("%w %q: %q is not HOST:PORT; write 127.0.0.1:7000, or [::1]:7000", sock.ErrAddress, s, hostPort)
 	}
 	return nil
 }
 
 // unix returns the address of a Unix socket as package uds writes it.
-func (a Addr) unix() uds.Addr {
+func (a Addr) unix() sock.Addr {
 	if a.Type == Files {
-		return uds.Addr{Type: uds.Seqpacket, Path: a.Path}
+		return sock.Addr{Type: sock.Seqpacket, Path: a.Path}
 	}
-	return uds.Addr{Type: uds.Type(a.Type), Path: a.Path}
+	return sock.Addr{Type: sock.Type(a.Type), Path: a.Path}
 }
 
 // Abstract reports whether the address is a name in the network namespace and

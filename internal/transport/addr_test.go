@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestParseAddr(t *testing.T) {
@@ -84,7 +84,7 @@ func TestParseAddrRejectsInvalidAddresses(t *testing.T) {
 		"tcp:::1:7000":                 "is not HOST:PORT; write 127.0.0.1:7000, or [::1]:7000",
 	} {
 		a, err := transport.ParseAddr(in)
-		wantError(t, err, uds.ErrAddress, words)
+		wantError(t, err, sock.ErrAddress, words)
 		if a != (transport.Addr{}) {
 			t.Errorf("%q is an error and %v", in, a)
 		}
@@ -115,7 +115,7 @@ func FuzzParseAddr(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		a, err := transport.ParseAddr(s)
 		if err != nil {
-			if !errors.Is(err, uds.ErrAddress) || a != (transport.Addr{}) {
+			if !errors.Is(err, sock.ErrAddress) || a != (transport.Addr{}) {
 				t.Fatalf("%q gives %v and %v", s, a, err)
 			}
 			return
@@ -126,7 +126,7 @@ func FuzzParseAddr(f *testing.F) {
 		if !strings.HasSuffix(s, a.Path) {
 			t.Fatalf("%q gives the path %q", s, a.Path)
 		}
-		if a.Type.Unix() && (a.Path == "" || a.Path == "@" || len(a.Path) > uds.MaxPath || strings.Contains(a.Path, "\x00")) {
+		if a.Type.Unix() && (a.Path == "" || a.Path == "@" || len(a.Path) > sock.MaxPath || strings.Contains(a.Path, "\x00")) {
 			t.Fatalf("%q gives %v, which the kernel would take for another", s, a)
 		}
 	})

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/raw"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Overhead is the part of the send buffer that unix(7) reserves: the largest
@@ -24,7 +24,7 @@ const Overhead = 32
 const maxUDP = 65507
 
 // A SizeError means that a message is too large: to be received, which is an
-// [uds.ErrTruncated], or to be sent, which is EMSGSIZE.
+// [sock.ErrTruncated], or to be sent, which is EMSGSIZE.
 type SizeError struct {
 	Size, Limit int // in bytes
 	err         error
@@ -32,13 +32,13 @@ type SizeError struct {
 }
 
 func (e *SizeError) Error() string {
-	if e.err == uds.ErrTruncated {
+	if e.err == sock.ErrTruncated {
 		return fmt.Sprintf("%v: %d bytes, %d fit", e.err, e.Size, e.Limit)
 	}
 	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d; %s", e.err, e.Size, e.Limit, e.cure)
 }
 
-// Unwrap returns uds.ErrTruncated or EMSGSIZE.
+// Unwrap returns sock.ErrTruncated or EMSGSIZE.
 func (e *SizeError) Unwrap() error { return e.err }
 
 // MaxMessage returns the size in bytes of the largest message that any process
@@ -126,7 +126,7 @@ func NewReceiver(size int) *Receiver { return &Receiver{buf: make([]byte, max(si
 func (r *Receiver) TakeRights() { r.rights = true }
 
 // Files returns the descriptors that came with the last message: after
-// [Receiver.ReceiveFiles], or with an error, [uds.ErrDescriptors] or that of a
+// [Receiver.ReceiveFiles], or with an error, [sock.ErrDescriptors] or that of a
 // message larger than the receiver. The caller closes them, and not where it
 // must not wait. If the process had reached its limit of open files, the kernel
 // has closed the others. Without [Receiver.TakeRights] there are none.
@@ -161,7 +161,7 @@ func (r *Receiver) withRights() bool {
 
 // Receive receives the next message of fd, which is valid until the next call.
 // The error is EAGAIN if there is none, a [SizeError] for a message larger
-// than the receiver, [uds.ErrDescriptors], or an errno of recvmsg(2). An empty
+// than the receiver, [sock.ErrDescriptors], or an errno of recvmsg(2). An empty
 // message is a valid message; on a seqpacket socket the end of the connection
 // looks the same, see [Receiver.ReceiveRecord].
 func (r *Receiver) Receive(fd int) ([]byte, error) { return r.receive(fd, 0, false) }
@@ -171,13 +171,13 @@ func (r *Receiver) ReceiveCred(fd int) ([]byte, error) { return r.receive(fd, co
 
 // ReceiveFiles is Receive, and ReceiveCred if [PassCred] is on, for a receiver
 // that takes descriptors and returns them with their message, see
-// [Receiver.Files], also after an error. The error is [uds.ErrOpenFiles] if not
+// [Receiver.Files], also after an error. The error is [sock.ErrOpenFiles] if not
 // all could be received.
 func (r *Receiver) ReceiveFiles(fd int) ([]byte, error) { return r.receive(fd, 0, true) }
 
 // ReceiveStream receives the available bytes of a stream socket, at most most
 // and the receiver's size; zero bytes mean end of file. If descriptors came along, it
-// returns [uds.ErrDescriptors]; read(2) would close them silently.
+// returns [sock.ErrDescriptors]; read(2) would close them silently.
 func (r *Receiver) ReceiveStream(fd, most int) ([]byte, error) {
 	r.prepare(0)
 	r.iov.SetLen(min(most, len(r.buf)))
@@ -187,7 +187,7 @@ func (r *Receiver) ReceiveStream(fd, most int) ([]byte, error) {
 		r.hdr.SetControllen(0)
 		return nil, err
 	case r.withRights():
-		return nil, uds.ErrDescriptors
+		return nil, sock.ErrDescriptors
 	}
 	return r.buf[:n], nil
 }
@@ -320,11 +320,11 @@ func (r *Receiver) receive(fd, control int, files bool) ([]byte, error) {
 		r.hdr.SetControllen(0)
 		return nil, err
 	case n > len(r.buf):
-		return nil, &SizeError{Size: n, Limit: len(r.buf), err: uds.ErrTruncated}
+		return nil, &SizeError{Size: n, Limit: len(r.buf), err: sock.ErrTruncated}
 	case r.withRights() && !files:
-		return nil, uds.ErrDescriptors
+		return nil, sock.ErrDescriptors
 	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
-		return nil, fmt.Errorf("%w: the limit is reached; raise it", uds.ErrOpenFiles)
+		return nil, fmt.Errorf("%w: the limit is reached; raise it", sock.ErrOpenFiles)
 	}
 	return r.buf[:n], nil
 }
@@ -381,7 +381,7 @@ func (r *Receiver) Peek() Sender {
 	return Sender(unsafe.String((*byte)(unsafe.Pointer(&r.name)), int(r.nameLen)))
 }
 
-// Path returns the address of a socket file; path has at most [uds.MaxPath]
+// Path returns the address of a socket file; path has at most [sock.MaxPath]
 // bytes.
 func Path(path string) Sender {
 	sa := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
@@ -484,7 +484,7 @@ func hostPort(ip []byte, port uint16) string {
 	return netip.AddrPortFrom(addr, swapped).String()
 }
 
-// PeerCred is [uds.PeerCred] of a descriptor.
+// PeerCred is [sock.PeerCred] of a descriptor.
 func PeerCred(fd int) (*unix.Ucred, error) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
@@ -530,7 +530,7 @@ func HungUp(fd int) bool {
 // no longer fit sun_path, unchanged.
 func AbsName(name string) string {
 	abs, err := filepath.Abs(name)
-	if err != nil || len(abs) > uds.MaxPath || strings.HasPrefix(name, "@") {
+	if err != nil || len(abs) > sock.MaxPath || strings.HasPrefix(name, "@") {
 		return name
 	}
 	return abs

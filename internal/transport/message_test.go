@@ -19,7 +19,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // pair returns two sockets of a type that keeps boundaries, connected to each
@@ -108,7 +108,7 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 						if got != nil {
 							t.Fatalf("received %q of a message that does not fit", got)
 						}
-						wantError(t, err, uds.ErrTruncated, strconv.Itoa(size)+" bytes, 16 fit")
+						wantError(t, err, sock.ErrTruncated, strconv.Itoa(size)+" bytes, 16 fit")
 						wantSize(t, err, size, 16)
 						if got, err := receive(t, r, b); err != nil || string(got) != "next" {
 							t.Fatalf("then received %q, %v", got, err)
@@ -139,7 +139,7 @@ func TestReceiverOfSizeZeroStillDistinguishesEmptyFromMore(t *testing.T) {
 	}
 	send(t, a, "xx")
 	_, err := r.Receive(b)
-	wantError(t, err, uds.ErrTruncated)
+	wantError(t, err, sock.ErrTruncated)
 }
 
 // Not parallel: it counts the descriptors of the process.
@@ -158,7 +158,7 @@ func TestDescriptorsThatComeAlongAreRefusedAndNoneStaysOpen(t *testing.T) {
 			check(t, unix.Sendmsg(a, []byte("take these"), unix.UnixRights(fds...), nil, 0))
 			send(t, a, "next")
 			got, err := receive(r)
-			if got != nil || !errors.Is(err, uds.ErrDescriptors) {
+			if got != nil || !errors.Is(err, sock.ErrDescriptors) {
 				t.Errorf("received %q, %v", got, err)
 			}
 			if after := descriptors(t); after != before {
@@ -247,8 +247,8 @@ func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
-	longest := d + "/" + strings.Repeat("c", uds.MaxPath-len(d)-1)
-	for _, name := range []string{d + "/client", longest, uds.AutoName("@"), "@" + strings.Repeat("c", 106), ""} {
+	longest := d + "/" + strings.Repeat("c", sock.MaxPath-len(d)-1)
+	for _, name := range []string{d + "/client", longest, sock.AutoName("@"), "@" + strings.Repeat("c", 106), ""} {
 		conn, err := transport.DialConfig{Bind: name}.Dial(t.Context(), s.Addr)
 		check(t, err)
 		check(t, conn.Send([]byte("hello")))
@@ -375,12 +375,12 @@ func TestReceiveAloneHasNoCredentials(t *testing.T) {
 //
 // Not parallel: it counts the allocations of the process.
 func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
-	s := listen(t, transport.ListenConfig{}, datagram(uds.AutoName("@")))
+	s := listen(t, transport.ListenConfig{}, datagram(sock.AutoName("@")))
 	check(t, transport.PassCred(s.FD()))
 	client, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	defer func() { check(t, unix.Close(client)) }()
-	check(t, unix.Bind(client, &unix.SockaddrUnix{Name: uds.AutoName("@")}))
+	check(t, unix.Bind(client, &unix.SockaddrUnix{Name: sock.AutoName("@")}))
 	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: s.Addr.Path}))
 
 	r, sent, back := transport.NewReceiver(1000), make([]byte, 1000), make([]byte, 1000)

@@ -14,13 +14,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // ListenConfig configures how to listen. Its zero value works.
 type ListenConfig struct {
-	Mode    fs.FileMode // see [uds.ListenConfig]
-	Backlog int         // see [uds.ListenConfig]
+	Mode    fs.FileMode // see [sock.ListenConfig]
+	Backlog int         // see [sock.ListenConfig]
 	// SendBuffer is SO_SNDBUF of a Unix socket in bytes as the kernel counts
 	// them, socket(7); a message may be 32 bytes less. 0 leaves the system's
 	// default. The connections that a seqpacket socket accepts do not inherit
@@ -32,8 +32,8 @@ type ListenConfig struct {
 	RefuseRights bool
 }
 
-func (c ListenConfig) options(addrs ...Addr) uds.ListenConfig {
-	return uds.ListenConfig{Mode: c.Mode, Backlog: c.Backlog, Control: func(a uds.Addr, fd int) error {
+func (c ListenConfig) options(addrs ...Addr) sock.ListenConfig {
+	return sock.ListenConfig{Mode: c.Mode, Backlog: c.Backlog, Control: func(a sock.Addr, fd int) error {
 		if c.RefuseRights && !slices.Contains(addrs, Addr{Files, a.Path}) {
 			refuseRights(fd)
 		}
@@ -56,7 +56,7 @@ type Socket struct {
 	bound
 }
 
-// bound is the set of methods that both kinds have, see [uds.Socket].
+// bound is the set of methods that both kinds have, see [sock.Socket].
 type bound interface {
 	FD() int
 	Unlink()
@@ -67,7 +67,7 @@ type bound interface {
 	Close() error
 }
 
-// Listen makes a socket at a, see [uds.ListenConfig.Listen].
+// Listen makes a socket at a, see [sock.ListenConfig.Listen].
 func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 	if a.Type.Unix() {
 		s, err := c.options(a).Listen(a.unix())
@@ -85,13 +85,13 @@ func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 }
 
 // Handover makes sockets that are handed over together, see
-// [uds.ListenConfig.Handover]; all addrs are paths.
-func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) {
-	var paths []uds.Addr
+// [sock.ListenConfig.Handover]; all addrs are paths.
+func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *sock.Handover, error) {
+	var paths []sock.Addr
 	for _, a := range addrs {
 		paths = append(paths, a.unix())
 	}
-	h, err := c.options(addrs...).Handover(paths...)
+	h, err := c.options(addrs...).Handover(context.Background(), paths...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -103,11 +103,11 @@ func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *uds.Handover, error) 
 }
 
 // Inherit makes a Socket of a descriptor of the parent process, and takes the
-// descriptor over, see [uds.ListenConfig.Inherit]. With files, a seqpacket
+// descriptor over, see [sock.ListenConfig.Inherit]. With files, a seqpacket
 // socket becomes one of type files.
 func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
 	config := c.options()
-	config.Control = func(_ uds.Addr, fd int) error {
+	config.Control = func(_ sock.Addr, fd int) error {
 		DropAncillary(fd)
 		return c.setSendBuffer(fd)
 	}
@@ -123,12 +123,12 @@ func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
 }
 
 // Unix returns the socket of package uds; nil if this is a TCP or UDP socket.
-func (s *Socket) Unix() *uds.Socket {
-	own, _ := s.bound.(*uds.Socket)
+func (s *Socket) Unix() *sock.Socket {
+	own, _ := s.bound.(*sock.Socket)
 	return own
 }
 
-// Renew is [uds.Socket.Renew], for a socket that is Lost.
+// Renew is [sock.Socket.Renew], for a socket that is Lost.
 func (s *Socket) Renew() (*Socket, error) {
 	renewed, err := s.Unix().Renew()
 	if err != nil {
@@ -206,23 +206,23 @@ func keepAlive(fd int) {
 
 // DialConfig configures how to connect. Its zero value works.
 type DialConfig struct {
-	Bind         string // see [uds.DialConfig]
+	Bind         string // see [sock.DialConfig]
 	SendBuffer   int    // as in [ListenConfig]
 	RefuseRights bool   // see [RefuseRights]
 }
 
 // A Conn is a connection over any transport; for a Unix socket it holds a
-// [uds.Conn].
+// [sock.Conn].
 type Conn struct {
 	net.Conn
 	addr  Addr
 	creds bool // PassCred is on
 }
 
-// Dial connects to a, see [uds.Dial] and its errors.
+// Dial connects to a, see [sock.Dial] and its errors.
 func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 	if a.Type.Unix() {
-		conn, err := uds.Dial(ctx, a.unix().String(), uds.DialConfig{Bind: c.Bind, Control: func(fd int) error {
+		conn, err := sock.Dial(ctx, a.unix().String(), sock.DialConfig{Bind: c.Bind, Control: func(fd int) error {
 			if a.Type == Stream {
 				InlineUrgent(fd)
 			}
@@ -289,9 +289,9 @@ func (c DialConfig) Connect(a Addr) (fd int, err error) {
 	return fd, nil
 }
 
-// Pair is [uds.Pair].
+// Pair is [sock.Pair].
 func Pair() (own *Conn, other *os.File, err error) {
-	conn, other, err := uds.Pair()
+	conn, other, err := sock.Pair()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -301,9 +301,9 @@ func Pair() (own *Conn, other *os.File, err error) {
 // Type returns the type of the socket.
 func (c *Conn) Type() Type { return c.addr.Type }
 
-// SendFiles is [uds.Conn.SendFiles].
+// SendFiles is [sock.Conn.SendFiles].
 func (c *Conn) SendFiles(message []byte, fds ...int) error {
-	own, ok := c.Conn.(*uds.Conn)
+	own, ok := c.Conn.(*sock.Conn)
 	if !ok {
 		return errors.ErrUnsupported
 	}
@@ -355,7 +355,7 @@ func (c *Conn) Detach() (fd int, err error) {
 	if err := errors.Join(ctrlErr, os.NewSyscallError("fcntl", err)); err != nil {
 		return -1, err
 	}
-	if own, ok := c.Conn.(*uds.Conn); ok {
+	if own, ok := c.Conn.(*sock.Conn); ok {
 		return fd, own.Conn.Close() // Close removes the client's name later
 	}
 	return fd, c.Close()

@@ -1,4 +1,4 @@
-package uds_test
+package socktest
 
 import (
 	"bufio"
@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // needUmaskOfAThread skips the test if a thread cannot have a umask of its own.
@@ -38,11 +38,11 @@ func TestF58ClientsThatConnectWhenTheNameAppears(t *testing.T) {
 	t.Parallel()
 	needUmaskOfAThread(t)
 	rounds, at := testkit.Count(100, 1000), map[string]int{}
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			d := dir(t)
 			check(t, os.Chmod(d, 0o777)) // the library's client binds nothing, but may search
-			a := uds.Addr{Type: typ, Path: d + "/s"}
+			a := sock.Addr{Type: typ, Path: d + "/s"}
 			changes := testkit.WatchModes(t, d)
 			server := start(t, 0, nil, "appear", a.String(), "666", "077")
 			client := start(t, stranger, nil, "await", d, a.String())
@@ -92,7 +92,7 @@ func appearRole(args []string) error {
 	address, mode := mustParse(args[0]), octal(args[1])
 	unix.Umask(int(octal(args[2])))
 	for cue := bufio.NewScanner(os.Stdin); cue.Scan(); {
-		s, err := uds.ListenConfig{Mode: mode}.Listen(address)
+		s, err := sock.ListenConfig{Mode: mode}.Listen(address)
 		report(err)
 		if err != nil {
 			return err
@@ -137,13 +137,13 @@ func awaitRole(args []string) error {
 	}
 }
 
-func attempt(a uds.Addr) string {
-	conn, err := uds.Dial(context.Background(), a.String(), uds.DialConfig{})
+func attempt(a sock.Addr) string {
+	conn, err := sock.Dial(context.Background(), a.String(), sock.DialConfig{})
 	switch {
 	case err == nil:
 		_ = conn.Close()
 		return "connected"
-	case errors.Is(err, unix.ECONNREFUSED) && uds.NotThereYet(err):
+	case errors.Is(err, unix.ECONNREFUSED) && sock.NotThereYet(err):
 		return "not there yet"
 	default:
 		return err.Error()
@@ -155,7 +155,7 @@ func TestF58PermissionThatComesLaterIsWaitedForAndNoLonger(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	a := stream(d + "/s")
-	s := listen(t, uds.ListenConfig{Mode: closedMode()}, a)
+	s := listen(t, sock.ListenConfig{Mode: closedMode()}, a)
 	client := start(t, stranger, nil, "until", a.String())
 	ended := make(chan struct{})
 	result := make(chan string)
@@ -197,7 +197,7 @@ func TestF58PermissionThatComesLaterIsWaitedForAndNoLonger(t *testing.T) {
 // denial, and the end.
 func untilRole(args []string) error {
 	for denied := false; ; {
-		conn, err := uds.Dial(context.Background(), args[0], uds.DialConfig{})
+		conn, err := sock.Dial(context.Background(), args[0], sock.DialConfig{})
 		if errors.Is(err, unix.EACCES) && !denied {
 			denied = true
 			fmt.Println("denied")
@@ -206,7 +206,7 @@ func untilRole(args []string) error {
 		case err == nil:
 			fmt.Println("connected")
 			return conn.Close()
-		case !uds.NotThereYet(err):
+		case !sock.NotThereYet(err):
 			fmt.Println(err)
 			return nil
 		}

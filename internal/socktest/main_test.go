@@ -1,4 +1,6 @@
-package uds_test
+// Package socktest tests package sock. It is not in the module of that package,
+// which needs nothing but golang.org/x/sys.
+package socktest
 
 import (
 	"bufio"
@@ -18,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A child is this test binary again, in a process of its own: the umask and
@@ -140,7 +142,7 @@ func report(err error) {
 	if err != nil {
 		o.Err = err.Error()
 		errors.As(err, &o.Errno)
-		o.InUse, o.NotSocket, o.Address = errors.Is(err, uds.ErrInUse), errors.Is(err, uds.ErrNotSocket), errors.Is(err, uds.ErrAddress)
+		o.InUse, o.NotSocket, o.Address = errors.Is(err, sock.ErrInUse), errors.Is(err, sock.ErrNotSocket), errors.Is(err, sock.ErrAddress)
 	}
 	_ = json.NewEncoder(os.Stdout).Encode(o)
 }
@@ -160,7 +162,7 @@ func listenRole(args []string) error {
 	if begin := os.NewFile(3, "begin"); len(args) > 3 {
 		_, _ = io.Copy(io.Discard, begin)
 	}
-	s, err := uds.ListenConfig{Mode: mode}.Listen(address)
+	s, err := sock.ListenConfig{Mode: mode}.Listen(address)
 	report(err)
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	if err != nil {
@@ -170,7 +172,7 @@ func listenRole(args []string) error {
 }
 
 func dialRole(args []string) error {
-	conn, err := uds.Dial(context.Background(), mustParse(args[0]).String(), uds.DialConfig{})
+	conn, err := sock.Dial(context.Background(), mustParse(args[0]).String(), sock.DialConfig{})
 	report(err)
 	if err != nil {
 		return nil
@@ -184,7 +186,7 @@ func restartRole(args []string) error {
 	unix.Umask(0)
 	address, mode := mustParse(args[0]), octal(args[1])
 	for range 100 {
-		s, err := uds.ListenConfig{Mode: mode}.Listen(address)
+		s, err := sock.ListenConfig{Mode: mode}.Listen(address)
 		if err != nil {
 			return err
 		}
@@ -192,7 +194,7 @@ func restartRole(args []string) error {
 			return err
 		}
 	}
-	s, err := uds.ListenConfig{Mode: mode}.Listen(address)
+	s, err := sock.ListenConfig{Mode: mode}.Listen(address)
 	report(err)
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	return errors.Join(err, s.Close())
@@ -224,7 +226,7 @@ func knockRole(args []string) error {
 		if err != nil {
 			return err
 		}
-		if address.Type == uds.Datagram {
+		if address.Type == sock.Datagram {
 			err = unix.Sendto(fd, []byte("knock"), 0, server)
 		} else {
 			err = unix.Connect(fd, server)
@@ -244,7 +246,7 @@ func knockRole(args []string) error {
 
 // sendRole sends a message.
 func sendRole(args []string) error {
-	conn, err := uds.Dial(context.Background(), mustParse(args[0]).String(), uds.DialConfig{})
+	conn, err := sock.Dial(context.Background(), mustParse(args[0]).String(), sock.DialConfig{})
 	if err == nil {
 		_, err = conn.Write([]byte(args[1]))
 		err = errors.Join(err, conn.Close())
@@ -255,7 +257,7 @@ func sendRole(args []string) error {
 
 // answerRole answers the first datagram.
 func answerRole(args []string) error {
-	s, err := uds.ListenConfig{Mode: 0o666}.Listen(mustParse(args[0]))
+	s, err := sock.ListenConfig{Mode: 0o666}.Listen(mustParse(args[0]))
 	report(err)
 	if err != nil {
 		return nil
@@ -276,9 +278,9 @@ func answerRole(args []string) error {
 // time until the cue.
 func redialRole(args []string) error {
 	unix.Umask(0)
-	server, config := mustParse(args[0]), uds.DialConfig{Bind: args[1]}
+	server, config := mustParse(args[0]), sock.DialConfig{Bind: args[1]}
 	for range 100 {
-		conn, err := uds.Dial(context.Background(), server.String(), config)
+		conn, err := sock.Dial(context.Background(), server.String(), config)
 		if err != nil {
 			return err
 		}
@@ -286,7 +288,7 @@ func redialRole(args []string) error {
 			return err
 		}
 	}
-	conn, err := uds.Dial(context.Background(), server.String(), config)
+	conn, err := sock.Dial(context.Background(), server.String(), config)
 	report(err)
 	if err != nil {
 		return nil
@@ -329,10 +331,10 @@ func pokeRole(args []string) error {
 	}
 }
 
-var sotypes = map[uds.Type]int{uds.Stream: unix.SOCK_STREAM, uds.Datagram: unix.SOCK_DGRAM, uds.Seqpacket: unix.SOCK_SEQPACKET}
+var sotypes = map[sock.Type]int{sock.Stream: unix.SOCK_STREAM, sock.Datagram: unix.SOCK_DGRAM, sock.Seqpacket: unix.SOCK_SEQPACKET}
 
-func mustParse(s string) uds.Addr {
-	a, err := uds.ParseAddr(s)
+func mustParse(s string) sock.Addr {
+	a, err := sock.ParseAddr(s)
 	if err != nil {
 		panic(err)
 	}
@@ -347,10 +349,10 @@ func octal(s string) fs.FileMode {
 	return fs.FileMode(m)
 }
 
-func stream(path string) uds.Addr   { return uds.Addr{Type: uds.Stream, Path: path} }
-func datagram(path string) uds.Addr { return uds.Addr{Type: uds.Datagram, Path: path} }
+func stream(path string) sock.Addr   { return sock.Addr{Type: sock.Stream, Path: path} }
+func datagram(path string) sock.Addr { return sock.Addr{Type: sock.Datagram, Path: path} }
 
-func listen(t testing.TB, c uds.ListenConfig, a uds.Addr) *uds.Socket {
+func listen(t testing.TB, c sock.ListenConfig, a sock.Addr) *sock.Socket {
 	t.Helper()
 	s, err := c.Listen(a)
 	check(t, err)
@@ -358,9 +360,9 @@ func listen(t testing.TB, c uds.ListenConfig, a uds.Addr) *uds.Socket {
 	return s
 }
 
-func dial(t testing.TB, a uds.Addr) *uds.Conn {
+func dial(t testing.TB, a sock.Addr) *sock.Conn {
 	t.Helper()
-	conn, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{})
+	conn, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
@@ -392,7 +394,7 @@ func wantError(t testing.TB, err, want error, words ...string) {
 	wantWords(t, err.Error(), words...)
 }
 
-func say(conn *uds.Conn, words string) error {
+func say(conn *sock.Conn, words string) error {
 	_, err := conn.Write([]byte(words))
 	return err
 }

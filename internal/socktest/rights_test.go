@@ -1,4 +1,4 @@
-package uds_test
+package socktest
 
 import (
 	"bytes"
@@ -14,13 +14,13 @@ import (
 
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // filesPair returns a connection over which files are sent to the receiver.
 func filesPair(t *testing.T) (sender, receiver int) {
 	t.Helper()
-	sender, receiver = pair(t, uds.Seqpacket)
+	sender, receiver = pair(t, sock.Seqpacket)
 	check(t, transport.PassCred(receiver))
 	return sender, receiver
 }
@@ -50,7 +50,7 @@ func TestFilesArriveAsNewDescriptorsOfTheSameFiles(t *testing.T) {
 	check(t, unix.Sendmsg(a, []byte("take these"), unix.UnixRights(int(w.Fd()), int(w.Fd())), nil, 0))
 	check(t, w.Close())
 	buf := make([]byte, 100)
-	n, fds, cred, err := uds.ReceiveFiles(b, buf, 2)
+	n, fds, cred, err := sock.ReceiveFiles(b, buf, 2)
 	check(t, err)
 	if string(buf[:n]) != "take these" || len(fds) != 2 || cred == nil || cred.Pid != int32(os.Getpid()) {
 		t.Errorf("got %q with %v of %v", buf[:n], fds, cred)
@@ -70,7 +70,7 @@ func TestFilesArriveAsNewDescriptorsOfTheSameFiles(t *testing.T) {
 
 func TestConnSendsFiles(t *testing.T) {
 	t.Parallel()
-	s := listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Seqpacket, Path: dir(t) + "/f"})
+	s := listen(t, sock.ListenConfig{}, sock.Addr{Type: sock.Seqpacket, Path: dir(t) + "/f"})
 	conn := dial(t, s.Addr())
 	check(t, unix.SetNonblock(s.FD(), false))
 	fd, _, err := unix.Accept(s.FD())
@@ -81,13 +81,13 @@ func TestConnSendsFiles(t *testing.T) {
 	check(t, conn.SendFiles([]byte("one"), int(w.Fd())))
 	check(t, conn.SendFiles(nil)) // an empty record is not an end of file
 	check(t, w.Close())
-	n, fds, _, err := uds.ReceiveFiles(fd, make([]byte, 10), 1)
+	n, fds, _, err := sock.ReceiveFiles(fd, make([]byte, 10), 1)
 	if err != nil || n != 3 || len(fds) != 1 {
 		t.Fatalf("%d bytes, %v, %v", n, fds, err)
 	}
 	check(t, unix.Close(fds[0]))
 	wantClosed(t, r)
-	if n, fds, _, err := uds.ReceiveFiles(fd, make([]byte, 10), 1); err != nil || n != 0 || len(fds) != 0 {
+	if n, fds, _, err := sock.ReceiveFiles(fd, make([]byte, 10), 1); err != nil || n != 0 || len(fds) != 0 {
 		t.Errorf("an empty record: %d bytes, %v, %v", n, fds, err)
 	}
 	if err := conn.SendFiles([]byte("many"), make([]int, 254)...); !errors.Is(err, unix.EINVAL) {
@@ -96,7 +96,7 @@ func TestConnSendsFiles(t *testing.T) {
 		wantWords(t, err.Error(), "254 descriptors: a message carries at most 253")
 	}
 	check(t, conn.Close())
-	if _, _, _, err := uds.ReceiveFiles(fd, make([]byte, 10), 1); err != io.EOF {
+	if _, _, _, err := sock.ReceiveFiles(fd, make([]byte, 10), 1); err != io.EOF {
 		t.Errorf("the end is %v", err)
 	}
 }
@@ -109,11 +109,11 @@ func TestRejectedDescriptorsAreClosed(t *testing.T) {
 		limit       int
 		want        error
 	}{
-		{"one more", 3, 1, 2, uds.ErrDescriptors},
-		{"two for one", 2, 1, 1, uds.ErrDescriptors},
-		{"one for none", 1, 1, 0, uds.ErrDescriptors},
-		{"as many as there can be", 253, 1, 1, uds.ErrDescriptors},
-		{"long message", 1, 11, 1, uds.ErrTruncated},
+		{"one more", 3, 1, 2, sock.ErrDescriptors},
+		{"two for one", 2, 1, 1, sock.ErrDescriptors},
+		{"one for none", 1, 1, 0, sock.ErrDescriptors},
+		{"as many as there can be", 253, 1, 1, sock.ErrDescriptors},
+		{"long message", 1, 11, 1, sock.ErrTruncated},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -125,12 +125,12 @@ func TestRejectedDescriptorsAreClosed(t *testing.T) {
 			}
 			check(t, unix.Sendmsg(a, make([]byte, tt.size), unix.UnixRights(many...), nil, 0))
 			check(t, w.Close())
-			n, got, _, err := uds.ReceiveFiles(b, make([]byte, 10), tt.limit)
+			n, got, _, err := sock.ReceiveFiles(b, make([]byte, 10), tt.limit)
 			if n != 0 || got != nil || !errors.Is(err, tt.want) {
 				t.Errorf("%d bytes, %v, error %v, not %v", n, got, err, tt.want)
 			}
 			wantClosed(t, r)
-			if _, _, _, err := uds.ReceiveFiles(b, make([]byte, 10), 1); err != unix.EAGAIN {
+			if _, _, _, err := sock.ReceiveFiles(b, make([]byte, 10), 1); err != unix.EAGAIN {
 				t.Errorf("with nothing there the error is %v", err)
 			}
 		})
@@ -170,7 +170,7 @@ func fullRole([]string) error {
 		if err := unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(0), nil, 0); err != nil {
 			return err
 		}
-		_, fds, _, err := uds.ReceiveFiles(pair[1], make([]byte, 10), 1)
+		_, fds, _, err := sock.ReceiveFiles(pair[1], make([]byte, 10), 1)
 		if err != nil {
 			fmt.Println(err)
 		} else {
@@ -201,7 +201,7 @@ func TestF15MalformedAncillaryData(t *testing.T) {
 				control[random.IntN(len(control))] = byte(random.Uint32())
 			}
 		}
-		if _, _, err := uds.ParseControl(control); err != nil {
+		if _, _, err := sock.ParseControl(control); err != nil {
 			malformed++
 		}
 	}
@@ -227,7 +227,7 @@ func FuzzControl(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, control []byte) {
 		given := bytes.Clone(control)
-		fds, _, err := uds.ParseControl(control)
+		fds, _, err := sock.ParseControl(control)
 		if 4*len(fds) > len(control) {
 			t.Errorf("%d descriptors in %d bytes", len(fds), len(control))
 		}
@@ -258,17 +258,17 @@ func FuzzControl(f *testing.F) {
 
 func TestCredIsTheSendersAsReportedByTheKernel(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Datagram, sock.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			s := listen(t, uds.ListenConfig{Mode: 0o666}, uds.Addr{Type: typ, Path: dir(t) + "/s"})
+			s := listen(t, sock.ListenConfig{Mode: 0o666}, sock.Addr{Type: typ, Path: dir(t) + "/s"})
 			check(t, transport.PassCred(s.FD()))
 			child := start(t, stranger, nil, "send", s.Addr().String(), "hello")
 			if o := child.outcome(t); o.Err != "" {
 				t.Fatal(o.Err)
 			}
 			fd := s.FD()
-			if typ == uds.Seqpacket {
+			if typ == sock.Seqpacket {
 				var err error
 				fd, _, err = unix.Accept(s.FD())
 				check(t, err)
@@ -296,7 +296,7 @@ func TestCredIsTheSendersAsReportedByTheKernel(t *testing.T) {
 }
 
 // pair returns two sockets of a type, connected to each other.
-func pair(t *testing.T, typ uds.Type) (a, b int) {
+func pair(t *testing.T, typ sock.Type) (a, b int) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, sotypes[typ]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	check(t, err)

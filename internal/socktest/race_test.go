@@ -1,4 +1,4 @@
-package uds_test
+package socktest
 
 import (
 	"errors"
@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestOfManyGoroutinesStartingAtOnceExactlyOneWins(t *testing.T) {
@@ -19,17 +19,17 @@ func TestOfManyGoroutinesStartingAtOnceExactlyOneWins(t *testing.T) {
 		}
 		var (
 			begin   = make(chan struct{})
-			sockets = make(chan *uds.Socket, 32)
+			sockets = make(chan *sock.Socket, 32)
 			wg      sync.WaitGroup
 		)
 		for range cap(sockets) {
 			wg.Go(func() {
 				<-begin
-				s, err := uds.ListenConfig{}.Listen(a)
+				s, err := sock.ListenConfig{}.Listen(a)
 				switch {
 				case err == nil:
 					sockets <- s
-				case !errors.Is(err, uds.ErrInUse):
+				case !errors.Is(err, sock.ErrInUse):
 					t.Errorf("a loser's error is %v", err)
 				}
 			})
@@ -93,9 +93,9 @@ func TestNeverTwoServersWhileSocketsComeAndGo(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for won.Load() < 200 && !t.Failed() {
-				s, err := uds.ListenConfig{}.Listen(a)
+				s, err := sock.ListenConfig{}.Listen(a)
 				if err != nil {
-					if !errors.Is(err, uds.ErrInUse) {
+					if !errors.Is(err, sock.ErrInUse) {
 						t.Errorf("a loser's error is %v", err)
 					}
 					continue
@@ -104,7 +104,7 @@ func TestNeverTwoServersWhileSocketsComeAndGo(t *testing.T) {
 				if n := serving.Add(1); n != 1 {
 					t.Errorf("%d servers have the path", n)
 				}
-				if conn, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{}); err != nil {
+				if conn, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{}); err != nil {
 					t.Errorf("the winner does not serve: %v", err)
 				} else {
 					_ = conn.Close()

@@ -1,4 +1,4 @@
-package uds_test
+package socktest
 
 import (
 	"context"
@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestConn(t *testing.T) {
@@ -31,7 +31,7 @@ func TestConn(t *testing.T) {
 				if err != nil {
 					return nil, nil, nil, err
 				}
-				s, err := uds.ListenConfig{}.Listen(stream(d + "/s"))
+				s, err := sock.ListenConfig{}.Listen(stream(d + "/s"))
 				if err != nil {
 					return nil, nil, nil, err
 				}
@@ -39,11 +39,11 @@ func TestConn(t *testing.T) {
 				if err != nil {
 					return nil, nil, nil, err
 				}
-				config := uds.DialConfig{}
+				config := sock.DialConfig{}
 				if bind != "" {
 					config.Bind = d + "/" + bind
 				}
-				c1, err := uds.Dial(t.Context(), s.Addr().String(), config)
+				c1, err := sock.Dial(t.Context(), s.Addr().String(), config)
 				if err != nil {
 					return nil, nil, nil, err
 				}
@@ -61,10 +61,10 @@ func TestConn(t *testing.T) {
 }
 
 // fill connects until the backlog is full.
-func fill(t *testing.T, a uds.Addr) {
+func fill(t *testing.T, a sock.Addr) {
 	t.Helper()
 	for range 5 {
-		conn, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{})
+		conn, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{})
 		if errors.Is(err, unix.EAGAIN) {
 			return
 		}
@@ -85,7 +85,7 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 		{"missing", unix.ENOENT, func(*testing.T, string) {}, []string{"ENOENT", "start the server first, or keep trying"}},
 		{"stale", unix.ECONNREFUSED, func(t *testing.T, path string) { stale(t, path) }, []string{"ECONNREFUSED", "stale", "start the server again"}},
 		{"backlog full", unix.EAGAIN, func(t *testing.T, path string) {
-			listen(t, uds.ListenConfig{Backlog: 1}, stream(path))
+			listen(t, sock.ListenConfig{Backlog: 1}, stream(path))
 			fill(t, stream(path))
 		}, []string{"EAGAIN", "backlog is full; keep trying"}},
 		{"regular file", unix.ECONNREFUSED, func(t *testing.T, path string) {
@@ -100,7 +100,7 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 			d := dir(t)
 			tt.make(t, d+"/s")
 			// With a client socket of its own: its file must be removed.
-			_, err := uds.Dial(t.Context(), stream(d+"/s").String(), uds.DialConfig{Bind: d + "/client"})
+			_, err := sock.Dial(t.Context(), stream(d+"/s").String(), sock.DialConfig{Bind: d + "/client"})
 			wantError(t, err, tt.errno, append(tt.words, "connect stream:"+d+"/s")...)
 			gone(t, d+"/client")
 		})
@@ -109,7 +109,7 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 
 func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 	t.Parallel()
-	types := []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket}
+	types := []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket}
 	for _, real := range types {
 		for _, asked := range types {
 			if asked == real {
@@ -119,8 +119,8 @@ func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 				t.Parallel()
 				d := dir(t)
 				path := d + "/s"
-				listen(t, uds.ListenConfig{}, uds.Addr{Type: real, Path: path})
-				_, err := uds.Dial(t.Context(), uds.Addr{Type: asked, Path: path}.String(), uds.DialConfig{Bind: d + "/client"})
+				listen(t, sock.ListenConfig{}, sock.Addr{Type: real, Path: path})
+				_, err := sock.Dial(t.Context(), sock.Addr{Type: asked, Path: path}.String(), sock.DialConfig{Bind: d + "/client"})
 				wantError(t, err, unix.EPROTOTYPE, "connect "+string(asked)+":"+path+": ", "(EPROTOTYPE)",
 					fmt.Sprintf("%s is a %s socket; use %s:%s", path, real, real, path))
 				gone(t, d+"/client")
@@ -132,14 +132,14 @@ func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 func TestDialInMissingDirectory(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	_, err := uds.Dial(t.Context(), stream(d+"/none/s").String(), uds.DialConfig{})
+	_, err := sock.Dial(t.Context(), stream(d+"/none/s").String(), sock.DialConfig{})
 	wantError(t, err, unix.ENOENT, "directory "+d+"/none does not exist", "mount the volume")
 }
 
 func TestDialWithoutPermission(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
-	listen(t, uds.ListenConfig{Mode: closedMode()}, a)
+	listen(t, sock.ListenConfig{Mode: closedMode()}, a)
 	o := start(t, stranger, nil, "dial", a.String()).outcome(t)
 	if o.Errno != unix.EACCES {
 		t.Fatalf("error is %q", o.Err)
@@ -150,7 +150,7 @@ func TestDialWithoutPermission(t *testing.T) {
 func TestDialIsAllowedByMode(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
-	listen(t, uds.ListenConfig{Mode: 0o666}, a)
+	listen(t, sock.ListenConfig{Mode: 0o666}, a)
 	if o := start(t, stranger, nil, "dial", a.String()).outcome(t); o.Err != "" {
 		t.Error(o.Err)
 	}
@@ -159,10 +159,10 @@ func TestDialIsAllowedByMode(t *testing.T) {
 func TestDialEndsWithContext(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
-	listen(t, uds.ListenConfig{}, a)
+	listen(t, sock.ListenConfig{}, a)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if conn, err := uds.Dial(ctx, a.String(), uds.DialConfig{}); err == nil {
+	if conn, err := sock.Dial(ctx, a.String(), sock.DialConfig{}); err == nil {
 		_ = conn.Close()
 		t.Error("connected although the context is over")
 	}
@@ -171,12 +171,12 @@ func TestDialEndsWithContext(t *testing.T) {
 func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s := listen(t, uds.ListenConfig{}, stream(d+"/s"))
+	s := listen(t, sock.ListenConfig{}, stream(d+"/s"))
 	l, err := s.Listener()
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
-	for _, name := range []string{d + "/client", uds.AutoName(d), uds.AutoName("@")} {
-		conn, err := uds.Dial(t.Context(), s.Addr().String(), uds.DialConfig{Bind: name})
+	for _, name := range []string{d + "/client", sock.AutoName(d), sock.AutoName("@")} {
+		conn, err := sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{Bind: name})
 		check(t, err)
 		served, err := l.Accept()
 		check(t, err)
@@ -206,7 +206,7 @@ func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 	if o := server.outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
 	}
-	conn, err := uds.Dial(t.Context(), datagram(d+"/s").String(), uds.DialConfig{Bind: d + "/client"})
+	conn, err := sock.Dial(t.Context(), datagram(d+"/s").String(), sock.DialConfig{Bind: d + "/client"})
 	check(t, err)
 	defer func() { _ = conn.Close() }()
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -231,7 +231,7 @@ func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 func TestDatagramClientIsAtNoMomentOpenToStrangers(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	listen(t, uds.ListenConfig{}, datagram(d+"/s"))
+	listen(t, sock.ListenConfig{}, datagram(d+"/s"))
 	poking := start(t, stranger, nil, "poke", d+"/client")
 	if got := poking.line(t); got != "poking" {
 		t.Fatal(got)
@@ -260,18 +260,18 @@ func TestBindLeavesExistingFilesAlone(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	a := stream(d + "/s")
-	listen(t, uds.ListenConfig{}, a)
+	listen(t, sock.ListenConfig{}, a)
 	check(t, os.WriteFile(d+"/file", []byte("precious"), 0o640))
 	stale(t, d+"/stale")
 	for _, name := range []string{d + "/file", d + "/stale"} {
 		before := take(t, name)
-		_, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{Bind: name})
-		wantError(t, err, uds.ErrInUse, "bind the client's own name "+name, "left alone")
+		_, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{Bind: name})
+		wantError(t, err, sock.ErrInUse, "bind the client's own name "+name, "left alone")
 		if after := take(t, name); after != before {
 			t.Errorf("%s changed: %+v, was %+v", name, after, before)
 		}
 	}
-	_, err := uds.Dial(t.Context(), a.String(), uds.DialConfig{Bind: d + "/none/client"})
+	_, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{Bind: d + "/none/client"})
 	wantError(t, err, unix.ENOENT, "bind the client's own name", "directory "+d+"/none does not exist")
 }
 
@@ -279,7 +279,7 @@ func TestAutoNameIsUniqueAndShort(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
 	for range 1000 {
-		name := uds.AutoName("/run/uds")
+		name := sock.AutoName("/run/uds")
 		if seen[name] {
 			t.Fatalf("%s came twice", name)
 		}
@@ -291,17 +291,17 @@ func TestAutoNameIsUniqueAndShort(t *testing.T) {
 			t.Fatalf("%s has no process id", name)
 		}
 	}
-	if name := uds.AutoName("@"); !strings.HasPrefix(name, "@client.") {
+	if name := sock.AutoName("@"); !strings.HasPrefix(name, "@client.") {
 		t.Errorf("abstract name is %s", name)
 	}
-	if name := uds.AutoName("."); strings.Contains(name, "/") {
+	if name := sock.AutoName("."); strings.Contains(name, "/") {
 		t.Errorf("name in this directory is %s", name)
 	}
 }
 
 func TestCloseWriteEndsOneDirection(t *testing.T) {
 	t.Parallel()
-	s := listen(t, uds.ListenConfig{}, stream(dir(t)+"/s"))
+	s := listen(t, sock.ListenConfig{}, stream(dir(t)+"/s"))
 	l, err := s.Listener()
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
@@ -323,15 +323,15 @@ func TestCloseWriteEndsOneDirection(t *testing.T) {
 
 func TestPeerCredIsTheClients(t *testing.T) {
 	t.Parallel()
-	s := listen(t, uds.ListenConfig{}, stream(dir(t)+"/s"))
+	s := listen(t, sock.ListenConfig{}, stream(dir(t)+"/s"))
 	conn := dial(t, s.Addr())
-	cred, err := uds.PeerCred(conn)
+	cred, err := sock.PeerCred(conn)
 	check(t, err)
 	if want := (unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}); *cred != want {
 		t.Errorf("peer is %+v, not %+v", *cred, want)
 	}
 	check(t, conn.Close())
-	if _, err := uds.PeerCred(conn); !errors.Is(err, net.ErrClosed) {
+	if _, err := sock.PeerCred(conn); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a closed connection gives %v", err)
 	}
 }
@@ -360,7 +360,7 @@ func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 			}
 			// While the socket is open it can be connected to; without a
 			// listener, only a datagram socket can.
-			switch err := uds.Connects(uds.Datagram, *now); {
+			switch err := connects(*now); {
 			case err == nil && *now != last:
 				met++
 				last = *now
@@ -375,7 +375,7 @@ func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 	for i := range testkit.Count(500, 3000) {
 		s := d + "/client" + strconv.Itoa(i)
 		name.Store(&s)
-		_, err := uds.Dial(t.Context(), datagram(d+"/none").String(), uds.DialConfig{Bind: s})
+		_, err := sock.Dial(t.Context(), datagram(d+"/none").String(), sock.DialConfig{Bind: s})
 		wantError(t, err, unix.ENOENT)
 	}
 	close(done)
@@ -385,39 +385,32 @@ func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 	}
 }
 
-func TestUserNamespacesThatMapAllUsers(t *testing.T) {
-	t.Parallel()
-	for uidMap, want := range map[string]bool{
-		"         0          0 4294967295\n":     true,
-		"0 0 1000\n1000 1001 4294966295\n":       true,
-		"         0     100000      65536\n":     false,
-		"0 1000 1\n1 100000 65536\n":             false,
-		"     65534      10004          1\n":     false,
-		"":                                       false,
-		"what no kernel says\n\n1 2\n0 0 many\n": false,
-	} {
-		if got := uds.MapsAll(uidMap); got != want {
-			t.Errorf("%q maps all users: %t", uidMap, got)
-		}
-	}
-}
-
 // A name is not missing if its socket has another type, or does not listen.
 func TestF62AbstractNamesThatRefuse(t *testing.T) {
 	t.Parallel()
-	name := uds.AutoName("@")
-	_, err := uds.Dial(t.Context(), "stream:"+name, uds.DialConfig{})
+	name := sock.AutoName("@")
+	_, err := sock.Dial(t.Context(), "stream:"+name, sock.DialConfig{})
 	wantError(t, err, unix.ECONNREFUSED, "no server has the name "+name+" in this network namespace")
 
-	listen(t, uds.ListenConfig{}, uds.Addr{Type: uds.Datagram, Path: name})
-	_, err = uds.Dial(t.Context(), "stream:"+name, uds.DialConfig{})
+	listen(t, sock.ListenConfig{}, sock.Addr{Type: sock.Datagram, Path: name})
+	_, err = sock.Dial(t.Context(), "stream:"+name, sock.DialConfig{})
 	wantError(t, err, unix.ECONNREFUSED, name+" is the name of a datagram socket; use datagram:"+name)
 
-	name = uds.AutoName("@")
+	name = sock.AutoName("@")
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	defer func() { check(t, unix.Close(fd)) }()
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: name}))
-	_, err = uds.Dial(t.Context(), "stream:"+name, uds.DialConfig{})
+	_, err = sock.Dial(t.Context(), "stream:"+name, sock.DialConfig{})
 	wantError(t, err, unix.ECONNREFUSED, "a process has bound it, and does not listen")
+}
+
+// connects tries to connect to a datagram socket.
+func connects(path string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	return unix.Connect(fd, &unix.SockaddrUnix{Name: path})
 }

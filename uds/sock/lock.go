@@ -1,4 +1,4 @@
-package uds
+package sock
 
 import (
 	"errors"
@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/uds/why"
+	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
 // A lock is the lock of a socket path DIR/NAME, the file DIR/.NAME.lock.
@@ -19,7 +19,7 @@ import (
 // would mean nothing in another container, where every server is process 1.
 type lock struct {
 	file *os.File
-	name string // its path
+	name string // its path, absolute as that of a [file]
 }
 
 // beside returns the path of a file that belongs to the socket at path. The
@@ -55,6 +55,7 @@ func lockPath(path string) (*lock, error) {
 		// last holder has removed. Then a third server would lock a new file,
 		// and both servers would believe that they hold the lock.
 		if l.isAt(name) {
+			l.name = absolute(name)
 			return l, nil
 		}
 		_ = l.file.Close()

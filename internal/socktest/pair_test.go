@@ -1,4 +1,4 @@
-package uds_test
+package socktest
 
 import (
 	"io"
@@ -6,17 +6,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestPairIsConnectedAndStaysWithinTheProcess(t *testing.T) {
 	t.Parallel()
-	own, other, err := uds.Pair()
+	own, other, err := sock.Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = own.Close() }()
-	if own.Type() != uds.Stream {
+	if own.Type() != sock.Stream {
 		t.Errorf("the type is %s", own.Type())
 	}
 	if flags, err := unix.FcntlInt(other.Fd(), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {

@@ -1,16 +1,17 @@
-package uds
+package sock
 
 import (
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/uds/why"
+	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
 // DefaultMode leaves the socket file's mode to the umask: 0777 without the
@@ -20,13 +21,20 @@ const DefaultMode fs.FileMode = 0
 // A file is a socket file that this process made. It is identified by device
 // and inode, because another process can reuse its name.
 type file struct {
-	path     string
+	path     string // absolute, because a process may change its directory
 	dev, ino uint64
 	mode     fs.FileMode // as this process set it
 }
 
 func newFile(path string, st *unix.Stat_t) *file {
-	return &file{path, st.Dev, st.Ino, fs.FileMode(st.Mode).Perm()}
+	return &file{absolute(path), st.Dev, st.Ino, fs.FileMode(st.Mode).Perm()}
+}
+
+func absolute(path string) string {
+	if abs, err := filepath.Abs(path); err == nil {
+		return abs
+	}
+	return path
 }
 
 // bindFile binds fd to path, so that the file has the mode from the moment it

@@ -1,4 +1,4 @@
-package uds
+package sock
 
 import (
 	"encoding/binary"
@@ -19,35 +19,41 @@ var ErrOpenFiles = errors.New("no room for another open file")
 // other end if descriptors come along.
 const soPassRights = 83
 
-// SendFiles sends a message over a connection, whole or not at all, and with
-// it descriptors of this process. The receiver gets new descriptors of the
-// same open files, unix(7), SCM_RIGHTS. The sender may close its own right
-// after the call. An empty message cannot carry descriptors: the kernel would
-// add a byte.
+// SendFiles sends a message over a connection, and with it descriptors of this
+// process. The receiver gets new descriptors of the same open files, unix(7),
+// SCM_RIGHTS. The sender may close its own right after the call. An empty
+// message cannot carry descriptors: the kernel would add a byte. It waits for
+// room; a stream may still take only a part of a large message.
 func (c *Conn) SendFiles(message []byte, fds ...int) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
+	waitErr := raw.Write(func(fd uintptr) bool {
+		_, err = SendFiles(int(fd), message, fds...)
+		return err != unix.EAGAIN
+	})
+	return errors.Join(waitErr, err)
+}
+
+// SendFiles is [Conn.SendFiles] for a descriptor. It does not wait: the error
+// is EAGAIN if there is no room. It returns how many bytes were sent: of a
+// message over a stream it may be a part, which has all descriptors.
+func SendFiles(fd int, message []byte, fds ...int) (n int, err error) {
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	waitErr := raw.Write(func(fd uintptr) bool {
-		err = retryErr(func() error {
-			return unix.Sendmsg(int(fd), message, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		})
-		return err != unix.EAGAIN
+	n, err = retry(func() (int, error) {
+		return unix.SendmsgN(fd, message, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	})
-	switch {
-	case waitErr != nil:
-		return waitErr
-	case err == unix.EINVAL:
-		return fmt.Errorf("%w (EINVAL): %d descriptors: a message carries at most 253", err, len(fds))
-	case err == unix.ETOOMANYREFS:
-		return fmt.Errorf("%w (ETOOMANYREFS): this user has as many descriptors in flight as one process may have open; wait until they are received", err)
+	switch err {
+	case unix.EINVAL:
+		err = fmt.Errorf("%w (EINVAL): %d descriptors: a message carries at most 253", err, len(fds))
+	case unix.ETOOMANYREFS:
+		err = fmt.Errorf("%w (ETOOMANYREFS): this user has as many descriptors in flight as one process may have open; wait until they are received", err)
 	}
-	return err
+	return n, err
 }
 
 // ReceiveFiles receives the next message of fd, a connection with [PassCred],
@@ -70,7 +76,7 @@ func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.U
 	if err != nil {
 		return 0, nil, nil, err
 	}
-	fds, cred, err = parseControl(control[:used])
+	fds, cred, err = ParseControl(control[:used])
 	switch {
 	case err != nil:
 	case flags&unix.MSG_CTRUNC != 0 && len(fds) < limit:
@@ -80,7 +86,7 @@ func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.U
 		err = fmt.Errorf("%w: more than %d", ErrDescriptors, limit)
 	case flags&unix.MSG_TRUNC != 0:
 		err = fmt.Errorf("%w: %d bytes fit", ErrTruncated, len(buf))
-	case n == 0 && cred == nil:
+	case n == 0 && cred == nil && len(fds) == 0:
 		// An empty record looks the same, but comes with credentials.
 		err = io.EOF
 	}
@@ -103,10 +109,10 @@ func CloseFiles(fds ...int) {
 
 var errControl = errors.New("malformed ancillary data")
 
-// parseControl reads ancillary data, cmsg(3). With an error it still returns
+// ParseControl reads ancillary data, cmsg(3). With an error it still returns
 // the descriptors that it found, because they are open. The parsers of package
-// unix panic on some lengths; parseControl checks every length.
-func parseControl(b []byte) (fds []int, cred *unix.Ucred, err error) {
+// unix panic on some lengths; ParseControl checks every length.
+func ParseControl(b []byte) (fds []int, cred *unix.Ucred, err error) {
 	for len(b) > 0 {
 		var h unix.Cmsghdr
 		if len(b) < unix.CmsgLen(0) {

@@ -1,4 +1,4 @@
-package uds
+package sock
 
 import (
 	"context"
@@ -48,14 +48,15 @@ func Dial(ctx context.Context, address string, c DialConfig) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn, err := c.dial(ctx, a)
+	conn, err := c.Dial(ctx, a)
 	if err != nil {
 		return nil, fmt.Errorf("connect %s: %w", a, err)
 	}
 	return conn, nil
 }
 
-func (c DialConfig) dial(ctx context.Context, a Addr) (*Conn, error) {
+// Dial is [Dial] without the address in its errors.
+func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 	if err := checkPath(a.Path); err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package uds
+package sock
 
 import (
 	"os"
@@ -24,7 +24,7 @@ func FuzzTakeover(f *testing.F) {
 
 		// A successor reads from a server.
 		ours, heard := overhear(t, said, int(n))
-		types, fds, err := receiveHello(ours)
+		types, fds, err := receiveHello(t.Context(), ours)
 		if believed := err == nil; believed && (len(types) == 0 || len(fds) != 2*len(types)+1 || int(n) != len(fds)) || !believed && len(fds) > 0 {
 			t.Errorf("of %q with %d descriptors %d are believed, for %q, %v", said, n, len(fds), types, err)
 		}
@@ -33,29 +33,33 @@ func FuzzTakeover(f *testing.F) {
 		heard()
 
 		ours, heard = overhear(t, said, int(n))
-		err = (&Handover{from: ours}).Claimed()
+		successor := &Handover{state: Claiming, peer: ours}
+		_, err = successor.Step()
 		// The end of the connection is a yes, too: the server has ended.
-		if claimed := n == 0 && (word == takeoverYours || word == ""); claimed != (err == nil) {
+		if claimed := n == 0 && (word == takeoverYours || word == ""); claimed != (err == nil && successor.state == Claimed) {
 			t.Errorf("claimed from a server that sends %q with %d descriptors: %v", said, n, err)
 		}
 		_ = unix.Close(ours)
 		heard()
 
 		// A server reads from a successor.
-		want := Gone
-		switch {
-		case n > 0:
-		case word == takeoverMine:
-			want = Claims
-		case word == takeoverServing:
-			want = Serves
+		for _, before := range []State{Offering, Yielding, Yielded} {
+			want := Serving
+			switch {
+			case n > 0:
+			case word == takeoverMine && before == Offering:
+				want = Yielding
+			case word == takeoverServing && before == Yielded:
+				want = Released
+			}
+			ours, heard = overhear(t, said, int(n))
+			server := &Handover{state: before, fd: -1, peer: ours}
+			if state, err := server.Step(); err != nil || state != want {
+				t.Errorf("after %q with %d descriptors the state is %d, was %d (%v)", said, n, state, before, err)
+			}
+			closeFD(&server.peer)
+			heard()
 		}
-		ours, heard = overhear(t, said, int(n))
-		if step := (&Offer{fd: ours}).Next(); step != want {
-			t.Errorf("the next step of a successor that sends %q with %d descriptors is %d", said, n, step)
-		}
-		_ = unix.Close(ours)
-		heard()
 	})
 }
 

@@ -1,4 +1,4 @@
-package uds_test
+package socktest
 
 import (
 	"fmt"
@@ -15,18 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Not parallel: it counts the descriptors of the process.
 func TestRefusedListenLeaksNoDescriptor(t *testing.T) {
 	d := dir(t)
 	live := stream(d + "/live")
-	listen(t, uds.ListenConfig{}, live)
+	listen(t, sock.ListenConfig{}, live)
 	check(t, os.WriteFile(d+"/file", nil, 0o600))
 	refused := func() {
-		for _, a := range []uds.Addr{live, stream(d + "/file"), stream(d + "/none/s")} {
-			if s, err := (uds.ListenConfig{}).Listen(a); err == nil {
+		for _, a := range []sock.Addr{live, stream(d + "/file"), stream(d + "/none/s")} {
+			if s, err := (sock.ListenConfig{}).Listen(a); err == nil {
 				_ = s.Close()
 				t.Fatalf("listened on %s", a)
 			}
@@ -51,23 +51,23 @@ func descriptors(t *testing.T) int {
 
 func TestListenRefusesLiveSocket(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			// A plain listener without our lock: the socket itself must show
 			// that it is served.
-			a := uds.Addr{Type: typ, Path: dir(t) + "/s"}
+			a := sock.Addr{Type: typ, Path: dir(t) + "/s"}
 			fd := bound(t, a)
 			before := inode(t, a.Path)
 
-			_, err := uds.ListenConfig{}.Listen(stream(a.Path))
-			wantError(t, err, uds.ErrInUse, "listen stream:"+a.Path, "a server answers on", string(typ))
+			_, err := sock.ListenConfig{}.Listen(stream(a.Path))
+			wantError(t, err, sock.ErrInUse, "listen stream:"+a.Path, "a server answers on", string(typ))
 			if after := inode(t, a.Path); after != before {
 				t.Errorf("inode is %d, was %d", after, before)
 			}
 			gone(t, beside(a.Path, ".lock"))
 			dial(t, a)
-			if typ != uds.Datagram {
+			if typ != sock.Datagram {
 				// The probe of the starter that failed is first in the queue.
 				for range 2 {
 					n, _, err := unix.Accept(fd)
@@ -80,13 +80,13 @@ func TestListenRefusesLiveSocket(t *testing.T) {
 }
 
 // bound returns a socket that is served without this package.
-func bound(t *testing.T, a uds.Addr) int {
+func bound(t *testing.T, a sock.Addr) int {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, sotypes[a.Type]|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	t.Cleanup(func() { check(t, unix.Close(fd)) })
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: a.Path}))
-	if a.Type != uds.Datagram {
+	if a.Type != sock.Datagram {
 		check(t, unix.Listen(fd, 8))
 	}
 	return fd
@@ -95,10 +95,10 @@ func bound(t *testing.T, a uds.Addr) int {
 func TestListenRefusesLiveSocketOfOurOwn(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
-	listen(t, uds.ListenConfig{}, a)
+	listen(t, sock.ListenConfig{}, a)
 	before := inode(t, a.Path)
-	_, err := uds.ListenConfig{}.Listen(a)
-	wantError(t, err, uds.ErrInUse, beside(a.Path, ".lock"))
+	_, err := sock.ListenConfig{}.Listen(a)
+	wantError(t, err, sock.ErrInUse, beside(a.Path, ".lock"))
 	if after := inode(t, a.Path); after != before {
 		t.Errorf("inode is %d, was %d", after, before)
 	}
@@ -114,18 +114,18 @@ func TestListenRefusesLiveSocketWhoseBacklogIsFull(t *testing.T) {
 	fd := bound(t, a)
 	check(t, unix.Listen(fd, 1))
 	fill(t, a)
-	_, err := uds.ListenConfig{}.Listen(a)
-	wantError(t, err, uds.ErrInUse, "a server answers on")
+	_, err := sock.ListenConfig{}.Listen(a)
+	wantError(t, err, sock.ErrInUse, "a server answers on")
 }
 
 func TestListenReplacesStaleSocket(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			a := uds.Addr{Type: typ, Path: dir(t) + "/s"}
+			a := sock.Addr{Type: typ, Path: dir(t) + "/s"}
 			stale(t, a.Path)
-			listen(t, uds.ListenConfig{}, a)
+			listen(t, sock.ListenConfig{}, a)
 			dial(t, a)
 		})
 	}
@@ -216,7 +216,7 @@ func TestF5SymbolicLinkAtThePathIsRefused(t *testing.T) {
 // combinations it tried.
 func leavesAlone(t *testing.T, obstacles []obstacle) (n int) {
 	for _, o := range obstacles {
-		for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+		for _, typ := range []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket} {
 			n++
 			t.Run(o.name+" "+string(typ), func(t *testing.T) {
 				d := dir(t)
@@ -228,8 +228,8 @@ func leavesAlone(t *testing.T, obstacles []obstacle) (n int) {
 					targetBefore = take(t, target)
 				}
 
-				_, err := uds.ListenConfig{Mode: 0o666}.Listen(uds.Addr{Type: typ, Path: path})
-				wantError(t, err, uds.ErrNotSocket, path+" is a "+o.kind, "left alone", "choose another path")
+				_, err := sock.ListenConfig{Mode: 0o666}.Listen(sock.Addr{Type: typ, Path: path})
+				wantError(t, err, sock.ErrNotSocket, path+" is a "+o.kind, "left alone", "choose another path")
 
 				if diff := cmp.Diff(before, take(t, path)); diff != "" {
 					t.Errorf("it changed (-before +after):\n%s", diff)
@@ -278,7 +278,7 @@ func swapsForLink(t *testing.T, n int) int {
 	}()
 	for range n {
 		// 0777 has bits that the umask removes; they have to be set again.
-		if s, err := (uds.ListenConfig{Mode: 0o777}).Listen(stream(path)); err == nil {
+		if s, err := (sock.ListenConfig{Mode: 0o777}).Listen(stream(path)); err == nil {
 			check(t, s.Close())
 		}
 	}
@@ -310,7 +310,7 @@ func TestListenDoesNotFollowLinkAtLock(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	check(t, os.Symlink(d+"/elsewhere", d+"/.s.lock"))
-	_, err := uds.ListenConfig{}.Listen(stream(d + "/s"))
+	_, err := sock.ListenConfig{}.Listen(stream(d + "/s"))
 	wantError(t, err, unix.ELOOP, d+"/.s.lock")
 	gone(t, d+"/elsewhere")
 	gone(t, d+"/s")
@@ -351,7 +351,7 @@ func TestListenLeavesAloneSocketThatItMayNotProbe(t *testing.T) {
 func TestListenInMissingDirectory(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	_, err := uds.ListenConfig{}.Listen(stream(d + "/none/s"))
+	_, err := sock.ListenConfig{}.Listen(stream(d + "/none/s"))
 	wantError(t, err, unix.ENOENT, "ENOENT", "directory "+d+"/none does not exist", "create it")
 }
 
@@ -359,7 +359,7 @@ func TestListenBelowFile(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	check(t, os.WriteFile(d+"/file", nil, 0o600))
-	_, err := uds.ListenConfig{}.Listen(stream(d + "/file/s"))
+	_, err := sock.ListenConfig{}.Listen(stream(d + "/file/s"))
 	wantError(t, err, unix.ENOTDIR, d+"/file is not a directory")
 }
 
@@ -372,10 +372,10 @@ func TestF29LongestPathWorksAndOneByteMoreIsAnErrorWithTheNumber(t *testing.T) {
 		return name + strings.Repeat("s", n-len(name))
 	}
 	count := 0
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket} {
 		for _, longest := range []string{path(107), abstract(107)} {
 			count++
-			s := listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: longest})
+			s := listen(t, sock.ListenConfig{}, sock.Addr{Type: typ, Path: longest})
 			conn := dial(t, s.Addr())
 			if got := conn.RemoteAddr().String(); got != longest {
 				t.Errorf("connected to %q, not %q", got, longest)
@@ -384,14 +384,14 @@ func TestF29LongestPathWorksAndOneByteMoreIsAnErrorWithTheNumber(t *testing.T) {
 			check(t, s.Close())
 		}
 		for _, tooLong := range []string{path(108), abstract(108)} {
-			a := uds.Addr{Type: typ, Path: tooLong}
-			_, parse := uds.ParseAddr(a.String())
-			_, listen := uds.ListenConfig{}.Listen(a)
-			_, dial := uds.Dial(t.Context(), a.String(), uds.DialConfig{})
-			_, bind := uds.Dial(t.Context(), uds.Addr{Type: typ, Path: d + "/s"}.String(), uds.DialConfig{Bind: tooLong})
+			a := sock.Addr{Type: typ, Path: tooLong}
+			_, parse := sock.ParseAddr(a.String())
+			_, listen := sock.ListenConfig{}.Listen(a)
+			_, dial := sock.Dial(t.Context(), a.String(), sock.DialConfig{})
+			_, bind := sock.Dial(t.Context(), sock.Addr{Type: typ, Path: d + "/s"}.String(), sock.DialConfig{Bind: tooLong})
 			for _, err := range []error{parse, listen, dial, bind} {
 				count++
-				wantError(t, err, uds.ErrAddress, "path is 108 bytes", "holds 107", "shorter")
+				wantError(t, err, sock.ErrAddress, "path is 108 bytes", "holds 107", "shorter")
 			}
 		}
 	}
@@ -447,9 +447,9 @@ func TestModeIsExactUnderAnyUmask(t *testing.T) {
 func TestF6SocketIsAtNoMomentMoreOpenThanAsked(t *testing.T) {
 	t.Parallel()
 	attempts := 0
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			a := uds.Addr{Type: typ, Path: dir(t) + "/s"}
+			a := sock.Addr{Type: typ, Path: dir(t) + "/s"}
 			knocking := start(t, stranger, nil, "knock", a.String())
 			if got := knocking.line(t); got != "knocking" {
 				t.Fatal(got)
@@ -485,8 +485,8 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 	t.Parallel()
 	d := dir(t)
 	count := 0
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
-		s := listen(t, uds.ListenConfig{}, uds.Addr{Type: typ, Path: d + "/s"})
+	for _, typ := range []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket} {
+		s := listen(t, sock.ListenConfig{}, sock.Addr{Type: typ, Path: d + "/s"})
 		for path, words := range map[string]string{
 			"":                  "path is empty",
 			"@":                 "path is empty",
@@ -496,34 +496,34 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 			d + "/s\x00":        "NUL byte",
 			d + "/s\x00.hidden": "NUL byte",
 		} {
-			a := uds.Addr{Type: typ, Path: path}
-			_, err := uds.ParseAddr(a.String())
-			wantError(t, err, uds.ErrAddress, words)
-			_, err = uds.ListenConfig{}.Listen(a)
-			wantError(t, err, uds.ErrAddress, words)
-			_, err = uds.Dial(t.Context(), a.String(), uds.DialConfig{})
-			wantError(t, err, uds.ErrAddress, words)
+			a := sock.Addr{Type: typ, Path: path}
+			_, err := sock.ParseAddr(a.String())
+			wantError(t, err, sock.ErrAddress, words)
+			_, err = sock.ListenConfig{}.Listen(a)
+			wantError(t, err, sock.ErrAddress, words)
+			_, err = sock.Dial(t.Context(), a.String(), sock.DialConfig{})
+			wantError(t, err, sock.ErrAddress, words)
 			count += 3
 			if path != "" { // an empty path means no name
-				_, err = uds.Dial(t.Context(), s.Addr().String(), uds.DialConfig{Bind: path})
-				wantError(t, err, uds.ErrAddress, words)
+				_, err = sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{Bind: path})
+				wantError(t, err, sock.ErrAddress, words)
 				count++
 			}
 		}
 		check(t, s.Close())
 
 		// @NAME is not a file, but a file may have such a name.
-		abstract, file := uds.Addr{Type: typ, Path: uds.AutoName("@")}, uds.Addr{Type: typ, Path: d + "/@x"}
-		s = listen(t, uds.ListenConfig{}, abstract)
+		abstract, file := sock.Addr{Type: typ, Path: sock.AutoName("@")}, sock.Addr{Type: typ, Path: d + "/@x"}
+		s = listen(t, sock.ListenConfig{}, abstract)
 		if names := ls(t, d); names != nil || !abstract.Abstract() {
 			t.Errorf("%s is in the file system: %v", abstract, names)
 		}
 		check(t, s.Close())
-		s = listen(t, uds.ListenConfig{}, file)
+		s = listen(t, sock.ListenConfig{}, file)
 		if diff := cmp.Diff([]string{".@x.lock", "@x"}, ls(t, d)); diff != "" || file.Abstract() {
 			t.Errorf("%s is not a file (-want +got):\n%s", file, diff)
 		}
-		_, err := uds.Dial(t.Context(), uds.Addr{Type: typ, Path: "@x"}.String(), uds.DialConfig{})
+		_, err := sock.Dial(t.Context(), sock.Addr{Type: typ, Path: "@x"}.String(), sock.DialConfig{})
 		wantError(t, err, unix.ECONNREFUSED, "no server has the name @x")
 		check(t, s.Close())
 		count += 3
@@ -541,9 +541,9 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 
 func TestCloseLeavesNothing(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket} {
 		d := dir(t)
-		s, err := uds.ListenConfig{}.Listen(uds.Addr{Type: typ, Path: d + "/s"})
+		s, err := sock.ListenConfig{}.Listen(sock.Addr{Type: typ, Path: d + "/s"})
 		check(t, err)
 		if diff := cmp.Diff([]string{".s.lock", "s"}, ls(t, d)); diff != "" {
 			t.Errorf("while it listens (-want +got):\n%s", diff)
@@ -559,7 +559,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 func TestListenerClosesAllOfTheSocket(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s, err := uds.ListenConfig{}.Listen(stream(d + "/s"))
+	s, err := sock.ListenConfig{}.Listen(stream(d + "/s"))
 	check(t, err)
 	l, err := s.Listener()
 	check(t, err)
@@ -567,28 +567,28 @@ func TestListenerClosesAllOfTheSocket(t *testing.T) {
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
-	_, err = uds.Dial(t.Context(), stream(d+"/s").String(), uds.DialConfig{})
+	_, err = sock.Dial(t.Context(), stream(d+"/s").String(), sock.DialConfig{})
 	wantError(t, err, unix.ENOENT)
 }
 
 // The files were removed by hand, and another server has the path now.
 func TestCloseLeavesSuccessorsFiles(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []uds.Type{uds.Stream, uds.Datagram, uds.Seqpacket} {
-		a := uds.Addr{Type: typ, Path: dir(t) + "/s"}
-		s, err := uds.ListenConfig{}.Listen(a)
+	for _, typ := range []sock.Type{sock.Stream, sock.Datagram, sock.Seqpacket} {
+		a := sock.Addr{Type: typ, Path: dir(t) + "/s"}
+		s, err := sock.ListenConfig{}.Listen(a)
 		check(t, err)
 		check(t, os.Remove(a.Path))
 		check(t, os.Remove(beside(a.Path, ".lock")))
-		listen(t, uds.ListenConfig{}, a)
+		listen(t, sock.ListenConfig{}, a)
 		socket, lock := inode(t, a.Path), inode(t, beside(a.Path, ".lock"))
 
 		check(t, s.Close())
 		if inode(t, a.Path) != socket || inode(t, beside(a.Path, ".lock")) != lock {
 			t.Errorf("%s: the successor's files are others now", typ)
 		}
-		_, err = uds.ListenConfig{}.Listen(a)
-		wantError(t, err, uds.ErrInUse, beside(a.Path, ".lock"))
+		_, err = sock.ListenConfig{}.Listen(a)
+		wantError(t, err, sock.ErrInUse, beside(a.Path, ".lock"))
 		dial(t, a)
 	}
 }
@@ -596,7 +596,7 @@ func TestCloseLeavesSuccessorsFiles(t *testing.T) {
 func TestCloseLeavesSuccessorsSocketOfAnotherKind(t *testing.T) {
 	t.Parallel()
 	path := dir(t) + "/s"
-	s, err := uds.ListenConfig{}.Listen(stream(path))
+	s, err := sock.ListenConfig{}.Listen(stream(path))
 	check(t, err)
 	check(t, os.Remove(path))
 	successor, err := net.Listen("unix", path)
@@ -627,20 +627,20 @@ func TestKilledHolderLeavesStaleSocketThatIsReplaced(t *testing.T) {
 			t.Errorf("a killed process cannot have removed it: %v", err)
 		}
 	}
-	listen(t, uds.ListenConfig{}, stream(path))
+	listen(t, sock.ListenConfig{}, stream(path))
 	dial(t, stream(path))
 }
 
 func TestRefuseStillAcceptsEarlierConnections(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
-	s := listen(t, uds.ListenConfig{}, a)
+	s := listen(t, sock.ListenConfig{}, a)
 	early := dial(t, a)
 	_, err := early.Write([]byte("early"))
 	check(t, err)
 
 	check(t, s.Refuse())
-	_, err = uds.Dial(t.Context(), a.String(), uds.DialConfig{})
+	_, err = sock.Dial(t.Context(), a.String(), sock.DialConfig{})
 	wantError(t, err, unix.ECONNREFUSED)
 
 	fd, _, err := unix.Accept(s.FD())
@@ -660,7 +660,7 @@ func TestRefuseStillAcceptsEarlierConnections(t *testing.T) {
 func TestUnlinkKeepsConnections(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s := listen(t, uds.ListenConfig{}, stream(d+"/s"))
+	s := listen(t, sock.ListenConfig{}, stream(d+"/s"))
 	dial(t, s.Addr())
 	s.Unlink()
 	if names := ls(t, d); names != nil {
@@ -670,19 +670,19 @@ func TestUnlinkKeepsConnections(t *testing.T) {
 	check(t, err)
 	check(t, unix.Close(fd))
 	// The path is free for a successor while this server finishes.
-	listen(t, uds.ListenConfig{}, s.Addr())
+	listen(t, sock.ListenConfig{}, s.Addr())
 	dial(t, s.Addr())
 }
 
 func TestAbstractNameIsRefusedWhileInUse(t *testing.T) {
 	t.Parallel()
-	a := stream(uds.AutoName("@"))
-	s := listen(t, uds.ListenConfig{}, a)
+	a := stream(sock.AutoName("@"))
+	s := listen(t, sock.ListenConfig{}, a)
 	dial(t, a)
-	_, err := uds.ListenConfig{}.Listen(a)
-	wantError(t, err, uds.ErrInUse, "abstract name "+a.Path)
+	_, err := sock.ListenConfig{}.Listen(a)
+	wantError(t, err, sock.ErrInUse, "abstract name "+a.Path)
 	check(t, s.Close())
-	listen(t, uds.ListenConfig{}, a)
+	listen(t, sock.ListenConfig{}, a)
 }
 
 func TestBoundSocketThatDoesNotListenYetIsLeftAlone(t *testing.T) {
@@ -692,10 +692,10 @@ func TestBoundSocketThatDoesNotListenYetIsLeftAlone(t *testing.T) {
 		fd, err := unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_CLOEXEC, 0)
 		check(t, err)
 		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
-		_, err = uds.ListenConfig{}.Listen(stream(path))
-		wantError(t, err, uds.ErrInUse, "a process has bound it, and does not listen: a server that is about to start, or a client's own name")
+		_, err = sock.ListenConfig{}.Listen(stream(path))
+		wantError(t, err, sock.ErrInUse, "a process has bound it, and does not listen: a server that is about to start, or a client's own name")
 		check(t, unix.Close(fd))
-		s, err := uds.ListenConfig{}.Listen(stream(path))
+		s, err := sock.ListenConfig{}.Listen(stream(path))
 		check(t, err)
 		check(t, s.Close())
 	}

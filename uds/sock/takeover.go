@@ -1,18 +1,18 @@
-package uds
+package sock
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/uds/why"
+	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
 // A server hands all its sockets over to its successor at once. They talk over
@@ -57,35 +57,52 @@ const maxHandover = (253 - 1) / 2
 // ended.
 var errNobodyOffers = errors.New("no server offers its sockets")
 
+// A State is how far a handover is. All rules of the protocol are in
+// [Handover.Step] and the methods that leave a state. A server only does what
+// the state asks for, in a loop or in a goroutine. takeover.pml has the same
+// states.
+type State int
+
+// The states, in their order. From Offering and Yielding back to Serving, the
+// other server has ended or was refused, or sent an unexpected word.
+const (
+	Claiming State = iota // the sockets belong to another server: see [Handover.Claim], then wait
+	Claimed               // that server has stopped: serve the sockets, then [Handover.Commit]
+	Serving               // the sockets are this server's own, and another server may ask
+	Offering              // another server has copies of the descriptors: continue to serve
+	Yielding              // it claims them: stop accepting and receiving, then [Handover.Yield]
+	Yielded               // it may serve them: do not, unless the next state is Serving again
+	Released              // it serves them, and this process has no copy any more
+)
+
 // A Handover is a group of sockets that are handed over together: taken over
-// from the running server, and later by the next one.
+// from the running server, and later by the next one. It is not safe for
+// several goroutines.
 type Handover struct {
 	Sockets []*Socket // in the order of the addresses
 
 	config  ListenConfig
+	state   State
 	path    string // path of the control socket
 	control *file
 	fd      int // the control socket, which listens; -1 if there is none
-	from    int // the connection to the server that has the sockets now; -1 if there is none
+	peer    int // the connection to the other server; -1 if there is none
 }
 
 // Handover listens on all addrs or, with an error, on none. If a server runs
-// there and hands its sockets over, Handover takes them over, see
-// [Handover.Pending]. Otherwise it makes them as [ListenConfig.Listen] does.
-// All addrs must be paths. The errors are those of Listen.
-func (c ListenConfig) Handover(addrs ...Addr) (*Handover, error) {
+// there and hands its sockets over, the handover is [Claiming]. Otherwise
+// Handover makes them as [ListenConfig.Listen] does, and it is [Serving]. All
+// addrs must be paths. The errors are those of Listen, or of ctx, which ends
+// the wait for the running server.
+func (c ListenConfig) Handover(ctx context.Context, addrs ...Addr) (*Handover, error) {
 	if len(addrs) < 1 || len(addrs) > maxHandover {
 		return nil, fmt.Errorf("take over %d sockets: choose from 1 to %d", len(addrs), maxHandover)
 	}
 	// All servers use the same order, whatever directory they start in. If two
 	// start at once, the first lock decides which of them gets all sockets.
 	ordered := slices.SortedFunc(slices.Values(addrs), func(a, b Addr) int { return strings.Compare(absolute(a.Path), absolute(b.Path)) })
-	h := &Handover{config: c, path: beside(ordered[0].Path, ".takeover"), fd: -1, from: -1}
-	err := h.listen(ordered)
-	if err == nil {
-		slices.SortFunc(h.Sockets, func(a, b *Socket) int { return slices.Index(addrs, a.addr) - slices.Index(addrs, b.addr) })
-	}
-	if err != nil {
+	h := &Handover{config: c, state: Serving, path: beside(ordered[0].Path, ".takeover"), fd: -1, peer: -1}
+	if err := h.listen(ctx, ordered); err != nil {
 		if !h.Pending() {
 			for _, s := range h.Sockets {
 				_ = s.Close()
@@ -94,21 +111,15 @@ func (c ListenConfig) Handover(addrs ...Addr) (*Handover, error) {
 		h.Close()
 		return nil, err
 	}
+	slices.SortFunc(h.Sockets, func(a, b *Socket) int { return slices.Index(addrs, a.addr) - slices.Index(addrs, b.addr) })
 	return h, nil
 }
 
-func absolute(path string) string {
-	if abs, err := filepath.Abs(path); err == nil {
-		return abs
-	}
-	return path
-}
-
-func (h *Handover) listen(addrs []Addr) error {
+func (h *Handover) listen(ctx context.Context, addrs []Addr) error {
 	if err := checkPath(h.path); err != nil {
 		return fmt.Errorf("control socket for a takeover: %w", err)
 	}
-	switch err := h.ask(addrs); err {
+	switch err := h.ask(ctx, addrs); err {
 	case nil:
 		return nil
 	case errNobodyOffers:
@@ -148,15 +159,15 @@ func (h *Handover) listenControl() (err error) {
 
 // ask gets copies of the sockets from the running server. That server
 // continues to serve, see [Handover.Claim].
-func (h *Handover) ask(addrs []Addr) (err error) {
-	if h.from, err = socket(Seqpacket); err != nil {
+func (h *Handover) ask(ctx context.Context, addrs []Addr) (err error) {
+	if h.peer, err = socket(Seqpacket); err != nil {
 		return err
 	}
-	err = retryErr(func() error { return unix.Connect(h.from, &unix.SockaddrUnix{Name: h.path}) })
+	err = retryErr(func() error { return unix.Connect(h.peer, &unix.SockaddrUnix{Name: h.path}) })
 	switch err {
 	case nil:
 	case unix.ENOENT, unix.ECONNREFUSED:
-		closeFD(&h.from)
+		closeFD(&h.peer)
 		return errNobodyOffers
 	case unix.EACCES:
 		// Another user's server made it, and may have been killed: then its
@@ -169,26 +180,27 @@ func (h *Handover) ask(addrs []Addr) (err error) {
 		if removed := unix.Unlink(h.path); removed != nil {
 			return fmt.Errorf("remove the stale socket %s: %w", h.path, explainFile(h.path, removed))
 		}
-		closeFD(&h.from)
+		closeFD(&h.peer)
 		return errNobodyOffers
 	default:
 		return Explain(h.path, err)
 	}
-	cred, err := peerCred(h.from)
+	cred, err := peerCred(h.peer)
 	if err != nil {
 		return err
 	}
 	if !trusted(cred) {
 		return fmt.Errorf("%s is served by user %d, and this process is user %d; let one user run both", h.path, cred.Uid, os.Geteuid())
 	}
-	types, fds, err := receiveHello(h.from)
+	types, fds, err := receiveHello(ctx, h.peer)
 	if errors.Is(err, io.EOF) {
-		closeFD(&h.from)
+		closeFD(&h.peer)
 		return errNobodyOffers
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", h.path, err)
 	}
+	h.state = Claiming
 	n := len(types)
 	h.fd = fds[2*n]
 	for i, t := range types {
@@ -228,7 +240,7 @@ func (s *Socket) verify(a Addr) (err error) {
 		return fmt.Errorf("the running server listens with %s:%s; use the same type", s.addr.Type, a.Path)
 	}
 	s.addr = a
-	s.lock.name = beside(a.Path, ".lock")
+	s.lock.name = absolute(beside(a.Path, ".lock"))
 	if err := s.lock.try(); err != nil {
 		return err
 	}
@@ -262,17 +274,19 @@ func trusted(cred *unix.Ucred) bool { return IsOwnUser(cred.Uid) || cred.Uid == 
 
 // receiveHello receives n types and the descriptors: n sockets, n locks, the
 // control socket. The error is io.EOF if the server has ended instead.
-func receiveHello(conn int) (handed []Type, fds []int, err error) {
-	poll := []unix.PollFd{{Fd: int32(conn), Events: unix.POLLIN}}
-	n, err := retry(func() (int, error) { return unix.Poll(poll, int(takeoverPatience.Milliseconds())) })
-	if err != nil {
-		return nil, nil, os.NewSyscallError("poll", err)
-	}
-	if n == 0 {
+func receiveHello(ctx context.Context, conn int) (handed []Type, _ []int, _ error) {
+	patient, cancel := context.WithTimeout(ctx, takeoverPatience)
+	defer cancel()
+	switch err := Wait(patient, conn); {
+	case ctx.Err() != nil:
+		return nil, nil, ctx.Err()
+	case errors.Is(err, context.DeadlineExceeded):
 		return nil, nil, fmt.Errorf("the running server does not answer within %v; is it paused, or does it hand over to another?", takeoverPatience)
+	case err != nil:
+		return nil, nil, err
 	}
 	message := make([]byte, len(takeoverHello)+maxHandover*(1+len(Seqpacket)))
-	n, fds, _, err = ReceiveFiles(conn, message, 2*maxHandover+1)
+	n, fds, _, err := ReceiveFiles(conn, message, 2*maxHandover+1)
 	switch {
 	case err == unix.ECONNRESET:
 		return nil, nil, io.EOF
@@ -297,27 +311,58 @@ func receiveHello(conn int) (handed []Type, fds []int, err error) {
 // errGivenAway is the error for a "no".
 var errGivenAway = fmt.Errorf("%w: the running server has given its sockets to another server, or is ending", ErrInUse)
 
-// Pending reports whether the sockets still belong to the server from which
-// they are taken over. If so, do not serve them before [Handover.Claimed].
-func (h *Handover) Pending() bool { return h.from >= 0 }
+// State returns the state, as the last step has left it.
+func (h *Handover) State() State { return h.state }
 
-// Claim asks the running server to stop serving. The descriptor that it
-// returns is readable when that server has answered; then call
-// [Handover.Claimed]. Until [Handover.Commit] nothing is lost: Close gives
-// everything back.
-func (h *Handover) Claim() (fd int) {
-	say(h.from, takeoverMine)
-	return h.from
+// FD returns the descriptor that is readable when there may be a step to take:
+// the control socket while the handover is [Serving], otherwise the connection
+// to the other server; -1 if there is none.
+func (h *Handover) FD() int {
+	if h.state == Serving {
+		return h.fd
+	}
+	return h.peer
 }
 
-// Claimed makes the sockets this process's own: the other server has stopped
-// serving them, or has ended. Serve them all, then call [Handover.Commit]. The
-// error is EAGAIN if there is no answer yet, and [ErrInUse] if another server
-// was faster.
-func (h *Handover) Claimed() error {
-	switch word, err := hear(h.from); {
+// Pending reports whether the sockets belong to the server from which they are
+// taken over, or have just been this server's: before [Handover.Commit].
+// Until then nothing is lost, and Close gives everything back.
+func (h *Handover) Pending() bool { return h.state <= Claimed }
+
+// Claim asks the running server to stop serving. The handover is [Claimed]
+// when that server has answered.
+func (h *Handover) Claim() { say(h.peer, takeoverMine) }
+
+// Step takes the step that the other server's last word asks for, if there is
+// one, and returns the state. It does not wait.
+//
+// With an error the state is the one before, except after Yielded: then
+// another server has ended that could have served, and this server could not
+// restore the sockets. If the state is Claiming, no server hands them over; it
+// is an [ErrInUse] if another server was faster. If the state is Serving, the
+// error is the reason why the server that asks gets nothing, or an errno of
+// accept4(2). After EMFILE for example, that server still waits to be
+// accepted, so take the step again later.
+func (h *Handover) Step() (State, error) {
+	var err error
+	switch h.state {
+	case Claiming:
+		err = h.claimed()
+	case Serving:
+		err = h.offer()
+	case Offering, Yielding, Yielded:
+		err = h.next()
+	case Claimed, Released:
+	}
+	return h.state, err
+}
+
+// claimed makes the sockets this process's own: the other server has stopped
+// serving them, or has ended.
+func (h *Handover) claimed() error {
+	switch word, err := hear(h.peer); {
 	case err == unix.EAGAIN:
-		return err
+		return nil
 	case err == io.EOF: // the server has ended without a no
 	case err != nil:
 		return fmt.Errorf("take over: %w", err)
@@ -334,6 +379,7 @@ func (h *Handover) Claimed() error {
 			return fmt.Errorf("take over %s: %w", s.addr, err)
 		}
 	}
+	h.state = Claimed
 	return nil
 }
 
@@ -343,7 +389,7 @@ func (h *Handover) Orphaned() bool {
 	if !h.Pending() {
 		return false
 	}
-	poll := []unix.PollFd{{Fd: int32(h.from)}}
+	poll := []unix.PollFd{{Fd: int32(h.peer)}}
 	_, err := retry(func() (int, error) { return unix.Poll(poll, 0) })
 	return err == nil && poll[0].Revents&unix.POLLHUP != 0
 }
@@ -355,13 +401,10 @@ func (h *Handover) Commit() {
 	for _, s := range h.Sockets {
 		s.shared = false
 	}
-	say(h.from, takeoverServing)
-	closeFD(&h.from)
+	say(h.peer, takeoverServing)
+	closeFD(&h.peer)
+	h.state = Serving
 }
-
-// Control returns the descriptor that is readable when another server asks for
-// the sockets, see [Handover.Offer]; -1 if there is none.
-func (h *Handover) Control() int { return h.fd }
 
 // Replace puts a socket that [Socket.Renew] made in place of the old one.
 func (h *Handover) Replace(old, renewed *Socket) {
@@ -374,8 +417,10 @@ func (h *Handover) Lost() bool { return h.control == nil || !h.control.ours() }
 
 // Renew recreates the control socket after its file is [Handover.Lost]. The
 // caller still holds the lock of the first path. After an error there is no
-// control socket, and Renew can be called again.
+// control socket, and Renew can be called again. A server that has copies of
+// the descriptors is refused.
 func (h *Handover) Renew() error {
+	h.Refuse()
 	closeFD(&h.fd)
 	h.control = nil
 	if err := h.listenControl(); err != nil {
@@ -385,30 +430,25 @@ func (h *Handover) Renew() error {
 	return nil
 }
 
-// An Offer is a connection from a server that asks for the sockets.
-type Offer struct{ fd int }
-
-// FD returns the descriptor of the connection, which is readable at the next
-// step.
-func (o *Offer) FD() int { return o.fd }
-
-// Offer accepts the next server that asks, and sends it copies of the
-// descriptors. The error is EAGAIN if no server asks, another errno of
-// accept4(2), or the reason why that server gets nothing.
-func (h *Handover) Offer() (*Offer, error) {
+// offer accepts the next server that asks, and sends it copies of the
+// descriptors.
+func (h *Handover) offer() error {
 	fd, err := retry(func() (int, error) {
 		fd, _, err := unix.Accept4(h.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		return fd, err
 	})
+	if err == unix.EAGAIN {
+		return nil
+	}
 	if err != nil {
-		return nil, err
+		return err
 	}
-	o := &Offer{fd}
 	if err := h.hello(fd); err != nil {
-		o.Close()
-		return nil, err
+		_ = unix.Close(fd)
+		return err
 	}
-	return o, nil
+	h.peer, h.state = fd, Offering
+	return nil
 }
 
 func (h *Handover) hello(fd int) error {
@@ -429,48 +469,46 @@ func (h *Handover) hello(fd int) error {
 	return os.NewSyscallError("sendmsg", unix.Sendmsg(fd, []byte(words), rights, nil, unix.MSG_NOSIGNAL))
 }
 
-// A Step is a step of the server that asks for the sockets.
-type Step int
-
-// The steps, in their order. Gone may follow any of them.
-const (
-	Waits  Step = iota // it has sent nothing new
-	Claims             // it asks this server to stop serving; then see [Offer.Yield]
-	Serves             // it serves, and this server must release the sockets, see [Handover.Release]
-	Gone               // it ended, or sent an unexpected word; the sockets stay with this server
-)
-
-// Next returns the next step of the other server.
-func (o *Offer) Next() Step {
-	switch word, err := hear(o.fd); {
+// next hears what the server that has the copies does.
+func (h *Handover) next() error {
+	word, err := hear(h.peer)
+	switch {
 	case err == unix.EAGAIN:
-		return Waits
-	case err == nil && word == takeoverMine:
-		return Claims
-	case err == nil && word == takeoverServing:
-		return Serves
-	default:
-		return Gone
+	case err == nil && word == takeoverMine && h.state == Offering:
+		h.state = Yielding
+	case err == nil && word == takeoverServing && h.state == Yielded:
+		h.release()
+	default: // it has ended, or does not know the protocol: the sockets stay here
+		yielded := h.state == Yielded
+		closeFD(&h.peer)
+		h.state = Serving
+		if yielded {
+			return h.takeBack()
+		}
+	}
+	return nil
+}
+
+// Yield tells the server that claims the sockets that this one no longer
+// accepts or receives.
+func (h *Handover) Yield() {
+	say(h.peer, takeoverYours)
+	h.state = Yielded
+}
+
+// Refuse keeps the sockets from a server to which they are not yielded.
+func (h *Handover) Refuse() {
+	if h.state == Offering || h.state == Yielding {
+		say(h.peer, takeoverNo)
+		closeFD(&h.peer)
+		h.state = Serving
 	}
 }
 
-// Yield tells the other server that this one no longer accepts or receives. If
-// that server ends before it [Serves], see [Handover.TakeBack].
-func (o *Offer) Yield() { say(o.fd, takeoverYours) }
-
-// Refuse tells the other server that it cannot have the sockets.
-func (o *Offer) Refuse() {
-	say(o.fd, takeoverNo)
-	o.Close()
-}
-
-// Close ends the connection to the other server.
-func (o *Offer) Close() { closeFD(&o.fd) }
-
-// TakeBack restores what the other server may have changed on the sockets that
+// takeBack restores what the other server may have changed on the sockets that
 // were yielded to it: their mode, their backlog, and the process that clients
 // see as the server.
-func (h *Handover) TakeBack() error {
+func (h *Handover) takeBack() error {
 	for _, s := range h.Sockets {
 		err := h.config.prepare(s)
 		if err == nil {
@@ -486,37 +524,43 @@ func (h *Handover) TakeBack() error {
 	return nil
 }
 
-// Release gives up everything: the files now belong to the other server.
-func (h *Handover) Release() {
+// release closes every copy of the sockets: the files belong to the other
+// server.
+func (h *Handover) release() {
 	for _, s := range h.Sockets {
 		s.shared = true
 		_ = s.Close()
 	}
 	h.control = nil
 	closeFD(&h.fd)
+	closeFD(&h.peer) // last: if they are given back, the other server then continues
+	h.state = Released
 }
 
-// Remove removes the control socket's file, so that no further server can ask.
-// While the sockets are [Handover.Pending], the file belongs to another
-// server.
-func (h *Handover) Remove() {
-	if !h.Pending() {
-		h.control.remove()
-		h.control = nil
+// Leave is the first thing that a server does that ends. Sockets that are
+// Yielded belong to the other server unless that has ended: Leave releases
+// them, and removes nothing. Otherwise no server gets them any more, and Leave
+// removes the control socket's file. If the handover is not [Released] then,
+// close the sockets and at last the handover: a server that still asks then
+// finds the paths free.
+func (h *Handover) Leave() {
+	if h.state == Yielded {
+		_, _ = h.Step()
 	}
+	if h.state == Yielded || h.Pending() {
+		h.release()
+	}
+	h.Refuse()
+	h.control.remove()
+	h.control = nil
 }
 
-// Close ends the handover. If the sockets are [Handover.Pending], it closes
-// them and gives them back. Otherwise close the sockets first: a server that
-// still asks then finds the paths free.
+// Close ends the handover. If it is [Handover.Pending], that gives the sockets
+// back; otherwise see [Handover.Leave].
 func (h *Handover) Close() {
-	if h.Pending() {
-		h.Release()
-		closeFD(&h.from) // last: the other server then continues
-		return
-	}
-	h.Remove()
+	h.Leave()
 	closeFD(&h.fd)
+	closeFD(&h.peer)
 }
 
 // say sends a word. Its error is ignored: a peer that has ended does not need

@@ -1,0 +1,3 @@
+package uds
+
+func peerPID(int) int { return 0 }

@@ -1,0 +1,25 @@
+package uds
+
+import (
+	"errors"
+	"net"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+func credOf(u *unix.Ucred) Cred { return Cred{int(int32(u.Uid)), int(int32(u.Gid)), int(u.Pid)} }
+
+func peerCred(c net.Conn) (cred Cred, err error) {
+	raw, err := rawConn("peer credentials", c)
+	if err != nil {
+		return Cred{}, err
+	}
+	ctrlErr := raw.Control(func(fd uintptr) {
+		var u *unix.Ucred
+		if u, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+			cred = credOf(u)
+		}
+	})
+	return cred, errors.Join(ctrlErr, os.NewSyscallError("getsockopt SO_PEERCRED", err))
+}

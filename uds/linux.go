@@ -1,0 +1,246 @@
+//go:build linux && !uds_portable
+
+package uds
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/sock"
+)
+
+var (
+	errAddress     = sock.ErrAddress
+	errInUse       = sock.ErrInUse
+	errNotSocket   = sock.ErrNotSocket
+	errDescriptors = sock.ErrDescriptors
+	errOpenFiles   = sock.ErrOpenFiles
+	errTruncated   = sock.ErrTruncated
+)
+
+var notThereYet = sock.NotThereYet
+
+func addr(network, path string) sock.Addr {
+	t := map[string]sock.Type{"unix": sock.Stream, "unixgram": sock.Datagram, "unixpacket": sock.Seqpacket}[network]
+	return sock.Addr{Type: t, Path: path}
+}
+
+// floor returns the configuration of the floor below.
+func (c ListenConfig) floor(network string) sock.ListenConfig {
+	f := sock.ListenConfig{Mode: c.Mode, Backlog: c.Backlog}
+	if c.Control != nil {
+		f.Control = func(a sock.Addr, fd int) error { return c.Control(network, a.Path, descriptor(fd)) }
+	}
+	return f
+}
+
+// A descriptor is the socket in a Control function.
+type descriptor int
+
+func (d descriptor) Control(f func(fd uintptr)) error { f(uintptr(d)); return nil }
+func (descriptor) Read(func(fd uintptr) bool) error   { return errors.ErrUnsupported }
+func (descriptor) Write(func(fd uintptr) bool) error  { return errors.ErrUnsupported }
+
+func (c ListenConfig) listen(ctx context.Context, network, path string) (*Listener, error) {
+	s, h, err := c.sockets(ctx, addr(network, path), c.floor(network))
+	if err != nil {
+		return nil, err
+	}
+	k := &keeper{socket: s, handover: h, renew: c.Renew, ended: make(chan struct{})}
+	inner, err := sock.NetListener(s.FD())
+	if err != nil {
+		return nil, errors.Join(err, k.close())
+	}
+	if h != nil && h.Pending() {
+		h.Commit() // from here on this process serves
+	}
+	k.listener = newListener(network, path, inner, k.end)
+	if h == nil && !c.Renew {
+		close(k.ended)
+		k.stop = func() {}
+		return k.listener, nil
+	}
+	var keep context.Context
+	keep, k.stop = context.WithCancel(context.Background())
+	go k.run(keep)
+	return k.listener, nil
+}
+
+// sockets makes a socket, or takes it over. Then it has claimed it, and not
+// committed.
+func (c ListenConfig) sockets(ctx context.Context, a sock.Addr, f sock.ListenConfig) (*sock.Socket, *sock.Handover, error) {
+	if !c.Takeover {
+		s, err := f.Listen(a)
+		return s, nil, unprefixed(a, err)
+	}
+	h, err := f.Handover(ctx, a)
+	if err != nil {
+		return nil, nil, unprefixed(a, err)
+	}
+	if h.State() == sock.Claiming {
+		h.Claim()
+	}
+	for h.State() == sock.Claiming && err == nil {
+		if err = sock.Wait(ctx, h.FD()); err == nil {
+			_, err = h.Step()
+		}
+	}
+	if err != nil {
+		h.Close()
+		return nil, nil, err
+	}
+	return h.Sockets[0], h, nil
+}
+
+// unprefixed returns an error of the floor below without the address in front,
+// which a *net.OpError has too.
+func unprefixed(a sock.Addr, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &shorter{err, strings.TrimPrefix(err.Error(), "listen "+a.String()+": ")}
+}
+
+type shorter struct {
+	error
+	text string
+}
+
+func (s *shorter) Error() string { return s.text }
+func (s *shorter) Unwrap() error { return s.error }
+
+func (c ListenConfig) listenPacket(_ context.Context, path string) (*PacketConn, error) {
+	a := addr("unixgram", path)
+	s, err := c.floor("unixgram").Listen(a)
+	if err != nil {
+		return nil, unprefixed(a, err)
+	}
+	inner, err := sock.NetPacketConn(s.FD())
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return &PacketConn{UnixConn: inner, files: s.Close}, nil
+}
+
+func (p *PacketConn) readFromCred(b []byte) (n int, from net.Addr, cred Cred, err error) {
+	control := make([]byte, unix.CmsgSpace(unix.SizeofUcred)) // no room for descriptors
+	n, used, flags, sender, err := p.ReadMsgUnix(b, control)
+	if err != nil {
+		return 0, nil, Cred{}, err
+	}
+	if sender != nil {
+		from = sender
+	}
+	fds, ucred, err := sock.ParseControl(control[:used])
+	sock.CloseFiles(fds...)
+	if err == nil && flags&unix.MSG_TRUNC != 0 {
+		err = errTruncated
+	}
+	if ucred != nil {
+		cred = credOf(ucred)
+	}
+	return n, from, cred, opError("read", "unixgram", p.LocalAddr().String(), err)
+}
+
+func (d Dialer) dial(ctx context.Context, network, path string) (net.Conn, error) {
+	f := sock.DialConfig{Bind: d.Name}
+	if d.Control != nil {
+		f.Control = func(fd int) error { return d.Control(network, path, descriptor(fd)) }
+	}
+	c, err := f.Dial(ctx, addr(network, path))
+	if err != nil {
+		return nil, err
+	}
+	inner := c.Conn.(*net.UnixConn)
+	if d.Name == "" {
+		return inner, nil
+	}
+	return &Conn{inner, c.Close}, nil
+}
+
+func pair() (*net.UnixConn, *os.File, error) {
+	own, other, err := sock.Pair()
+	if err != nil {
+		return nil, nil, err
+	}
+	return own.Conn.(*net.UnixConn), other, nil
+}
+
+func sendFiles(c net.Conn, b []byte, files []*os.File) error {
+	raw, err := rawConn("send files", c)
+	if err != nil {
+		return err
+	}
+	n := 0
+	err = withDescriptors(files, nil, func(fds []int) (err error) {
+		waitErr := raw.Write(func(fd uintptr) bool {
+			n, err = sock.SendFiles(int(fd), b, fds...)
+			return err != unix.EAGAIN
+		})
+		return errors.Join(waitErr, err)
+	})
+	if err == nil && n < len(b) { // a stream had room for a part
+		_, err = netConn(c).Write(b[n:])
+	}
+	return fileError("write", c, err)
+}
+
+// withDescriptors calls f with the descriptors of files, which stay open
+// meanwhile.
+func withDescriptors(files []*os.File, fds []int, f func(fds []int) error) error {
+	if len(files) == 0 {
+		return f(fds)
+	}
+	raw, err := files[0].SyscallConn()
+	if err != nil {
+		return err
+	}
+	ctrlErr := raw.Control(func(fd uintptr) { err = withDescriptors(files[1:], append(fds, int(fd)), f) })
+	return errors.Join(ctrlErr, err)
+}
+
+func receiveFiles(c net.Conn, buf []byte, limit int) (n int, files []*os.File, err error) {
+	raw, err := rawConn("receive files", c)
+	if err != nil {
+		return 0, nil, err
+	}
+	var fds []int
+	datagram := false
+	waitErr := raw.Read(func(fd uintptr) bool {
+		n, fds, _, err = sock.ReceiveFiles(int(fd), buf, limit)
+		if err == io.EOF {
+			t, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE)
+			datagram = t == unix.SOCK_DGRAM
+		}
+		return err != unix.EAGAIN
+	})
+	if waitErr != nil {
+		return 0, nil, waitErr
+	}
+	if err == io.EOF {
+		if datagram { // an empty one
+			err = nil
+		}
+		return 0, nil, err
+	}
+	for _, fd := range fds {
+		files = append(files, os.NewFile(uintptr(fd), "received"))
+	}
+	return n, files, fileError("read", c, err)
+}
+
+// fileError returns an error of a connection as package net does.
+func fileError(op string, c net.Conn, err error) error {
+	var errno syscall.Errno
+	if err == nil || errors.As(err, new(*net.OpError)) || !errors.As(err, &errno) && !errors.Is(err, errDescriptors) && !errors.Is(err, errTruncated) && !errors.Is(err, errOpenFiles) {
+		return err
+	}
+	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: cause{err}}
+}
