@@ -296,6 +296,7 @@ func TestF63AdminConnectionsThatAreKeptUp(t *testing.T) {
 					return // the server has closed the connection
 				}
 				_, _ = io.Copy(io.Discard, answer.Body)
+				_ = answer.Body.Close()
 				if first {
 					answered <- struct{}{}
 				}

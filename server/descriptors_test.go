@@ -126,9 +126,7 @@ func TestF53NoCloseOfASentDescriptorStopsTheServer(t *testing.T) {
 	}
 	t.Run("each", func(t *testing.T) {
 		for kernel, serve := range map[string]func(t *testing.T, d string, args ...string) *process{
-			"new kernel": func(t *testing.T, d string, args ...string) *process {
-				return serveAll(t, d, args...)
-			},
+			"new kernel": serveAll,
 			// A socket without SO_PASSRIGHTS=0, as on Linux before 6.16.
 			"old kernel": func(t *testing.T, d string, args ...string) *process {
 				return activate(t, d, []*os.File{

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -67,7 +68,7 @@ func TestF54LogReaderThatStandsStillOrEnds(t *testing.T) {
 			}
 			works(d)
 		}
-		args := append(program, "--listen", "s", "--log-level", "debug", "--drain-timeout", "60s")
+		args := append(slices.Clone(program), "--listen", "s", "--log-level", "debug", "--drain-timeout", "60s")
 		// The reader stands still, and then reads on.
 		d := dir(t)
 		p, r := logInto(t, d, args...)

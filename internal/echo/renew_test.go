@@ -302,7 +302,7 @@ func TestF59ReplacedDatagramSocketsAreClosed(t *testing.T) {
 	}
 	testkit.Await(t, func() error {
 		if err := clients[1].Send([]byte("gone")); !errors.Is(err, unix.ECONNREFUSED) {
-			return fmt.Errorf("a message to the socket that was silent for longest: %v", err)
+			return fmt.Errorf("a message to the socket that was silent for longest gives %w", err)
 		}
 		return nil
 	})

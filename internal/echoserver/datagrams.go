@@ -71,12 +71,23 @@ var errGone = errors.New("the socket that it uses was removed and is closed")
 // maxKeptFiles limits the descriptors in all queues of a socket.
 const maxKeptFiles = 4 * transport.MaxRights
 
+// datagramSockets returns how many sockets share the room for replies.
+func (s *server) datagramSockets() (n int) {
+	for _, socket := range s.sockets {
+		if !socket.Addr.Type.Connects() {
+			n++
+		}
+	}
+	return n
+}
+
 func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
 	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}, maxBytes: maxWaitingBytes, noRights: transport.RefusesRights(socket.FD())}
 	buffer := transport.MaxMessage() + 32
 	if pool := s.config.Memory; pool != nil {
-		d.maxBytes = min(d.maxBytes, pool.Datagrams)
-		buffer = min(buffer, max(pool.Datagrams, pool.Full))
+		share := pool.Datagrams / max(s.datagramSockets(), 1)
+		d.maxBytes = min(d.maxBytes, share)
+		buffer = min(buffer, max(share, pool.Full))
 	}
 	if !socket.Addr.Type.Unix() {
 		return d, nil

@@ -138,11 +138,11 @@ func (s *server) unpark(now time.Time) {
 func (c *conn) keep() {
 	s := c.server
 	s.config.Memory.Keep(c.uid, memory.Kept(len(c.rest)))
-	spare := []byte{}
+	c.kept = []byte{} // not nil for an empty record, see waitsForRoom
 	if n := len(s.spare) - 1; n >= 0 {
-		spare, s.spare = s.spare[n][:0], s.spare[:n]
+		c.kept, s.spare = s.spare[n][:0], s.spare[:n]
 	}
-	c.kept = append(spare, c.rest...)
+	c.kept = append(c.kept, c.rest...)
 	c.rest = c.kept
 }
 

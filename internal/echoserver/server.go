@@ -416,7 +416,7 @@ func (s *server) close() {
 		}
 	}
 	s.names.forgetAll()
-	s.names.searches.close()
+	s.names.close()
 	s.names.dir.close()
 	s.ended.close()
 	s.loop.Close()
