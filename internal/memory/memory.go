@@ -127,7 +127,12 @@ func (p *Pool) Grow(user int64, from, to, rest int) bool {
 }
 
 // Short reports whether there is no room to keep n more bytes for a user.
-func (p *Pool) Short(user int64, n int) bool { return p != nil && n > p.freeFor(user) }
+func (p *Pool) Short(user int64, n int) bool {
+	if p == nil || p.Size-p.free+n <= p.Share() {
+		return false // all users together have taken less than one may
+	}
+	return n > p.freeFor(user)
+}
 
 // Keep counts n bytes that the process keeps for a user, and with a negative
 // number, bytes that it no longer keeps.
