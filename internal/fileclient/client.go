@@ -60,10 +60,10 @@ func exchange(conn *transport.Conn, f *os.File) (answer []byte, err error) {
 	}
 	// A server that rejected this client has sent the reason before it closed.
 	// The reason can still be read, but the error of the close comes first.
-	if sendErr == unix.EPERM { // SO_PASSRIGHTS=0 at the other end
+	if errors.Is(sendErr, unix.EPERM) { // SO_PASSRIGHTS=0 at the other end
 		return nil, fmt.Errorf("send: %w (EPERM): the server takes no descriptors; this may not be a files: address", sendErr)
 	}
-	if sendErr != nil && sendErr != unix.EPIPE && sendErr != unix.ECONNRESET {
+	if sendErr != nil && !errors.Is(sendErr, unix.EPIPE) && !errors.Is(sendErr, unix.ECONNRESET) {
 		return nil, fmt.Errorf("send: %w", sendErr)
 	}
 	r := transport.NewReceiver(files.MaxRecord)

@@ -33,7 +33,10 @@ func (c *Conn) SendFiles(message []byte, fds ...int) error {
 		_, err = SendFiles(int(fd), message, fds...)
 		return err != unix.EAGAIN
 	})
-	return errors.Join(waitErr, err)
+	if waitErr != nil {
+		return waitErr
+	}
+	return err
 }
 
 // SendFiles is [Conn.SendFiles] for a descriptor. It does not wait: the error
