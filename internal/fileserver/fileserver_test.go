@@ -484,6 +484,12 @@ func TestHealthCheckIsNotLogged(t *testing.T) {
 	t.Parallel()
 	r := serve(t, patience)
 	check(t, healthcheck.Files(t.Context(), r.addr))
+	testkit.Await(t, func() error { // a drain of open connections is logged
+		if n := r.stats.Connections.Load(); n > 0 {
+			return fmt.Errorf("%d connections are open", n)
+		}
+		return nil
+	})
 	r.stop()
 	for line := range strings.Lines(r.log.String()) {
 		if !strings.Contains(line, `"level":"debug"`) && !strings.Contains(line, "starting up") && !strings.Contains(line, "waiting for") {
