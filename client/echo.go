@@ -136,7 +136,7 @@ func nextName(name string, t transport.Type) string {
 // directory.
 func ownName(bind string, a transport.Addr) string {
 	if a.Type == transport.Datagram && bind != "none" {
-		return transport.AbsName(bindName(cmp.Or(bind, "auto"), a))
+		return absName(bindName(cmp.Or(bind, "auto"), a))
 	}
 	return bindName(bind, a)
 }
@@ -220,7 +220,7 @@ func (f requireFlags) check(conn *transport.Conn) error {
 	if !f.required() {
 		return nil
 	}
-	cred, err := sock.PeerCred(conn)
+	cred, err := conn.PeerCred()
 	if err != nil {
 		return err
 	}
@@ -235,4 +235,15 @@ func (f requireFlags) checkCred(cred unix.Ucred) error {
 		return fmt.Errorf("the server runs as group %d, not %d as --require-gid requires; nothing was sent; find out which server this is", cred.Gid, *f.RequireGID)
 	}
 	return nil
+}
+
+// absName makes the path of a client's own socket absolute, so that a server
+// in another directory finds it. It returns other names, and a path that would
+// no longer fit sun_path, unchanged.
+func absName(name string) string {
+	abs, err := filepath.Abs(name)
+	if err != nil || len(abs) > sock.MaxPath || strings.HasPrefix(name, "@") {
+		return name
+	}
+	return abs
 }

@@ -122,7 +122,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	sendBuffer := 0
 	if c.Connect.Type == transport.Seqpacket { // any record that a process can send has to fit
-		sendBuffer = transport.MaxMessage() + transport.Overhead
+		sendBuffer = sock.MaxMessage() + sock.Overhead
 	}
 	server := c.Config(sockets, 2, beside, 2, sendBuffer, log)
 	server.Chunk = 1024 // for health checks

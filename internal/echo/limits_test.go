@@ -17,6 +17,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // connecting are the types that have connections.
@@ -70,7 +71,7 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 				defer close(over)
 				wantEnd(t, idle)
 			}()
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			for served := true; served; {
 				wantBack(t, honest, r, message)
 				select {
@@ -142,7 +143,7 @@ func TestClientsThatDoNotReadAreDisconnected(t *testing.T) {
 			fill(t, lazy, 4096)
 			server.log.await(t, 1, "disconnected a client: it has not read for 1s")
 			wantEnd(t, lazy)
-			wantBack(t, idle, transport.NewReceiver(100), message) // no idle timeout is set
+			wantBack(t, idle, sock.NewReceiver(100), message) // no idle timeout is set
 			wantRefused(t, stats, "unread", 1)
 		})
 	}
@@ -183,7 +184,7 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 			t.Parallel()
 			stats := new(stats.Server)
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			for round := range uint64(3) {
 				var conns []*transport.Conn
 				for range 3 {

@@ -23,7 +23,7 @@ import (
 )
 
 // wantBack sends a message on conn and wants the same message as the echo.
-func wantBack(t testing.TB, conn *transport.Conn, r *transport.Receiver, message string) {
+func wantBack(t testing.TB, conn *transport.Conn, r *sock.Receiver, message string) {
 	t.Helper()
 	check(t, conn.Send([]byte(message)))
 	back, err := conn.Receive(r)
@@ -39,7 +39,7 @@ func TestMessagesComeBackWhole(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
-			conn, r := dial(t, server.addr), transport.NewReceiver(transport.MaxMessage())
+			conn, r := dial(t, server.addr), sock.NewReceiver(sock.MaxMessage())
 			// The server answers each message, whatever came before it.
 			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
 				sent, err := io.ReadAll(random(byte(size), int64(size)))
@@ -58,7 +58,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
-			conn, r := dial(t, server.addr), transport.NewReceiver(100)
+			conn, r := dial(t, server.addr), sock.NewReceiver(100)
 			for range rounds {
 				// First one at a time, and then all of them in flight at once.
 				for _, m := range messages {
@@ -392,7 +392,7 @@ func TestUDPEcho(t *testing.T) {
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
 	server := serveSocket(t, s, echoserver.Config{}, zerolog.InfoLevel)
-	conn, r := dial(t, server.addr), transport.NewReceiver(transport.MaxMessage())
+	conn, r := dial(t, server.addr), sock.NewReceiver(sock.MaxMessage())
 	for _, size := range []int{0, 1, 16, 17, 65_507, 0} {
 		wantBack(t, conn, r, strings.Repeat("x", size))
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // servePair serves one end of a socketpair; ended gets what ServeConn returns.
@@ -79,7 +80,7 @@ func TestServeConnClosesSocketsOfOtherTypes(t *testing.T) {
 	defer func() { check(t, unix.Close(fds[1])) }()
 	err = (&echoserver.Config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), fds[0])
 	wantWords(t, err, "is not a stream socket")
-	if !transport.HungUp(fds[1]) {
+	if !sock.HungUp(fds[1]) {
 		t.Error("the other end is still connected")
 	}
 }

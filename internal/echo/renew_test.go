@@ -103,7 +103,7 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 				t.Run(string(typ)+", "+name, func(t *testing.T) {
 					t.Parallel()
 					server := serveIn(t, typ, transport.ListenConfig{Mode: 0o640}, takeover)
-					r := transport.NewReceiver(100)
+					r := sock.NewReceiver(100)
 					before := dialBound(t, server.addr)
 					wantBack(t, before, r, "before")
 					rounds := 1
@@ -156,7 +156,7 @@ func dialBound(t *testing.T, a transport.Addr) *transport.Conn {
 func wantServed(t *testing.T, a transport.Addr, message string) {
 	t.Helper()
 	conn := dialBound(t, a)
-	wantBack(t, conn, transport.NewReceiver(100), message)
+	wantBack(t, conn, sock.NewReceiver(100), message)
 	check(t, conn.Close())
 }
 
@@ -166,7 +166,7 @@ func TestClientOfAMovedSocketIsServed(t *testing.T) {
 	server := serveIn(t, transport.Stream, transport.ListenConfig{}, false)
 	moved := transport.Addr{Type: transport.Stream, Path: server.dir + "/moved"}
 	check(t, os.Rename(server.addr.Path, moved.Path))
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	for served := 0; ; served++ {
 		conn, err := transport.DialConfig{}.Dial(t.Context(), moved)
 		if errors.Is(err, unix.ECONNREFUSED) && served > 0 {
@@ -214,7 +214,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 			t.Run(string(typ)+", "+name, func(t *testing.T) {
 				t.Parallel()
 				server := serveIn(t, typ, transport.ListenConfig{}, false)
-				r := transport.NewReceiver(100)
+				r := sock.NewReceiver(100)
 				before := dialBound(t, server.addr)
 				wantBack(t, before, r, "before")
 				tt.take(t, server.addr)
@@ -256,7 +256,7 @@ func TestServerWhoseDirectoryIsGoneContinuesAndComesBack(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			server := serveIn(t, typ, transport.ListenConfig{}, false)
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			before := dialBound(t, server.addr)
 			check(t, os.RemoveAll(server.dir))
 			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be recreated now: listen again on "+
@@ -291,7 +291,7 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 func TestF59ReplacedDatagramSocketsAreClosed(t *testing.T) {
 	t.Parallel()
 	server := serveIn(t, transport.Datagram, transport.ListenConfig{}, false)
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	clients := []*transport.Conn{dialBound(t, server.addr)}
 	for round := range 5 {
 		wantBack(t, clients[0], r, "continues")

@@ -82,7 +82,7 @@ func wantEchoOf(t testing.TB, a transport.Addr) {
 	if a.Type == transport.Stream {
 		wantEcho(t, conn, message)
 	} else {
-		wantBack(t, conn, transport.NewReceiver(100), message)
+		wantBack(t, conn, sock.NewReceiver(100), message)
 	}
 	check(t, conn.Close())
 }
@@ -94,7 +94,7 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 	old.log.await(t, 1, "waiting for a connection")
 	stream, record := dial(t, addrs[0]), dial(t, addrs[2])
 	wantEcho(t, stream, message)
-	wantBack(t, record, transport.NewReceiver(100), message)
+	wantBack(t, record, sock.NewReceiver(100), message)
 
 	next := generate(t, echoserver.Config{}, addrs...)
 	next.log.await(t, 3, "took over ")
@@ -103,7 +103,7 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 		wantEchoOf(t, a)
 	}
 	wantEcho(t, stream, "still there")
-	wantBack(t, record, transport.NewReceiver(100), "still there")
+	wantBack(t, record, sock.NewReceiver(100), "still there")
 	check(t, stream.Close())
 	check(t, record.Close())
 	check(t, old.end(t))

@@ -17,6 +17,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // defaultPatience is how long a client waits without a given timeout. Over
@@ -35,7 +36,7 @@ func (c *Client) messages(ctx context.Context, conn *transport.Conn, in io.Reade
 	// window, as the receiver takes one out before it waits for the reply.
 	sizes := make(chan int, max(c.Window, 1)-1)
 	sent := make(chan struct{})
-	r := &replies{client: c, conn: conn, receiver: transport.NewReceiver(transport.MaxMessage()), out: out, level: level}
+	r := &replies{client: c, conn: conn, receiver: sock.NewReceiver(sock.MaxMessage()), out: out, level: level}
 	go func() {
 		defer close(sizes)
 		defer close(sent)
@@ -95,7 +96,7 @@ func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.R
 	if size == 0 && c.Lines {
 		// A line that fills the buffer is larger than any message; sending it
 		// returns the error.
-		for lines := bufio.NewReaderSize(in, transport.MaxMessage()+1); ; {
+		for lines := bufio.NewReaderSize(in, sock.MaxMessage()+1); ; {
 			line, err := lines.ReadSlice('\n')
 			if len(line) > 0 {
 				if err := send(line); err != nil {
@@ -112,7 +113,7 @@ func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.R
 		}
 	}
 	if size == 0 {
-		message, err := io.ReadAll(io.LimitReader(in, int64(transport.MaxMessage())+1))
+		message, err := io.ReadAll(io.LimitReader(in, int64(sock.MaxMessage())+1))
 		if err != nil {
 			return fmt.Errorf("read the input: %w", err)
 		}
@@ -144,7 +145,7 @@ func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err
 type replies struct {
 	client    *Client
 	conn      *transport.Conn
-	receiver  *transport.Receiver
+	receiver  *sock.Receiver
 	out       io.Writer
 	level     zerolog.Level
 	got, lost int

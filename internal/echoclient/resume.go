@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // resumePatience is how long a datagram client that may connect again waits
@@ -51,7 +52,7 @@ func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reade
 	}
 	// A message is sent once all of it is read, so the tape must hold at least
 	// one message, and one byte more to notice a message that is too large.
-	t := newTape(in, max(maxKept, size, transport.MaxMessage()+1))
+	t := newTape(in, max(maxKept, size, sock.MaxMessage()+1))
 	defer t.rewound() // otherwise a reader that waits for room would wait for ever
 	w := &acknowledger{out: out, tape: t}
 	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back at the same moment

@@ -15,6 +15,7 @@ import (
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A Client sends files to a server.
@@ -66,7 +67,7 @@ func exchange(conn *transport.Conn, f *os.File) (answer []byte, err error) {
 	if sendErr != nil && !errors.Is(sendErr, unix.EPIPE) && !errors.Is(sendErr, unix.ECONNRESET) {
 		return nil, fmt.Errorf("send: %w", sendErr)
 	}
-	r := transport.NewReceiver(files.MaxRecord)
+	r := sock.NewReceiver(files.MaxRecord)
 	answer, err = conn.Receive(r)
 	if err == unix.ECONNRESET {
 		answer, err = conn.Receive(r)

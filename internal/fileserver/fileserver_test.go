@@ -26,6 +26,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -283,7 +284,7 @@ func TestClientThatBreaksTheProtocolIsDisconnectedAndLeavesNothingOpen(t *testin
 		}
 		check(t, conn.SendFiles([]byte(tt.message), fds...))
 		check(t, theirs.Close())
-		receiver := transport.NewReceiver(1000)
+		receiver := sock.NewReceiver(1000)
 		check(t, conn.SetDeadline(time.Now().Add(patience)))
 		answer, err := conn.Receive(receiver)
 		check(t, err)
@@ -364,7 +365,7 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	if _, err := os.Lstat(r.addr.Path); !os.IsNotExist(err) {
 		t.Errorf("the socket file is left (%v)", err)
 	}
-	if answer, err := conn.Receive(transport.NewReceiver(1000)); err == nil {
+	if answer, err := conn.Receive(sock.NewReceiver(1000)); err == nil {
 		t.Errorf("the answer is %q", answer)
 	}
 
@@ -475,7 +476,7 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 	check(t, first.Close())
 
 	idle := serveAs(t, echoserver.Config{}, fileserver.Config{IdleTimeout: 50 * time.Millisecond})
-	_, err = idle.dial(t).Receive(transport.NewReceiver(100))
+	_, err = idle.dial(t).Receive(sock.NewReceiver(100))
 	check(t, err) // reads the reason
 	idle.refused(t, "idle", 1)
 }

@@ -29,7 +29,7 @@ func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
 	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
 		return conn, err
 	}
-	cred, err := sock.PeerCred(conn)
+	cred, err := conn.PeerCred()
 	switch {
 	case err != nil:
 	case sock.Unmapped(cred.Uid):

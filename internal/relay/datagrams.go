@@ -10,6 +10,7 @@ import (
 	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A peer represents one datagram client to the target: a socket of its own, so
@@ -107,7 +108,7 @@ func (p *peer) send(message []byte, files []int) bool {
 	p.touch()
 	err := error(unix.EBADF)
 	if p.fd >= 0 {
-		err = transport.ReplyFiles(p.fd, message, files, "")
+		err = sock.ReplyFiles(p.fd, message, files, "")
 	}
 	switch {
 	case err == nil:
@@ -130,7 +131,7 @@ func (p *peer) send(message []byte, files []int) bool {
 		p.hangUp()
 		p.relay.dial(p.relay.ctx, p.connected)
 	default:
-		p.lose(files, transport.ExplainSize(p.fd, len(message), err))
+		p.lose(files, sock.ExplainSize(p.fd, len(message), err))
 		return true
 	}
 	return false
@@ -169,10 +170,10 @@ func (p *peer) connected(conn *transport.Conn, err error) {
 	}
 	if err == nil {
 		if !r.config.PassFiles {
-			transport.RefuseRights(p.fd)
+			sock.RefuseRights(p.fd)
 		}
-		p.noRights = transport.RefusesRights(p.fd)
-		_ = transport.SetSendBuffer(p.fd, transport.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
+		p.noRights = sock.RefusesRights(p.fd)
+		_ = sock.SetSendBuffer(p.fd, sock.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
 		err = r.loop.Add(p.fd, p, unix.EPOLLIN)
 	}
 	if err != nil {

@@ -85,9 +85,9 @@ type Relay struct {
 	flying     usage // descriptors that were sent, and may not be received yet
 	mostFlying int   // of one user
 	closers    *closing.Closers
-	noRights   bool    // no descriptors come from the target, see [transport.RefusesRights]
+	noRights   bool    // no descriptors come from the target, see [sock.RefusesRights]
 	placer     *placer // nil without PassFiles
-	replies    *transport.Receiver
+	replies    *sock.Receiver
 
 	dials  sync.WaitGroup
 	first  chan struct{} // held by the first in the queue of a full backlog, see [Relay.queue]
@@ -113,13 +113,13 @@ func New(c Config) (*Relay, error) {
 	r.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	size := bufSize
 	if c.Target.Type.Messages() {
-		size = transport.MaxMessage()
-		r.replies = transport.NewReceiver(size)
+		size = sock.MaxMessage()
+		r.replies = sock.NewReceiver(size)
 		r.replies.TakeRights() // so that no close of theirs is on the loop
 	}
 	r.buf = make([]byte, size)
 	r.closers = closing.New(c.Log)
-	r.noRights = !c.PassFiles && transport.CanRefuseRights()
+	r.noRights = !c.PassFiles && sock.CanRefuseRights()
 	r.files.users, r.flying.users = map[int64]int{}, map[int64]int{}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {

@@ -147,7 +147,7 @@ func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside, ends, sen
 		beside += echoserver.MaxNames
 	}
 	most := f.maxConnections(each, beside, log)
-	pool := f.memory(most, ends, cmp.Or(sendBuffer, transport.DefaultSendBuffer()), log)
+	pool := f.memory(most, ends, cmp.Or(sendBuffer, sock.DefaultSendBuffer()), log)
 	if pool != nil {
 		most = max(pool.Most-echoserver.HealthChecks, 1)
 	}

@@ -325,13 +325,13 @@ func TestPeerCredIsTheClients(t *testing.T) {
 	t.Parallel()
 	s := listen(t, sock.ListenConfig{}, stream(dir(t)+"/s"))
 	conn := dial(t, s.Addr())
-	cred, err := sock.PeerCred(conn)
+	cred, err := conn.PeerCred()
 	check(t, err)
 	if want := (unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}); *cred != want {
 		t.Errorf("peer is %+v, not %+v", *cred, want)
 	}
 	check(t, conn.Close())
-	if _, err := sock.PeerCred(conn); !errors.Is(err, net.ErrClosed) {
+	if _, err := conn.PeerCred(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a closed connection gives %v", err)
 	}
 }

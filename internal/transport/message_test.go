@@ -42,13 +42,13 @@ func send(t *testing.T, fd int, message string) {
 }
 
 // receiving are the ways to receive a message.
-var receiving = map[string]func(t *testing.T, r *transport.Receiver, fd int) ([]byte, error){
-	"alone": func(_ *testing.T, r *transport.Receiver, fd int) ([]byte, error) { return r.Receive(fd) },
-	"with credentials": func(t *testing.T, r *transport.Receiver, fd int) ([]byte, error) {
-		check(t, transport.PassCred(fd))
+var receiving = map[string]func(t *testing.T, r *sock.Receiver, fd int) ([]byte, error){
+	"alone": func(_ *testing.T, r *sock.Receiver, fd int) ([]byte, error) { return r.Receive(fd) },
+	"with credentials": func(t *testing.T, r *sock.Receiver, fd int) ([]byte, error) {
+		check(t, sock.PassCred(fd))
 		return r.ReceiveCred(fd)
 	},
-	"as a record": func(t *testing.T, r *transport.Receiver, fd int) ([]byte, error) {
+	"as a record": func(t *testing.T, r *sock.Receiver, fd int) ([]byte, error) {
 		record, end, err := r.ReceiveRecord(fd)
 		if end {
 			t.Error("a message is taken for the end")
@@ -58,12 +58,12 @@ var receiving = map[string]func(t *testing.T, r *transport.Receiver, fd int) ([]
 }
 
 // eachWay runs a test for both types and all ways to receive.
-func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *transport.Receiver) ([]byte, error))) {
+func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *sock.Receiver) ([]byte, error))) {
 	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		for name, receive := range receiving {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				a, b := pair(t, typ)
-				test(t, a, b, func(r *transport.Receiver) ([]byte, error) { return receive(t, r, b) })
+				test(t, a, b, func(r *sock.Receiver) ([]byte, error) { return receive(t, r, b) })
 			})
 		}
 	}
@@ -71,8 +71,8 @@ func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *tra
 
 func TestReceiveGivesWholeMessagesInOrder(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, a, _ int, receive func(r *transport.Receiver) ([]byte, error)) {
-		r := transport.NewReceiver(65536)
+	eachWay(t, func(t *testing.T, a, _ int, receive func(r *sock.Receiver) ([]byte, error)) {
+		r := sock.NewReceiver(65536)
 		for _, size := range []int{1, 0, 16, 0, 0, 17, 65536} {
 			sent := bytes.Repeat([]byte{byte(size)}, size)
 			send(t, a, "before")
@@ -98,7 +98,7 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 		for name, receive := range receiving {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				a, b := pair(t, typ)
-				r := transport.NewReceiver(16)
+				r := sock.NewReceiver(16)
 				for _, size := range sizes {
 					larger := make([]byte, size)
 					for range rounds {
@@ -123,7 +123,7 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 // wantSize wants the error to contain the message's size and the limit.
 func wantSize(t *testing.T, err error, size, limit int) {
 	t.Helper()
-	var e *transport.SizeError
+	var e *sock.SizeError
 	if !errors.As(err, &e) || e.Size != size || e.Limit != limit {
 		t.Fatalf("%v does not report that %d bytes are more than %d", err, size, limit)
 	}
@@ -132,7 +132,7 @@ func wantSize(t *testing.T, err error, size, limit int) {
 func TestReceiverOfSizeZeroStillDistinguishesEmptyFromMore(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t, transport.Datagram)
-	r := transport.NewReceiver(0)
+	r := sock.NewReceiver(0)
 	send(t, a, "")
 	if got, err := r.Receive(b); err != nil || len(got) > 0 {
 		t.Errorf("received %q, %v", got, err)
@@ -152,8 +152,8 @@ func TestDescriptorsThatComeAlongAreRefusedAndNoneStaysOpen(t *testing.T) {
 		for i := range fds {
 			fds[i] = int(null.Fd())
 		}
-		eachWay(t, func(t *testing.T, a, _ int, receive func(r *transport.Receiver) ([]byte, error)) {
-			r := transport.NewReceiver(100)
+		eachWay(t, func(t *testing.T, a, _ int, receive func(r *sock.Receiver) ([]byte, error)) {
+			r := sock.NewReceiver(100)
 			before := descriptors(t)
 			check(t, unix.Sendmsg(a, []byte("take these"), unix.UnixRights(fds...), nil, 0))
 			send(t, a, "next")
@@ -185,7 +185,7 @@ func TestDrainReportsWhetherAnythingIsLeft(t *testing.T) {
 					check(t, unix.Shutdown(fds[0], unix.SHUT_RDWR))
 				}
 				want := sent == "nothing" || sent == "" && typ == unix.SOCK_STREAM
-				if got := transport.Drain(fds[1]); got != want {
+				if got := sock.Drain(fds[1]); got != want {
 					t.Errorf("type %d, sent %q, ended %t: empty is %t", typ, sent, ended, got)
 				}
 				check(t, errors.Join(unix.Close(fds[0]), unix.Close(fds[1])))
@@ -206,7 +206,7 @@ func TestReceiveRecordDistinguishesEmptyRecordFromTheEnd(t *testing.T) {
 			check(t, err)
 			a, b := fds[0], fds[1]
 			defer func() { check(t, unix.Close(b)) }()
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			_, ended, err := r.ReceiveRecord(b)
 			if ended || err != unix.EAGAIN {
 				t.Fatalf("before anything came: end %t, %v", ended, err)
@@ -235,9 +235,9 @@ func TestReceiveRecordDistinguishesEmptyRecordFromTheEnd(t *testing.T) {
 }
 
 // received returns a receiver that has read one message of a datagram socket.
-func received(t *testing.T, fd int) *transport.Receiver {
+func received(t *testing.T, fd int) *sock.Receiver {
 	t.Helper()
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	_, err := r.ReceiveCred(fd)
 	check(t, err)
 	return r
@@ -258,18 +258,18 @@ func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 		}
 		if want := name != "" && name[0] != '@'; r.Peek() != r.Sender() || r.Sender().IsPath() != want {
 			t.Errorf("%q is a path: %t", name, !want)
-		} else if want && transport.Path(name).String() != name {
-			t.Errorf("the address of %q is %q", name, transport.Path(name))
+		} else if want && sock.Path(name).String() != name {
+			t.Errorf("the address of %q is %q", name, sock.Path(name))
 		}
 		if r.Named() != (name != "") {
 			t.Errorf("%q: named is %t", name, r.Named())
 		}
 		if name != "" {
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
-			check(t, transport.ReplyTo(s.FD(), []byte("one"), r.Peek()))
-			check(t, transport.ReplyTo(s.FD(), []byte("two"), r.Sender()))
+			check(t, sock.ReplyTo(s.FD(), []byte("one"), r.Peek()))
+			check(t, sock.ReplyTo(s.FD(), []byte("two"), r.Sender()))
 			for _, want := range []string{"one", "two"} {
-				if got, err := conn.Receive(transport.NewReceiver(100)); err != nil || string(got) != want {
+				if got, err := conn.Receive(sock.NewReceiver(100)); err != nil || string(got) != want {
 					t.Errorf("%q: received %q, %v", name, got, err)
 				}
 			}
@@ -288,11 +288,11 @@ func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
 	check(t, conn.Send([]byte("hello")))
 	raw, err := server.SyscallConn()
 	check(t, err)
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	check(t, raw.Read(func(fd uintptr) bool {
 		var message []byte
 		if message, err = r.Receive(int(fd)); err != unix.EAGAIN && string(message) == "hello" {
-			err = transport.ReplyTo(int(fd), []byte("hello yourself"), r.Peek())
+			err = sock.ReplyTo(int(fd), []byte("hello yourself"), r.Peek())
 		}
 		return err != unix.EAGAIN
 	}))
@@ -300,7 +300,7 @@ func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
 	if got, want := r.Sender().String(), conn.LocalAddr().String(); got != want {
 		t.Errorf("the sender is %s, not %s", got, want)
 	}
-	if got, err := conn.Receive(transport.NewReceiver(100)); err != nil || string(got) != "hello yourself" {
+	if got, err := conn.Receive(sock.NewReceiver(100)); err != nil || string(got) != "hello yourself" {
 		t.Errorf("received %q, %v", got, err)
 	}
 }
@@ -324,7 +324,7 @@ func TestSenderString(t *testing.T) {
 		{family(unix.AF_INET6) + "\x00\x01" + "\x00\x00\x00\x00" + string(net.IPv6loopback) + "\x00\x00\x00\x00", "[::1]:1"},
 		{family(unix.AF_NETLINK) + "somebody", ""},
 	} {
-		if got := transport.Sender(tt.raw).String(); got != tt.want {
+		if got := sock.Sender(tt.raw).String(); got != tt.want {
 			t.Errorf("%q reads %q, not %q", tt.raw, got, tt.want)
 		}
 	}
@@ -337,7 +337,7 @@ func FuzzSender(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
-		name := transport.Sender(raw).String()
+		name := sock.Sender(raw).String()
 		var family uint16
 		if len(raw) > 2 {
 			family = binary.NativeEndian.Uint16([]byte(raw))
@@ -367,7 +367,7 @@ func TestReceiveAloneHasNoCredentials(t *testing.T) {
 	if cred, ok := received(t, b).Cred(); ok {
 		t.Errorf("without a request, the credentials are %+v", cred)
 	}
-	err := transport.PassCred(-1)
+	err := sock.PassCred(-1)
 	wantError(t, err, unix.EBADF, "SO_PASSCRED")
 }
 
@@ -376,14 +376,14 @@ func TestReceiveAloneHasNoCredentials(t *testing.T) {
 // Not parallel: it counts the allocations of the process.
 func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 	s := listen(t, transport.ListenConfig{}, datagram(sock.AutoName("@")))
-	check(t, transport.PassCred(s.FD()))
+	check(t, sock.PassCred(s.FD()))
 	client, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	defer func() { check(t, unix.Close(client)) }()
 	check(t, unix.Bind(client, &unix.SockaddrUnix{Name: sock.AutoName("@")}))
 	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: s.Addr.Path}))
 
-	r, sent, back := transport.NewReceiver(1000), make([]byte, 1000), make([]byte, 1000)
+	r, sent, back := sock.NewReceiver(1000), make([]byte, 1000), make([]byte, 1000)
 	allocs := testing.AllocsPerRun(1000, func() {
 		if _, err := unix.Write(client, sent); err != nil {
 			t.Fatal(err)
@@ -395,7 +395,7 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 		if _, ok := r.Cred(); !ok || !r.Named() {
 			t.Fatal("it has no sender")
 		}
-		if err := transport.ReplyTo(s.FD(), message, r.Peek()); err != nil {
+		if err := sock.ReplyTo(s.FD(), message, r.Peek()); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := unix.Read(client, back); err != nil || n != len(sent) {
@@ -417,20 +417,20 @@ func TestReplyErrorsAreErrnos(t *testing.T) {
 	_, err = client.WriteTo([]byte("hello"), &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
 	check(t, err)
 	r := received(t, s.FD())
-	if err := transport.ReplyTo(s.FD(), make([]byte, 10_000), r.Peek()); err != unix.EMSGSIZE {
+	if err := sock.ReplyTo(s.FD(), make([]byte, 10_000), r.Peek()); err != unix.EMSGSIZE {
 		t.Errorf("a reply larger than the send buffer: %v", err)
 	}
-	for err = nil; err == nil; err = transport.ReplyTo(s.FD(), nil, r.Peek()) {
+	for err = nil; err == nil; err = sock.ReplyTo(s.FD(), nil, r.Peek()) {
 	}
 	if err != unix.EAGAIN {
 		t.Errorf("the client's queue is full: %v", err)
 	}
 	check(t, client.Close())
-	if err := transport.ReplyTo(s.FD(), nil, r.Peek()); err != unix.ECONNREFUSED {
+	if err := sock.ReplyTo(s.FD(), nil, r.Peek()); err != unix.ECONNREFUSED {
 		t.Errorf("the client is closed: %v", err)
 	}
 	check(t, os.Remove(d+"/client"))
-	if err := transport.ReplyTo(s.FD(), nil, r.Sender()); err != unix.ENOENT {
+	if err := sock.ReplyTo(s.FD(), nil, r.Sender()); err != unix.ENOENT {
 		t.Errorf("the client is gone: %v", err)
 	}
 }
@@ -439,11 +439,11 @@ func TestMaxMessageIsWhatAnyUserCanSend(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, transport.Datagram)
 	wmem := testkit.Setting(t, "core/wmem_max")
-	check(t, transport.SetSendBuffer(a, 2*wmem))
-	limit, err := transport.SendLimit(a)
+	check(t, sock.SetSendBuffer(a, 2*wmem))
+	limit, err := sock.SendLimit(a)
 	check(t, err)
-	if limit != transport.MaxMessage() || limit != 2*wmem-32 {
-		t.Errorf("the largest send buffer is for %d bytes, MaxMessage is %d, wmem_max %d", limit, transport.MaxMessage(), wmem)
+	if limit != sock.MaxMessage() || limit != 2*wmem-32 {
+		t.Errorf("the largest send buffer is for %d bytes, MaxMessage is %d, wmem_max %d", limit, sock.MaxMessage(), wmem)
 	}
 }
 
@@ -456,7 +456,7 @@ func TestGrowSendBufferAsFarAsTheSystemAllows(t *testing.T) {
 	limit := func() (n int) {
 		raw, err := conn.SyscallConn()
 		check(t, err)
-		check(t, raw.Control(func(fd uintptr) { n, err = transport.SendLimit(int(fd)) }))
+		check(t, raw.Control(func(fd uintptr) { n, err = sock.SendLimit(int(fd)) }))
 		check(t, err)
 		return n + 32
 	}
@@ -475,12 +475,12 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	t.Parallel()
 	a, _ := pair(t, transport.Seqpacket)
 	wmem := testkit.Setting(t, "core/wmem_max")
-	err := transport.SetSendBuffer(a, 2*wmem+1)
+	err := sock.SetSendBuffer(a, 2*wmem+1)
 	if err == nil {
 		t.Fatal("no error")
 	}
 	testkit.WantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d; raise net.core.wmem_max", 2*wmem+1, 2*wmem))
-	wantError(t, transport.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
+	wantError(t, sock.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
 
 	d := dir(t)
 	_, err = transport.ListenConfig{SendBuffer: 2*wmem + 1}.Listen(datagram(d + "/s"))
@@ -502,8 +502,8 @@ func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t, transport.Seqpacket)
 	for _, buffer := range []int{5000, 5001, 100_000, 300_000} {
-		check(t, transport.SetSendBuffer(a, buffer))
-		limit, err := transport.SendLimit(a)
+		check(t, sock.SetSendBuffer(a, buffer))
+		limit, err := sock.SendLimit(a)
 		check(t, err)
 		if limit < buffer-32 || limit > buffer+1-32 {
 			t.Errorf("a send buffer of %d is for %d bytes", buffer, limit)
@@ -516,13 +516,13 @@ func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 		if err != unix.EMSGSIZE {
 			t.Errorf("one byte more: %v", err)
 		}
-		wantError(t, transport.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
+		wantError(t, sock.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
 			fmt.Sprintf("%d bytes, the socket sends at most %d; raise SO_SNDBUF", limit+1, limit))
 	}
-	if err := transport.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
+	if err := sock.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
 		t.Errorf("another error becomes %v", err)
 	}
-	_, err := transport.SendLimit(-1)
+	_, err := sock.SendLimit(-1)
 	wantError(t, err, unix.EBADF)
 }
 
@@ -545,9 +545,9 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 			}
 			// One byte more than fits, and one byte more than the receiver's
 			// size, from a peer that may send larger messages than others.
-			small := transport.NewReceiver(212_959)
+			small := sock.NewReceiver(212_959)
 			whole, larger := make([]byte, 212_960), make([]byte, 212_961)
-			receiver := transport.NewReceiver(transport.MaxMessage())
+			receiver := sock.NewReceiver(sock.MaxMessage())
 			before := allocated()
 			for range rounds {
 				err := conn.Send(larger)
@@ -599,7 +599,7 @@ func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 		send(t, fd, record)
 	}
 	check(t, unix.Close(fd))
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	for _, want := range []string{"one", "", "two", ""} {
 		if got, err := conn.Receive(r); err != nil || string(got) != want {
 			t.Fatalf("received %q, %v, not %q", got, err, want)
@@ -618,7 +618,7 @@ func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
 	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		conn := dial(t, listen(t, transport.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"}).Addr)
 		check(t, conn.SetDeadline(time.Now().Add(50*time.Millisecond)))
-		if _, err := conn.Receive(transport.NewReceiver(100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := conn.Receive(sock.NewReceiver(100)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: receive: %v", typ, err)
 		}
 		var err error

@@ -24,10 +24,10 @@ type ListenConfig struct {
 	// SendBuffer is SO_SNDBUF of a Unix socket in bytes as the kernel counts
 	// them, socket(7); a message may be 32 bytes less. 0 leaves the system's
 	// default. The connections that a seqpacket socket accepts do not inherit
-	// it, see [SetSendBuffer].
+	// it, see [sock.SetSendBuffer].
 	SendBuffer int
 	// RefuseRights has the kernel refuse descriptors at sockets of all types but
-	// [Files], see [RefuseRights]. A socket that comes from another process is
+	// [Files], see [sock.RefuseRights]. A socket that comes from another process is
 	// left as it is.
 	RefuseRights bool
 }
@@ -41,9 +41,19 @@ func (c ListenConfig) options(addrs ...Addr) sock.ListenConfig {
 	}}
 }
 
+// refuseRights is [sock.RefuseRights] for a socket that is not bound yet. A bound one,
+// which another process has handed over, keeps its setting: descriptors may wait
+// in it already.
+func refuseRights(fd int) {
+	sa, _ := unix.Getsockname(fd)
+	if name, ok := sa.(*unix.SockaddrUnix); ok && (name.Name == "" || name.Name == "@") { // how package unix shows an unnamed socket
+		sock.RefuseRights(fd)
+	}
+}
+
 func (c ListenConfig) setSendBuffer(fd int) error {
 	if c.SendBuffer > 0 {
-		return SetSendBuffer(fd, c.SendBuffer)
+		return sock.SetSendBuffer(fd, c.SendBuffer)
 	}
 	return nil
 }
@@ -108,7 +118,7 @@ func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *sock.Handover, error)
 func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
 	config := c.options()
 	config.Control = func(_ sock.Addr, fd int) error {
-		DropAncillary(fd)
+		sock.DropAncillary(fd)
 		return c.setSendBuffer(fd)
 	}
 	s, err := config.Inherit(fd)
@@ -186,7 +196,7 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 	}
 	ctrlErr := raw.Control(func(theirs uintptr) {
 		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil && a.Type == TCP {
-			InlineUrgent(fd)
+			sock.InlineUrgent(fd)
 			keepAlive(fd)
 			err = unix.Listen(fd, cmp.Or(backlog, unix.SOMAXCONN)) // again: package net has no setting for the backlog
 		}
@@ -208,7 +218,7 @@ func keepAlive(fd int) {
 type DialConfig struct {
 	Bind         string // see [sock.DialConfig]
 	SendBuffer   int    // as in [ListenConfig]
-	RefuseRights bool   // see [RefuseRights]
+	RefuseRights bool   // see [sock.RefuseRights]
 }
 
 // A Conn is a connection over any transport; for a Unix socket it holds a
@@ -224,13 +234,13 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 	if a.Type.Unix() {
 		conn, err := sock.Dial(ctx, a.unix().String(), sock.DialConfig{Bind: c.Bind, Control: func(fd int) error {
 			if a.Type == Stream {
-				InlineUrgent(fd)
+				sock.InlineUrgent(fd)
 			}
 			if c.RefuseRights {
-				RefuseRights(fd)
+				sock.RefuseRights(fd)
 			}
 			if c.SendBuffer > 0 {
-				return SetSendBuffer(fd, c.SendBuffer)
+				return sock.SetSendBuffer(fd, c.SendBuffer)
 			}
 			return nil
 		}})
@@ -243,7 +253,7 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 		if a.Type == UDP {
 			return nil
 		}
-		return raw.Control(func(fd uintptr) { InlineUrgent(int(fd)) })
+		return raw.Control(func(fd uintptr) { sock.InlineUrgent(int(fd)) })
 	}}
 	conn, err := dialer.DialContext(ctx, string(a.Type), a.Path)
 	if err != nil {
@@ -260,8 +270,8 @@ func (c *Conn) GrowSendBuffer(n int) {
 		return
 	}
 	_ = raw.Control(func(fd uintptr) {
-		if limit, err := SendLimit(int(fd)); err == nil && limit+Overhead < n {
-			_ = SetSendBuffer(int(fd), n)
+		if limit, err := sock.SendLimit(int(fd)); err == nil && limit+sock.Overhead < n {
+			_ = sock.SetSendBuffer(int(fd), n)
 		}
 	})
 }
@@ -278,9 +288,9 @@ func (c DialConfig) Connect(a Addr) (fd int, err error) {
 	if fd, err = unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
 		return -1, err
 	}
-	InlineUrgent(fd)
+	sock.InlineUrgent(fd)
 	if c.RefuseRights {
-		RefuseRights(fd)
+		sock.RefuseRights(fd)
 	}
 	if err = unix.Connect(fd, &unix.SockaddrUnix{Name: a.Path}); err != nil {
 		_ = unix.Close(fd)
@@ -310,6 +320,15 @@ func (c *Conn) SendFiles(message []byte, fds ...int) error {
 	return own.SendFiles(message, fds...)
 }
 
+// PeerCred is [sock.Conn.PeerCred].
+func (c *Conn) PeerCred() (*unix.Ucred, error) {
+	own, ok := c.Conn.(*sock.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return own.PeerCred()
+}
+
 // CloseWrite ends the direction to the server, shutdown(2) with SHUT_WR: the
 // server reads end of file, and the client still receives the server's
 // answers.
@@ -321,14 +340,14 @@ func (c *Conn) CloseWrite() error {
 	return w.CloseWrite()
 }
 
-// Closed reports [HungUp] of the connection.
+// Closed reports [sock.HungUp] of the connection.
 func (c *Conn) Closed() bool {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return false
 	}
 	closed := false
-	err = raw.Control(func(fd uintptr) { closed = HungUp(int(fd)) })
+	err = raw.Control(func(fd uintptr) { closed = sock.HungUp(int(fd)) })
 	return closed || err != nil
 }
 
@@ -362,14 +381,14 @@ func (c *Conn) Detach() (fd int, err error) {
 }
 
 // Send sends a message over a connection, whole or not at all. A message larger
-// than [SendLimit] gets a [SizeError].
+// than [sock.SendLimit] gets a [SizeError].
 func (c *Conn) Send(message []byte) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	waitErr := raw.Write(func(fd uintptr) bool {
-		err = ExplainSize(int(fd), len(message), ReplyTo(int(fd), message, ""))
+		err = sock.ExplainSize(int(fd), len(message), sock.ReplyTo(int(fd), message, ""))
 		return err != unix.EAGAIN
 	})
 	if waitErr != nil {
@@ -380,7 +399,7 @@ func (c *Conn) Send(message []byte) error {
 
 // Receive receives the next message of a connection; io.EOF means that it has
 // ended.
-func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
+func (c *Conn) Receive(r *sock.Receiver) (message []byte, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -392,12 +411,14 @@ func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
 			return err != unix.EAGAIN
 		}
 		if !c.creds {
-			if err = PassCred(int(fd)); err != nil {
+			if err = sock.PassCred(int(fd)); err != nil {
 				return true
 			}
 			c.creds = true
 		}
-		message, end, err = r.receiveRecord(int(fd))
+		message, err = r.ReceiveCred(int(fd))
+		_, isRecord := r.Cred()
+		end = err == nil && !isRecord
 		return err != unix.EAGAIN
 	})
 	switch {

@@ -98,7 +98,7 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 // arrives earlier would have no credentials.
 func (c ListenConfig) prepare(s *Socket) error {
 	if s.addr.Type == Datagram {
-		if err := passCred(s.fd); err != nil {
+		if err := PassCred(s.fd); err != nil {
 			return err
 		}
 	}
@@ -170,11 +170,7 @@ func (s *Socket) identify() error {
 	if !ok {
 		return errors.New("it is not a Unix socket; pass one, ListenStream=/path in a systemd unit")
 	}
-	for _, t := range types {
-		if t.sotype() == sotype {
-			s.addr = Addr{t, name.Name}
-		}
-	}
+	s.addr = Addr{TypeOf(sotype), name.Name}
 	if s.addr.Path == "@" || s.addr.Path == "" { // how package unix shows an unnamed socket
 		return errors.New("it is a socket without an address; pass one that is bound")
 	}
