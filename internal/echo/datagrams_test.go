@@ -391,7 +391,7 @@ func (f *flood) Write(line []byte) (int, error) {
 
 func TestF44UDPFloodWhileDraining(t *testing.T) {
 	t.Parallel()
-	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
+	socket, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
 	conn, err := net.Dial("udp", boundTo(t, socket))
 	check(t, err)

@@ -42,7 +42,7 @@ func wantRefused(t *testing.T, stats *stats.Server, cause string, n uint64) {
 }
 
 // wantEnd reads until the server has closed the connection.
-func wantEnd(t *testing.T, conn *transport.Conn) {
+func wantEnd(t *testing.T, conn *sock.Conn) {
 	t.Helper()
 	for buf := make([]byte, 1<<20); ; {
 		switch n, err := conn.Read(buf); {
@@ -119,7 +119,7 @@ func TestIdleTimeIsNeverShort(t *testing.T) {
 }
 
 // fill sends on conn until the server accepts no more, and reads nothing.
-func fill(t *testing.T, conn *transport.Conn, size int) {
+func fill(t *testing.T, conn *sock.Conn, size int) {
 	t.Helper()
 	check(t, conn.SetWriteDeadline(time.Now().Add(300*time.Millisecond)))
 	for {
@@ -186,7 +186,7 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
 			r := sock.NewReceiver(100)
 			for round := range uint64(3) {
-				var conns []*transport.Conn
+				var conns []*sock.Conn
 				for range 3 {
 					conn := dial(t, server.addr)
 					wantBack(t, conn, r, message)

@@ -13,14 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // servePair serves one end of a socketpair; ended gets what ServeConn returns.
-func servePair(t *testing.T, ctx context.Context, log zerolog.Logger) (conn *transport.Conn, ended <-chan error) {
+func servePair(t *testing.T, ctx context.Context, log zerolog.Logger) (conn *sock.Conn, ended <-chan error) {
 	t.Helper()
-	conn, other, err := transport.Pair()
+	conn, other, err := sock.Pair()
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	fd, err := unix.FcntlInt(other.Fd(), unix.F_DUPFD_CLOEXEC, 0)

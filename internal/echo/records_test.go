@@ -23,7 +23,7 @@ import (
 )
 
 // wantRecords receives records that must be these, and then the end.
-func wantRecords(t *testing.T, conn *transport.Conn, records []string) {
+func wantRecords(t *testing.T, conn *sock.Conn, records []string) {
 	t.Helper()
 	r := sock.NewReceiver(sock.MaxMessage())
 	for i, want := range records {
@@ -178,7 +178,7 @@ func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
 	conn := dial(t, server.addr)
-	sendDescriptor(t, conn.Conn.(*sock.Conn).Conn, nil)
+	sendDescriptor(t, conn.Conn, nil)
 	if got, err := conn.Receive(sock.NewReceiver(100)); err != io.EOF {
 		t.Errorf("received %q, %v", got, err)
 	}
@@ -215,7 +215,7 @@ func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 func TestSeqpacketDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	t.Parallel()
 	socket := listenOn(t, transport.Seqpacket)
-	var conns []*transport.Conn
+	var conns []*sock.Conn
 	for i := range 100 {
 		conn := dial(t, socket.Addr)
 		check(t, conn.Send(fmt.Appendf(nil, "client %d", i)))

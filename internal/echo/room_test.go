@@ -34,7 +34,7 @@ func TestF55ClientsThatDoNotReadShareTheMemory(t *testing.T) {
 				server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 16 << 10, Memory: pool, Stats: counted}, zerolog.WarnLevel)
 				message := bytes.Repeat([]byte{byte(size)}, size)
 				honest := dial(t, server.addr)
-				var behind [clients]*transport.Conn
+				var behind [clients]*sock.Conn
 				var sent [clients]int
 				for i := range behind {
 					behind[i] = dial(t, server.addr)
@@ -81,7 +81,7 @@ func TestF55ClientsThatDoNotReadShareTheMemory(t *testing.T) {
 }
 
 // sendNow sends what the socket takes now, and returns how much.
-func sendNow(t *testing.T, conn *transport.Conn, message []byte) (n int) {
+func sendNow(t *testing.T, conn *sock.Conn, message []byte) (n int) {
 	t.Helper()
 	raw, err := conn.SyscallConn()
 	check(t, err)

@@ -36,9 +36,9 @@ func broken(err error) bool {
 // negative. Over the types that keep boundaries it sends messages of size
 // bytes. If the connection breaks, it continues over another one, if Redial
 // allows that.
-func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer, size int, want int64, level zerolog.Level) error {
-	once := func(conn *transport.Conn, in io.Reader, out io.Writer, back int64) error {
-		if conn.Type().Messages() {
+func (c *Client) transfer(ctx context.Context, conn *sock.Conn, in io.Reader, out io.Writer, size int, want int64, level zerolog.Level) error {
+	once := func(conn *sock.Conn, in io.Reader, out io.Writer, back int64) error {
+		if transport.TypeOf(conn).Messages() {
 			return c.messages(ctx, conn, in, size, out, level)
 		}
 		rest := want
@@ -47,7 +47,7 @@ func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reade
 		}
 		return c.exchange(ctx, conn, in, out, rest, level)
 	}
-	if c.Redial == nil || c.NoEcho || conn.Type() == transport.UDP { // UDP loses messages, and resuming needs all of them
+	if c.Redial == nil || c.NoEcho || transport.TypeOf(conn) == transport.UDP { // UDP loses messages, and resuming needs all of them
 		return once(conn, in, out, 0)
 	}
 	// A message is sent once all of it is read, so the tape must hold at least

@@ -14,7 +14,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -26,7 +25,7 @@ type Client struct {
 
 // Sum sends f and returns the sum that the server read in it. The connection
 // may be used again.
-func (c *Client) Sum(ctx context.Context, conn *transport.Conn, f *os.File) (files.Sum, error) {
+func (c *Client) Sum(ctx context.Context, conn *sock.Conn, f *os.File) (files.Sum, error) {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if c.Timeout > 0 {
 		if err := conn.SetDeadline(time.Now().Add(c.Timeout)); err != nil {
@@ -50,7 +49,7 @@ func (c *Client) Sum(ctx context.Context, conn *transport.Conn, f *os.File) (fil
 	return files.ParseAnswer(string(answer))
 }
 
-func exchange(conn *transport.Conn, f *os.File) (answer []byte, err error) {
+func exchange(conn *sock.Conn, f *os.File) (answer []byte, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err

@@ -55,7 +55,7 @@ func serve(t *testing.T, drainTimeout time.Duration) *running {
 func serveAs(t *testing.T, acceptor echoserver.Config, c fileserver.Config) *running {
 	t.Helper()
 	r := &running{addr: transport.Addr{Type: transport.Files, Path: testkit.Dir(t) + "/f"}, log: new(testkit.Text), stats: new(stats.Server)}
-	socket, err := transport.ListenConfig{}.Listen(r.addr)
+	socket, err := transport.Listen(sock.ListenConfig{}, r.addr)
 	check(t, err)
 	c.Log, c.Stats = zerolog.New(r.log), r.stats
 	s := fileserver.NewServer(c)
@@ -75,9 +75,9 @@ func serveAs(t *testing.T, acceptor echoserver.Config, c fileserver.Config) *run
 	return r
 }
 
-func (r *running) dial(t *testing.T) *transport.Conn {
+func (r *running) dial(t *testing.T) *sock.Conn {
 	t.Helper()
-	conn, err := transport.DialConfig{}.Dial(t.Context(), r.addr)
+	conn, err := transport.Dial(t.Context(), r.addr, sock.DialConfig{})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
@@ -399,7 +399,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 		endless := r.dial(t)
 		check(t, endless.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
 		r.log.Await(t, 1, "received 'sum 1'")
-		var conns []*transport.Conn
+		var conns []*sock.Conn
 		f := memory(t, 1)
 		for range 8 {
 			conn := r.dial(t)
@@ -499,7 +499,7 @@ func TestClientRejectsInvalidAnswers(t *testing.T) {
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	defer func() { check(t, os.RemoveAll(d)) }()
-	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.Files, Path: d + "/f"})
+	socket, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.Files, Path: d + "/f"})
 	check(t, err)
 	defer func() { check(t, socket.Close()) }()
 	check(t, unix.SetNonblock(socket.FD(), false))
@@ -517,7 +517,7 @@ func TestClientRejectsInvalidAnswers(t *testing.T) {
 		"error \x1b[31m":            "rejected the file: \x1b[31m",
 		strings.Repeat("sum", 1000): "message is larger",
 	} {
-		conn, err := transport.DialConfig{}.Dial(t.Context(), socket.Addr)
+		conn, err := transport.Dial(t.Context(), socket.Addr, sock.DialConfig{})
 		check(t, err)
 		fd, _, err := unix.Accept(socket.FD())
 		check(t, err)

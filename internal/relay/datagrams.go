@@ -9,7 +9,6 @@ import (
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -20,14 +19,14 @@ type peer struct {
 	client   echoserver.Sender
 	id       uint64
 	record   *record.Conn
-	conn     *transport.Conn // owns the name of the socket; nil while it is being dialled
-	fd       int             // -1 while it is being dialled
-	rest     []byte          // a message that the target does not accept now; nil if there is none
-	files    []int           // its descriptors
-	again    bool            // rest was sent before, to a target that has ended
-	owed     int             // messages that the target may still answer
-	slow     bool            // the client does not read its replies now
-	noRights bool            // no descriptor can come from the target
+	conn     *sock.Conn // owns the name of the socket; nil while it is being dialled
+	fd       int        // -1 while it is being dialled
+	rest     []byte     // a message that the target does not accept now; nil if there is none
+	files    []int      // its descriptors
+	again    bool       // rest was sent before, to a target that has ended
+	owed     int        // messages that the target may still answer
+	slow     bool       // the client does not read its replies now
+	noRights bool       // no descriptor can come from the target
 	still    time.Duration
 	last     uint64 // when something passed last, in messages of all peers
 }
@@ -156,7 +155,7 @@ func (p *peer) lose(files []int, err error) {
 	}
 }
 
-func (p *peer) connected(conn *transport.Conn, err error) {
+func (p *peer) connected(conn *sock.Conn, err error) {
 	r := p.relay
 	if r.ctx.Err() != nil || r.peers[p.client.Key] != p {
 		if conn != nil {

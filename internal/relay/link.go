@@ -83,7 +83,7 @@ func (r *Relay) Connection(c echoserver.Client) {
 	l.client.watch(0) // reports only that the client has hung up
 	var ctx context.Context
 	ctx, l.cancel = context.WithCancel(r.ctx)
-	r.dial(ctx, func(conn *transport.Conn, err error) {
+	r.dial(ctx, func(conn *sock.Conn, err error) {
 		fd := -1
 		if err == nil {
 			if fd, err = conn.Detach(); err == nil && l.closed {
@@ -103,7 +103,13 @@ func (r *Relay) connect() (fd int, ok bool) {
 	if !r.config.Target.Type.Unix() || r.queued.Load() > 0 {
 		return -1, false
 	}
-	fd, err := transport.DialConfig{RefuseRights: !r.config.PassFiles}.Connect(r.config.Target)
+	fd, err := sock.DialConfig{Control: func(fd int) error {
+		sock.InlineUrgent(fd)
+		if !r.config.PassFiles {
+			sock.RefuseRights(fd)
+		}
+		return nil
+	}}.Connect(r.config.Target.Sock())
 	if err != nil {
 		return -1, false
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,17 +27,17 @@ func datagram(path string) transport.Addr {
 	return transport.Addr{Type: transport.Datagram, Path: path}
 }
 
-func listen(t testing.TB, c transport.ListenConfig, a transport.Addr) *transport.Socket {
+func listen(t testing.TB, c sock.ListenConfig, a transport.Addr) *transport.Socket {
 	t.Helper()
-	s, err := c.Listen(a)
+	s, err := transport.Listen(c, a)
 	check(t, err)
 	t.Cleanup(func() { check(t, s.Close()) })
 	return s
 }
 
-func dial(t testing.TB, a transport.Addr) *transport.Conn {
+func dial(t testing.TB, a transport.Addr) *sock.Conn {
 	t.Helper()
-	conn, err := transport.DialConfig{}.Dial(t.Context(), a)
+	conn, err := transport.Dial(t.Context(), a, sock.DialConfig{})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn

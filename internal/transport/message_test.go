@@ -246,10 +246,10 @@ func received(t *testing.T, fd int) *sock.Receiver {
 func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
+	s := listen(t, sock.ListenConfig{}, datagram(d+"/s"))
 	longest := d + "/" + strings.Repeat("c", sock.MaxPath-len(d)-1)
 	for _, name := range []string{d + "/client", longest, sock.AutoName("@"), "@" + strings.Repeat("c", 106), ""} {
-		conn, err := transport.DialConfig{Bind: name}.Dial(t.Context(), s.Addr)
+		conn, err := transport.Dial(t.Context(), s.Addr, sock.DialConfig{Bind: name})
 		check(t, err)
 		check(t, conn.Send([]byte("hello")))
 		r := received(t, s.FD())
@@ -375,7 +375,7 @@ func TestReceiveAloneHasNoCredentials(t *testing.T) {
 //
 // Not parallel: it counts the allocations of the process.
 func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
-	s := listen(t, transport.ListenConfig{}, datagram(sock.AutoName("@")))
+	s := listen(t, sock.ListenConfig{}, datagram(sock.AutoName("@")))
 	check(t, sock.PassCred(s.FD()))
 	client, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
@@ -410,7 +410,7 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 func TestReplyErrorsAreErrnos(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s := listen(t, transport.ListenConfig{SendBuffer: 5000}, datagram(d+"/s"))
+	s := listen(t, sock.ListenConfig{SendBuffer: 5000}, datagram(d+"/s"))
 	// Not connected, so that its queue has a limit.
 	client, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/client", Net: "unixgram"})
 	check(t, err)
@@ -450,7 +450,7 @@ func TestMaxMessageIsWhatAnyUserCanSend(t *testing.T) {
 func TestGrowSendBufferAsFarAsTheSystemAllows(t *testing.T) {
 	t.Parallel()
 	addr := transport.Addr{Type: transport.Stream, Path: dir(t) + "/s"}
-	listen(t, transport.ListenConfig{}, addr)
+	listen(t, sock.ListenConfig{}, addr)
 	conn := dial(t, addr)
 	wmem := testkit.Setting(t, "core/wmem_max")
 	limit := func() (n int) {
@@ -483,14 +483,14 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	wantError(t, sock.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
 
 	d := dir(t)
-	_, err = transport.ListenConfig{SendBuffer: 2*wmem + 1}.Listen(datagram(d + "/s"))
+	_, err = transport.Listen(sock.ListenConfig{SendBuffer: 2*wmem + 1}, datagram(d+"/s"))
 	if err == nil {
 		t.Fatal("no error")
 	}
 	testkit.WantWords(t, err.Error(), "listen datagram:"+d+"/s: send buffer of ", strconv.Itoa(2*wmem))
 	testkit.WantFiles(t, d)
-	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
-	_, err = transport.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1}.Dial(t.Context(), s.Addr)
+	s := listen(t, sock.ListenConfig{}, datagram(d+"/s"))
+	_, err = transport.Dial(t.Context(), s.Addr, sock.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1})
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -531,9 +531,9 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 	const rounds = 100
 	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			s := listen(t, transport.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"})
+			s := listen(t, sock.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"})
 			// The default, unless net.core.wmem_default was changed.
-			conn, err := transport.DialConfig{SendBuffer: 212_992}.Dial(t.Context(), s.Addr)
+			conn, err := transport.Dial(t.Context(), s.Addr, sock.DialConfig{SendBuffer: 212_992})
 			check(t, err)
 			defer func() { check(t, conn.Close()) }()
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -590,7 +590,7 @@ func TestOversizeDatagramOverUDP(t *testing.T) {
 
 func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 	t.Parallel()
-	s := listen(t, transport.ListenConfig{}, transport.Addr{Type: transport.Seqpacket, Path: dir(t) + "/s"})
+	s := listen(t, sock.ListenConfig{}, transport.Addr{Type: transport.Seqpacket, Path: dir(t) + "/s"})
 	conn := dial(t, s.Addr)
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
 	fd, _, err := unix.Accept(s.FD())
@@ -616,7 +616,7 @@ func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
-		conn := dial(t, listen(t, transport.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"}).Addr)
+		conn := dial(t, listen(t, sock.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"}).Addr)
 		check(t, conn.SetDeadline(time.Now().Add(50*time.Millisecond)))
 		if _, err := conn.Receive(sock.NewReceiver(100)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: receive: %v", typ, err)
@@ -634,20 +634,20 @@ func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
 func TestListenAndDialInternetAddresses(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []transport.Type{transport.TCP, transport.UDP} {
-		s := listen(t, transport.ListenConfig{Backlog: 8}, transport.Addr{Type: typ, Path: "127.0.0.1:0"})
+		s := listen(t, sock.ListenConfig{Backlog: 8}, transport.Addr{Type: typ, Path: "127.0.0.1:0"})
 		sa, err := unix.Getsockname(s.FD())
 		check(t, err)
 		a := transport.Addr{Type: typ, Path: "127.0.0.1:" + strconv.Itoa(sa.(*unix.SockaddrInet4).Port)}
-		conn, err := transport.DialConfig{Bind: "names are for Unix sockets"}.Dial(t.Context(), a)
+		conn, err := transport.Dial(t.Context(), a, sock.DialConfig{Bind: "names are for Unix sockets"})
 		check(t, err)
-		if conn.Type() != typ {
+		if transport.TypeOf(conn) != typ {
 			t.Errorf("the connection's type is %s", conn.Type())
 		}
 		check(t, conn.Close())
-		_, err = transport.ListenConfig{}.Listen(a)
+		_, err = transport.Listen(sock.ListenConfig{}, a)
 		wantError(t, err, unix.EADDRINUSE, "listen "+a.String())
 		check(t, s.Close())
-		if conn, err := (transport.DialConfig{}).Dial(t.Context(), a); typ == transport.TCP {
+		if conn, err := transport.Dial(t.Context(), a, sock.DialConfig{}); typ == transport.TCP {
 			wantError(t, err, unix.ECONNREFUSED, "connect "+a.String())
 		} else {
 			check(t, err)

@@ -18,6 +18,11 @@ type ListenConfig struct {
 	// Backlog is the number of connections that may wait to be accepted,
 	// listen(2); 0 means as many as the system allows.
 	Backlog int
+	// SendBuffer is SO_SNDBUF in bytes as the kernel counts them, socket(7); a
+	// message may be [Overhead] less. 0 leaves the system's default. The
+	// connections that a seqpacket socket accepts do not inherit it, see
+	// [SetSendBuffer].
+	SendBuffer int
 	// Takeover makes [Listen] take the socket over from the running server,
 	// and hand it over to the next one.
 	Takeover bool
@@ -99,6 +104,11 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 func (c ListenConfig) prepare(s *Socket) error {
 	if s.addr.Type == Datagram {
 		if err := PassCred(s.fd); err != nil {
+			return err
+		}
+	}
+	if c.SendBuffer > 0 {
+		if err := SetSendBuffer(s.fd, c.SendBuffer); err != nil {
 			return err
 		}
 	}
