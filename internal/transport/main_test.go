@@ -2,11 +2,9 @@ package transport_test
 
 import (
 	"errors"
-	"os"
 	"testing"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
@@ -18,14 +16,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const patience = testkit.Patience
 
 var (
-	check   = testkit.Check
-	dir     = testkit.Dir
-	sotypes = map[transport.Type]int{transport.Stream: unix.SOCK_STREAM, transport.Datagram: unix.SOCK_DGRAM, transport.Seqpacket: unix.SOCK_SEQPACKET}
+	check = testkit.Check
 )
-
-func datagram(path string) transport.Addr {
-	return transport.Addr{Type: transport.Datagram, Path: path}
-}
 
 func listen(t testing.TB, c sock.ListenConfig, a transport.Addr) *transport.Socket {
 	t.Helper()
@@ -41,13 +33,6 @@ func dial(t testing.TB, a transport.Addr) *sock.Conn {
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
-}
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	check(t, err)
-	return len(entries)
 }
 
 // wantError wants an error that is want and contains all words.

@@ -1,4 +1,4 @@
-package transport_test
+package socktest
 
 import (
 	"bytes"
@@ -18,22 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
-
-// pair returns two sockets of a type that keeps boundaries, connected to each
-// other.
-func pair(t *testing.T, typ transport.Type) (a, b int) {
-	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, sotypes[typ]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	check(t, err)
-	t.Cleanup(func() {
-		check(t, unix.Close(fds[0]))
-		check(t, unix.Close(fds[1]))
-	})
-	return fds[0], fds[1]
-}
 
 // send sends from a raw socket.
 func send(t *testing.T, fd int, message string) {
@@ -59,7 +45,7 @@ var receiving = map[string]func(t *testing.T, r *sock.Receiver, fd int) ([]byte,
 
 // eachWay runs a test for both types and all ways to receive.
 func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *sock.Receiver) ([]byte, error))) {
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Datagram, sock.Seqpacket} {
 		for name, receive := range receiving {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				a, b := pair(t, typ)
@@ -94,7 +80,7 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 	t.Parallel()
 	const rounds = 100
 	sizes := []int{17, 1000, 200_000}
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Datagram, sock.Seqpacket} {
 		for name, receive := range receiving {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				a, b := pair(t, typ)
@@ -131,7 +117,7 @@ func wantSize(t *testing.T, err error, size, limit int) {
 
 func TestReceiverOfSizeZeroStillDistinguishesEmptyFromMore(t *testing.T) {
 	t.Parallel()
-	a, b := pair(t, transport.Datagram)
+	a, b := pair(t, sock.Datagram)
 	r := sock.NewReceiver(0)
 	send(t, a, "")
 	if got, err := r.Receive(b); err != nil || len(got) > 0 {
@@ -249,7 +235,7 @@ func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 	s := listen(t, sock.ListenConfig{}, datagram(d+"/s"))
 	longest := d + "/" + strings.Repeat("c", sock.MaxPath-len(d)-1)
 	for _, name := range []string{d + "/client", longest, sock.AutoName("@"), "@" + strings.Repeat("c", 106), ""} {
-		conn, err := transport.Dial(t.Context(), s.Addr, sock.DialConfig{Bind: name})
+		conn, err := sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{Bind: name})
 		check(t, err)
 		check(t, conn.Send([]byte("hello")))
 		r := received(t, s.FD())
@@ -275,33 +261,6 @@ func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 			}
 		}
 		check(t, conn.Close())
-	}
-}
-
-func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
-	t.Parallel()
-	server, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	check(t, err)
-	defer func() { check(t, server.Close()) }()
-	conn := dial(t, transport.Addr{Type: transport.UDP, Path: server.LocalAddr().String()})
-	check(t, conn.SetDeadline(time.Now().Add(patience)))
-	check(t, conn.Send([]byte("hello")))
-	raw, err := server.SyscallConn()
-	check(t, err)
-	r := sock.NewReceiver(100)
-	check(t, raw.Read(func(fd uintptr) bool {
-		var message []byte
-		if message, err = r.Receive(int(fd)); err != unix.EAGAIN && string(message) == "hello" {
-			err = sock.ReplyTo(int(fd), []byte("hello yourself"), r.Peek())
-		}
-		return err != unix.EAGAIN
-	}))
-	check(t, err)
-	if got, want := r.Sender().String(), conn.LocalAddr().String(); got != want {
-		t.Errorf("the sender is %s, not %s", got, want)
-	}
-	if got, err := conn.Receive(sock.NewReceiver(100)); err != nil || string(got) != "hello yourself" {
-		t.Errorf("received %q, %v", got, err)
 	}
 }
 
@@ -362,7 +321,7 @@ func FuzzSender(f *testing.F) {
 
 func TestReceiveAloneHasNoCredentials(t *testing.T) {
 	t.Parallel()
-	a, b := pair(t, transport.Datagram)
+	a, b := pair(t, sock.Datagram)
 	send(t, a, "hello")
 	if cred, ok := received(t, b).Cred(); ok {
 		t.Errorf("without a request, the credentials are %+v", cred)
@@ -381,7 +340,7 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, unix.Close(client)) }()
 	check(t, unix.Bind(client, &unix.SockaddrUnix{Name: sock.AutoName("@")}))
-	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: s.Addr.Path}))
+	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: s.Addr().Path}))
 
 	r, sent, back := sock.NewReceiver(1000), make([]byte, 1000), make([]byte, 1000)
 	allocs := testing.AllocsPerRun(1000, func() {
@@ -437,7 +396,7 @@ func TestReplyErrorsAreErrnos(t *testing.T) {
 
 func TestMaxMessageIsWhatAnyUserCanSend(t *testing.T) {
 	t.Parallel()
-	a, _ := pair(t, transport.Datagram)
+	a, _ := pair(t, sock.Datagram)
 	wmem := testkit.Setting(t, "core/wmem_max")
 	check(t, sock.SetSendBuffer(a, 2*wmem))
 	limit, err := sock.SendLimit(a)
@@ -449,7 +408,7 @@ func TestMaxMessageIsWhatAnyUserCanSend(t *testing.T) {
 
 func TestGrowSendBufferAsFarAsTheSystemAllows(t *testing.T) {
 	t.Parallel()
-	addr := transport.Addr{Type: transport.Stream, Path: dir(t) + "/s"}
+	addr := sock.Addr{Type: sock.Stream, Path: dir(t) + "/s"}
 	listen(t, sock.ListenConfig{}, addr)
 	conn := dial(t, addr)
 	wmem := testkit.Setting(t, "core/wmem_max")
@@ -473,7 +432,7 @@ func TestGrowSendBufferAsFarAsTheSystemAllows(t *testing.T) {
 
 func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	t.Parallel()
-	a, _ := pair(t, transport.Seqpacket)
+	a, _ := pair(t, sock.Seqpacket)
 	wmem := testkit.Setting(t, "core/wmem_max")
 	err := sock.SetSendBuffer(a, 2*wmem+1)
 	if err == nil {
@@ -483,14 +442,14 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	wantError(t, sock.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
 
 	d := dir(t)
-	_, err = transport.Listen(sock.ListenConfig{SendBuffer: 2*wmem + 1}, datagram(d+"/s"))
+	_, err = sock.ListenConfig{SendBuffer: 2*wmem + 1}.Listen(datagram(d + "/s"))
 	if err == nil {
 		t.Fatal("no error")
 	}
 	testkit.WantWords(t, err.Error(), "listen datagram:"+d+"/s: send buffer of ", strconv.Itoa(2*wmem))
 	testkit.WantFiles(t, d)
 	s := listen(t, sock.ListenConfig{}, datagram(d+"/s"))
-	_, err = transport.Dial(t.Context(), s.Addr, sock.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1})
+	_, err = sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1})
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -500,7 +459,7 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 
 func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 	t.Parallel()
-	a, b := pair(t, transport.Seqpacket)
+	a, b := pair(t, sock.Seqpacket)
 	for _, buffer := range []int{5000, 5001, 100_000, 300_000} {
 		check(t, sock.SetSendBuffer(a, buffer))
 		limit, err := sock.SendLimit(a)
@@ -529,16 +488,16 @@ func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 // Not parallel: it counts what the process allocates.
 func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 	const rounds = 100
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Datagram, sock.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			s := listen(t, sock.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"})
+			s := listen(t, sock.ListenConfig{}, sock.Addr{Type: typ, Path: dir(t) + "/s"})
 			// The default, unless net.core.wmem_default was changed.
-			conn, err := transport.Dial(t.Context(), s.Addr, sock.DialConfig{SendBuffer: 212_992})
+			conn, err := sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{SendBuffer: 212_992})
 			check(t, err)
 			defer func() { check(t, conn.Close()) }()
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
 			fd := s.FD()
-			if typ == transport.Seqpacket {
+			if typ == sock.Seqpacket {
 				fd, _, err = unix.Accept(s.FD())
 				check(t, err)
 				defer func() { check(t, unix.Close(fd)) }()
@@ -582,16 +541,10 @@ func allocated() uint64 {
 	return m.TotalAlloc
 }
 
-func TestOversizeDatagramOverUDP(t *testing.T) {
-	t.Parallel()
-	conn := dial(t, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:9"})
-	wantError(t, conn.Send(make([]byte, 65_508)), unix.EMSGSIZE, "65508 bytes, the socket sends at most 65507; send smaller ones")
-}
-
 func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 	t.Parallel()
-	s := listen(t, sock.ListenConfig{}, transport.Addr{Type: transport.Seqpacket, Path: dir(t) + "/s"})
-	conn := dial(t, s.Addr)
+	s := listen(t, sock.ListenConfig{}, sock.Addr{Type: sock.Seqpacket, Path: dir(t) + "/s"})
+	conn := dial(t, s.Addr())
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
 	fd, _, err := unix.Accept(s.FD())
 	check(t, err)
@@ -615,8 +568,8 @@ func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 
 func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
-		conn := dial(t, listen(t, sock.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"}).Addr)
+	for _, typ := range []sock.Type{sock.Datagram, sock.Seqpacket} {
+		conn := dial(t, listen(t, sock.ListenConfig{}, sock.Addr{Type: typ, Path: dir(t) + "/s"}).Addr())
 		check(t, conn.SetDeadline(time.Now().Add(50*time.Millisecond)))
 		if _, err := conn.Receive(sock.NewReceiver(100)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: receive: %v", typ, err)
@@ -627,31 +580,6 @@ func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: send: %v", typ, err)
-		}
-	}
-}
-
-func TestListenAndDialInternetAddresses(t *testing.T) {
-	t.Parallel()
-	for _, typ := range []transport.Type{transport.TCP, transport.UDP} {
-		s := listen(t, sock.ListenConfig{Backlog: 8}, transport.Addr{Type: typ, Path: "127.0.0.1:0"})
-		sa, err := unix.Getsockname(s.FD())
-		check(t, err)
-		a := transport.Addr{Type: typ, Path: "127.0.0.1:" + strconv.Itoa(sa.(*unix.SockaddrInet4).Port)}
-		conn, err := transport.Dial(t.Context(), a, sock.DialConfig{Bind: "names are for Unix sockets"})
-		check(t, err)
-		if transport.TypeOf(conn) != typ {
-			t.Errorf("the connection's type is %s", conn.Type())
-		}
-		check(t, conn.Close())
-		_, err = transport.Listen(sock.ListenConfig{}, a)
-		wantError(t, err, unix.EADDRINUSE, "listen "+a.String())
-		check(t, s.Close())
-		if conn, err := transport.Dial(t.Context(), a, sock.DialConfig{}); typ == transport.TCP {
-			wantError(t, err, unix.ECONNREFUSED, "connect "+a.String())
-		} else {
-			check(t, err)
-			check(t, conn.Close())
 		}
 	}
 }
