@@ -235,7 +235,7 @@ func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 	s := listen(t, sock.ListenConfig{}, datagram(d+"/s"))
 	longest := d + "/" + strings.Repeat("c", sock.MaxPath-len(d)-1)
 	for _, name := range []string{d + "/client", longest, sock.AutoName("@"), "@" + strings.Repeat("c", 106), ""} {
-		conn, err := sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{Bind: name})
+		conn, err := sock.Dial(t.Context(), s.Addr(), sock.DialConfig{Bind: name})
 		check(t, err)
 		check(t, conn.Send([]byte("hello")))
 		r := received(t, s.FD())
@@ -449,7 +449,7 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	testkit.WantWords(t, err.Error(), "listen datagram:"+d+"/s: send buffer of ", strconv.Itoa(2*wmem))
 	testkit.WantFiles(t, d)
 	s := listen(t, sock.ListenConfig{}, datagram(d+"/s"))
-	_, err = sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1})
+	_, err = sock.Dial(t.Context(), s.Addr(), sock.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1})
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -492,7 +492,7 @@ func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			s := listen(t, sock.ListenConfig{}, sock.Addr{Type: typ, Path: dir(t) + "/s"})
 			// The default, unless net.core.wmem_default was changed.
-			conn, err := sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{SendBuffer: 212_992})
+			conn, err := sock.Dial(t.Context(), s.Addr(), sock.DialConfig{SendBuffer: 212_992})
 			check(t, err)
 			defer func() { check(t, conn.Close()) }()
 			check(t, conn.SetDeadline(time.Now().Add(patience)))

@@ -197,7 +197,7 @@ func Dial(ctx context.Context, a Addr, c sock.DialConfig) (*sock.Conn, error) {
 			}
 			return nil
 		}
-		return sock.Dial(ctx, a.Sock().String(), c)
+		return sock.Dial(ctx, a.Sock(), c)
 	}
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 		if a.Type == UDP {

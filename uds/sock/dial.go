@@ -28,18 +28,14 @@ type DialConfig struct {
 	Control func(fd int) error
 }
 
-// Dial connects to an address, TYPE:PATH as [ParseAddr] reads it. The error
-// wraps the kernel's errno, for errors.Is, and names the address and the cure:
+// Dial connects to an address. The error wraps the kernel's errno, for errors.Is,
+// and names the address and the cure:
 //
 //	ENOENT, ECONNREFUSED  no server is there
 //	EAGAIN                the server's backlog is full; connect(2) on a non-blocking AF_UNIX socket does not wait
 //	EACCES                no write permission on the socket file, or not yet, see [NotThereYet]
 //	EPROTOTYPE            the socket is of another type
-func Dial(ctx context.Context, address string, c DialConfig) (*Conn, error) {
-	a, err := ParseAddr(address)
-	if err != nil {
-		return nil, err
-	}
+func Dial(ctx context.Context, a Addr, c DialConfig) (*Conn, error) {
 	conn, err := c.Dial(ctx, a)
 	if err != nil {
 		return nil, fmt.Errorf("connect %s: %w", a, err)
