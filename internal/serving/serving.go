@@ -299,14 +299,24 @@ func Close(sockets []*transport.Socket, h *sock.Handover) {
 	}
 }
 
-// inherit uses a duplicate descriptor, because f closes its own.
+// inherit makes a socket of a descriptor of the parent process. It uses a
+// duplicate, because f closes its own.
 func inherit(config sock.ListenConfig, f *os.File) (*transport.Socket, error) {
 	defer func() { _ = f.Close() }()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return transport.Inherit(config, fd, f.Name() == string(transport.Files)) // FileDescriptorName=files in a systemd unit
+	sock.DropAncillary(fd)
+	s, err := config.Inherit(fd)
+	if err != nil {
+		return nil, err
+	}
+	a := transport.Addr{Type: transport.Type(s.Addr().Type), Path: s.Addr().Path}
+	if a.Type == transport.Seqpacket && f.Name() == string(transport.Files) { // FileDescriptorName=files in a systemd unit
+		a.Type = transport.Files
+	}
+	return &transport.Socket{Addr: a, Bound: s}, nil
 }
 
 // Healthcheck is the command that checks the health of a server or a relay.

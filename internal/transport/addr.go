@@ -1,6 +1,5 @@
 // Package transport connects the programs by the addresses of their command
-// line: Unix sockets, which package uds makes, and for comparison TCP and UDP.
-// It sends and receives messages over all of them.
+// line: Unix sockets, which package sock makes, and for comparison TCP and UDP.
 package transport
 
 import (

@@ -69,22 +69,6 @@ func Handover(c sock.ListenConfig, addrs ...Addr) (sockets []*Socket, h *sock.Ha
 	return sockets, h, nil
 }
 
-// Inherit makes a Socket of a descriptor of the parent process, and takes the
-// descriptor over, see [sock.ListenConfig.Inherit] and [sock.DropAncillary]. With
-// files, a seqpacket socket becomes one of type files.
-func Inherit(c sock.ListenConfig, fd int, files bool) (*Socket, error) {
-	sock.DropAncillary(fd)
-	s, err := c.Inherit(fd)
-	if err != nil {
-		return nil, err
-	}
-	a := Addr{Type(s.Addr().Type), s.Addr().Path}
-	if files && a.Type == Seqpacket {
-		a.Type = Files
-	}
-	return &Socket{a, s}, nil
-}
-
 // RefuseRights returns a Control for [sock.ListenConfig] that has the kernel
 // refuse descriptors, see [sock.RefuseRights], unless the address is one of files
 // among addrs. A bound socket comes from another process and keeps its setting:

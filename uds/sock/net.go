@@ -6,8 +6,6 @@ import (
 	"os"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
@@ -54,10 +52,7 @@ func NetPacketConn(fd int) (*net.UnixConn, error) {
 // Accept accepts a connection that waits at fd, for package net. The error is
 // EAGAIN if there is none.
 func Accept(fd int) (*net.UnixConn, error) {
-	n, err := raw.Retry(func() (int, error) {
-		n, _, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		return n, err
-	})
+	n, err := raw.Retry(func() (int, error) { return raw.Accept(fd) })
 	if err != nil {
 		return nil, os.NewSyscallError("accept4", err)
 	}

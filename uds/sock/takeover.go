@@ -429,10 +429,7 @@ func (h *Handover) Renew() error {
 // offer accepts the next server that asks, and sends it copies of the
 // descriptors.
 func (h *Handover) offer() error {
-	fd, err := raw.Retry(func() (int, error) {
-		fd, _, err := unix.Accept4(h.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		return fd, err
-	})
+	fd, err := raw.Retry(func() (int, error) { return raw.Accept(h.fd) })
 	if err == unix.EAGAIN {
 		return nil
 	}
