@@ -85,7 +85,7 @@ func RefuseRights(addrs ...Addr) func(sock.Addr, int) error {
 	}
 }
 
-// Unix returns the socket of package uds; nil if this is a TCP or UDP socket.
+// Unix returns the socket of package sock; nil if this is a TCP or UDP socket.
 func (s *Socket) Unix() *sock.Socket {
 	own, _ := s.Bound.(*sock.Socket)
 	return own
