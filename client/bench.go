@@ -16,6 +16,7 @@ import (
 	"github.com/udsecho/udsecho/internal/bench"
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 type benchCmd struct {
@@ -76,7 +77,7 @@ func (c *benchCmd) Validate() error {
 
 // Run measures and reports.
 func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
-	open := func(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
+	open := func(ctx context.Context, a transport.Addr) (*sock.Conn, error) {
 		return dial(ctx, a, c.dialConfig(a), c.Retry)
 	}
 	config := bench.Config{
@@ -104,7 +105,7 @@ func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 	return err
 }
 
-func (c *benchCmd) dialConfig(a transport.Addr) (config transport.DialConfig) {
+func (c *benchCmd) dialConfig(a transport.Addr) (config sock.DialConfig) {
 	for _, size := range c.Size {
 		if a.Type.Messages() && a.Type.Unix() {
 			config.SendBuffer = max(config.SendBuffer, size+1024)

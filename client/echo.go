@@ -87,7 +87,7 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	client := echoclient.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
 	if c.Retry > 0 {
 		client.Patience = c.Retry
-		client.Redial = func(ctx context.Context) (*transport.Conn, error) { return c.dial(ctx, nextName(name, c.Connect.Type)) }
+		client.Redial = func(ctx context.Context) (*sock.Conn, error) { return c.dial(ctx, nextName(name, c.Connect.Type)) }
 	}
 	if c.Message == "-" {
 		err = client.Copy(ctx, conn, std.In, out)
@@ -107,8 +107,8 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 }
 
 // dial connects, and binds the client's own name.
-func (c *echoCmd) dial(ctx context.Context, name string) (*transport.Conn, error) {
-	conn, err := c.dialRequired(ctx, c.Connect, transport.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
+func (c *echoCmd) dial(ctx context.Context, name string) (*sock.Conn, error) {
+	conn, err := c.dialRequired(ctx, c.Connect, sock.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
 	if err == nil && c.Message == "-" && c.Sndbuf == 0 && c.Connect.Type == transport.Stream {
 		// The kernel wakes a sender only when three quarters of its buffer
 		// are free. With a small buffer both ends sleep often.
@@ -136,7 +136,7 @@ func nextName(name string, t transport.Type) string {
 // directory.
 func ownName(bind string, a transport.Addr) string {
 	if a.Type == transport.Datagram && bind != "none" {
-		return transport.AbsName(bindName(cmp.Or(bind, "auto"), a))
+		return absName(bindName(cmp.Or(bind, "auto"), a))
 	}
 	return bindName(bind, a)
 }
@@ -158,9 +158,9 @@ func bindName(bind string, a transport.Addr) string {
 
 // dial connects. It tries again for as long as patience allows if no server is
 // there yet: the path is missing or stale, or the backlog is full.
-func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, patience time.Duration) (*transport.Conn, error) {
+func dial(ctx context.Context, a transport.Addr, config sock.DialConfig, patience time.Duration) (*sock.Conn, error) {
 	if patience == 0 {
-		conn, err := config.Dial(ctx, a)
+		conn, err := transport.Dial(ctx, a, config)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			err = context.Cause(ctx)
@@ -171,8 +171,8 @@ func dial(ctx context.Context, a transport.Addr, config transport.DialConfig, pa
 	}
 	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back at the same moment
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
-	conn, err := backoff.Retry(ctx, func() (*transport.Conn, error) {
-		conn, err := config.Dial(ctx, a)
+	conn, err := backoff.Retry(ctx, func() (*sock.Conn, error) {
+		conn, err := transport.Dial(ctx, a, config)
 		if err != nil && !sock.NotThereYet(err) {
 			err = backoff.Permanent(err)
 		}
@@ -203,7 +203,7 @@ func (f requireFlags) validate(t transport.Type) error {
 func (f requireFlags) required() bool { return f.RequireUID != nil || f.RequireGID != nil }
 
 // dialRequired is dial, but it rejects a server that is not the required one.
-func (f requireFlags) dialRequired(ctx context.Context, a transport.Addr, config transport.DialConfig, patience time.Duration) (*transport.Conn, error) {
+func (f requireFlags) dialRequired(ctx context.Context, a transport.Addr, config sock.DialConfig, patience time.Duration) (*sock.Conn, error) {
 	conn, err := dial(ctx, a, config, patience)
 	if err != nil {
 		return nil, err
@@ -216,11 +216,11 @@ func (f requireFlags) dialRequired(ctx context.Context, a transport.Addr, config
 }
 
 // check rejects a server of another user or group before a byte is sent to it.
-func (f requireFlags) check(conn *transport.Conn) error {
+func (f requireFlags) check(conn *sock.Conn) error {
 	if !f.required() {
 		return nil
 	}
-	cred, err := sock.PeerCred(conn)
+	cred, err := conn.PeerCred()
 	if err != nil {
 		return err
 	}
@@ -235,4 +235,15 @@ func (f requireFlags) checkCred(cred unix.Ucred) error {
 		return fmt.Errorf("the server runs as group %d, not %d as --require-gid requires; nothing was sent; find out which server this is", cred.Gid, *f.RequireGID)
 	}
 	return nil
+}
+
+// absName makes the path of a client's own socket absolute, so that a server
+// in another directory finds it. It returns other names, and a path that would
+// no longer fit sun_path, unchanged.
+func absName(name string) string {
+	abs, err := filepath.Abs(name)
+	if err != nil || len(abs) > sock.MaxPath || strings.HasPrefix(name, "@") {
+		return name
+	}
+	return abs
 }

@@ -92,7 +92,10 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if err := c.CheckOpenFiles(c.Listen); err != nil {
 		return err
 	}
-	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, RefuseRights: !c.PassFiles}
+	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
+	if !c.PassFiles {
+		config.Control = transport.RefuseRights()
+	}
 	sockets, _, err := serving.Sockets(config, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {
@@ -122,7 +125,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	sendBuffer := 0
 	if c.Connect.Type == transport.Seqpacket { // any record that a process can send has to fit
-		sendBuffer = transport.MaxMessage() + transport.Overhead
+		sendBuffer = sock.MaxMessage() + sock.Overhead
 	}
 	server := c.Config(sockets, 2, beside, 2, sendBuffer, log)
 	server.Chunk = 1024 // for health checks
@@ -139,8 +142,11 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	return server.Serve(ctx, sockets...)
 }
 
-func (c *forwardCmd) dial(ctx context.Context) (*transport.Conn, error) {
-	config := transport.DialConfig{RefuseRights: !c.PassFiles}
+func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
+	var config sock.DialConfig
+	if !c.PassFiles {
+		config.Control = func(fd int) error { sock.RefuseRights(fd); return nil }
+	}
 	if c.Connect.Type == transport.Datagram {
 		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}

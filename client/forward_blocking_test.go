@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // lingering returns a TCP socket whose last close waits for an hour: with
@@ -42,7 +42,7 @@ func lingering(t *testing.T) *os.File {
 func refusingTarget(t *testing.T, network, path string) {
 	t.Helper()
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) { transport.RefuseRights(int(fd)) })
+		return c.Control(func(fd uintptr) { sock.RefuseRights(int(fd)) })
 	}}
 	l, err := config.Listen(context.Background(), network, path)
 	check(t, err)
@@ -62,7 +62,7 @@ func refusingTarget(t *testing.T, network, path string) {
 // the number of connections that bring them.
 func TestF53DescriptorsThatWaitToBeClosedAreBounded(t *testing.T) {
 	t.Parallel()
-	if !transport.CanRefuseRights() {
+	if !sock.CanRefuseRights() {
 		testkit.Missing(t, "SO_PASSRIGHTS", "Linux 6.16")
 	}
 	for _, kind := range []string{"stream", "seqpacket"} {
@@ -86,7 +86,7 @@ func TestF53DescriptorsThatWaitToBeClosedAreBounded(t *testing.T) {
 		null, err := os.Open(os.DevNull)
 		check(t, err)
 		for range 20 {
-			send(null, transport.MaxRights)
+			send(null, sock.MaxRights)
 		}
 		check(t, null.Close())
 		relay.Err.Await(t, 24, "connection from")
@@ -95,7 +95,7 @@ func TestF53DescriptorsThatWaitToBeClosedAreBounded(t *testing.T) {
 		}
 		open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", relay.Pid()))
 		check(t, err)
-		if n := len(open); n > 6*transport.MaxRights {
+		if n := len(open); n > 6*sock.MaxRights {
 			t.Errorf("%s: %d descriptors are open", kind, n)
 		}
 		relay.Terminate(t)
@@ -118,7 +118,7 @@ func TestF53NoCloseOfASentDescriptorStopsTheRelay(t *testing.T) {
 			{"left in the queue without --pass-files", false, nil},
 		} {
 			t.Run(kind+", "+tt.name, func(t *testing.T) {
-				if tt.target && !transport.CanRefuseRights() {
+				if tt.target && !sock.CanRefuseRights() {
 					testkit.Missing(t, "SO_PASSRIGHTS", "Linux 6.16")
 				}
 				d := dir(t)

@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // forward starts a relay and waits until it listens.
@@ -487,7 +487,7 @@ func TestForwardEndsConnectionsWithFilesItMayNotPass(t *testing.T) {
 		check(t, err)
 		_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte("a file"), unix.UnixRights(int(f.Fd())), nil)
 		check(t, f.Close())
-		if transport.CanRefuseRights() {
+		if sock.CanRefuseRights() {
 			if !errors.Is(err, unix.EPERM) {
 				t.Errorf("%s: the sender got %v", kind, err)
 			}

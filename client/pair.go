@@ -12,7 +12,7 @@ import (
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 type pairCmd struct {
@@ -23,7 +23,7 @@ type pairCmd struct {
 // Run sends to a child and receives the echo. It prints the child's events
 // after the child has ended, so that the two transcripts do not mix.
 func (c *pairCmd) Run(ctx context.Context, std cli.Std) error {
-	conn, other, err := transport.Pair()
+	conn, other, err := sock.Pair()
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // filesFlags are the flags that the commands that send files share.
@@ -47,7 +48,7 @@ func (c *filesFlags) Validate() error {
 func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, open func(name string) (*os.File, error)) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", transcript.Escape(c.Connect.String())).Msg("connecting to " + transcript.Escape(c.Connect.Path))
-	conn, err := c.dialRequired(ctx, c.Connect, transport.DialConfig{}, c.Retry)
+	conn, err := c.dialRequired(ctx, c.Connect, sock.DialConfig{}, c.Retry)
 	if err != nil {
 		return err
 	}

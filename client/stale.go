@@ -14,6 +14,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // autoName matches the names that sock.AutoName makes.
@@ -44,25 +45,14 @@ func (c *forwardCmd) removeStale(log zerolog.Logger) {
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
 		var st unix.Stat_t
-		if autoName.MatchString(e.Name()) && unix.Lstat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK &&
-			int(st.Uid) == os.Geteuid() && stale(path) && unix.Unlink(path) == nil {
+		if autoName.MatchString(e.Name()) && unix.Lstat(path, &st) == nil && int(st.Uid) == os.Geteuid() &&
+			sock.Stale(path) && unix.Unlink(path) == nil {
 			removed++
 		}
 	}
 	if removed > 0 {
 		log.Info().Int("removed", removed).Msg("removed names that a killed relay or client has left in " + transcript.Escape(dir))
 	}
-}
-
-// stale reports whether no process has a socket open: connect(2) refuses. A
-// connected datagram socket fails with EPERM, and another type with EPROTOTYPE.
-func stale(path string) bool {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = unix.Close(fd) }()
-	return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) == unix.ECONNREFUSED
 }
 
 // explainBind names the cure if the relay may not make its own names.

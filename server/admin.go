@@ -31,7 +31,7 @@ import (
 // An admin serves --admin: the server's health and counters, over HTTP.
 type admin struct {
 	addr     transport.Addr
-	config   transport.ListenConfig
+	config   sock.ListenConfig
 	wait     bool // wait until the server that this one replaces has released the address
 	identity string
 	stats    *stats.Server
@@ -73,8 +73,8 @@ func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 	return func() { cancel(); <-ended }, nil
 }
 
-func (a *admin) listen() (*transport.Socket, error) {
-	socket, err := a.config.Listen(a.addr)
+func (a *admin) listen() (*sock.Socket, error) {
+	socket, err := a.config.Listen(a.addr.Sock())
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
@@ -83,10 +83,10 @@ func (a *admin) listen() (*transport.Socket, error) {
 
 // await listens once the server that this one replaces has released the
 // address.
-func (a *admin) await(ctx context.Context) (*transport.Socket, error) {
+func (a *admin) await(ctx context.Context) (*sock.Socket, error) {
 	again := backoff.NewExponentialBackOff()
 	again.MaxInterval = time.Second
-	return backoff.Retry(ctx, func() (*transport.Socket, error) {
+	return backoff.Retry(ctx, func() (*sock.Socket, error) {
 		socket, err := a.listen()
 		if err != nil && !errors.Is(err, sock.ErrInUse) {
 			err = backoff.Permanent(err)
@@ -98,7 +98,7 @@ func (a *admin) await(ctx context.Context) (*transport.Socket, error) {
 // serve serves at the socket, and at a new one whenever the file was removed,
 // as package echoserver does. It ends when ctx ends, or when something else is
 // at the path.
-func (a *admin) serve(ctx context.Context, socket *transport.Socket) error {
+func (a *admin) serve(ctx context.Context, socket *sock.Socket) error {
 	server := &http.Server{
 		Handler: a.handler(), MaxHeaderBytes: adminHeader,
 		ReadTimeout: adminPatience, WriteTimeout: adminPatience,
@@ -107,7 +107,7 @@ func (a *admin) serve(ctx context.Context, socket *transport.Socket) error {
 	server.SetKeepAlivesEnabled(false) // a connection that is kept would take the place of another for ever
 	defer func() { _ = server.Close() }()
 	for {
-		l, err := socket.Unix().Listener()
+		l, err := socket.Listener()
 		if err != nil {
 			return errors.Join(err, socket.Close())
 		}
@@ -127,7 +127,7 @@ const renewPeriod = time.Second
 
 // renewed waits until the socket's file was removed, and makes a new socket in
 // its place.
-func (a *admin) renewed(ctx context.Context, socket *transport.Socket, ended <-chan error) (*transport.Socket, error) {
+func (a *admin) renewed(ctx context.Context, socket *sock.Socket, ended <-chan error) (*sock.Socket, error) {
 	tick := time.NewTicker(renewPeriod)
 	defer tick.Stop()
 	for {
@@ -142,14 +142,14 @@ func (a *admin) renewed(ctx context.Context, socket *transport.Socket, ended <-c
 			continue
 		}
 		renewed, err := socket.Renew()
-		path := transcript.Escape(socket.Addr.Path)
+		path := transcript.Escape(a.addr.Path)
 		switch {
 		case errors.Is(err, sock.ErrInUse), errors.Is(err, sock.ErrNotSocket):
 			return nil, err
 		case err != nil:
 			a.log.Warn().Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, transcript.Escape(err.Error()))
 		default:
-			a.log.Warn().Str("listen", transcript.Escape(renewed.Addr.String())).Msgf("%s was removed: listening again", path)
+			a.log.Warn().Str("listen", transcript.Escape(a.addr.String())).Msgf("%s was removed: listening again", path)
 			return renewed, nil
 		}
 	}

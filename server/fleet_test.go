@@ -131,7 +131,7 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 	}
 	defer func() { _ = conn.Close() }()
 	client := echoclient.Client{Chunk: 1024, Window: 8, Log: zerolog.Nop(), Patience: patience}
-	client.Redial = func(ctx context.Context) (*transport.Conn, error) {
+	client.Redial = func(ctx context.Context) (*sock.Conn, error) {
 		c.resumed.Add(1)
 		return c.dial(ctx)
 	}
@@ -161,15 +161,15 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 	return err
 }
 
-func (c *fleetClient) dial(ctx context.Context) (*transport.Conn, error) {
-	var config transport.DialConfig
+func (c *fleetClient) dial(ctx context.Context) (*sock.Conn, error) {
+	var config sock.DialConfig
 	if c.addr.Type == transport.Datagram {
 		config.Bind = sock.AutoName(filepath.Dir(c.addr.Path))
 	}
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, 100*time.Millisecond
-	return backoff.Retry(ctx, func() (*transport.Conn, error) {
-		conn, err := config.Dial(ctx, c.addr)
+	return backoff.Retry(ctx, func() (*sock.Conn, error) {
+		conn, err := transport.Dial(ctx, c.addr, config)
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EAGAIN) {
 			err = backoff.Permanent(err)
 		}

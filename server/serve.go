@@ -16,6 +16,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 type serveCmd struct {
@@ -69,7 +70,7 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if err := c.CheckOpenFiles(c.Listen); err != nil {
 		return err
 	}
-	config := transport.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, RefuseRights: true}
+	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Control: transport.RefuseRights(c.Listen...)}
 	sockets, handover, err := serving.Sockets(config, c.Listen, c.Takeover)
 	stopAdmin := func() {}
 	if err == nil {
@@ -105,7 +106,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zero
 		return func() {}, nil
 	}
 	a := &admin{
-		addr: *c.Admin, config: transport.ListenConfig{Mode: 0o600, RefuseRights: true},
+		addr: *c.Admin, config: sock.ListenConfig{Mode: 0o600, Control: transport.RefuseRights()},
 		wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log, dropped: dropped,
 	}
 	return a.start(context.WithoutCancel(ctx))

@@ -3,9 +3,10 @@ package uds
 import (
 	"errors"
 	"net"
-	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func credOf(u *unix.Ucred) Cred { return Cred{int(int32(u.Uid)), int(int32(u.Gid)), int(u.Pid)} }
@@ -17,9 +18,9 @@ func peerCred(c net.Conn) (cred Cred, err error) {
 	}
 	ctrlErr := raw.Control(func(fd uintptr) {
 		var u *unix.Ucred
-		if u, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+		if u, err = sock.PeerCred(int(fd)); err == nil {
 			cred = credOf(u)
 		}
 	})
-	return cred, errors.Join(ctrlErr, os.NewSyscallError("getsockopt SO_PEERCRED", err))
+	return cred, errors.Join(ctrlErr, err)
 }

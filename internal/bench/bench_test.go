@@ -37,7 +37,7 @@ func serve(t testing.TB) (addrs []transport.Addr) {
 	addrs = append(addrs, transport.Addr{Type: transport.TCP, Path: freePort(t)})
 	var sockets []*transport.Socket
 	for _, a := range addrs {
-		s, err := transport.ListenConfig{}.Listen(a)
+		s, err := transport.Listen(sock.ListenConfig{}, a)
 		testkit.Check(t, err)
 		sockets = append(sockets, s)
 	}
@@ -64,12 +64,12 @@ func freePort(t testing.TB) string {
 	return l.Addr().String()
 }
 
-func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
-	var config transport.DialConfig
+func dial(ctx context.Context, a transport.Addr) (*sock.Conn, error) {
+	var config sock.DialConfig
 	if a.Type == transport.Datagram {
 		config.Bind = sock.AutoName(filepath.Dir(a.Path))
 	}
-	return config.Dial(ctx, a)
+	return transport.Dial(ctx, a, config)
 }
 
 func config(addrs ...transport.Addr) bench.Config {

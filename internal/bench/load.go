@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/raw"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 // grace is how long the last echoes may take to arrive; after that they count

@@ -49,7 +49,7 @@ func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 
 // against returns a client's connection to a stub, without a deadline of its
 // own.
-func against(t *testing.T, server func(conn *net.UnixConn)) *transport.Conn {
+func against(t *testing.T, server func(conn *net.UnixConn)) *sock.Conn {
 	t.Helper()
 	conn := dial(t, stub(t, server))
 	check(t, conn.SetDeadline(time.Time{}))
@@ -111,11 +111,11 @@ func TestMessageReceivesNoMoreThanItSent(t *testing.T) {
 
 func TestClientReportsThatTheServerDoesNotAnswer(t *testing.T) {
 	t.Parallel()
-	for name, send := range map[string]func(*transport.Conn) error{
-		"message": func(conn *transport.Conn) error {
+	for name, send := range map[string]func(*sock.Conn) error{
+		"message": func(conn *sock.Conn) error {
 			return quiet(50*time.Millisecond).Message(t.Context(), conn, []byte(message), io.Discard)
 		},
-		"copy": func(conn *transport.Conn) error {
+		"copy": func(conn *sock.Conn) error {
 			return quiet(50*time.Millisecond).Copy(t.Context(), conn, strings.NewReader(message), io.Discard)
 		},
 	} {
@@ -175,12 +175,12 @@ func TestIdleInputIsNotATimeout(t *testing.T) {
 				close(echoed)
 				silent(conn)
 			})
-			w := &watched{conn.Conn.(*sock.Conn).Conn.(*net.UnixConn), make(chan struct{})}
+			w := &watched{conn.Conn.(*net.UnixConn), make(chan struct{})}
 			result, out := make(chan error), &bytes.Buffer{}
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			go func() {
-				result <- quiet(timeout).Copy(ctx, &transport.Conn{Conn: w}, &idle{strings.NewReader(first), asked, over}, out)
+				result <- quiet(timeout).Copy(ctx, &sock.Conn{Conn: w}, &idle{strings.NewReader(first), asked, over}, out)
 			}()
 			// The first wait ends with the answer, the others with the
 			// timeout.
@@ -285,13 +285,13 @@ func TestWriteThatReturnsLateIsNotATimeout(t *testing.T) {
 	written, back := make(chan struct{}), make(chan struct{})
 	asked, over := make(chan struct{}), make(chan struct{})
 	waits := make(chan struct{})
-	conn := &late{&watched{dial(t, server.addr).Conn.(*sock.Conn).Conn.(*net.UnixConn), waits}, written, back}
+	conn := &late{&watched{dial(t, server.addr).Conn.(*net.UnixConn), waits}, written, back}
 	result, out := make(chan error), &bytes.Buffer{}
 	go func() {
 		// Long enough for the echo, on a machine that may be busy.
 		client := quiet(time.Second)
 		client.Chunk = len(message)
-		result <- client.Copy(t.Context(), &transport.Conn{Conn: conn}, &idle{strings.NewReader(message), asked, over}, out)
+		result <- client.Copy(t.Context(), &sock.Conn{Conn: conn}, &idle{strings.NewReader(message), asked, over}, out)
 	}()
 	<-written
 	for range 3 { // for the echo, for more, and again after the timeout

@@ -114,7 +114,7 @@ func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 		check(t, err)
 	}
 	// The server answers it in turn.
-	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
+	wantBack(t, dial(t, server.addr), sock.NewReceiver(100), message)
 	seconds := int(time.Since(began)/time.Second) + 1
 	server.log.await(t, 1, warning)
 	messages := server.log.messages()
@@ -159,7 +159,7 @@ func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	for i := range others {
 		conn := dial(t, server.addr)
 		clients.Go(func() {
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			for n := range each {
 				sent := fmt.Sprintf("client %d, message %d", i, n)
 				if err := conn.Send([]byte(sent)); err != nil {
@@ -178,7 +178,7 @@ func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	flood.Wait()
 	server.log.await(t, 1, "dropped replies to a client: it does not read its replies")
 	// This message comes after the whole flood.
-	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
+	wantBack(t, dial(t, server.addr), sock.NewReceiver(100), message)
 	dropped := int(stats.Dropped.Load())
 	if least := sent - queueLength(t) - kept; dropped < least || dropped > sent {
 		t.Errorf("%d replies are dropped of %d, not %d", dropped, sent, least)
@@ -203,7 +203,7 @@ func TestConnectedDatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 			for range flood.count {
 				check(t, lazy.Send(make([]byte, flood.size)))
 			}
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			for range 50 {
 				wantBack(t, dial(t, server.addr), r, message)
 			}
@@ -290,7 +290,7 @@ func TestDatagramClientThatEndsDoesNotDisturbOthers(t *testing.T) {
 	}
 	// The server answers it in turn, so the others' replies are waiting by
 	// now.
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	wantBack(t, dial(t, server.addr), r, message)
 	check(t, client.Close())
 	server.log.await(t, 1, "dropped replies to a client: connection refused")
@@ -391,7 +391,7 @@ func (f *flood) Write(line []byte) (int, error) {
 
 func TestF44UDPFloodWhileDraining(t *testing.T) {
 	t.Parallel()
-	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
+	socket, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
 	conn, err := net.Dial("udp", boundTo(t, socket))
 	check(t, err)

@@ -17,6 +17,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // connecting are the types that have connections.
@@ -41,7 +42,7 @@ func wantRefused(t *testing.T, stats *stats.Server, cause string, n uint64) {
 }
 
 // wantEnd reads until the server has closed the connection.
-func wantEnd(t *testing.T, conn *transport.Conn) {
+func wantEnd(t *testing.T, conn *sock.Conn) {
 	t.Helper()
 	for buf := make([]byte, 1<<20); ; {
 		switch n, err := conn.Read(buf); {
@@ -70,7 +71,7 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 				defer close(over)
 				wantEnd(t, idle)
 			}()
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			for served := true; served; {
 				wantBack(t, honest, r, message)
 				select {
@@ -118,7 +119,7 @@ func TestIdleTimeIsNeverShort(t *testing.T) {
 }
 
 // fill sends on conn until the server accepts no more, and reads nothing.
-func fill(t *testing.T, conn *transport.Conn, size int) {
+func fill(t *testing.T, conn *sock.Conn, size int) {
 	t.Helper()
 	check(t, conn.SetWriteDeadline(time.Now().Add(300*time.Millisecond)))
 	for {
@@ -142,7 +143,7 @@ func TestClientsThatDoNotReadAreDisconnected(t *testing.T) {
 			fill(t, lazy, 4096)
 			server.log.await(t, 1, "disconnected a client: it has not read for 1s")
 			wantEnd(t, lazy)
-			wantBack(t, idle, transport.NewReceiver(100), message) // no idle timeout is set
+			wantBack(t, idle, sock.NewReceiver(100), message) // no idle timeout is set
 			wantRefused(t, stats, "unread", 1)
 		})
 	}
@@ -183,9 +184,9 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 			t.Parallel()
 			stats := new(stats.Server)
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			for round := range uint64(3) {
-				var conns []*transport.Conn
+				var conns []*sock.Conn
 				for range 3 {
 					conn := dial(t, server.addr)
 					wantBack(t, conn, r, message)

@@ -123,7 +123,7 @@ func listenOn(t testing.TB, typ transport.Type) *transport.Socket {
 			t.Errorf("something is left behind: %v", err)
 		}
 	})
-	s, err := transport.ListenConfig{Mode: 0o666}.Listen(transport.Addr{Type: typ, Path: d + "/s"})
+	s, err := transport.Listen(sock.ListenConfig{Mode: 0o666}, transport.Addr{Type: typ, Path: d + "/s"})
 	check(t, err)
 	t.Cleanup(func() { check(t, s.Close()) })
 	return s
@@ -177,13 +177,13 @@ func (r *running) ended(t testing.TB) {
 	}
 }
 
-func dial(t testing.TB, a transport.Addr) *transport.Conn {
+func dial(t testing.TB, a transport.Addr) *sock.Conn {
 	t.Helper()
-	config := transport.DialConfig{}
+	config := sock.DialConfig{}
 	if a.Type == transport.Datagram {
 		config.Bind = sock.AutoName(filepath.Dir(a.Path))
 	}
-	conn, err := config.Dial(t.Context(), a)
+	conn, err := transport.Dial(t.Context(), a, config)
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(patience)))

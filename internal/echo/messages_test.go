@@ -23,7 +23,7 @@ import (
 )
 
 // wantBack sends a message on conn and wants the same message as the echo.
-func wantBack(t testing.TB, conn *transport.Conn, r *transport.Receiver, message string) {
+func wantBack(t testing.TB, conn *sock.Conn, r *sock.Receiver, message string) {
 	t.Helper()
 	check(t, conn.Send([]byte(message)))
 	back, err := conn.Receive(r)
@@ -39,7 +39,7 @@ func TestMessagesComeBackWhole(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
-			conn, r := dial(t, server.addr), transport.NewReceiver(transport.MaxMessage())
+			conn, r := dial(t, server.addr), sock.NewReceiver(sock.MaxMessage())
 			// The server answers each message, whatever came before it.
 			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
 				sent, err := io.ReadAll(random(byte(size), int64(size)))
@@ -58,7 +58,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
-			conn, r := dial(t, server.addr), transport.NewReceiver(100)
+			conn, r := dial(t, server.addr), sock.NewReceiver(100)
 			for range rounds {
 				// First one at a time, and then all of them in flight at once.
 				for _, m := range messages {
@@ -331,7 +331,7 @@ func TestMessageClientFails(t *testing.T) {
 		"output":    {strings.NewReader(message), broken{reason}, "write the output: enough"},
 		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF"},
 	} {
-		conn, err := transport.DialConfig{Bind: sock.AutoName("@"), SendBuffer: 212_992}.Dial(t.Context(), server.addr)
+		conn, err := transport.Dial(t.Context(), server.addr, sock.DialConfig{Bind: sock.AutoName("@"), SendBuffer: 212_992})
 		check(t, err)
 		err = quietMessages().Copy(t.Context(), conn, tt.in, tt.out)
 		if err == nil || !strings.Contains(err.Error(), tt.words) {
@@ -388,11 +388,11 @@ func TestUDPClientCountsWhatIsLost(t *testing.T) {
 
 func TestUDPEcho(t *testing.T) {
 	t.Parallel()
-	s, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
+	s, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
 	server := serveSocket(t, s, echoserver.Config{}, zerolog.InfoLevel)
-	conn, r := dial(t, server.addr), transport.NewReceiver(transport.MaxMessage())
+	conn, r := dial(t, server.addr), sock.NewReceiver(sock.MaxMessage())
 	for _, size := range []int{0, 1, 16, 17, 65_507, 0} {
 		wantBack(t, conn, r, strings.Repeat("x", size))
 	}
@@ -406,7 +406,7 @@ func TestUDPEcho(t *testing.T) {
 
 func TestTCPEcho(t *testing.T) {
 	t.Parallel()
-	s, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.TCP, Path: "127.0.0.1:0"})
+	s, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.TCP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
 	server := serveSocket(t, s, echoserver.Config{}, zerolog.InfoLevel)

@@ -14,24 +14,25 @@ import (
 	"github.com/udsecho/udsecho/internal/echoclient"
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // unserved connects to a socket that no process reads from.
-func unserved(t *testing.T, typ transport.Type) *transport.Conn {
+func unserved(t *testing.T, typ transport.Type) *sock.Conn {
 	return dial(t, listenOn(t, typ).Addr)
 }
 
 func TestSilenceEndsAClientThatExpectsNoEcho(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
-		for name, send := range map[string]func(*echoclient.Client, *transport.Conn) error{
-			"message": func(c *echoclient.Client, conn *transport.Conn) error {
+		for name, send := range map[string]func(*echoclient.Client, *sock.Conn) error{
+			"message": func(c *echoclient.Client, conn *sock.Conn) error {
 				return c.Message(t.Context(), conn, []byte("hello"), io.Discard)
 			},
-			"empty message": func(c *echoclient.Client, conn *transport.Conn) error {
+			"empty message": func(c *echoclient.Client, conn *sock.Conn) error {
 				return c.Message(t.Context(), conn, nil, io.Discard)
 			},
-			"copy": func(c *echoclient.Client, conn *transport.Conn) error {
+			"copy": func(c *echoclient.Client, conn *sock.Conn) error {
 				return c.Copy(t.Context(), conn, strings.NewReader("hello"), io.Discard)
 			},
 		} {

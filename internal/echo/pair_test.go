@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // servePair serves one end of a socketpair; ended gets what ServeConn returns.
-func servePair(t *testing.T, ctx context.Context, log zerolog.Logger) (conn *transport.Conn, ended <-chan error) {
+func servePair(t *testing.T, ctx context.Context, log zerolog.Logger) (conn *sock.Conn, ended <-chan error) {
 	t.Helper()
-	conn, other, err := transport.Pair()
+	conn, other, err := sock.Pair()
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	fd, err := unix.FcntlInt(other.Fd(), unix.F_DUPFD_CLOEXEC, 0)
@@ -79,7 +79,7 @@ func TestServeConnClosesSocketsOfOtherTypes(t *testing.T) {
 	defer func() { check(t, unix.Close(fds[1])) }()
 	err = (&echoserver.Config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), fds[0])
 	wantWords(t, err, "is not a stream socket")
-	if !transport.HungUp(fds[1]) {
+	if !sock.HungUp(fds[1]) {
 		t.Error("the other end is still connected")
 	}
 }

@@ -23,9 +23,9 @@ import (
 )
 
 // wantRecords receives records that must be these, and then the end.
-func wantRecords(t *testing.T, conn *transport.Conn, records []string) {
+func wantRecords(t *testing.T, conn *sock.Conn, records []string) {
 	t.Helper()
-	r := transport.NewReceiver(transport.MaxMessage())
+	r := sock.NewReceiver(sock.MaxMessage())
 	for i, want := range records {
 		got, err := conn.Receive(r)
 		if err != nil {
@@ -96,7 +96,7 @@ func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 		}
 		taken = append(taken, record)
 	}
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	for range 10 {
 		wantBack(t, dial(t, server.addr), r, message)
 	}
@@ -165,25 +165,25 @@ func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T)
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{SendBuffer: 5000}, zerolog.InfoLevel)
 	conn := dial(t, server.addr)
 	check(t, conn.Send(make([]byte, 4968)))
-	if got, err := conn.Receive(transport.NewReceiver(transport.MaxMessage())); err != nil || len(got) != 4968 {
+	if got, err := conn.Receive(sock.NewReceiver(sock.MaxMessage())); err != nil || len(got) != 4968 {
 		t.Fatalf("received %d bytes: %v", len(got), err)
 	}
 	err := quiet(0).Message(t.Context(), conn, make([]byte, 4969), io.Discard)
 	wantWords(t, err, "received 0 messages, but not the next one of 4969 bytes, before the server closed the connection")
 	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968; raise SO_SNDBUF")
-	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
+	wantBack(t, dial(t, server.addr), sock.NewReceiver(100), message)
 }
 
 func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
 	conn := dial(t, server.addr)
-	sendDescriptor(t, conn.Conn.(*sock.Conn).Conn, nil)
-	if got, err := conn.Receive(transport.NewReceiver(100)); err != io.EOF {
+	sendDescriptor(t, conn.Conn, nil)
+	if got, err := conn.Receive(sock.NewReceiver(100)); err != io.EOF {
 		t.Errorf("received %q, %v", got, err)
 	}
 	server.log.await(t, 1, "disconnected a client: message carries file descriptors")
-	wantBack(t, dial(t, server.addr), transport.NewReceiver(100), message)
+	wantBack(t, dial(t, server.addr), sock.NewReceiver(100), message)
 }
 
 // sendDescriptor sends a message together with a descriptor.
@@ -199,7 +199,7 @@ func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
 func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 	t.Parallel()
 	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
-	conn, r := dial(t, server.addr), transport.NewReceiver(100)
+	conn, r := dial(t, server.addr), sock.NewReceiver(100)
 	wantBack(t, conn, r, "before")
 	server.stop()
 	server.log.await(t, 1, "draining")
@@ -215,7 +215,7 @@ func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 func TestSeqpacketDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	t.Parallel()
 	socket := listenOn(t, transport.Seqpacket)
-	var conns []*transport.Conn
+	var conns []*sock.Conn
 	for i := range 100 {
 		conn := dial(t, socket.Addr)
 		check(t, conn.Send(fmt.Appendf(nil, "client %d", i)))

@@ -27,7 +27,7 @@ type renewing struct {
 	stop context.CancelFunc
 }
 
-func serveIn(t *testing.T, typ transport.Type, config transport.ListenConfig, takeover bool) *renewing {
+func serveIn(t *testing.T, typ transport.Type, config sock.ListenConfig, takeover bool) *renewing {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds\x1b*")
 	check(t, err)
@@ -39,10 +39,10 @@ func serveIn(t *testing.T, typ transport.Type, config transport.ListenConfig, ta
 	var sockets []*transport.Socket
 	if takeover {
 		var err error
-		sockets, s.Handover, err = config.Handover(r.addr)
+		sockets, s.Handover, err = transport.Handover(config, r.addr)
 		check(t, err)
 	} else {
-		socket, err := config.Listen(r.addr)
+		socket, err := transport.Listen(config, r.addr)
 		check(t, err)
 		sockets = append(sockets, socket)
 	}
@@ -102,8 +102,8 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 				}
 				t.Run(string(typ)+", "+name, func(t *testing.T) {
 					t.Parallel()
-					server := serveIn(t, typ, transport.ListenConfig{Mode: 0o640}, takeover)
-					r := transport.NewReceiver(100)
+					server := serveIn(t, typ, sock.ListenConfig{Mode: 0o640}, takeover)
+					r := sock.NewReceiver(100)
 					before := dialBound(t, server.addr)
 					wantBack(t, before, r, "before")
 					rounds := 1
@@ -128,7 +128,7 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 					}
 					server.wantFiles(t, files...)
 					// No other server gets in between.
-					if _, err := (transport.ListenConfig{}).Listen(server.addr); !errors.Is(err, sock.ErrInUse) {
+					if _, err := transport.Listen(sock.ListenConfig{}, server.addr); !errors.Is(err, sock.ErrInUse) {
 						t.Errorf("another server gets %v", err)
 					}
 					check(t, before.Close())
@@ -143,9 +143,9 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 
 // dialBound is dial with an abstract name of its own, because the directory is
 // removed.
-func dialBound(t *testing.T, a transport.Addr) *transport.Conn {
+func dialBound(t *testing.T, a transport.Addr) *sock.Conn {
 	t.Helper()
-	conn, err := transport.DialConfig{Bind: sock.AutoName("@")}.Dial(t.Context(), a)
+	conn, err := transport.Dial(t.Context(), a, sock.DialConfig{Bind: sock.AutoName("@")})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -156,19 +156,19 @@ func dialBound(t *testing.T, a transport.Addr) *transport.Conn {
 func wantServed(t *testing.T, a transport.Addr, message string) {
 	t.Helper()
 	conn := dialBound(t, a)
-	wantBack(t, conn, transport.NewReceiver(100), message)
+	wantBack(t, conn, sock.NewReceiver(100), message)
 	check(t, conn.Close())
 }
 
 // A client that connects to the moved socket while it is renewed is not lost.
 func TestClientOfAMovedSocketIsServed(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, transport.Stream, transport.ListenConfig{}, false)
+	server := serveIn(t, transport.Stream, sock.ListenConfig{}, false)
 	moved := transport.Addr{Type: transport.Stream, Path: server.dir + "/moved"}
 	check(t, os.Rename(server.addr.Path, moved.Path))
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	for served := 0; ; served++ {
-		conn, err := transport.DialConfig{}.Dial(t.Context(), moved)
+		conn, err := transport.Dial(t.Context(), moved, sock.DialConfig{})
 		if errors.Is(err, unix.ECONNREFUSED) && served > 0 {
 			break
 		}
@@ -198,7 +198,7 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 			}, sock.ErrNotSocket},
 			"another server with its lock": {func(t *testing.T, a transport.Addr) {
 				check(t, errors.Join(os.Remove(beside(a.Path, ".lock")), os.Remove(a.Path)))
-				other, err := transport.ListenConfig{}.Listen(a)
+				other, err := transport.Listen(sock.ListenConfig{}, a)
 				check(t, err)
 				t.Cleanup(func() { check(t, other.Close()) })
 			}, sock.ErrInUse},
@@ -213,8 +213,8 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 		} {
 			t.Run(string(typ)+", "+name, func(t *testing.T) {
 				t.Parallel()
-				server := serveIn(t, typ, transport.ListenConfig{}, false)
-				r := transport.NewReceiver(100)
+				server := serveIn(t, typ, sock.ListenConfig{}, false)
+				r := sock.NewReceiver(100)
 				before := dialBound(t, server.addr)
 				wantBack(t, before, r, "before")
 				tt.take(t, server.addr)
@@ -255,8 +255,8 @@ func TestServerWhoseDirectoryIsGoneContinuesAndComesBack(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, transport.ListenConfig{}, false)
-			r := transport.NewReceiver(100)
+			server := serveIn(t, typ, sock.ListenConfig{}, false)
+			r := sock.NewReceiver(100)
 			before := dialBound(t, server.addr)
 			check(t, os.RemoveAll(server.dir))
 			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be recreated now: listen again on "+
@@ -275,7 +275,7 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, transport.ListenConfig{}, true)
+			server := serveIn(t, typ, sock.ListenConfig{}, true)
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
 
@@ -290,9 +290,9 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 // closed, so that they do not become more and more.
 func TestF59ReplacedDatagramSocketsAreClosed(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, transport.Datagram, transport.ListenConfig{}, false)
-	r := transport.NewReceiver(100)
-	clients := []*transport.Conn{dialBound(t, server.addr)}
+	server := serveIn(t, transport.Datagram, sock.ListenConfig{}, false)
+	r := sock.NewReceiver(100)
+	clients := []*sock.Conn{dialBound(t, server.addr)}
 	for round := range 5 {
 		wantBack(t, clients[0], r, "continues")
 		wantBack(t, clients[round], r, "before")
@@ -320,7 +320,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, transport.ListenConfig{}, true)
+			server := serveIn(t, typ, sock.ListenConfig{}, true)
 			_, offered := ask(t, server.addr)
 			check(t, os.Remove(server.addr.Path))
 			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
@@ -339,7 +339,7 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 
 func TestRemovedControlSocketIsRecreated(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, transport.Stream, transport.ListenConfig{}, true)
+	server := serveIn(t, transport.Stream, sock.ListenConfig{}, true)
 	check(t, os.Remove(beside(server.addr.Path, ".takeover")))
 	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event reports it
 		if conn, err := net.Dial("unixpacket", beside(server.addr.Path, ".takeover")); err == nil {

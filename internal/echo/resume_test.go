@@ -19,6 +19,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // resuming is a client that counts how often it has connected again.
@@ -30,7 +31,7 @@ type resuming struct {
 func resumes(t *testing.T, a transport.Addr, patience time.Duration) *resuming {
 	t.Helper()
 	c := &resuming{Client: echoclient.Client{Chunk: 4096, Window: 8, Log: zerolog.Nop(), Patience: patience}}
-	c.Redial = func(context.Context) (*transport.Conn, error) {
+	c.Redial = func(context.Context) (*sock.Conn, error) {
 		c.again.Add(1)
 		return dial(t, a), nil
 	}
@@ -71,11 +72,11 @@ func echoes(n int64) func(*net.UnixConn) {
 func ends(*net.UnixConn) {}
 
 // ways are both ways to send.
-var ways = map[string]func(c *resuming, conn *transport.Conn, message string, out io.Writer) error{
-	"message": func(c *resuming, conn *transport.Conn, message string, out io.Writer) error {
+var ways = map[string]func(c *resuming, conn *sock.Conn, message string, out io.Writer) error{
+	"message": func(c *resuming, conn *sock.Conn, message string, out io.Writer) error {
 		return c.Message(context.Background(), conn, []byte(message), out)
 	},
-	"copy": func(c *resuming, conn *transport.Conn, message string, out io.Writer) error {
+	"copy": func(c *resuming, conn *sock.Conn, message string, out io.Writer) error {
 		return c.Copy(context.Background(), conn, strings.NewReader(message), out)
 	},
 }
@@ -182,7 +183,7 @@ func TestProgressRenewsThePatience(t *testing.T) {
 	a := stubs(t, transport.Stream, echoes(1))
 	c := resumes(t, a, time.Second) // for each byte, on a machine that may be busy
 	redial := c.Redial
-	c.Redial = func(ctx context.Context) (*transport.Conn, error) {
+	c.Redial = func(ctx context.Context) (*sock.Conn, error) {
 		<-time.After(150 * time.Millisecond)
 		return redial(ctx)
 	}
@@ -274,7 +275,7 @@ func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 // UDP loses messages, so the client cannot know to which one a reply belongs.
 func TestUDPIsNotResumed(t *testing.T) {
 	t.Parallel()
-	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
+	socket, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
 	a := transport.Addr{Type: transport.UDP, Path: boundTo(t, socket)}
 	check(t, socket.Close())
@@ -291,7 +292,7 @@ func TestTransferEndsWithItsContext(t *testing.T) {
 	ctx, stop := context.WithCancelCause(t.Context())
 	c := resumes(t, a, patience)
 	why := errors.New("enough")
-	c.Redial = func(ctx context.Context) (*transport.Conn, error) {
+	c.Redial = func(ctx context.Context) (*sock.Conn, error) {
 		stop(why)
 		return nil, context.Cause(ctx)
 	}

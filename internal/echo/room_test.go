@@ -13,6 +13,7 @@ import (
 	"github.com/udsecho/udsecho/internal/memory"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Clients that send and do not read make the server hold no more than the limit
@@ -28,12 +29,12 @@ func TestF55ClientsThatDoNotReadShareTheMemory(t *testing.T) {
 		for _, size := range sizes {
 			t.Run(string(typ), func(t *testing.T) {
 				t.Parallel()
-				pool := memory.NewPool(limit, clients+1, 1, transport.DefaultSendBuffer())
+				pool := memory.NewPool(limit, clients+1, 1, sock.DefaultSendBuffer())
 				counted := new(stats.Server)
 				server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 16 << 10, Memory: pool, Stats: counted}, zerolog.WarnLevel)
 				message := bytes.Repeat([]byte{byte(size)}, size)
 				honest := dial(t, server.addr)
-				var behind [clients]*transport.Conn
+				var behind [clients]*sock.Conn
 				var sent [clients]int
 				for i := range behind {
 					behind[i] = dial(t, server.addr)
@@ -53,7 +54,7 @@ func TestF55ClientsThatDoNotReadShareTheMemory(t *testing.T) {
 				var all sync.WaitGroup
 				for i, conn := range behind {
 					all.Go(func() {
-						r := transport.NewReceiver(size)
+						r := sock.NewReceiver(size)
 						for left := sent[i]; left > 0; {
 							var back []byte
 							var err error
@@ -80,7 +81,7 @@ func TestF55ClientsThatDoNotReadShareTheMemory(t *testing.T) {
 }
 
 // sendNow sends what the socket takes now, and returns how much.
-func sendNow(t *testing.T, conn *transport.Conn, message []byte) (n int) {
+func sendNow(t *testing.T, conn *sock.Conn, message []byte) (n int) {
 	t.Helper()
 	raw, err := conn.SyscallConn()
 	check(t, err)

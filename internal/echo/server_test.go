@@ -70,7 +70,7 @@ func TestEventsNameTheirClientInFields(t *testing.T) {
 	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
 	name := sock.AutoName("@")
 	for served := range 2 {
-		conn, err := transport.DialConfig{Bind: name}.Dial(t.Context(), server.addr)
+		conn, err := transport.Dial(t.Context(), server.addr, sock.DialConfig{Bind: name})
 		check(t, err)
 		wantEcho(t, conn, "hello")
 		check(t, conn.Close())
@@ -231,7 +231,7 @@ func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 	server.ended(t)
 	gone(t, server.addr.Path)
 	gone(t, beside(server.addr.Path, ".lock"))
-	_, err = transport.DialConfig{}.Dial(t.Context(), server.addr)
+	_, err = transport.Dial(t.Context(), server.addr, sock.DialConfig{})
 	if !errors.Is(err, unix.ENOENT) {
 		t.Errorf("a late client gets %v", err)
 	}
@@ -242,7 +242,7 @@ func TestDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	socket := listen(t)
 	// More than the server accepts in one turn, and it is told to stop after
 	// one.
-	var conns []*transport.Conn
+	var conns []*sock.Conn
 	for i := range 200 {
 		conn := dial(t, socket.Addr)
 		_, err := fmt.Fprintf(conn, "client %d", i)

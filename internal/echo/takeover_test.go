@@ -38,7 +38,7 @@ func generate(t testing.TB, s echoserver.Config, addrs ...transport.Addr) *gener
 		s.DrainTimeout = patience
 	}
 	go func() {
-		sockets, h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
+		sockets, h, err := transport.Handover(sock.ListenConfig{Mode: 0o666}, addrs...)
 		if err != nil {
 			g.done <- err
 			return
@@ -82,7 +82,7 @@ func wantEchoOf(t testing.TB, a transport.Addr) {
 	if a.Type == transport.Stream {
 		wantEcho(t, conn, message)
 	} else {
-		wantBack(t, conn, transport.NewReceiver(100), message)
+		wantBack(t, conn, sock.NewReceiver(100), message)
 	}
 	check(t, conn.Close())
 }
@@ -94,7 +94,7 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 	old.log.await(t, 1, "waiting for a connection")
 	stream, record := dial(t, addrs[0]), dial(t, addrs[2])
 	wantEcho(t, stream, message)
-	wantBack(t, record, transport.NewReceiver(100), message)
+	wantBack(t, record, sock.NewReceiver(100), message)
 
 	next := generate(t, echoserver.Config{}, addrs...)
 	next.log.await(t, 3, "took over ")
@@ -103,7 +103,7 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 		wantEchoOf(t, a)
 	}
 	wantEcho(t, stream, "still there")
-	wantBack(t, record, transport.NewReceiver(100), "still there")
+	wantBack(t, record, sock.NewReceiver(100), "still there")
 	check(t, stream.Close())
 	check(t, record.Close())
 	check(t, old.end(t))
@@ -211,7 +211,7 @@ func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 // ask returns a successor that has asked for sockets and not claimed them yet.
 func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *sock.Handover) {
 	t.Helper()
-	sockets, h, err := transport.ListenConfig{Mode: 0o666}.Handover(addrs...)
+	sockets, h, err := transport.Handover(sock.ListenConfig{Mode: 0o666}, addrs...)
 	check(t, err)
 	t.Cleanup(h.Close)
 	return sockets, h
@@ -275,7 +275,7 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 			old.log.await(t, 1, "waiting for a connection")
 			conn := dial(t, addrs[0])
 			wantEcho(t, conn, message)
-			_, h, err := transport.ListenConfig{Mode: 0o600, Backlog: 1}.Handover(addrs...)
+			_, h, err := transport.Handover(sock.ListenConfig{Mode: 0o600, Backlog: 1}, addrs...)
 			check(t, err)
 			if step > 0 {
 				h.Claim()
@@ -283,7 +283,7 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 					answered(t, h) // changes their mode and their backlog
 				}
 			}
-			var waiting []*transport.Conn
+			var waiting []*sock.Conn
 			if step > 2 {
 				waiting = append(waiting, dial(t, addrs[0]), dial(t, addrs[2]))
 			}
@@ -397,11 +397,11 @@ func TestTakeoverUnderLoad(t *testing.T) {
 
 // once connects, gets an echo and closes.
 func once(ctx context.Context, a transport.Addr, text string) error {
-	config := transport.DialConfig{}
+	config := sock.DialConfig{}
 	if a.Type == transport.Datagram {
 		config.Bind = sock.AutoName("@" + filepath.Base(a.Path))
 	}
-	conn, err := config.Dial(ctx, a)
+	conn, err := transport.Dial(ctx, a, config)
 	if err != nil {
 		return err
 	}

@@ -16,11 +16,12 @@ import (
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // blocking returns the descriptor of a connection in blocking mode, with a
 // timeout.
-func blocking(t *testing.T, conn *transport.Conn) int {
+func blocking(t *testing.T, conn *sock.Conn) int {
 	t.Helper()
 	fd, err := conn.Detach()
 	check(t, err)
@@ -50,7 +51,7 @@ var urgent = []string{"|hello", "|h|ello", "he|l|lo", "hell|o", "|h||e||l||l||o|
 
 func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 	t.Parallel()
-	served := func(typ transport.Type, chunk int) *transport.Conn {
+	served := func(typ transport.Type, chunk int) *sock.Conn {
 		socket := listen(t)
 		if typ == transport.TCP {
 			socket = listenTCP(t)
@@ -132,7 +133,7 @@ func TestClientTakesUrgentBytesInTheirPlace(t *testing.T) {
 // listenTCP listens on a port that the kernel chooses.
 func listenTCP(t *testing.T) *transport.Socket {
 	t.Helper()
-	s, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.TCP, Path: "127.0.0.1:0"})
+	s, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.TCP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
 	t.Cleanup(func() { check(t, s.Close()) })

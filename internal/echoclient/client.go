@@ -18,6 +18,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A Client sends data and receives the echo.
@@ -33,7 +34,7 @@ type Client struct {
 	// datagrams, where no event reports that the server has ended, a silence
 	// of Timeout, or 2 s, counts as the end. Redial cannot be used with
 	// NoEcho.
-	Redial   func(context.Context) (*transport.Conn, error)
+	Redial   func(context.Context) (*sock.Conn, error)
 	Patience time.Duration
 	Log      zerolog.Logger
 }
@@ -46,8 +47,8 @@ type Client struct {
 // Timeout. Types without connections have no such end: for them a silence of 1
 // s is enough. An empty message is not sent over a stream, and the direction
 // is not ended: the client only listens.
-func (c *Client) Message(ctx context.Context, conn *transport.Conn, message []byte, out io.Writer) error {
-	if c.NoEcho && len(message) == 0 && !conn.Type().Messages() {
+func (c *Client) Message(ctx context.Context, conn *sock.Conn, message []byte, out io.Writer) error {
+	if c.NoEcho && len(message) == 0 && !transport.TypeOf(conn).Messages() {
 		return c.exchange(ctx, conn, nil, out, -1, zerolog.InfoLevel)
 	}
 	c.Log.Info().Int("bytes", len(message)).Msg("sending " + transcript.Quote(message))
@@ -68,7 +69,7 @@ func (c *Client) Message(ctx context.Context, conn *transport.Conn, message []by
 //
 // Over the other types it sends messages of Chunk bytes, or the whole input as
 // one message if Chunk is 0. NoEcho works as in Message.
-func (c *Client) Copy(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer) error {
+func (c *Client) Copy(ctx context.Context, conn *sock.Conn, in io.Reader, out io.Writer) error {
 	c.Log.Info().Msg("sending standard input")
 	return c.transfer(ctx, conn, in, out, c.Chunk, -1, zerolog.DebugLevel)
 }
@@ -82,7 +83,7 @@ const (
 
 // exchange receives want bytes, or to the end if want is negative. Without an
 // input it only receives.
-func (c *Client) exchange(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
+func (c *Client) exchange(ctx context.Context, conn *sock.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	s := &sender{client: c, conn: conn, in: in, end: want < 0}
 	sent := make(chan struct{})
@@ -177,7 +178,7 @@ func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Lev
 
 // awaitSent waits until the input is sent, if the server has ended its own
 // direction first and still reads.
-func awaitSent(ctx context.Context, conn *transport.Conn, sent <-chan struct{}) {
+func awaitSent(ctx context.Context, conn *sock.Conn, sent <-chan struct{}) {
 	if conn.Closed() {
 		return
 	}
@@ -194,7 +195,7 @@ var errUnread = errors.New("the server closed the connection without an answer, 
 // sender is the direction to the server.
 type sender struct {
 	client *Client
-	conn   *transport.Conn
+	conn   *sock.Conn
 	in     io.Reader
 	end    bool // end the direction after the input
 	sent   atomic.Int64
@@ -285,7 +286,7 @@ func (s *sender) fail(err error) {
 
 // writeBy sets a deadline for the next send if no due echo bounds the wait:
 // the server may never read.
-func (c *Client) writeBy(conn *transport.Conn) error {
+func (c *Client) writeBy(conn *sock.Conn) error {
 	if !c.NoEcho || c.Timeout == 0 {
 		return nil
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // defaultPatience is how long a client waits without a given timeout. Over
@@ -26,7 +27,7 @@ const defaultPatience = time.Second
 
 // messages sends in as messages of size bytes, or as one message if size is 0.
 // It receives one message for each or, with NoEcho, any message.
-func (c *Client) messages(ctx context.Context, conn *transport.Conn, in io.Reader, size int, out io.Writer, level zerolog.Level) error {
+func (c *Client) messages(ctx context.Context, conn *sock.Conn, in io.Reader, size int, out io.Writer, level zerolog.Level) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
@@ -35,13 +36,13 @@ func (c *Client) messages(ctx context.Context, conn *transport.Conn, in io.Reade
 	// window, as the receiver takes one out before it waits for the reply.
 	sizes := make(chan int, max(c.Window, 1)-1)
 	sent := make(chan struct{})
-	r := &replies{client: c, conn: conn, receiver: transport.NewReceiver(transport.MaxMessage()), out: out, level: level}
+	r := &replies{client: c, conn: conn, receiver: sock.NewReceiver(sock.MaxMessage()), out: out, level: level}
 	go func() {
 		defer close(sizes)
 		defer close(sent)
 		err := c.sendMessages(ctx, conn, in, size, sizes)
 		if c.NoEcho {
-			if conn.Type() == transport.Seqpacket {
+			if transport.TypeOf(conn) == transport.Seqpacket {
 				_ = conn.CloseWrite()
 			}
 			if errors.Is(err, unix.EPIPE) {
@@ -69,7 +70,7 @@ func (c *Client) messages(ctx context.Context, conn *transport.Conn, in io.Reade
 	return err
 }
 
-func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.Reader, size int, sizes chan<- int) error {
+func (c *Client) sendMessages(ctx context.Context, conn *sock.Conn, in io.Reader, size int, sizes chan<- int) error {
 	send := func(message []byte) error {
 		if c.NoEcho {
 			err := c.writeBy(conn)
@@ -84,7 +85,7 @@ func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.R
 		select {
 		case sizes <- len(message):
 			err := conn.Send(message)
-			if conn.Type() == transport.Seqpacket && isGone(err) {
+			if transport.TypeOf(conn) == transport.Seqpacket && isGone(err) {
 				err = errClosed // an error of the input is not errClosed
 			}
 			return err
@@ -95,7 +96,7 @@ func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.R
 	if size == 0 && c.Lines {
 		// A line that fills the buffer is larger than any message; sending it
 		// returns the error.
-		for lines := bufio.NewReaderSize(in, transport.MaxMessage()+1); ; {
+		for lines := bufio.NewReaderSize(in, sock.MaxMessage()+1); ; {
 			line, err := lines.ReadSlice('\n')
 			if len(line) > 0 {
 				if err := send(line); err != nil {
@@ -112,7 +113,7 @@ func (c *Client) sendMessages(ctx context.Context, conn *transport.Conn, in io.R
 		}
 	}
 	if size == 0 {
-		message, err := io.ReadAll(io.LimitReader(in, int64(transport.MaxMessage())+1))
+		message, err := io.ReadAll(io.LimitReader(in, int64(sock.MaxMessage())+1))
 		if err != nil {
 			return fmt.Errorf("read the input: %w", err)
 		}
@@ -143,8 +144,8 @@ func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err
 // replies is the direction from the server.
 type replies struct {
 	client    *Client
-	conn      *transport.Conn
-	receiver  *transport.Receiver
+	conn      *sock.Conn
+	receiver  *sock.Receiver
 	out       io.Writer
 	level     zerolog.Level
 	got, lost int
@@ -154,7 +155,7 @@ type replies struct {
 // has been sent, is silent for too long.
 func (r *replies) receiveAll(sent <-chan struct{}) error {
 	patience := r.client.Timeout
-	if !r.conn.Type().Connects() {
+	if !transport.TypeOf(r.conn).Connects() {
 		patience = cmp.Or(patience, defaultPatience)
 	}
 	reset := false
@@ -191,11 +192,11 @@ func (r *replies) receiveAll(sent <-chan struct{}) error {
 
 func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 	patience := r.client.Timeout
-	resumes := r.client.Redial != nil && r.conn.Type() == transport.Datagram
+	resumes := r.client.Redial != nil && transport.TypeOf(r.conn) == transport.Datagram
 	if resumes {
 		patience = cmp.Or(patience, resumePatience)
 	}
-	isUDP := r.conn.Type() == transport.UDP
+	isUDP := transport.TypeOf(r.conn) == transport.UDP
 	if isUDP && patience == 0 {
 		patience = defaultPatience
 	}
@@ -231,12 +232,12 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 			return errSilent
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return fmt.Errorf("no answer for %v: received %d messages; is the server paused or overloaded?", patience, r.got)
-		case errors.Is(err, io.EOF), r.conn.Type() == transport.Seqpacket && isGone(err):
+		case errors.Is(err, io.EOF), transport.TypeOf(r.conn) == transport.Seqpacket && isGone(err):
 			return fmt.Errorf("received %d messages, but not the next one of %d bytes, before %w%s", r.got, size, errClosed, whyAtOnce(r.got))
 		default:
 			return fmt.Errorf("receive: %w", err)
 		}
-		if r.conn.Type() == transport.Datagram && bytes.Equal(message, echo.Refusal(size)) {
+		if transport.TypeOf(r.conn) == transport.Datagram && bytes.Equal(message, echo.Refusal(size)) {
 			return fmt.Errorf("the server rejected the message of %d bytes: it denies %s", size, whoAmI())
 		}
 		if len(message) != size && !isUDP {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // resumePatience is how long a datagram client that may connect again waits
@@ -35,9 +36,9 @@ func broken(err error) bool {
 // negative. Over the types that keep boundaries it sends messages of size
 // bytes. If the connection breaks, it continues over another one, if Redial
 // allows that.
-func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reader, out io.Writer, size int, want int64, level zerolog.Level) error {
-	once := func(conn *transport.Conn, in io.Reader, out io.Writer, back int64) error {
-		if conn.Type().Messages() {
+func (c *Client) transfer(ctx context.Context, conn *sock.Conn, in io.Reader, out io.Writer, size int, want int64, level zerolog.Level) error {
+	once := func(conn *sock.Conn, in io.Reader, out io.Writer, back int64) error {
+		if transport.TypeOf(conn).Messages() {
 			return c.messages(ctx, conn, in, size, out, level)
 		}
 		rest := want
@@ -46,12 +47,12 @@ func (c *Client) transfer(ctx context.Context, conn *transport.Conn, in io.Reade
 		}
 		return c.exchange(ctx, conn, in, out, rest, level)
 	}
-	if c.Redial == nil || c.NoEcho || conn.Type() == transport.UDP { // UDP loses messages, and resuming needs all of them
+	if c.Redial == nil || c.NoEcho || transport.TypeOf(conn) == transport.UDP { // UDP loses messages, and resuming needs all of them
 		return once(conn, in, out, 0)
 	}
 	// A message is sent once all of it is read, so the tape must hold at least
 	// one message, and one byte more to notice a message that is too large.
-	t := newTape(in, max(maxKept, size, transport.MaxMessage()+1))
+	t := newTape(in, max(maxKept, size, sock.MaxMessage()+1))
 	defer t.rewound() // otherwise a reader that waits for room would wait for ever
 	w := &acknowledger{out: out, tape: t}
 	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back at the same moment

@@ -69,7 +69,7 @@ type reply struct {
 var errGone = errors.New("the socket that it uses was removed and is closed")
 
 // maxKeptFiles limits the descriptors in all queues of a socket.
-const maxKeptFiles = 4 * transport.MaxRights
+const maxKeptFiles = 4 * sock.MaxRights
 
 // datagramSockets returns how many sockets share the room for replies.
 func (s *server) datagramSockets() (n int) {
@@ -82,8 +82,8 @@ func (s *server) datagramSockets() (n int) {
 }
 
 func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
-	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}, maxBytes: maxWaitingBytes, noRights: transport.RefusesRights(socket.FD())}
-	buffer := transport.MaxMessage() + 32
+	d := &datagrams{server: s, socket: socket, queues: map[client]*queue{}, maxBytes: maxWaitingBytes, noRights: sock.RefusesRights(socket.FD())}
+	buffer := sock.MaxMessage() + 32
 	if pool := s.config.Memory; pool != nil {
 		share := pool.Datagrams / max(s.datagramSockets(), 1)
 		d.maxBytes = min(d.maxBytes, share)
@@ -102,8 +102,8 @@ func newDatagrams(s *server, socket *transport.Socket) (*datagrams, error) {
 		return nil, os.NewSyscallError("fstat", err)
 	}
 	d.inode = st.Ino
-	limit, err := transport.SendLimit(socket.FD())
-	d.buffer = sendBuffer{fd: socket.FD(), size: limit, shares: map[transport.Sender]int{}, greedy: map[transport.Sender]bool{}}
+	limit, err := sock.SendLimit(socket.FD())
+	d.buffer = sendBuffer{fd: socket.FD(), size: limit, shares: map[sock.Sender]int{}, greedy: map[sock.Sender]bool{}}
 	return d, err
 }
 
@@ -244,7 +244,7 @@ func (d *datagrams) reply(to client, r reply) {
 		d.waitFirst(to, r)
 		return
 	case err != nil:
-		d.drop(1, to, transport.ExplainSize(d.socket.FD(), len(r.message), err))
+		d.drop(1, to, sock.ExplainSize(d.socket.FD(), len(r.message), err))
 	}
 	d.closeFiles(-1, r.files...)
 }
@@ -310,10 +310,10 @@ func (d *datagrams) sendRefusal(to client, message []byte) {
 	}
 }
 
-// send sends a message to a client, as [transport.ReplyTo] does.
+// send sends a message to a client, as [sock.ReplyTo] does.
 func (d *datagrams) send(c client, r reply) error {
 	if !d.socket.Addr.Type.Unix() {
-		return transport.ReplyTo(d.socket.FD(), r.message, c.address)
+		return sock.ReplyTo(d.socket.FD(), r.message, c.address)
 	}
 	for again := true; ; again = false {
 		to, err := d.server.look(c)
@@ -321,7 +321,7 @@ func (d *datagrams) send(c client, r reply) error {
 			err = d.server.names.dir.leave()
 		}
 		if err == nil {
-			err = transport.ReplyFiles(d.socket.FD(), r.message, r.files, to)
+			err = sock.ReplyFiles(d.socket.FD(), r.message, r.files, to)
 			if err == unix.ENOENT {
 				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd; mount /proc", err)
 			}
@@ -504,8 +504,8 @@ type sendBuffer struct {
 	sent     int // since the last check
 	taken    int // at the last check
 	half     bool
-	shares   map[transport.Sender]int
-	greedy   map[transport.Sender]bool
+	shares   map[sock.Sender]int
+	greedy   map[sock.Sender]bool
 }
 
 // skbSize is about what the kernel counts for a message in addition to its
@@ -513,7 +513,7 @@ type sendBuffer struct {
 const skbSize = 768
 
 // admit reports whether a reply of n bytes may be sent to a client.
-func (b *sendBuffer) admit(to transport.Sender, n int) bool {
+func (b *sendBuffer) admit(to sock.Sender, n int) bool {
 	n += skbSize
 	if b.sent += n; b.sent > b.size/8 {
 		b.look()
@@ -521,7 +521,7 @@ func (b *sendBuffer) admit(to transport.Sender, n int) bool {
 	if !b.half {
 		return true
 	}
-	to = transport.Sender(strings.Clone(string(to)))
+	to = sock.Sender(strings.Clone(string(to)))
 	if b.shares[to] += n; b.shares[to] > b.size/16 {
 		b.greedy[to] = true
 	}

@@ -7,12 +7,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/stats"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // No close of a descriptor that a client has sent may happen on the loop, see
 // package closing. Since Linux 6.16 the kernel refuses to pass descriptors to
-// the server's sockets, see [transport.RefuseRights]. On older kernels, and with
+// the server's sockets, see [sock.RefuseRights]. On older kernels, and with
 // sockets that a parent process made without that option, the server receives
 // the descriptors that come along, and closes them beside the loop; so it does
 // with a connection in whose queue there may be some.
@@ -23,7 +23,7 @@ import (
 // closed with it, and a datagram socket waits. At the second, no further
 // client is accepted.
 const (
-	maxStrays   = 4 * transport.MaxRights
+	maxStrays   = 4 * sock.MaxRights
 	maxRejected = 1024
 )
 
@@ -65,11 +65,11 @@ func (s *server) discarded(n int) {
 
 // stuffed reports whether there is no room for the descriptors of one more
 // message.
-func (s *server) stuffed() bool { return s.strays+transport.MaxRights > maxStrays }
+func (s *server) stuffed() bool { return s.strays+sock.MaxRights > maxStrays }
 
 // reject closes the connection of a client that is not served.
 func (s *server) reject(fd int, noRights bool, cred *unix.Ucred) {
-	if noRights || transport.Drain(fd) {
+	if noRights || sock.Drain(fd) {
 		_ = unix.Close(fd)
 		return
 	}
@@ -93,7 +93,7 @@ func (c *conn) close(strays ...int) {
 			ev.Msg(waitingConnection)
 		}
 	}
-	if len(strays) == 0 && (c.noRights || transport.Drain(c.fd)) {
+	if len(strays) == 0 && (c.noRights || sock.Drain(c.fd)) {
 		_ = unix.Close(c.fd)
 		ended()
 		return
@@ -108,7 +108,7 @@ func (c *conn) close(strays ...int) {
 }
 
 // receiver returns the receiver of the connection's messages.
-func (c *conn) receiver() *transport.Receiver {
+func (c *conn) receiver() *sock.Receiver {
 	if c.records {
 		return c.server.receiver
 	}
@@ -131,7 +131,7 @@ func (s *server) relayedClosed(uid int64, fds []int) {
 // mayReceive reports whether a message may be received from the connection. If
 // not, the connection is closed.
 func (c *conn) mayReceive() bool {
-	if c.noRights || !c.server.stuffed() || !transport.PeekRights(c.fd) {
+	if c.noRights || !c.server.stuffed() || !sock.PeekRights(c.fd) {
 		return true
 	}
 	c.turnAway(stats.Descriptors, "%v", errStuffed)
@@ -143,7 +143,7 @@ var errStuffed = errors.New("message carries file descriptors, and too many othe
 // mayReceive reports whether a message may be received. If not, the socket waits
 // until other descriptors are closed.
 func (d *datagrams) mayReceive() bool {
-	if d.noRights || !d.server.stuffed() || !transport.PeekRights(d.socket.FD()) {
+	if d.noRights || !d.server.stuffed() || !sock.PeekRights(d.socket.FD()) {
 		return true
 	}
 	d.stalled = true

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // MaxNames limits the number of descriptors that are open for the names of
@@ -20,14 +20,14 @@ const MaxNames = 128
 // socket is a UDP socket, the user who must own the socket there. A relay's
 // client without an address is one process, if its id is known.
 type client struct {
-	address transport.Sender
+	address sock.Sender
 	uid     uint32
 	pid     int32
 }
 
 // clone returns a copy that stays valid after the receiver's next message.
 func (c client) clone() client {
-	c.address = transport.Sender(strings.Clone(string(c.address)))
+	c.address = sock.Sender(strings.Clone(string(c.address)))
 	return c
 }
 
@@ -77,7 +77,7 @@ type names struct {
 // leads to it.
 type name struct {
 	fd      int
-	address transport.Sender
+	address sock.Sender
 }
 
 func newNames(l *loop.Loop) names {
@@ -90,7 +90,7 @@ func newNames(l *loop.Loop) names {
 // look returns the address for replies to a client. The error is errNotOwn, an
 // errno of open(2), or EAGAIN: then the search takes time, and [server.collect]
 // gets its result.
-func (s *server) look(c client) (transport.Sender, error) {
+func (s *server) look(c client) (sock.Sender, error) {
 	if !c.address.IsPath() {
 		if s.names.owned[c] {
 			return c.address, nil
@@ -165,7 +165,7 @@ func (s *server) keepFile(c client, fd int, st *unix.Stat_t) (name, error) {
 	if len(s.names.files)+maxSearches >= MaxNames {
 		s.names.evict()
 	}
-	n := name{fd, transport.Path(s.names.dir.prefix() + strconv.Itoa(fd))}
+	n := name{fd, sock.Path(s.names.dir.prefix() + strconv.Itoa(fd))}
 	s.names.files[c.clone()] = n
 	return n, nil
 }

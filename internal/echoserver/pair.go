@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // ServeConn serves one stream connection, and takes it over, for example an
@@ -32,10 +32,10 @@ func (c Config) ServeConn(ctx context.Context, fd int) error {
 	}
 	// Like a server that drains, it accepts no other client.
 	s := newServer(c, l)
-	s.streams, s.drainUntil = transport.NewReceiver(c.Chunk), time.Now()
+	s.streams, s.drainUntil = sock.NewReceiver(c.Chunk), time.Now()
 	s.streams.TakeRights()
 	defer s.close()
-	transport.InlineUrgent(fd)
+	sock.InlineUrgent(fd)
 	err = unix.SetNonblock(fd, true) // otherwise the loop would wait in read(2)
 	if err == nil {
 		err = l.Add(fd, &conn{server: s, fd: fd, events: unix.EPOLLIN, id: 1, uid: -1}, unix.EPOLLIN)

@@ -33,7 +33,7 @@ type Client struct {
 	ID   uint64
 	Type transport.Type
 	// NoRights reports that no descriptor can come along, see
-	// [transport.RefusesRights].
+	// [github.com/udsecho/udsecho/uds/sock.RefusesRights].
 	NoRights bool
 	Peer     string      // its address; "" if it has none
 	Cred     *unix.Ucred // nil if the kernel does not know them

@@ -9,6 +9,7 @@ import (
 	"github.com/udsecho/udsecho/internal/memory"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // What a connection may hold of the server's memory: a send buffer, and one
@@ -28,17 +29,13 @@ func (c *conn) takeBuffer(t transport.Type) {
 	c.buffer = int32(c.server.config.Memory.Buffer(c.uid))
 	switch {
 	case c.buffer > 0:
-		setSendBuffer(c.fd, int(c.buffer))
+		_ = sock.SetSendBuffer(c.fd, int(c.buffer))
 	case c.server.config.SendBuffer > 0 && t.Unix():
-		if err := transport.SetSendBuffer(c.fd, c.server.config.SendBuffer); err != nil {
+		if err := sock.SetSendBuffer(c.fd, c.server.config.SendBuffer); err != nil {
 			c.server.refuse(stats.System, 0).Err(err).Msg(err.Error())
 		}
 	}
 }
-
-// setSendBuffer sets SO_SNDBUF to size bytes as the kernel counts them: it
-// doubles the requested value.
-func setSendBuffer(fd, size int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size/2) }
 
 // growBuffer reports whether a small send buffer, which is full, could grow.
 func (c *conn) growBuffer() bool {
@@ -56,7 +53,7 @@ func (c *conn) growTo(size, rest int) bool {
 	if !pool.Grow(c.uid, int(c.buffer), size, rest) {
 		return false
 	}
-	setSendBuffer(c.fd, size)
+	_ = sock.SetSendBuffer(c.fd, size)
 	if c.buffer = int32(size); size == pool.Full {
 		c.buffer = 0
 	}
@@ -80,11 +77,11 @@ func (c *conn) makeRoom() bool {
 	if pool == nil || c.buffer == 0 && !pool.Short(c.uid, memory.Kept(pool.Full)) {
 		return true
 	}
-	size, err := transport.NextRecord(c.fd)
-	if err != nil || size > pool.Full-transport.Overhead {
+	size, err := sock.NextRecord(c.fd)
+	if err != nil || size > pool.Full-sock.Overhead {
 		return true // receiving reports the error; of a record that is too large in any case, sending does
 	}
-	grow := max(size+transport.Overhead-int(c.buffer), 0)
+	grow := max(size+sock.Overhead-int(c.buffer), 0)
 	if c.buffer == 0 {
 		grow = 0
 	}
@@ -123,7 +120,7 @@ func (s *server) unpark(now time.Time) {
 		if unread, err := unix.IoctlGetInt(c.fd, unix.SIOCOUTQ); err == nil && unread == 0 {
 			pool.ReturnBuffer(c.uid, int(c.buffer))
 			c.buffer = int32(pool.Floor)
-			setSendBuffer(c.fd, pool.Floor)
+			_ = sock.SetSendBuffer(c.fd, pool.Floor)
 		}
 	}
 	for _, c := range s.parked {

@@ -124,15 +124,15 @@ const waitingConnection = "waiting for a connection"
 func (s *server) serve(socket *transport.Socket) error {
 	t := socket.Addr.Type
 	if !t.Messages() && s.streams == nil {
-		s.streams = transport.NewReceiver(s.config.Chunk)
+		s.streams = sock.NewReceiver(s.config.Chunk)
 		s.streams.TakeRights()
 	}
 	if t.Messages() && s.receiver == nil {
-		s.receiver = transport.NewReceiver(transport.MaxMessage())
+		s.receiver = sock.NewReceiver(sock.MaxMessage())
 		s.receiver.TakeRights()
 	}
 	if t.Connects() {
-		ln := &listener{server: s, socket: socket, noRights: transport.RefusesRights(socket.FD())}
+		ln := &listener{server: s, socket: socket, noRights: sock.RefusesRights(socket.FD())}
 		s.listeners = append(s.listeners, ln)
 		return s.loop.Add(socket.FD(), ln, unix.EPOLLIN)
 	}
@@ -162,8 +162,8 @@ type server struct {
 	open        int            // connections
 	perUser     map[uint32]int // open connections of each user
 	lastID      uint64
-	streams     *transport.Receiver // one receiver, shared by all stream connections
-	receiver    *transport.Receiver
+	streams     *sock.Receiver // one receiver, shared by all stream connections
+	receiver    *sock.Receiver
 	warn        [stats.Causes]zerolog.Logger // each rate limited, as a client can cause them as often as it likes
 	warnDropped zerolog.Logger               // rate limited too
 	started     time.Time

@@ -8,11 +8,11 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/raw"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 // acceptPause is how long a server without free descriptors waits before it
@@ -23,7 +23,7 @@ const acceptPause = 100 * time.Millisecond
 type listener struct {
 	server   *server
 	socket   *transport.Socket
-	noRights bool // of its connections, see [transport.RefusesRights]
+	noRights bool // of its connections, see [sock.RefusesRights]
 }
 
 func (ln *listener) Ready(uint32) { ln.accept(64) }
@@ -116,21 +116,21 @@ func (ln *listener) welcome(fd int) {
 	relayed := ln.server.config.Relay != nil
 	logged := relayed || ln.server.config.Log.GetLevel() <= zerolog.InfoLevel
 	if t.Unix() && (logged || ln.server.config.Allow != nil || ln.server.config.MaxConnectionsPerUser > 0) {
-		cred, _ = transport.PeerCred(fd)
+		cred, _ = sock.PeerCred(fd)
 	}
 	if logged {
-		c.peer = transport.PeerName(fd)
+		c.peer = sock.PeerName(fd)
 		c.quiet = isHealthCheck(c.peer, cred)
 	}
 	if why, text := ln.refusal(t, fd, cred); text != "" {
 		if ev := ln.server.refuse(why, 1); ev != nil { // there may be thousands
-			transcript.WithCred(ev.Str("peer", transcript.Escape(transport.PeerName(fd))), cred).Msg("rejected a client: " + text)
+			transcript.WithCred(ev.Str("peer", transcript.Escape(sock.PeerName(fd))), cred).Msg("rejected a client: " + text)
 		}
 		ln.server.reject(fd, ln.noRights, cred)
 		return
 	}
 	if ln.socket.Shared() {
-		transport.DropAncillary(fd)
+		sock.DropAncillary(fd)
 	}
 	if t == transport.Files {
 		uid := ln.server.count(cred)
@@ -140,7 +140,7 @@ func (ln *listener) welcome(fd int) {
 	c.events, c.noRights = unix.EPOLLIN, ln.noRights
 	switch t {
 	case transport.Stream:
-		transport.InlineUrgent(fd)
+		sock.InlineUrgent(fd)
 	case transport.TCP: // TCP connections inherit SO_OOBINLINE from the listener
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	case transport.Seqpacket:
@@ -183,9 +183,9 @@ func (ln *listener) refusal(t transport.Type, fd int, cred *unix.Ucred) (stats.C
 		return why, text
 	}
 	if cred == nil {
-		cred, _ = transport.PeerCred(fd)
+		cred, _ = sock.PeerCred(fd)
 	}
-	if isHealthCheck(transport.PeerName(fd), cred) {
+	if isHealthCheck(sock.PeerName(fd), cred) {
 		return ln.full(cred, HealthChecks)
 	}
 	return why, text
@@ -402,7 +402,7 @@ func (c *conn) end(err error) {
 		return
 	case ev == nil:
 	case err != nil:
-		ev.Err(err).Msgf("lost the connection: %v", transport.ExplainSize(c.fd, len(c.rest), err))
+		ev.Err(err).Msgf("lost the connection: %v", sock.ExplainSize(c.fd, len(c.rest), err))
 	default:
 		ev.Msg("no data from")
 	}
@@ -417,7 +417,7 @@ func (c *conn) turnAway(why stats.Cause, format string, args ...any) {
 
 // disconnected counts and logs such a client.
 func (c *conn) disconnected(why stats.Cause, format string, args ...any) {
-	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(transport.PeerName(c.fd))).Int64("uid", c.uid).
+	c.server.refuse(why, 1).Uint64("conn", c.id).Str("peer", transcript.Escape(sock.PeerName(c.fd))).Int64("uid", c.uid).
 		Msgf("disconnected a client: "+format, args...)
 }
 

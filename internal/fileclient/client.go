@@ -14,7 +14,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A Client sends files to a server.
@@ -25,7 +25,7 @@ type Client struct {
 
 // Sum sends f and returns the sum that the server read in it. The connection
 // may be used again.
-func (c *Client) Sum(ctx context.Context, conn *transport.Conn, f *os.File) (files.Sum, error) {
+func (c *Client) Sum(ctx context.Context, conn *sock.Conn, f *os.File) (files.Sum, error) {
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	if c.Timeout > 0 {
 		if err := conn.SetDeadline(time.Now().Add(c.Timeout)); err != nil {
@@ -49,7 +49,7 @@ func (c *Client) Sum(ctx context.Context, conn *transport.Conn, f *os.File) (fil
 	return files.ParseAnswer(string(answer))
 }
 
-func exchange(conn *transport.Conn, f *os.File) (answer []byte, err error) {
+func exchange(conn *sock.Conn, f *os.File) (answer []byte, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -66,7 +66,7 @@ func exchange(conn *transport.Conn, f *os.File) (answer []byte, err error) {
 	if sendErr != nil && !errors.Is(sendErr, unix.EPIPE) && !errors.Is(sendErr, unix.ECONNRESET) {
 		return nil, fmt.Errorf("send: %w", sendErr)
 	}
-	r := transport.NewReceiver(files.MaxRecord)
+	r := sock.NewReceiver(files.MaxRecord)
 	answer, err = conn.Receive(r)
 	if err == unix.ECONNRESET {
 		answer, err = conn.Receive(r)

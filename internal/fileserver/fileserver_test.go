@@ -26,6 +26,7 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -54,7 +55,7 @@ func serve(t *testing.T, drainTimeout time.Duration) *running {
 func serveAs(t *testing.T, acceptor echoserver.Config, c fileserver.Config) *running {
 	t.Helper()
 	r := &running{addr: transport.Addr{Type: transport.Files, Path: testkit.Dir(t) + "/f"}, log: new(testkit.Text), stats: new(stats.Server)}
-	socket, err := transport.ListenConfig{}.Listen(r.addr)
+	socket, err := transport.Listen(sock.ListenConfig{}, r.addr)
 	check(t, err)
 	c.Log, c.Stats = zerolog.New(r.log), r.stats
 	s := fileserver.NewServer(c)
@@ -74,9 +75,9 @@ func serveAs(t *testing.T, acceptor echoserver.Config, c fileserver.Config) *run
 	return r
 }
 
-func (r *running) dial(t *testing.T) *transport.Conn {
+func (r *running) dial(t *testing.T) *sock.Conn {
 	t.Helper()
-	conn, err := transport.DialConfig{}.Dial(t.Context(), r.addr)
+	conn, err := transport.Dial(t.Context(), r.addr, sock.DialConfig{})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
@@ -283,7 +284,7 @@ func TestClientThatBreaksTheProtocolIsDisconnectedAndLeavesNothingOpen(t *testin
 		}
 		check(t, conn.SendFiles([]byte(tt.message), fds...))
 		check(t, theirs.Close())
-		receiver := transport.NewReceiver(1000)
+		receiver := sock.NewReceiver(1000)
 		check(t, conn.SetDeadline(time.Now().Add(patience)))
 		answer, err := conn.Receive(receiver)
 		check(t, err)
@@ -364,7 +365,7 @@ func TestServerThatStopsLetsRequestsEndAndNoLongerThanTheDrainTimeout(t *testing
 	if _, err := os.Lstat(r.addr.Path); !os.IsNotExist(err) {
 		t.Errorf("the socket file is left (%v)", err)
 	}
-	if answer, err := conn.Receive(transport.NewReceiver(1000)); err == nil {
+	if answer, err := conn.Receive(sock.NewReceiver(1000)); err == nil {
 		t.Errorf("the answer is %q", answer)
 	}
 
@@ -398,7 +399,7 @@ func TestF43StopDoesNotWaitForFilesWhoseClosingHangs(t *testing.T) {
 		endless := r.dial(t)
 		check(t, endless.SendFiles([]byte("sum 1"), int(memory(t, 1<<50).Fd())))
 		r.log.Await(t, 1, "received 'sum 1'")
-		var conns []*transport.Conn
+		var conns []*sock.Conn
 		f := memory(t, 1)
 		for range 8 {
 			conn := r.dial(t)
@@ -475,7 +476,7 @@ func TestLimitsHoldForFilesToo(t *testing.T) {
 	check(t, first.Close())
 
 	idle := serveAs(t, echoserver.Config{}, fileserver.Config{IdleTimeout: 50 * time.Millisecond})
-	_, err = idle.dial(t).Receive(transport.NewReceiver(100))
+	_, err = idle.dial(t).Receive(sock.NewReceiver(100))
 	check(t, err) // reads the reason
 	idle.refused(t, "idle", 1)
 }
@@ -504,7 +505,7 @@ func TestClientRejectsInvalidAnswers(t *testing.T) {
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	defer func() { check(t, os.RemoveAll(d)) }()
-	socket, err := transport.ListenConfig{}.Listen(transport.Addr{Type: transport.Files, Path: d + "/f"})
+	socket, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.Files, Path: d + "/f"})
 	check(t, err)
 	defer func() { check(t, socket.Close()) }()
 	check(t, unix.SetNonblock(socket.FD(), false))
@@ -522,7 +523,7 @@ func TestClientRejectsInvalidAnswers(t *testing.T) {
 		"error \x1b[31m":            "rejected the file: \x1b[31m",
 		strings.Repeat("sum", 1000): "message is larger",
 	} {
-		conn, err := transport.DialConfig{}.Dial(t.Context(), socket.Addr)
+		conn, err := transport.Dial(t.Context(), socket.Addr, sock.DialConfig{})
 		check(t, err)
 		fd, _, err := unix.Accept(socket.FD())
 		check(t, err)

@@ -20,7 +20,6 @@ import (
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -118,15 +117,15 @@ func (s *Server) Sweep(now time.Duration, stopped bool) {
 // credentials.
 func (c *conn) open(f *os.File) (err error) {
 	fd := int(f.Fd())
-	c.peer = transport.PeerName(fd)
-	if c.cred, err = transport.PeerCred(fd); err != nil {
+	c.peer = sock.PeerName(fd)
+	if c.cred, err = sock.PeerCred(fd); err != nil {
 		return err
 	}
 	c.user = int64(c.cred.Uid)
 	if c.quiet {
 		c.user = healthCheck
 	}
-	if err := transport.PassCred(fd); err != nil {
+	if err := sock.PassCred(fd); err != nil {
 		return err
 	}
 	u, err := net.FileConn(f)
@@ -301,7 +300,7 @@ func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
 		if err = receives.begin(c.server.stopped, c.user); err != nil {
 			return true
 		}
-		n, fds, _, err = sock.ReceiveFiles(int(fd), buf, transport.MaxRights)
+		n, fds, _, err = sock.ReceiveFiles(int(fd), buf, sock.MaxRights)
 		if len(fds) > 1 {
 			strays := fds
 			n, fds, err = 0, nil, sock.ErrDescriptors
@@ -400,7 +399,7 @@ const turnPatience = time.Second
 
 // left reports whether the client has closed its end.
 func (c *conn) left() (left bool) {
-	err := c.raw.Control(func(fd uintptr) { left = transport.HungUp(int(fd)) })
+	err := c.raw.Control(func(fd uintptr) { left = sock.HungUp(int(fd)) })
 	return left || err != nil
 }
 

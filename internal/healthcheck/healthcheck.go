@@ -24,12 +24,12 @@ import (
 // it as a health check, which the server does not log at info level, see
 // [Server]. A server of another user may be an impostor, so dial rejects it;
 // root may check the server of any user.
-func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
-	conn, err := transport.DialConfig{Bind: echo.HealthName + sock.AutoName("")}.Dial(ctx, a)
+func dial(ctx context.Context, a transport.Addr) (*sock.Conn, error) {
+	conn, err := transport.Dial(ctx, a, sock.DialConfig{Bind: echo.HealthName + sock.AutoName("")})
 	if err != nil || !a.Type.Unix() || !a.Type.Connects() || os.Geteuid() == 0 {
 		return conn, err
 	}
-	cred, err := sock.PeerCred(conn)
+	cred, err := conn.PeerCred()
 	switch {
 	case err != nil:
 	case sock.Unmapped(cred.Uid):
@@ -46,7 +46,7 @@ func dial(ctx context.Context, a transport.Addr) (*transport.Conn, error) {
 
 // Echo does one echo round trip with the server at a, and returns why it failed.
 func Echo(ctx context.Context, a transport.Addr) error {
-	return ask(ctx, a, "echo", func(conn *transport.Conn) error {
+	return ask(ctx, a, "echo", func(conn *sock.Conn) error {
 		var back bytes.Buffer
 		client := echoclient.Client{Log: zerolog.Nop()}
 		if err := client.Message(ctx, conn, question, &back); err != nil {
@@ -67,7 +67,7 @@ func Files(ctx context.Context, a transport.Addr) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	return ask(ctx, a, "answer", func(conn *transport.Conn) error {
+	return ask(ctx, a, "answer", func(conn *sock.Conn) error {
 		client := fileclient.Client{Log: zerolog.Nop()}
 		got, err := client.Sum(ctx, conn, f)
 		if err == nil && got != (files.Sum{Size: int64(len(question)), SHA256: sha256.Sum256(question)}) {
@@ -79,7 +79,7 @@ func Files(ctx context.Context, a transport.Addr) error {
 
 var question = []byte("are you well?")
 
-func ask(ctx context.Context, a transport.Addr, answer string, do func(*transport.Conn) error) error {
+func ask(ctx context.Context, a transport.Addr, answer string, do func(*sock.Conn) error) error {
 	conn, err := dial(ctx, a)
 	if err != nil {
 		return err

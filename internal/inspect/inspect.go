@@ -17,7 +17,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 	"github.com/udsecho/udsecho/uds/sock/why"
 )
@@ -150,13 +149,13 @@ func (in *Result) socket(name string, is func(why.Socket) bool) error {
 	err := in.connect(name)
 	var found *why.Socket
 	for i, s := range all {
-		if is(s) && s.Serves() && (in.Type == "" || typeOf(s.SoType) == in.Type) {
+		if is(s) && s.Serves() && (in.Type == "" || sock.TypeOf(int(s.SoType)) == in.Type) {
 			found = &all[i]
 		}
 	}
 	switch {
 	case err == unix.EACCES && found != nil:
-		in.Type, in.State = typeOf(found.SoType), Live
+		in.Type, in.State = sock.TypeOf(int(found.SoType)), Live
 		if in.Type == sock.Datagram && found.State == why.Established {
 			in.State = Private
 		}
@@ -180,63 +179,38 @@ func (in *Result) socket(name string, is func(why.Socket) bool) error {
 	return nil
 }
 
-// connect tries each type and reads the other end's credentials. A wrong type
-// fails with EPROTOTYPE, unix(7). A socket that is bound and does not listen
-// refuses only its own type. If no process has the socket open, the file has
-// no type. ECONNREFUSED is returned for abstract names only, because each type
-// has its own abstract names.
+// connect connects once, and reads the other end's credentials. ECONNREFUSED is
+// returned for abstract names only: if no process has the socket of a file open,
+// the file has no type.
 func (in *Result) connect(name string) error {
-	var refused []sock.Type
-	for _, t := range types {
-		fd, err := unix.Socket(unix.AF_UNIX, t.number|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-		if err != nil {
-			return os.NewSyscallError("socket", err)
-		}
-		switch err = again(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: name}) }); {
-		case err == nil:
-			in.Type, in.State = t.name, Live
-			err = in.ask(fd)
-		case err == unix.EAGAIN:
-			in.Type, in.State, in.Full = t.name, Live, new(true)
-			err = nil
-		case err == unix.EPERM && t.name == sock.Datagram: // connect(2), if the socket itself is connected to another
-			in.Type, in.State = t.name, Private
-			err = nil
-		case err == unix.ECONNREFUSED:
-			refused = append(refused, t.name)
-		}
-		_ = unix.Close(fd)
-		if err != unix.ECONNREFUSED && err != unix.EPROTOTYPE {
-			return err
-		}
-	}
+	t, err := sock.Probe(name, in.ask)
 	switch {
-	case name[0] == '@':
-		return unix.ECONNREFUSED
-	case len(refused) == len(types):
+	case err == nil:
+		in.State = Live
+	case err == unix.EAGAIN:
+		in.State, in.Full = Live, new(true)
+	case err == unix.EPERM && t == sock.Datagram: // connect(2), if the socket itself is connected to another
+		in.State = Private
+	case err == sock.ErrBound:
+		in.State = Bound
+	case err == unix.ECONNREFUSED && name[0] != '@':
 		in.State = Stale
-	case len(refused) == 1:
-		in.Type, in.State = refused[0], Bound
 	default:
-		return unix.EPROTOTYPE // a type that unix(7) does not have, or replaced meanwhile
+		return err
 	}
+	in.Type = t
 	return nil
 }
 
 // ask asks a connected socket about the other end.
-func (in *Result) ask(fd int) error {
-	if in.Type == sock.Datagram { // SO_PEERCRED would return -1, -1 and 0
-		// poll(2) reports whether the other end's queue is full.
-		events := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
-		err := again(func() error {
-			n, err := unix.Poll(events, 0)
-			in.Full = new(n == 0)
-			return err
-		})
+func (in *Result) ask(t sock.Type, fd int) error {
+	if t == sock.Datagram { // SO_PEERCRED would return -1, -1 and 0
+		events, err := sock.Poll(fd, unix.POLLOUT) // whether the other end's queue is full
+		in.Full = new(events == 0)
 		return os.NewSyscallError("poll", err)
 	}
 	in.Full = new(false)
-	cred, err := transport.PeerCred(fd)
+	cred, err := sock.PeerCred(fd)
 	if err != nil {
 		return err
 	}
@@ -261,7 +235,7 @@ func (in *Result) open(number uint32) error {
 		return fmt.Errorf("it is socket %d, which sock_diag does not list: it is not a Unix socket, or belongs to another network namespace", number)
 	}
 	s := &all[i]
-	in.Type = typeOf(s.SoType)
+	in.Type = sock.TypeOf(int(s.SoType))
 	switch {
 	case s.State == why.Established:
 		in.State = Private
@@ -299,21 +273,6 @@ func (in *Result) told(s *why.Socket) {
 	}
 }
 
-// types are those of unix(7), in the order in which connect tries them.
-var types = []struct {
-	name   sock.Type
-	number int
-}{{sock.Stream, unix.SOCK_STREAM}, {sock.Datagram, unix.SOCK_DGRAM}, {sock.Seqpacket, unix.SOCK_SEQPACKET}}
-
-func typeOf(sotype uint8) sock.Type {
-	for _, t := range types {
-		if t.number == int(sotype) {
-			return t.name
-		}
-	}
-	return ""
-}
-
 // letters are the file types of inode(7), as ls(1) shows them.
 var letters = map[uint32]string{
 	unix.S_IFREG: "-", unix.S_IFDIR: "d", unix.S_IFLNK: "l", unix.S_IFIFO: "p", unix.S_IFCHR: "c", unix.S_IFBLK: "b", unix.S_IFSOCK: "s",
@@ -344,13 +303,4 @@ func Named(id uint32, name func(uint32) string) string {
 		n += " (" + s + ")"
 	}
 	return n
-}
-
-// again repeats a system call as long as a signal interrupts it.
-func again(call func() error) error {
-	for {
-		if err := call(); err != unix.EINTR {
-			return err
-		}
-	}
 }

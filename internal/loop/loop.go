@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/raw"
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 // Spin is how long a loop continues to poll, after it had something to do,

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/raw"
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

@@ -9,7 +9,7 @@ import (
 	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A peer represents one datagram client to the target: a socket of its own, so
@@ -19,14 +19,14 @@ type peer struct {
 	client   echoserver.Sender
 	id       uint64
 	record   *record.Conn
-	conn     *transport.Conn // owns the name of the socket; nil while it is being dialled
-	fd       int             // -1 while it is being dialled
-	rest     []byte          // a message that the target does not accept now; nil if there is none
-	files    []int           // its descriptors
-	again    bool            // rest was sent before, to a target that has ended
-	owed     int             // messages that the target may still answer
-	slow     bool            // the client does not read its replies now
-	noRights bool            // no descriptor can come from the target
+	conn     *sock.Conn // owns the name of the socket; nil while it is being dialled
+	fd       int        // -1 while it is being dialled
+	rest     []byte     // a message that the target does not accept now; nil if there is none
+	files    []int      // its descriptors
+	again    bool       // rest was sent before, to a target that has ended
+	owed     int        // messages that the target may still answer
+	slow     bool       // the client does not read its replies now
+	noRights bool       // no descriptor can come from the target
 	still    time.Duration
 	last     uint64 // when something passed last, in messages of all peers
 }
@@ -107,7 +107,7 @@ func (p *peer) send(message []byte, files []int) bool {
 	p.touch()
 	err := error(unix.EBADF)
 	if p.fd >= 0 {
-		err = transport.ReplyFiles(p.fd, message, files, "")
+		err = sock.ReplyFiles(p.fd, message, files, "")
 	}
 	switch {
 	case err == nil:
@@ -130,7 +130,7 @@ func (p *peer) send(message []byte, files []int) bool {
 		p.hangUp()
 		p.relay.dial(p.relay.ctx, p.connected)
 	default:
-		p.lose(files, transport.ExplainSize(p.fd, len(message), err))
+		p.lose(files, sock.ExplainSize(p.fd, len(message), err))
 		return true
 	}
 	return false
@@ -155,7 +155,7 @@ func (p *peer) lose(files []int, err error) {
 	}
 }
 
-func (p *peer) connected(conn *transport.Conn, err error) {
+func (p *peer) connected(conn *sock.Conn, err error) {
 	r := p.relay
 	if r.ctx.Err() != nil || r.peers[p.client.Key] != p {
 		if conn != nil {
@@ -169,10 +169,10 @@ func (p *peer) connected(conn *transport.Conn, err error) {
 	}
 	if err == nil {
 		if !r.config.PassFiles {
-			transport.RefuseRights(p.fd)
+			sock.RefuseRights(p.fd)
 		}
-		p.noRights = transport.RefusesRights(p.fd)
-		_ = transport.SetSendBuffer(p.fd, transport.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
+		p.noRights = sock.RefusesRights(p.fd)
+		_ = sock.SetSendBuffer(p.fd, sock.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
 		err = r.loop.Add(p.fd, p, unix.EPOLLIN)
 	}
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A usage counts descriptors by the user of the client whose connection they
@@ -87,7 +87,7 @@ func (e *end) mayReceive() bool {
 // rightsNext reports whether descriptors come with the next message.
 func (e *end) rightsNext() bool {
 	if e.records {
-		return transport.PeekRights(e.fd)
+		return sock.PeekRights(e.fd)
 	}
 	// PeekRights asks for credentials, which a stream's end would have too.
 	var b [1]byte
@@ -142,7 +142,7 @@ func (l *link) closeSockets() {
 	for _, e := range []*end{&l.client, &l.target} {
 		switch {
 		case e.fd < 0:
-		case !e.unix || e.noRights || transport.Drain(e.fd):
+		case !e.unix || e.noRights || sock.Drain(e.fd):
 			_ = unix.Close(e.fd)
 		default:
 			beside = append(beside, e.fd)

@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/raw"
 	"github.com/udsecho/udsecho/internal/record"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 // A link is a client's connection together with its connection to the target.
@@ -50,7 +50,7 @@ type end struct {
 	parked   bool   // it tries again after a pause, see room.go
 	kept     int    // what rest takes of the memory
 	flying   int    // descriptors that the other end may not have received yet
-	noRights bool   // no descriptor comes, see [transport.RefusesRights]
+	noRights bool   // no descriptor comes, see [sock.RefusesRights]
 	waits    bool   // the other end does not accept rest now
 	buf      []byte // the buffer that rest is part of; nil if rest is a copy
 	pipe     *pipe  // in place of rest; nil if there is none
@@ -83,7 +83,7 @@ func (r *Relay) Connection(c echoserver.Client) {
 	l.client.watch(0) // reports only that the client has hung up
 	var ctx context.Context
 	ctx, l.cancel = context.WithCancel(r.ctx)
-	r.dial(ctx, func(conn *transport.Conn, err error) {
+	r.dial(ctx, func(conn *sock.Conn, err error) {
 		fd := -1
 		if err == nil {
 			if fd, err = conn.Detach(); err == nil && l.closed {
@@ -103,11 +103,17 @@ func (r *Relay) connect() (fd int, ok bool) {
 	if !r.config.Target.Type.Unix() || r.queued.Load() > 0 {
 		return -1, false
 	}
-	fd, err := transport.DialConfig{RefuseRights: !r.config.PassFiles}.Connect(r.config.Target)
+	fd, err := sock.DialConfig{Control: func(fd int) error {
+		sock.InlineUrgent(fd)
+		if !r.config.PassFiles {
+			sock.RefuseRights(fd)
+		}
+		return nil
+	}}.Connect(r.config.Target.Sock())
 	if err != nil {
 		return -1, false
 	}
-	cred, err := transport.PeerCred(fd)
+	cred, err := sock.PeerCred(fd)
 	if err != nil || r.config.Check(*cred) != nil {
 		_ = unix.Close(fd)
 		return -1, false
@@ -124,15 +130,15 @@ func (e *end) prepare() error {
 	e.buffer, e.granted = e.link.relay.config.Memory.Buffer(e.link.user()), true
 	size := e.buffer
 	if e.records && size == 0 {
-		size = transport.MaxMessage() + transport.Overhead // otherwise a message that is too large fails with EMSGSIZE
+		size = sock.MaxMessage() + sock.Overhead // otherwise a message that is too large fails with EMSGSIZE
 	}
 	if size > 0 {
-		_ = transport.SetSendBuffer(e.fd, size)
+		_ = sock.SetSendBuffer(e.fd, size)
 	}
 	if !e.records {
 		return nil
 	}
-	return transport.PassCred(e.fd)
+	return sock.PassCred(e.fd)
 }
 
 // connected continues after the dial to the target has succeeded or failed.
@@ -306,7 +312,7 @@ func (e *end) flush() bool {
 			e.drop(err)
 			return false
 		case err != nil:
-			e.link.refuse(escape(fmt.Errorf("send to the %s: %w", o.name, transport.ExplainSize(o.fd, e.unsent(), err))))
+			e.link.refuse(escape(fmt.Errorf("send to the %s: %w", o.name, sock.ExplainSize(o.fd, e.unsent(), err))))
 			e.drop(err)
 			return false
 		}

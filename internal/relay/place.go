@@ -5,8 +5,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/raw"
 	"github.com/udsecho/udsecho/uds/sock"
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 // A placer receives from streams so that descriptors stay with the bytes that

@@ -43,7 +43,7 @@ type Config struct {
 	Target transport.Addr
 	// Dial connects to the target, however long that takes, and checks the
 	// user that serves there. It is called from many goroutines.
-	Dial func(context.Context) (*transport.Conn, error)
+	Dial func(context.Context) (*sock.Conn, error)
 	// Check is the check alone, for a Unix target to which the relay could
 	// connect at once.
 	Check func(unix.Ucred) error
@@ -85,9 +85,9 @@ type Relay struct {
 	flying     usage // descriptors that were sent, and may not be received yet
 	mostFlying int   // of one user
 	closers    *closing.Closers
-	noRights   bool    // no descriptors come from the target, see [transport.RefusesRights]
+	noRights   bool    // no descriptors come from the target, see [sock.RefusesRights]
 	placer     *placer // nil without PassFiles
-	replies    *transport.Receiver
+	replies    *sock.Receiver
 
 	dials  sync.WaitGroup
 	first  chan struct{} // held by the first in the queue of a full backlog, see [Relay.queue]
@@ -113,13 +113,13 @@ func New(c Config) (*Relay, error) {
 	r.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	size := bufSize
 	if c.Target.Type.Messages() {
-		size = transport.MaxMessage()
-		r.replies = transport.NewReceiver(size)
+		size = sock.MaxMessage()
+		r.replies = sock.NewReceiver(size)
 		r.replies.TakeRights() // so that no close of theirs is on the loop
 	}
 	r.buf = make([]byte, size)
 	r.closers = closing.New(c.Log)
-	r.noRights = !c.PassFiles && transport.CanRefuseRights()
+	r.noRights = !c.PassFiles && sock.CanRefuseRights()
 	r.files.users, r.flying.users = map[int64]int{}, map[int64]int{}
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
@@ -138,7 +138,7 @@ func (r *Relay) Begin(l *loop.Loop) { r.loop = l }
 
 // dial connects to the target, unless ctx ends before, and makes the loop's
 // goroutine call then.
-func (r *Relay) dial(ctx context.Context, then func(*transport.Conn, error)) {
+func (r *Relay) dial(ctx context.Context, then func(*sock.Conn, error)) {
 	r.dials.Go(func() {
 		conn, err := r.config.Dial(ctx)
 		if errors.Is(err, unix.EAGAIN) {
@@ -176,7 +176,7 @@ func (r *Relay) after(d time.Duration, f func()) {
 // client without a relay would wait in connect(2); a connect that does not block
 // fails with EAGAIN, unix(7). The dials wait in the order in which they came,
 // and only the first one tries.
-func (r *Relay) queue(ctx context.Context) (*transport.Conn, error) {
+func (r *Relay) queue(ctx context.Context) (*sock.Conn, error) {
 	const pause = 5 * time.Millisecond
 	select {
 	case r.first <- struct{}{}:

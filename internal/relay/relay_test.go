@@ -17,6 +17,7 @@ import (
 	"github.com/udsecho/udsecho/internal/relay"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,13 +27,13 @@ var check = testkit.Check
 // start relays from one path to another in this process; stop ends it.
 func start(t testing.TB, kind transport.Type, from, to string) (stop func()) {
 	t.Helper()
-	l, err := transport.ListenConfig{}.Listen(transport.Addr{Type: kind, Path: from})
+	l, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: kind, Path: from})
 	check(t, err)
 	target := transport.Addr{Type: kind, Path: to}
 	config := echoserver.Config{Chunk: 16, Log: zerolog.Nop(), DrainTimeout: testkit.Patience}
 	config.Relay, err = relay.New(relay.Config{
 		Target: target, Log: zerolog.Nop(),
-		Dial:  func(ctx context.Context) (*transport.Conn, error) { return transport.DialConfig{}.Dial(ctx, target) },
+		Dial:  func(ctx context.Context) (*sock.Conn, error) { return transport.Dial(ctx, target, sock.DialConfig{}) },
 		Check: func(unix.Ucred) error { return nil },
 	})
 	check(t, err)

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/memory"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // What a link may hold of the relay's memory: the send buffers of both ends, and
@@ -35,10 +35,10 @@ func (e *end) makeRoom() bool {
 	size, grow := len(r.buf), 0
 	if e.records {
 		var err error
-		if size, err = transport.NextRecord(e.fd); err != nil || size > pool.Full-transport.Overhead {
+		if size, err = sock.NextRecord(e.fd); err != nil || size > pool.Full-sock.Overhead {
 			return true // receiving reports the error; of a record that is too large in any case, sending does
 		}
-		grow = max(size+transport.Overhead-o.buffer, 0)
+		grow = max(size+sock.Overhead-o.buffer, 0)
 	}
 	need := pool.Cost(grow) + memory.Kept(size)
 	switch {
@@ -58,7 +58,7 @@ func (e *end) makeRoom() bool {
 // resize sets the send buffer to size bytes, as the kernel counts them.
 func (e *end) resize(size int) {
 	e.buffer = size
-	_ = transport.SetSendBuffer(e.fd, size)
+	_ = sock.SetSendBuffer(e.fd, size)
 }
 
 // roomPause is the time after which parked ends try again.

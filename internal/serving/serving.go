@@ -147,7 +147,7 @@ func (f *LimitFlags) Config(sockets []*transport.Socket, each, beside, ends, sen
 		beside += echoserver.MaxNames
 	}
 	most := f.maxConnections(each, beside, log)
-	pool := f.memory(most, ends, cmp.Or(sendBuffer, transport.DefaultSendBuffer()), log)
+	pool := f.memory(most, ends, cmp.Or(sendBuffer, sock.DefaultSendBuffer()), log)
 	if pool != nil {
 		most = max(pool.Most-echoserver.HealthChecks, 1)
 	}
@@ -260,7 +260,7 @@ func Has(sockets []*transport.Socket, t transport.Type) bool {
 // Sockets returns the sockets that the parent process has passed on. If it
 // passed none, Sockets makes those of addrs, with takeover in a handover. It
 // returns all, or an error and the sockets made so far.
-func Sockets(config transport.ListenConfig, addrs []transport.Addr, takeover bool) (sockets []*transport.Socket, _ *sock.Handover, _ error) {
+func Sockets(config sock.ListenConfig, addrs []transport.Addr, takeover bool) (sockets []*transport.Socket, _ *sock.Handover, _ error) {
 	// systemd's protocol, sd_listen_fds(3). Children must not inherit the
 	// variables.
 	if passed := activation.Files(true); len(passed) > 0 {
@@ -274,10 +274,10 @@ func Sockets(config transport.ListenConfig, addrs []transport.Addr, takeover boo
 		return sockets, nil, nil
 	}
 	if takeover {
-		return config.Handover(addrs...)
+		return transport.Handover(config, addrs...)
 	}
 	for _, a := range addrs {
-		s, err := config.Listen(a)
+		s, err := transport.Listen(config, a)
 		if err != nil {
 			return sockets, nil, err
 		}
@@ -299,14 +299,24 @@ func Close(sockets []*transport.Socket, h *sock.Handover) {
 	}
 }
 
-// inherit uses a duplicate descriptor, because f closes its own.
-func inherit(config transport.ListenConfig, f *os.File) (*transport.Socket, error) {
+// inherit makes a socket of a descriptor of the parent process. It uses a
+// duplicate, because f closes its own.
+func inherit(config sock.ListenConfig, f *os.File) (*transport.Socket, error) {
 	defer func() { _ = f.Close() }()
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	return config.Inherit(fd, f.Name() == string(transport.Files)) // FileDescriptorName=files in a systemd unit
+	sock.DropAncillary(fd)
+	s, err := config.Inherit(fd)
+	if err != nil {
+		return nil, err
+	}
+	a := transport.Addr{Type: transport.Type(s.Addr().Type), Path: s.Addr().Path}
+	if a.Type == transport.Seqpacket && f.Name() == string(transport.Files) { // FileDescriptorName=files in a systemd unit
+		a.Type = transport.Files
+	}
+	return &transport.Socket{Addr: a, Bound: s}, nil
 }
 
 // Healthcheck is the command that checks the health of a server or a relay.

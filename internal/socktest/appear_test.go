@@ -138,7 +138,7 @@ func awaitRole(args []string) error {
 }
 
 func attempt(a sock.Addr) string {
-	conn, err := sock.Dial(context.Background(), a.String(), sock.DialConfig{})
+	conn, err := sock.Dial(context.Background(), a, sock.DialConfig{})
 	switch {
 	case err == nil:
 		_ = conn.Close()
@@ -197,7 +197,7 @@ func TestF58PermissionThatComesLaterIsWaitedForAndNoLonger(t *testing.T) {
 // denial, and the end.
 func untilRole(args []string) error {
 	for denied := false; ; {
-		conn, err := sock.Dial(context.Background(), args[0], sock.DialConfig{})
+		conn, err := sock.Dial(context.Background(), mustParse(args[0]), sock.DialConfig{})
 		if errors.Is(err, unix.EACCES) && !denied {
 			denied = true
 			fmt.Println("denied")

@@ -43,7 +43,7 @@ func TestConn(t *testing.T) {
 				if bind != "" {
 					config.Bind = d + "/" + bind
 				}
-				c1, err := sock.Dial(t.Context(), s.Addr().String(), config)
+				c1, err := sock.Dial(t.Context(), s.Addr(), config)
 				if err != nil {
 					return nil, nil, nil, err
 				}
@@ -64,7 +64,7 @@ func TestConn(t *testing.T) {
 func fill(t *testing.T, a sock.Addr) {
 	t.Helper()
 	for range 5 {
-		conn, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{})
+		conn, err := sock.Dial(t.Context(), a, sock.DialConfig{})
 		if errors.Is(err, unix.EAGAIN) {
 			return
 		}
@@ -100,7 +100,7 @@ func TestDialErrorsCarryErrnoAndCure(t *testing.T) {
 			d := dir(t)
 			tt.make(t, d+"/s")
 			// With a client socket of its own: its file must be removed.
-			_, err := sock.Dial(t.Context(), stream(d+"/s").String(), sock.DialConfig{Bind: d + "/client"})
+			_, err := sock.Dial(t.Context(), stream(d+"/s"), sock.DialConfig{Bind: d + "/client"})
 			wantError(t, err, tt.errno, append(tt.words, "connect stream:"+d+"/s")...)
 			gone(t, d+"/client")
 		})
@@ -120,7 +120,7 @@ func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 				d := dir(t)
 				path := d + "/s"
 				listen(t, sock.ListenConfig{}, sock.Addr{Type: real, Path: path})
-				_, err := sock.Dial(t.Context(), sock.Addr{Type: asked, Path: path}.String(), sock.DialConfig{Bind: d + "/client"})
+				_, err := sock.Dial(t.Context(), sock.Addr{Type: asked, Path: path}, sock.DialConfig{Bind: d + "/client"})
 				wantError(t, err, unix.EPROTOTYPE, "connect "+string(asked)+":"+path+": ", "(EPROTOTYPE)",
 					fmt.Sprintf("%s is a %s socket; use %s:%s", path, real, real, path))
 				gone(t, d+"/client")
@@ -132,7 +132,7 @@ func TestDialWrongTypeNamesTheRealOne(t *testing.T) {
 func TestDialInMissingDirectory(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	_, err := sock.Dial(t.Context(), stream(d+"/none/s").String(), sock.DialConfig{})
+	_, err := sock.Dial(t.Context(), stream(d+"/none/s"), sock.DialConfig{})
 	wantError(t, err, unix.ENOENT, "directory "+d+"/none does not exist", "mount the volume")
 }
 
@@ -162,7 +162,7 @@ func TestDialEndsWithContext(t *testing.T) {
 	listen(t, sock.ListenConfig{}, a)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if conn, err := sock.Dial(ctx, a.String(), sock.DialConfig{}); err == nil {
+	if conn, err := sock.Dial(ctx, a, sock.DialConfig{}); err == nil {
 		_ = conn.Close()
 		t.Error("connected although the context is over")
 	}
@@ -176,7 +176,7 @@ func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
 	for _, name := range []string{d + "/client", sock.AutoName(d), sock.AutoName("@")} {
-		conn, err := sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{Bind: name})
+		conn, err := sock.Dial(t.Context(), s.Addr(), sock.DialConfig{Bind: name})
 		check(t, err)
 		served, err := l.Accept()
 		check(t, err)
@@ -206,7 +206,7 @@ func TestServerOfAnotherUserAnswersDatagramClient(t *testing.T) {
 	if o := server.outcome(t); o.Err != "" {
 		t.Fatal(o.Err)
 	}
-	conn, err := sock.Dial(t.Context(), datagram(d+"/s").String(), sock.DialConfig{Bind: d + "/client"})
+	conn, err := sock.Dial(t.Context(), datagram(d+"/s"), sock.DialConfig{Bind: d + "/client"})
 	check(t, err)
 	defer func() { _ = conn.Close() }()
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -265,13 +265,13 @@ func TestBindLeavesExistingFilesAlone(t *testing.T) {
 	stale(t, d+"/stale")
 	for _, name := range []string{d + "/file", d + "/stale"} {
 		before := take(t, name)
-		_, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{Bind: name})
+		_, err := sock.Dial(t.Context(), a, sock.DialConfig{Bind: name})
 		wantError(t, err, sock.ErrInUse, "bind the client's own name "+name, "left alone")
 		if after := take(t, name); after != before {
 			t.Errorf("%s changed: %+v, was %+v", name, after, before)
 		}
 	}
-	_, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{Bind: d + "/none/client"})
+	_, err := sock.Dial(t.Context(), a, sock.DialConfig{Bind: d + "/none/client"})
 	wantError(t, err, unix.ENOENT, "bind the client's own name", "directory "+d+"/none does not exist")
 }
 
@@ -325,13 +325,13 @@ func TestPeerCredIsTheClients(t *testing.T) {
 	t.Parallel()
 	s := listen(t, sock.ListenConfig{}, stream(dir(t)+"/s"))
 	conn := dial(t, s.Addr())
-	cred, err := sock.PeerCred(conn)
+	cred, err := conn.PeerCred()
 	check(t, err)
 	if want := (unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}); *cred != want {
 		t.Errorf("peer is %+v, not %+v", *cred, want)
 	}
 	check(t, conn.Close())
-	if _, err := sock.PeerCred(conn); !errors.Is(err, net.ErrClosed) {
+	if _, err := conn.PeerCred(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a closed connection gives %v", err)
 	}
 }
@@ -375,7 +375,7 @@ func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 	for i := range testkit.Count(500, 3000) {
 		s := d + "/client" + strconv.Itoa(i)
 		name.Store(&s)
-		_, err := sock.Dial(t.Context(), datagram(d+"/none").String(), sock.DialConfig{Bind: s})
+		_, err := sock.Dial(t.Context(), datagram(d+"/none"), sock.DialConfig{Bind: s})
 		wantError(t, err, unix.ENOENT)
 	}
 	close(done)
@@ -389,11 +389,11 @@ func TestNameOfAFailedDialIsRemovedBeforeItsSocketIsClosed(t *testing.T) {
 func TestF62AbstractNamesThatRefuse(t *testing.T) {
 	t.Parallel()
 	name := sock.AutoName("@")
-	_, err := sock.Dial(t.Context(), "stream:"+name, sock.DialConfig{})
+	_, err := sock.Dial(t.Context(), stream(name), sock.DialConfig{})
 	wantError(t, err, unix.ECONNREFUSED, "no server has the name "+name+" in this network namespace")
 
 	listen(t, sock.ListenConfig{}, sock.Addr{Type: sock.Datagram, Path: name})
-	_, err = sock.Dial(t.Context(), "stream:"+name, sock.DialConfig{})
+	_, err = sock.Dial(t.Context(), stream(name), sock.DialConfig{})
 	wantError(t, err, unix.ECONNREFUSED, name+" is the name of a datagram socket; use datagram:"+name)
 
 	name = sock.AutoName("@")
@@ -401,7 +401,7 @@ func TestF62AbstractNamesThatRefuse(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, unix.Close(fd)) }()
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: name}))
-	_, err = sock.Dial(t.Context(), "stream:"+name, sock.DialConfig{})
+	_, err = sock.Dial(t.Context(), stream(name), sock.DialConfig{})
 	wantError(t, err, unix.ECONNREFUSED, "a process has bound it, and does not listen")
 }
 

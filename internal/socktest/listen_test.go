@@ -387,8 +387,8 @@ func TestF29LongestPathWorksAndOneByteMoreIsAnErrorWithTheNumber(t *testing.T) {
 			a := sock.Addr{Type: typ, Path: tooLong}
 			_, parse := sock.ParseAddr(a.String())
 			_, listen := sock.ListenConfig{}.Listen(a)
-			_, dial := sock.Dial(t.Context(), a.String(), sock.DialConfig{})
-			_, bind := sock.Dial(t.Context(), sock.Addr{Type: typ, Path: d + "/s"}.String(), sock.DialConfig{Bind: tooLong})
+			_, dial := sock.Dial(t.Context(), a, sock.DialConfig{})
+			_, bind := sock.Dial(t.Context(), sock.Addr{Type: typ, Path: d + "/s"}, sock.DialConfig{Bind: tooLong})
 			for _, err := range []error{parse, listen, dial, bind} {
 				count++
 				wantError(t, err, sock.ErrAddress, "path is 108 bytes", "holds 107", "shorter")
@@ -501,11 +501,11 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 			wantError(t, err, sock.ErrAddress, words)
 			_, err = sock.ListenConfig{}.Listen(a)
 			wantError(t, err, sock.ErrAddress, words)
-			_, err = sock.Dial(t.Context(), a.String(), sock.DialConfig{})
+			_, err = sock.Dial(t.Context(), a, sock.DialConfig{})
 			wantError(t, err, sock.ErrAddress, words)
 			count += 3
 			if path != "" { // an empty path means no name
-				_, err = sock.Dial(t.Context(), s.Addr().String(), sock.DialConfig{Bind: path})
+				_, err = sock.Dial(t.Context(), s.Addr(), sock.DialConfig{Bind: path})
 				wantError(t, err, sock.ErrAddress, words)
 				count++
 			}
@@ -523,7 +523,7 @@ func TestF30EmptyPathAndNULAreRefusedAndAbstractNamesHaveAFormOfTheirOwn(t *test
 		if diff := cmp.Diff([]string{".@x.lock", "@x"}, ls(t, d)); diff != "" || file.Abstract() {
 			t.Errorf("%s is not a file (-want +got):\n%s", file, diff)
 		}
-		_, err := sock.Dial(t.Context(), sock.Addr{Type: typ, Path: "@x"}.String(), sock.DialConfig{})
+		_, err := sock.Dial(t.Context(), sock.Addr{Type: typ, Path: "@x"}, sock.DialConfig{})
 		wantError(t, err, unix.ECONNREFUSED, "no server has the name @x")
 		check(t, s.Close())
 		count += 3
@@ -567,7 +567,7 @@ func TestListenerClosesAllOfTheSocket(t *testing.T) {
 	if names := ls(t, d); names != nil {
 		t.Errorf("left behind: %v", names)
 	}
-	_, err = sock.Dial(t.Context(), stream(d+"/s").String(), sock.DialConfig{})
+	_, err = sock.Dial(t.Context(), stream(d+"/s"), sock.DialConfig{})
 	wantError(t, err, unix.ENOENT)
 }
 
@@ -640,7 +640,7 @@ func TestRefuseStillAcceptsEarlierConnections(t *testing.T) {
 	check(t, err)
 
 	check(t, s.Refuse())
-	_, err = sock.Dial(t.Context(), a.String(), sock.DialConfig{})
+	_, err = sock.Dial(t.Context(), a, sock.DialConfig{})
 	wantError(t, err, unix.ECONNREFUSED)
 
 	fd, _, err := unix.Accept(s.FD())

@@ -172,7 +172,7 @@ func listenRole(args []string) error {
 }
 
 func dialRole(args []string) error {
-	conn, err := sock.Dial(context.Background(), mustParse(args[0]).String(), sock.DialConfig{})
+	conn, err := sock.Dial(context.Background(), mustParse(args[0]), sock.DialConfig{})
 	report(err)
 	if err != nil {
 		return nil
@@ -246,7 +246,7 @@ func knockRole(args []string) error {
 
 // sendRole sends a message.
 func sendRole(args []string) error {
-	conn, err := sock.Dial(context.Background(), mustParse(args[0]).String(), sock.DialConfig{})
+	conn, err := sock.Dial(context.Background(), mustParse(args[0]), sock.DialConfig{})
 	if err == nil {
 		_, err = conn.Write([]byte(args[1]))
 		err = errors.Join(err, conn.Close())
@@ -280,7 +280,7 @@ func redialRole(args []string) error {
 	unix.Umask(0)
 	server, config := mustParse(args[0]), sock.DialConfig{Bind: args[1]}
 	for range 100 {
-		conn, err := sock.Dial(context.Background(), server.String(), config)
+		conn, err := sock.Dial(context.Background(), server, config)
 		if err != nil {
 			return err
 		}
@@ -288,7 +288,7 @@ func redialRole(args []string) error {
 			return err
 		}
 	}
-	conn, err := sock.Dial(context.Background(), server.String(), config)
+	conn, err := sock.Dial(context.Background(), server, config)
 	report(err)
 	if err != nil {
 		return nil
@@ -362,7 +362,7 @@ func listen(t testing.TB, c sock.ListenConfig, a sock.Addr) *sock.Socket {
 
 func dial(t testing.TB, a sock.Addr) *sock.Conn {
 	t.Helper()
-	conn, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{})
+	conn, err := sock.Dial(t.Context(), a, sock.DialConfig{})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn

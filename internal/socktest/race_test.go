@@ -104,7 +104,7 @@ func TestNeverTwoServersWhileSocketsComeAndGo(t *testing.T) {
 				if n := serving.Add(1); n != 1 {
 					t.Errorf("%d servers have the path", n)
 				}
-				if conn, err := sock.Dial(t.Context(), a.String(), sock.DialConfig{}); err != nil {
+				if conn, err := sock.Dial(t.Context(), a, sock.DialConfig{}); err != nil {
 					t.Errorf("the winner does not serve: %v", err)
 				} else {
 					_ = conn.Close()

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -21,7 +20,7 @@ import (
 func filesPair(t *testing.T) (sender, receiver int) {
 	t.Helper()
 	sender, receiver = pair(t, sock.Seqpacket)
-	check(t, transport.PassCred(receiver))
+	check(t, sock.PassCred(receiver))
 	return sender, receiver
 }
 
@@ -76,7 +75,7 @@ func TestConnSendsFiles(t *testing.T) {
 	fd, _, err := unix.Accept(s.FD())
 	check(t, err)
 	defer func() { check(t, unix.Close(fd)) }()
-	check(t, transport.PassCred(fd))
+	check(t, sock.PassCred(fd))
 	r, w := pipe(t)
 	check(t, conn.SendFiles([]byte("one"), int(w.Fd())))
 	check(t, conn.SendFiles(nil)) // an empty record is not an end of file
@@ -156,7 +155,7 @@ func fullRole([]string) error {
 	if err != nil {
 		return err
 	}
-	if err := transport.PassCred(pair[1]); err != nil {
+	if err := sock.PassCred(pair[1]); err != nil {
 		return err
 	}
 	var before unix.Rlimit
@@ -262,7 +261,7 @@ func TestCredIsTheSendersAsReportedByTheKernel(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			s := listen(t, sock.ListenConfig{Mode: 0o666}, sock.Addr{Type: typ, Path: dir(t) + "/s"})
-			check(t, transport.PassCred(s.FD()))
+			check(t, sock.PassCred(s.FD()))
 			child := start(t, stranger, nil, "send", s.Addr().String(), "hello")
 			if o := child.outcome(t); o.Err != "" {
 				t.Fatal(o.Err)
@@ -273,9 +272,9 @@ func TestCredIsTheSendersAsReportedByTheKernel(t *testing.T) {
 				fd, _, err = unix.Accept(s.FD())
 				check(t, err)
 				defer func() { check(t, unix.Close(fd)) }()
-				check(t, transport.PassCred(fd))
+				check(t, sock.PassCred(fd))
 			}
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			if _, ok := r.Cred(); ok {
 				t.Error("there are credentials before there is a message")
 			}

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -152,11 +151,11 @@ func inodes(t testing.TB, a sock.Addr) [3]uint64 {
 
 // receive returns the function with which users of this package receive from a
 // type.
-func receive(typ sock.Type) func(*transport.Receiver, int) ([]byte, error) {
+func receive(typ sock.Type) func(*sock.Receiver, int) ([]byte, error) {
 	if typ == sock.Datagram {
-		return (*transport.Receiver).ReceiveCred
+		return (*sock.Receiver).ReceiveCred
 	}
-	return (*transport.Receiver).Receive
+	return (*sock.Receiver).Receive
 }
 
 func TestTakeoverLosesNoClientAndKeepsTheFiles(t *testing.T) {
@@ -186,7 +185,7 @@ func TestTakeoverLosesNoClientAndKeepsTheFiles(t *testing.T) {
 				defer func() { check(t, unix.Close(accepted)) }()
 				conn = accepted
 			}
-			if got, err := receive(typ)(transport.NewReceiver(100), conn); err != nil || string(got) != "early" {
+			if got, err := receive(typ)(sock.NewReceiver(100), conn); err != nil || string(got) != "early" {
 				t.Errorf("received %q, %v", got, err)
 			}
 			_, err := sock.ListenConfig{}.Listen(a)
@@ -676,7 +675,7 @@ func TestInheritedSocketIsNotRemoved(t *testing.T) {
 			check(t, err)
 			defer func() { check(t, unix.Close(conn)) }()
 		}
-		if got, err := receive(typ)(transport.NewReceiver(100), conn); err != nil || string(got) != "early" {
+		if got, err := receive(typ)(sock.NewReceiver(100), conn); err != nil || string(got) != "early" {
 			t.Errorf("received %q, %v", got, err)
 		}
 	}

@@ -1,6 +1,5 @@
 // Package transport connects the programs by the addresses of their command
-// line: Unix sockets, which package uds makes, and for comparison TCP and UDP.
-// It sends and receives messages over all of them.
+// line: Unix sockets, which package sock makes, and for comparison TCP and UDP.
 package transport
 
 import (
@@ -11,6 +10,10 @@ import (
 
 	"github.com/udsecho/udsecho/uds/sock"
 )
+
+// TypeOf returns the type of a connection that [Dial] has made; for one to an
+// address of files it is seqpacket.
+func TypeOf(c *sock.Conn) Type { return Type(c.Type()) }
 
 // Type is a transport: a socket type under the field's name, the type files,
 // which is seqpacket for another purpose, or tcp or udp for comparison.
@@ -77,8 +80,8 @@ func checkHostPort(s, hostPort string) error {
 	return nil
 }
 
-// unix returns the address of a Unix socket as package uds writes it.
-func (a Addr) unix() sock.Addr {
+// Sock returns the address of a Unix socket as package sock writes it.
+func (a Addr) Sock() sock.Addr {
 	if a.Type == Files {
 		return sock.Addr{Type: sock.Seqpacket, Path: a.Path}
 	}
@@ -87,14 +90,14 @@ func (a Addr) unix() sock.Addr {
 
 // Abstract reports whether the address is a name in the network namespace and
 // not a file.
-func (a Addr) Abstract() bool { return a.Type.Unix() && a.unix().Abstract() }
+func (a Addr) Abstract() bool { return a.Type.Unix() && a.Sock().Abstract() }
 
 // Network returns the name that package net uses for the type.
 func (a Addr) Network() string {
 	if !a.Type.Unix() {
 		return string(a.Type)
 	}
-	return a.unix().Network()
+	return a.Sock().Network()
 }
 
 // String returns the address in the form that [ParseAddr] reads.

@@ -2,14 +2,13 @@ package transport_test
 
 import (
 	"errors"
-	"os"
 	"testing"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -17,36 +16,23 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const patience = testkit.Patience
 
 var (
-	check   = testkit.Check
-	dir     = testkit.Dir
-	sotypes = map[transport.Type]int{transport.Stream: unix.SOCK_STREAM, transport.Datagram: unix.SOCK_DGRAM, transport.Seqpacket: unix.SOCK_SEQPACKET}
+	check = testkit.Check
 )
 
-func datagram(path string) transport.Addr {
-	return transport.Addr{Type: transport.Datagram, Path: path}
-}
-
-func listen(t testing.TB, c transport.ListenConfig, a transport.Addr) *transport.Socket {
+func listen(t testing.TB, c sock.ListenConfig, a transport.Addr) *transport.Socket {
 	t.Helper()
-	s, err := c.Listen(a)
+	s, err := transport.Listen(c, a)
 	check(t, err)
 	t.Cleanup(func() { check(t, s.Close()) })
 	return s
 }
 
-func dial(t testing.TB, a transport.Addr) *transport.Conn {
+func dial(t testing.TB, a transport.Addr) *sock.Conn {
 	t.Helper()
-	conn, err := transport.DialConfig{}.Dial(t.Context(), a)
+	conn, err := transport.Dial(t.Context(), a, sock.DialConfig{})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	return conn
-}
-
-func descriptors(t *testing.T) int {
-	t.Helper()
-	entries, err := os.ReadDir("/proc/self/fd")
-	check(t, err)
-	return len(entries)
 }
 
 // wantError wants an error that is want and contains all words.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"slices"
@@ -17,47 +16,16 @@ import (
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-// ListenConfig configures how to listen. Its zero value works.
-type ListenConfig struct {
-	Mode    fs.FileMode // see [sock.ListenConfig]
-	Backlog int         // see [sock.ListenConfig]
-	// SendBuffer is SO_SNDBUF of a Unix socket in bytes as the kernel counts
-	// them, socket(7); a message may be 32 bytes less. 0 leaves the system's
-	// default. The connections that a seqpacket socket accepts do not inherit
-	// it, see [SetSendBuffer].
-	SendBuffer int
-	// RefuseRights has the kernel refuse descriptors at sockets of all types but
-	// [Files], see [RefuseRights]. A socket that comes from another process is
-	// left as it is.
-	RefuseRights bool
-}
-
-func (c ListenConfig) options(addrs ...Addr) sock.ListenConfig {
-	return sock.ListenConfig{Mode: c.Mode, Backlog: c.Backlog, Control: func(a sock.Addr, fd int) error {
-		if c.RefuseRights && !slices.Contains(addrs, Addr{Files, a.Path}) {
-			refuseRights(fd)
-		}
-		return c.setSendBuffer(fd)
-	}}
-}
-
-func (c ListenConfig) setSendBuffer(fd int) error {
-	if c.SendBuffer > 0 {
-		return SetSendBuffer(fd, c.SendBuffer)
-	}
-	return nil
-}
-
-// A Socket is a server's socket: one of package uds, or a TCP or UDP socket. A
-// TCP or UDP socket has no files, is not shared with other processes, and
-// cannot be half closed.
+// A Socket is a server's socket with its address as the command line writes it.
 type Socket struct {
 	Addr Addr
-	bound
+	Bound
 }
 
-// bound is the set of methods that both kinds have, see [sock.Socket].
-type bound interface {
+// Bound is what a server needs of a socket: a [sock.Socket], or a TCP or UDP
+// socket, which has no files, is not shared with other processes, and cannot be
+// half closed.
+type Bound interface {
 	FD() int
 	Unlink()
 	Is(*unix.Stat_t) bool
@@ -67,10 +35,11 @@ type bound interface {
 	Close() error
 }
 
-// Listen makes a socket at a, see [sock.ListenConfig.Listen].
-func (c ListenConfig) Listen(a Addr) (*Socket, error) {
+// Listen makes a socket at a, see [sock.ListenConfig.Listen]. For a TCP or UDP
+// socket only the backlog counts.
+func Listen(c sock.ListenConfig, a Addr) (*Socket, error) {
 	if a.Type.Unix() {
-		s, err := c.options(a).Listen(a.unix())
+		s, err := c.Listen(a.Sock())
 		if err != nil {
 			return nil, err
 		}
@@ -86,45 +55,39 @@ func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 
 // Handover makes sockets that are handed over together, see
 // [sock.ListenConfig.Handover]; all addrs are paths.
-func (c ListenConfig) Handover(addrs ...Addr) ([]*Socket, *sock.Handover, error) {
+func Handover(c sock.ListenConfig, addrs ...Addr) (sockets []*Socket, h *sock.Handover, err error) {
 	var paths []sock.Addr
 	for _, a := range addrs {
-		paths = append(paths, a.unix())
+		paths = append(paths, a.Sock())
 	}
-	h, err := c.options(addrs...).Handover(context.Background(), paths...)
-	if err != nil {
+	if h, err = c.Handover(context.Background(), paths...); err != nil {
 		return nil, nil, err
 	}
-	var sockets []*Socket
 	for i, s := range h.Sockets {
 		sockets = append(sockets, &Socket{addrs[i], s})
 	}
 	return sockets, h, nil
 }
 
-// Inherit makes a Socket of a descriptor of the parent process, and takes the
-// descriptor over, see [sock.ListenConfig.Inherit]. With files, a seqpacket
-// socket becomes one of type files.
-func (c ListenConfig) Inherit(fd int, files bool) (*Socket, error) {
-	config := c.options()
-	config.Control = func(_ sock.Addr, fd int) error {
-		DropAncillary(fd)
-		return c.setSendBuffer(fd)
+// RefuseRights returns a Control for [sock.ListenConfig] that has the kernel
+// refuse descriptors, see [sock.RefuseRights], unless the address is one of files
+// among addrs. A bound socket comes from another process and keeps its setting:
+// descriptors may wait in it already.
+func RefuseRights(addrs ...Addr) func(sock.Addr, int) error {
+	return func(a sock.Addr, fd int) error {
+		sa, _ := unix.Getsockname(fd)
+		name, ok := sa.(*unix.SockaddrUnix)
+		unnamed := ok && (name.Name == "" || name.Name == "@") // how package unix shows it
+		if unnamed && !slices.Contains(addrs, Addr{Files, a.Path}) {
+			sock.RefuseRights(fd)
+		}
+		return nil
 	}
-	s, err := config.Inherit(fd)
-	if err != nil {
-		return nil, err
-	}
-	a := Addr{Type(s.Addr().Type), s.Addr().Path}
-	if files && a.Type == Seqpacket {
-		a.Type = Files
-	}
-	return &Socket{a, s}, nil
 }
 
-// Unix returns the socket of package uds; nil if this is a TCP or UDP socket.
+// Unix returns the socket of package sock; nil if this is a TCP or UDP socket.
 func (s *Socket) Unix() *sock.Socket {
-	own, _ := s.bound.(*sock.Socket)
+	own, _ := s.Bound.(*sock.Socket)
 	return own
 }
 
@@ -186,7 +149,7 @@ func listenInternet(a Addr, backlog int) (fd int, err error) {
 	}
 	ctrlErr := raw.Control(func(theirs uintptr) {
 		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil && a.Type == TCP {
-			InlineUrgent(fd)
+			sock.InlineUrgent(fd)
 			keepAlive(fd)
 			err = unix.Listen(fd, cmp.Or(backlog, unix.SOMAXCONN)) // again: package net has no setting for the backlog
 		}
@@ -204,207 +167,31 @@ func keepAlive(fd int) {
 	}
 }
 
-// DialConfig configures how to connect. Its zero value works.
-type DialConfig struct {
-	Bind         string // see [sock.DialConfig]
-	SendBuffer   int    // as in [ListenConfig]
-	RefuseRights bool   // see [RefuseRights]
-}
-
-// A Conn is a connection over any transport; for a Unix socket it holds a
-// [sock.Conn].
-type Conn struct {
-	net.Conn
-	addr  Addr
-	creds bool // PassCred is on
-}
-
-// Dial connects to a, see [sock.Dial] and its errors.
-func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
+// Dial connects to a, see [sock.Dial] and its errors. For a TCP or UDP socket c
+// does not count.
+func Dial(ctx context.Context, a Addr, c sock.DialConfig) (*sock.Conn, error) {
 	if a.Type.Unix() {
-		conn, err := sock.Dial(ctx, a.unix().String(), sock.DialConfig{Bind: c.Bind, Control: func(fd int) error {
+		set := c.Control
+		c.Control = func(fd int) error {
 			if a.Type == Stream {
-				InlineUrgent(fd)
+				sock.InlineUrgent(fd)
 			}
-			if c.RefuseRights {
-				RefuseRights(fd)
-			}
-			if c.SendBuffer > 0 {
-				return SetSendBuffer(fd, c.SendBuffer)
+			if set != nil {
+				return set(fd)
 			}
 			return nil
-		}})
-		if err != nil {
-			return nil, err
 		}
-		return &Conn{Conn: conn, addr: a}, nil
+		return sock.Dial(ctx, a.Sock(), c)
 	}
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
 		if a.Type == UDP {
 			return nil
 		}
-		return raw.Control(func(fd uintptr) { InlineUrgent(int(fd)) })
+		return raw.Control(func(fd uintptr) { sock.InlineUrgent(int(fd)) })
 	}}
 	conn, err := dialer.DialContext(ctx, string(a.Type), a.Path)
 	if err != nil {
 		return nil, fmt.Errorf("connect %s: %w", a, err)
 	}
-	return &Conn{Conn: conn, addr: a}, nil
-}
-
-// GrowSendBuffer makes SO_SNDBUF at least n bytes, as the kernel counts them, or
-// as many of them as the system allows, socket(7).
-func (c *Conn) GrowSendBuffer(n int) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = raw.Control(func(fd uintptr) {
-		if limit, err := SendLimit(int(fd)); err == nil && limit+Overhead < n {
-			_ = SetSendBuffer(int(fd), n)
-		}
-	})
-}
-
-// Connect dials a stream or seqpacket Unix socket with system calls alone, for
-// callers that need only the descriptor and make many connections. It does not
-// wait, and its error is a bare errno; [DialConfig.Dial] explains its errors.
-// Of c it uses RefuseRights.
-func (c DialConfig) Connect(a Addr) (fd int, err error) {
-	sotype := unix.SOCK_STREAM
-	if a.Type != Stream {
-		sotype = unix.SOCK_SEQPACKET
-	}
-	if fd, err = unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
-		return -1, err
-	}
-	InlineUrgent(fd)
-	if c.RefuseRights {
-		RefuseRights(fd)
-	}
-	if err = unix.Connect(fd, &unix.SockaddrUnix{Name: a.Path}); err != nil {
-		_ = unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
-}
-
-// Pair is [sock.Pair].
-func Pair() (own *Conn, other *os.File, err error) {
-	conn, other, err := sock.Pair()
-	if err != nil {
-		return nil, nil, err
-	}
-	return &Conn{Conn: conn, addr: Addr{Type: Stream}}, other, nil
-}
-
-// Type returns the type of the socket.
-func (c *Conn) Type() Type { return c.addr.Type }
-
-// SendFiles is [sock.Conn.SendFiles].
-func (c *Conn) SendFiles(message []byte, fds ...int) error {
-	own, ok := c.Conn.(*sock.Conn)
-	if !ok {
-		return errors.ErrUnsupported
-	}
-	return own.SendFiles(message, fds...)
-}
-
-// CloseWrite ends the direction to the server, shutdown(2) with SHUT_WR: the
-// server reads end of file, and the client still receives the server's
-// answers.
-func (c *Conn) CloseWrite() error {
-	w, ok := c.Conn.(interface{ CloseWrite() error })
-	if !ok {
-		return errors.ErrUnsupported
-	}
-	return w.CloseWrite()
-}
-
-// Closed reports [HungUp] of the connection.
-func (c *Conn) Closed() bool {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return false
-	}
-	closed := false
-	err = raw.Control(func(fd uintptr) { closed = HungUp(int(fd)) })
-	return closed || err != nil
-}
-
-// SyscallConn gives access to the descriptor, [syscall.Conn].
-func (c *Conn) SyscallConn() (syscall.RawConn, error) {
-	s, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return nil, errors.ErrUnsupported
-	}
-	return s.SyscallConn()
-}
-
-// Detach returns a non-blocking descriptor of the connection. The caller
-// closes it. Package net no longer reads or writes the connection. Close still
-// removes the client's own socket file.
-func (c *Conn) Detach() (fd int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	ctrlErr := raw.Control(func(theirs uintptr) {
-		fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	if err := errors.Join(ctrlErr, os.NewSyscallError("fcntl", err)); err != nil {
-		return -1, err
-	}
-	if own, ok := c.Conn.(*sock.Conn); ok {
-		return fd, own.Conn.Close() // Close removes the client's name later
-	}
-	return fd, c.Close()
-}
-
-// Send sends a message over a connection, whole or not at all. A message larger
-// than [SendLimit] gets a [SizeError].
-func (c *Conn) Send(message []byte) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	waitErr := raw.Write(func(fd uintptr) bool {
-		err = ExplainSize(int(fd), len(message), ReplyTo(int(fd), message, ""))
-		return err != unix.EAGAIN
-	})
-	if waitErr != nil {
-		return waitErr
-	}
-	return err
-}
-
-// Receive receives the next message of a connection; io.EOF means that it has
-// ended.
-func (c *Conn) Receive(r *Receiver) (message []byte, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var end bool
-	waitErr := raw.Read(func(fd uintptr) bool {
-		if c.addr.Type != Seqpacket && c.addr.Type != Files {
-			message, err = r.Receive(int(fd))
-			return err != unix.EAGAIN
-		}
-		if !c.creds {
-			if err = PassCred(int(fd)); err != nil {
-				return true
-			}
-			c.creds = true
-		}
-		message, end, err = r.receiveRecord(int(fd))
-		return err != unix.EAGAIN
-	})
-	switch {
-	case waitErr != nil:
-		return nil, waitErr
-	case end:
-		return nil, io.EOF
-	}
-	return message, err
+	return sock.NewConn(conn, sock.Type(a.Type)), nil
 }

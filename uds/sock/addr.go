@@ -24,6 +24,16 @@ const (
 
 var types = []Type{Stream, Datagram, Seqpacket}
 
+// TypeOf returns the type for a number of socket(2), SOCK_STREAM for example; ""
+// if unix(7) has no such type.
+func TypeOf(sotype int) Type {
+	i := slices.IndexFunc(types, func(t Type) bool { return t.sotype() == sotype })
+	if i < 0 {
+		return ""
+	}
+	return types[i]
+}
+
 func (t Type) sotype() int {
 	switch t {
 	case Datagram:

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -23,31 +22,20 @@ type DialConfig struct {
 	// it from other clients and answer its datagrams. If it is empty, the
 	// client has no name. See [AutoName].
 	Bind string
+	// SendBuffer is as in [ListenConfig].
+	SendBuffer int
 	// Control, if not nil, sets options of the socket before it connects.
 	Control func(fd int) error
 }
 
-// A Conn is a connection. If the client bound its own socket, it also owns the
-// file of that socket, and Close removes that file.
-type Conn struct {
-	net.Conn
-	addr  Addr
-	name  *file
-	close sync.Once
-}
-
-// Dial connects to an address, TYPE:PATH as [ParseAddr] reads it. The error
-// wraps the kernel's errno, for errors.Is, and names the address and the cure:
+// Dial connects to an address. The error wraps the kernel's errno, for errors.Is,
+// and names the address and the cure:
 //
 //	ENOENT, ECONNREFUSED  no server is there
 //	EAGAIN                the server's backlog is full; connect(2) on a non-blocking AF_UNIX socket does not wait
 //	EACCES                no write permission on the socket file, or not yet, see [NotThereYet]
 //	EPROTOTYPE            the socket is of another type
-func Dial(ctx context.Context, address string, c DialConfig) (*Conn, error) {
-	a, err := ParseAddr(address)
-	if err != nil {
-		return nil, err
-	}
+func Dial(ctx context.Context, a Addr, c DialConfig) (*Conn, error) {
 	conn, err := c.Dial(ctx, a)
 	if err != nil {
 		return nil, fmt.Errorf("connect %s: %w", a, err)
@@ -67,7 +55,10 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 	keep := -1
 	defer closeFD(&keep)
 	conn, err := dialer(func(fd int) (err error) {
-		if c.Control != nil {
+		if c.SendBuffer > 0 {
+			err = SetSendBuffer(fd, c.SendBuffer)
+		}
+		if err == nil && c.Control != nil {
 			err = c.Control(fd)
 		}
 		if err != nil || c.Bind == "" {
@@ -97,7 +88,26 @@ func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
 		}
 		return nil, explained
 	}
-	return &Conn{Conn: conn, addr: a, name: name}, nil
+	return &Conn{Conn: conn, sotype: a.Type, name: name}, nil
+}
+
+// Connect connects with system calls alone, for callers that need only the
+// descriptor and make many connections. It does not wait, and its error is a bare
+// errno; [Dial] explains its errors. Of c it uses Control.
+func (c DialConfig) Connect(a Addr) (fd int, err error) {
+	if fd, err = socket(a.Type); err != nil {
+		return -1, err
+	}
+	if c.Control != nil {
+		err = c.Control(fd)
+	}
+	if err == nil {
+		err = unix.Connect(fd, &unix.SockaddrUnix{Name: a.Path})
+	}
+	if err != nil {
+		closeFD(&fd)
+	}
+	return fd, err
 }
 
 // dialer returns a dialer that calls prepare with the socket before it
@@ -144,28 +154,6 @@ func (e *ownError) Error() string {
 }
 func (e *ownError) Unwrap() error { return e.err }
 
-// Type returns the type of the socket.
-func (c *Conn) Type() Type { return c.addr.Type }
-
-// Close closes the connection and removes the client's own socket file. It
-// does so only once: after that, another connection may have the name, and
-// another file the inode.
-func (c *Conn) Close() error {
-	c.close.Do(c.name.remove)
-	return c.Conn.Close()
-}
-
-// CloseWrite ends the stream towards the server, shutdown(2) with SHUT_WR: the
-// server reads end of file, and the client still receives the server's
-// answers.
-func (c *Conn) CloseWrite() error {
-	w, ok := c.Conn.(interface{ CloseWrite() error })
-	if !ok {
-		return errors.ErrUnsupported
-	}
-	return w.CloseWrite()
-}
-
 // AutoName returns a name for the client's own socket that no other client
 // has: a path in directory dir, or an abstract name if dir is "@". The process
 // id alone is not unique, because every client is process 1 of its container;
@@ -183,15 +171,6 @@ func AutoName(dir string) string {
 		return dir + name
 	}
 	return filepath.Join(dir, name)
-}
-
-// SyscallConn gives access to the descriptor, [syscall.Conn].
-func (c *Conn) SyscallConn() (syscall.RawConn, error) {
-	s, ok := c.Conn.(syscall.Conn)
-	if !ok {
-		return nil, errors.ErrUnsupported
-	}
-	return s.SyscallConn()
 }
 
 // NotThereYet reports whether a dial failed with err because the server may

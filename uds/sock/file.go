@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/uds/sock/raw"
 	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
@@ -149,7 +150,7 @@ func umask() (mask fs.FileMode) {
 }
 
 func (f *file) chmod(mode fs.FileMode) error {
-	fd, err := retry(func() (int, error) {
+	fd, err := raw.Retry(func() (int, error) {
 		return unix.Open(f.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
 	if err != nil {
@@ -219,35 +220,46 @@ func stale(path string) (*unix.Stat_t, error) {
 	}
 	// connect(2) to a regular file fails just like one to a stale socket, so
 	// lstat comes first.
-	switch t, err := probe(path); err {
+	switch t, err := Probe(path, nil); err {
 	case unix.ECONNREFUSED:
 		return &st, nil
 	case unix.ENOENT:
 		return nil, nil
-	case errBound:
+	case ErrBound:
 		return nil, fmt.Errorf("%w: %s: %w; wait for it, stop that process, or choose another path", ErrInUse, path, err)
-	case nil:
+	case nil, unix.EAGAIN:
 		return nil, fmt.Errorf("%w: a server answers on %s (%s); stop it first or choose another path", ErrInUse, path, t)
 	default:
 		return nil, fmt.Errorf("cannot tell whether %s is served, so it is left alone: %w; if no server runs, remove it", path, Explain(path, err))
 	}
 }
 
-// errBound means that a process has bound the socket but does not listen on
-// it, or does not listen yet.
-var errBound = errors.New("a process has bound it, and does not listen: a server that is about to start, or a client's own name")
+// Stale reports whether path leads to a socket that no process has open.
+func Stale(path string) bool {
+	st, err := stale(path)
+	return st != nil && err == nil
+}
 
-// probe returns the type of the socket served at path. It tries to connect
-// with each type; a wrong type fails with EPROTOTYPE, unix(7). It returns
-// ECONNREFUSED if no process has the socket open any more: then every type is
-// refused. If the socket is bound but no process listens, only its own type is
-// refused.
-func probe(path string) (Type, error) {
+// ErrBound means that a process has bound the socket but does not listen on
+// it, or does not listen yet.
+var ErrBound = errors.New("a process has bound it, and does not listen: a server that is about to start, or a client's own name")
+
+// Probe returns the type of the socket at path, and what connect(2) says. It
+// tries to connect with each type; a wrong type fails with EPROTOTYPE, unix(7). If
+// it connects, it calls connected, unless that is nil. The error is
+//
+//	EAGAIN        if a server has it, with a full backlog
+//	ErrBound      if a process has bound it and does not listen: only its own type is refused
+//	ECONNREFUSED  if no process has it open any more: every type is refused, and there is none
+//	EPROTOTYPE    if its type is none of unix(7)
+//
+// or another errno, with the type that got it: EPERM for a datagram socket that is
+// connected to another. Each type has its own abstract names, so for them the
+// error is never ErrBound.
+func Probe(path string, connected func(t Type, fd int) error) (Type, error) {
 	var refused, wrong []Type
 	for _, t := range types {
-		switch err := connects(t, path); err {
-		case nil, unix.EAGAIN: // EAGAIN: a server has it, with a full backlog
-			return t, nil
+		switch err := connects(t, path, connected); err {
 		case unix.EPROTOTYPE:
 			wrong = append(wrong, t)
 		case unix.ECONNREFUSED:
@@ -260,19 +272,23 @@ func probe(path string) (Type, error) {
 	case len(refused) == 0:
 		return "", unix.EPROTOTYPE
 	case len(wrong) > 0:
-		return refused[0], errBound
+		return refused[0], ErrBound
 	default:
 		return "", unix.ECONNREFUSED
 	}
 }
 
-func connects(t Type, path string) error {
+func connects(t Type, path string, connected func(t Type, fd int) error) error {
 	fd, err := socket(t)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	return retryErr(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) })
+	err = raw.Again(func() error { return unix.Connect(fd, &unix.SockaddrUnix{Name: path}) })
+	if err == nil && connected != nil {
+		err = connected(t, fd)
+	}
+	return err
 }
 
 func socket(t Type) (int, error) {

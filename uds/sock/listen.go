@@ -18,6 +18,11 @@ type ListenConfig struct {
 	// Backlog is the number of connections that may wait to be accepted,
 	// listen(2); 0 means as many as the system allows.
 	Backlog int
+	// SendBuffer is SO_SNDBUF in bytes as the kernel counts them, socket(7); a
+	// message may be [Overhead] less. 0 leaves the system's default. The
+	// connections that a seqpacket socket accepts do not inherit it, see
+	// [SetSendBuffer].
+	SendBuffer int
 	// Takeover makes [Listen] take the socket over from the running server,
 	// and hand it over to the next one.
 	Takeover bool
@@ -98,7 +103,12 @@ func (c ListenConfig) listen(s *Socket) (err error) {
 // arrives earlier would have no credentials.
 func (c ListenConfig) prepare(s *Socket) error {
 	if s.addr.Type == Datagram {
-		if err := passCred(s.fd); err != nil {
+		if err := PassCred(s.fd); err != nil {
+			return err
+		}
+	}
+	if c.SendBuffer > 0 {
+		if err := SetSendBuffer(s.fd, c.SendBuffer); err != nil {
 			return err
 		}
 	}
@@ -170,11 +180,7 @@ func (s *Socket) identify() error {
 	if !ok {
 		return errors.New("it is not a Unix socket; pass one, ListenStream=/path in a systemd unit")
 	}
-	for _, t := range types {
-		if t.sotype() == sotype {
-			s.addr = Addr{t, name.Name}
-		}
-	}
+	s.addr = Addr{TypeOf(sotype), name.Name}
 	if s.addr.Path == "@" || s.addr.Path == "" { // how package unix shows an unnamed socket
 		return errors.New("it is a socket without an address; pass one that is bound")
 	}

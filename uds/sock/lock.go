@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/uds/sock/raw"
 	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
@@ -109,7 +110,7 @@ func removeLock(path, name string, denied error) error {
 
 // try takes the lock, or finds that this open file holds it already.
 func (l *lock) try() error {
-	err := retryErr(func() error { return unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	err := raw.Again(func() error { return unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	switch err {
 	case nil:
 		return nil

@@ -6,7 +6,7 @@ import (
 	"os"
 	"sync"
 
-	"golang.org/x/sys/unix"
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 // Listener hands a stream or seqpacket socket to package net. The listener
@@ -52,10 +52,7 @@ func NetPacketConn(fd int) (*net.UnixConn, error) {
 // Accept accepts a connection that waits at fd, for package net. The error is
 // EAGAIN if there is none.
 func Accept(fd int) (*net.UnixConn, error) {
-	n, err := retry(func() (int, error) {
-		n, _, err := unix.Accept4(fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		return n, err
-	})
+	n, err := raw.Retry(func() (int, error) { return raw.Accept(fd) })
 	if err != nil {
 		return nil, os.NewSyscallError("accept4", err)
 	}

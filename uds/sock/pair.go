@@ -24,5 +24,5 @@ func Pair() (own *Conn, other *os.File, err error) {
 	if err := errors.Join(err, first.Close()); err != nil {
 		return nil, nil, errors.Join(err, second.Close())
 	}
-	return &Conn{Conn: conn, addr: Addr{Type: Stream}}, second, nil
+	return &Conn{Conn: conn, sotype: Stream}, second, nil
 }

@@ -6,9 +6,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/sock/raw"
+	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
 // PeerCred returns the credentials of the process that made the other end of a
@@ -16,20 +19,31 @@ import (
 // process id as seen from here. The process id is 0 if that process lives in
 // another process id namespace. For a client, the peer is the process that
 // called listen(2) last. Datagram sockets have no peer credentials: user and
-// group are all ones. unix(7), SO_PEERCRED. c is a *[net.UnixConn] or a
-// *[Conn].
-func PeerCred(c syscall.Conn) (cred *unix.Ucred, err error) {
+// group are all ones. unix(7), SO_PEERCRED.
+func PeerCred(fd int) (*unix.Ucred, error) {
+	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
+}
+
+// PeerCred is [PeerCred] of the connection.
+func (c *Conn) PeerCred() (cred *unix.Ucred, err error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	ctrlErr := raw.Control(func(fd uintptr) { cred, err = peerCred(int(fd)) })
+	ctrlErr := raw.Control(func(fd uintptr) { cred, err = PeerCred(int(fd)) })
 	return cred, errors.Join(ctrlErr, err)
 }
 
-func peerCred(fd int) (*unix.Ucred, error) {
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
+// PeerName returns the address of the other end of a connection, see
+// [Sender.String].
+func PeerName(fd int) string {
+	var sa unix.RawSockaddrAny
+	size, err := raw.PeerName(fd, &sa)
+	if err != nil {
+		return ""
+	}
+	return Sender(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), size)).String()
 }
 
 // OverflowUID returns the user id that the kernel reports in place of one that
@@ -54,27 +68,4 @@ func Unmapped(uid uint32) bool { return uid == OverflowUID() && !mapsAllUsers() 
 // user of this process.
 func IsOwnUser(uid uint32) bool { return uid == uint32(os.Geteuid()) && !Unmapped(uid) }
 
-var mapsAllUsers = sync.OnceValue(func() bool {
-	text, err := os.ReadFile("/proc/self/uid_map")
-	return err == nil && mapsAll(string(text))
-})
-
-// mapsAll reports whether a uid_map maps all users. Each line has the first
-// number inside, the first outside, and the count. All users are 2^32-1,
-// because -1 is not a user.
-func mapsAll(uidMap string) bool {
-	mapped := uint64(0)
-	for line := range strings.Lines(uidMap) {
-		if f := strings.Fields(line); len(f) == 3 {
-			n, _ := strconv.ParseUint(f[2], 10, 32)
-			mapped += n
-		}
-	}
-	return mapped == 1<<32-1
-}
-
-// passCred makes the kernel add the sender's credentials to each message that
-// fd receives, unix(7), SO_PASSCRED.
-func passCred(fd int) error {
-	return os.NewSyscallError("setsockopt SO_PASSCRED", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
-}
+var mapsAllUsers = sync.OnceValue(why.MapsAllUsers)

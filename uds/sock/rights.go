@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 // ErrOpenFiles means that this process could not receive a message's
@@ -15,9 +17,44 @@ import (
 // that did arrive are closed.
 var ErrOpenFiles = errors.New("no room for another open file")
 
-// soPassRights is SO_PASSRIGHTS. If it is 0, sendmsg(2) fails with EPERM at the
-// other end if descriptors come along.
+// soPassRights is SO_PASSRIGHTS, of Linux 6.16, which lets a socket receive
+// descriptors. If it is off, sendmsg(2) fails with EPERM at the other end. A
+// connection inherits the option from the listening socket.
 const soPassRights = 83
+
+// RefuseRights makes the kernel refuse descriptors at a Unix socket of any
+// type: sendmsg(2) fails with EPERM at the other end. Call it before listen(2)
+// or connect(2): a connection inherits the option from the listening socket,
+// but one that waits to be accepted does not. Kernels before Linux 6.16 do not
+// know the option, see [RefusesRights].
+func RefuseRights(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, soPassRights, 0) }
+
+// CanRefuseRights reports whether the kernel knows [RefuseRights].
+func CanRefuseRights() bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = unix.Close(fd) }()
+	RefuseRights(fd)
+	return RefusesRights(fd)
+}
+
+// RefusesRights reports whether no descriptor can come through a socket,
+// because the kernel refuses them or because it is a TCP or UDP socket. Then
+// use [Receiver.Read].
+func RefusesRights(fd int) bool {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	passes, passErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, soPassRights)
+	return err == nil && domain != unix.AF_UNIX || passErr == nil && passes == 0
+}
+
+// PeekRights reports whether descriptors come with the next message of a Unix
+// socket. It leaves them there.
+func PeekRights(fd int) bool {
+	_, _, flags, err := peek(fd)
+	return err == nil && flags&unix.MSG_CTRUNC != 0
+}
 
 // SendFiles sends a message over a connection, and with it descriptors of this
 // process. The receiver gets new descriptors of the same open files, unix(7),
@@ -47,7 +84,7 @@ func SendFiles(fd int, message []byte, fds ...int) (n int, err error) {
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	n, err = retry(func() (int, error) {
+	n, err = raw.Retry(func() (int, error) {
 		return unix.SendmsgN(fd, message, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	})
 	switch err {
@@ -72,7 +109,7 @@ func ReceiveFiles(fd int, buf []byte, limit int) (n int, fds []int, cred *unix.U
 	// padding for one more descriptor.
 	control := make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgLen(4*limit))
 	var used, flags int
-	_, err = retry(func() (_ struct{}, err error) {
+	_, err = raw.Retry(func() (_ struct{}, err error) {
 		n, used, flags, _, err = unix.Recvmsg(fd, buf, control, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 		return
 	})

@@ -14,7 +14,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -86,7 +85,7 @@ func explain(path string, err error, denied func(path string) string) error {
 		cure = refused(path)
 	case unix.EPROTOTYPE:
 		cure = "the server's socket is of another type"
-		if t, err := probe(path); err == nil {
+		if t, err := Probe(path, nil); err == nil || err == unix.EAGAIN {
 			cure = fmt.Sprintf("%s is a %s socket; use %s:%s", path, t, t, path)
 		}
 	case unix.EAGAIN:
@@ -106,8 +105,8 @@ func refused(path string) string {
 	if text := why.Refused(path); text != "" {
 		return text
 	}
-	switch _, err := probe(path); err {
-	case errBound:
+	switch _, err := Probe(path, nil); err {
+	case ErrBound:
 		return fmt.Sprintf("%s: %v; keep trying, or use the path of a server's socket", path, err)
 	case unix.ECONNREFUSED:
 		return fmt.Sprintf("no process serves %s, the file is stale; start the server again, it replaces the file", path)
@@ -121,13 +120,13 @@ func refused(path string) string {
 func refusedAbstract(path string) string {
 	all, _ := why.Sockets()
 	for _, s := range all {
-		at := slices.IndexFunc(types, func(t Type) bool { return t.sotype() == int(s.SoType) })
+		t := TypeOf(int(s.SoType))
 		switch {
-		case at < 0 || !s.IsAbstract(path):
+		case t == "" || !s.IsAbstract(path):
 		case s.Serves():
-			return fmt.Sprintf("%s is the name of a %s socket; use %s:%s", path, types[at], types[at], path)
+			return fmt.Sprintf("%s is the name of a %s socket; use %s:%s", path, t, t, path)
 		case s.State != why.Established:
-			return fmt.Sprintf("%s: %v; keep trying, or use the name of a server's socket", path, errBound)
+			return fmt.Sprintf("%s: %v; keep trying, or use the name of a server's socket", path, ErrBound)
 		}
 	}
 	return fmt.Sprintf("no server has the name %s in this network namespace: abstract names do not cross containers", path)
@@ -143,19 +142,4 @@ func notKnown(path string) string {
 		}
 	}
 	return "what denies it is not known"
-}
-
-// retry repeats a system call as long as a signal interrupts it.
-func retry[T any](call func() (T, error)) (T, error) {
-	for {
-		v, err := call()
-		if err != unix.EINTR {
-			return v, err
-		}
-	}
-}
-
-func retryErr(call func() error) error {
-	_, err := retry(func() (struct{}, error) { return struct{}{}, call() })
-	return err
 }

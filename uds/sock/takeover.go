@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/uds/sock/raw"
 	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
@@ -150,7 +151,7 @@ func (h *Handover) listenControl() (err error) {
 	}
 	// A successor sends words only. Older kernels than Linux 6.16 do not know the
 	// option; there the successor, which has the same user or is root, is trusted.
-	_ = unix.SetsockoptInt(h.fd, unix.SOL_SOCKET, soPassRights, 0)
+	RefuseRights(h.fd)
 	h.control, err = bindFile(h.fd, h.path, 0o600, func() error {
 		return os.NewSyscallError("listen", unix.Listen(h.fd, backlogOrMax(0)))
 	})
@@ -163,7 +164,7 @@ func (h *Handover) ask(ctx context.Context, addrs []Addr) (err error) {
 	if h.peer, err = socket(Seqpacket); err != nil {
 		return err
 	}
-	err = retryErr(func() error { return unix.Connect(h.peer, &unix.SockaddrUnix{Name: h.path}) })
+	err = raw.Again(func() error { return unix.Connect(h.peer, &unix.SockaddrUnix{Name: h.path}) })
 	switch err {
 	case nil:
 	case unix.ENOENT, unix.ECONNREFUSED:
@@ -185,7 +186,7 @@ func (h *Handover) ask(ctx context.Context, addrs []Addr) (err error) {
 	default:
 		return Explain(h.path, err)
 	}
-	cred, err := peerCred(h.peer)
+	cred, err := PeerCred(h.peer)
 	if err != nil {
 		return err
 	}
@@ -386,12 +387,7 @@ func (h *Handover) claimed() error {
 // Orphaned reports whether the server from which the sockets are taken over
 // has ended.
 func (h *Handover) Orphaned() bool {
-	if !h.Pending() {
-		return false
-	}
-	poll := []unix.PollFd{{Fd: int32(h.peer)}}
-	_, err := retry(func() (int, error) { return unix.Poll(poll, 0) })
-	return err == nil && poll[0].Revents&unix.POLLHUP != 0
+	return h.Pending() && HungUp(h.peer)
 }
 
 // Commit tells the other server to release the sockets, because this one
@@ -433,10 +429,7 @@ func (h *Handover) Renew() error {
 // offer accepts the next server that asks, and sends it copies of the
 // descriptors.
 func (h *Handover) offer() error {
-	fd, err := retry(func() (int, error) {
-		fd, _, err := unix.Accept4(h.fd, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
-		return fd, err
-	})
+	fd, err := raw.Retry(func() (int, error) { return raw.Accept(h.fd) })
 	if err == unix.EAGAIN {
 		return nil
 	}
@@ -452,7 +445,7 @@ func (h *Handover) offer() error {
 }
 
 func (h *Handover) hello(fd int) error {
-	cred, err := peerCred(fd)
+	cred, err := PeerCred(fd)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 // From linux/unix_diag.h and linux/sock_diag.h; sock_diag(7) explains them.
@@ -78,13 +80,13 @@ func diagnose(number uint32) ([]Socket, error) {
 	request = binary.NativeEndian.AppendUint32(request, number) // udiag_ino
 	request = binary.NativeEndian.AppendUint32(request, showName|showVFS|showQueue|showUID)
 	request = binary.NativeEndian.AppendUint64(request, anyCookie)
-	if err := again(func() error { return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
+	if err := raw.Again(func() error { return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
 		return nil, os.NewSyscallError("sendto", err)
 	}
 	var all []Socket
 	for buf := make([]byte, 64<<10); ; { // the kernel sends at most 32 KiB at once
 		var n int
-		if err := again(func() (err error) { n, _, err = unix.Recvfrom(fd, buf, unix.MSG_TRUNC); return err }); err != nil {
+		if err := raw.Again(func() (err error) { n, _, err = unix.Recvfrom(fd, buf, unix.MSG_TRUNC); return err }); err != nil {
 			return nil, os.NewSyscallError("recvfrom", err)
 		}
 		if n > len(buf) {
@@ -96,15 +98,6 @@ func diagnose(number uint32) ([]Socket, error) {
 		}
 		if all = append(all, some...); done || number != 0 {
 			return all, nil
-		}
-	}
-}
-
-// again repeats a system call as long as a signal interrupts it.
-func again(call func() error) error {
-	for {
-		if err := call(); err != unix.EINTR {
-			return err
 		}
 	}
 }

@@ -350,9 +350,10 @@ func (a acl) cure(path string, st *unix.Stat_t, bit uint16, letter string) strin
 // mapped by its user namespace, user_namespaces(7); "" if every id maps to
 // itself. st is nil if the file cannot be seen.
 func namespaces(st *unix.Stat_t) string {
-	uids, gids := idMap("uid_map"), idMap("gid_map")
-	if uids.identity() && gids.identity() {
-		return ""
+	uids, uidErr := idMap("uid_map")
+	gids, gidErr := idMap("gid_map")
+	if uidErr != nil || gidErr != nil || uids.identity() && gids.identity() {
+		return "" // a kernel without user namespaces has no maps
 	}
 	text := fmt.Sprintf("a user namespace maps ids: this process is %s", pair(uids, gids, uint32(os.Geteuid()), uint32(os.Getegid())))
 	if st != nil {
@@ -368,18 +369,35 @@ func pair(uids, gids ids, uid, gid uint32) string {
 // ids are lines of a map: the first id inside, the first outside, the count.
 type ids [][3]uint32
 
-func idMap(name string) (m ids) {
+func idMap(name string) (ids, error) {
 	text, err := os.ReadFile("/proc/self/" + name)
-	if err != nil {
-		return ids{{0, 0, 1<<32 - 1}} // a kernel without user namespaces
-	}
-	for line := range strings.Lines(string(text)) {
+	return parseMap(string(text)), err
+}
+
+func parseMap(text string) (m ids) {
+	for line := range strings.Lines(text) {
 		var l [3]uint32
 		if _, err := fmt.Sscan(line, &l[0], &l[1], &l[2]); err == nil {
 			m = append(m, l)
 		}
 	}
 	return m
+}
+
+// MapsAllUsers reports whether every user has a number in this process's user
+// namespace; false if /proc does not tell.
+func MapsAllUsers() bool {
+	m, err := idMap("uid_map")
+	return err == nil && m.all()
+}
+
+// all reports whether the map holds all 2^32-1 ids: -1 is none.
+func (m ids) all() bool {
+	mapped := uint64(0)
+	for _, l := range m {
+		mapped += uint64(l[2])
+	}
+	return mapped == 1<<32-1
 }
 
 func (m ids) identity() bool { return len(m) == 1 && m[0] == [3]uint32{0, 0, 1<<32 - 1} }

@@ -1,4 +1,4 @@
-package transport_test
+package socktest
 
 import (
 	"bytes"
@@ -18,22 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
-
-// pair returns two sockets of a type that keeps boundaries, connected to each
-// other.
-func pair(t *testing.T, typ transport.Type) (a, b int) {
-	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, sotypes[typ]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	check(t, err)
-	t.Cleanup(func() {
-		check(t, unix.Close(fds[0]))
-		check(t, unix.Close(fds[1]))
-	})
-	return fds[0], fds[1]
-}
 
 // send sends from a raw socket.
 func send(t *testing.T, fd int, message string) {
@@ -42,13 +28,13 @@ func send(t *testing.T, fd int, message string) {
 }
 
 // receiving are the ways to receive a message.
-var receiving = map[string]func(t *testing.T, r *transport.Receiver, fd int) ([]byte, error){
-	"alone": func(_ *testing.T, r *transport.Receiver, fd int) ([]byte, error) { return r.Receive(fd) },
-	"with credentials": func(t *testing.T, r *transport.Receiver, fd int) ([]byte, error) {
-		check(t, transport.PassCred(fd))
+var receiving = map[string]func(t *testing.T, r *sock.Receiver, fd int) ([]byte, error){
+	"alone": func(_ *testing.T, r *sock.Receiver, fd int) ([]byte, error) { return r.Receive(fd) },
+	"with credentials": func(t *testing.T, r *sock.Receiver, fd int) ([]byte, error) {
+		check(t, sock.PassCred(fd))
 		return r.ReceiveCred(fd)
 	},
-	"as a record": func(t *testing.T, r *transport.Receiver, fd int) ([]byte, error) {
+	"as a record": func(t *testing.T, r *sock.Receiver, fd int) ([]byte, error) {
 		record, end, err := r.ReceiveRecord(fd)
 		if end {
 			t.Error("a message is taken for the end")
@@ -58,12 +44,12 @@ var receiving = map[string]func(t *testing.T, r *transport.Receiver, fd int) ([]
 }
 
 // eachWay runs a test for both types and all ways to receive.
-func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *transport.Receiver) ([]byte, error))) {
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *sock.Receiver) ([]byte, error))) {
+	for _, typ := range []sock.Type{sock.Datagram, sock.Seqpacket} {
 		for name, receive := range receiving {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				a, b := pair(t, typ)
-				test(t, a, b, func(r *transport.Receiver) ([]byte, error) { return receive(t, r, b) })
+				test(t, a, b, func(r *sock.Receiver) ([]byte, error) { return receive(t, r, b) })
 			})
 		}
 	}
@@ -71,8 +57,8 @@ func eachWay(t *testing.T, test func(t *testing.T, a, b int, receive func(r *tra
 
 func TestReceiveGivesWholeMessagesInOrder(t *testing.T) {
 	t.Parallel()
-	eachWay(t, func(t *testing.T, a, _ int, receive func(r *transport.Receiver) ([]byte, error)) {
-		r := transport.NewReceiver(65536)
+	eachWay(t, func(t *testing.T, a, _ int, receive func(r *sock.Receiver) ([]byte, error)) {
+		r := sock.NewReceiver(65536)
 		for _, size := range []int{1, 0, 16, 0, 0, 17, 65536} {
 			sent := bytes.Repeat([]byte{byte(size)}, size)
 			send(t, a, "before")
@@ -94,11 +80,11 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 	t.Parallel()
 	const rounds = 100
 	sizes := []int{17, 1000, 200_000}
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Datagram, sock.Seqpacket} {
 		for name, receive := range receiving {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				a, b := pair(t, typ)
-				r := transport.NewReceiver(16)
+				r := sock.NewReceiver(16)
 				for _, size := range sizes {
 					larger := make([]byte, size)
 					for range rounds {
@@ -123,7 +109,7 @@ func TestReceiveOfLargerMessageIsAnErrorWithTheLimitAndNeverAPrefix(t *testing.T
 // wantSize wants the error to contain the message's size and the limit.
 func wantSize(t *testing.T, err error, size, limit int) {
 	t.Helper()
-	var e *transport.SizeError
+	var e *sock.SizeError
 	if !errors.As(err, &e) || e.Size != size || e.Limit != limit {
 		t.Fatalf("%v does not report that %d bytes are more than %d", err, size, limit)
 	}
@@ -131,8 +117,8 @@ func wantSize(t *testing.T, err error, size, limit int) {
 
 func TestReceiverOfSizeZeroStillDistinguishesEmptyFromMore(t *testing.T) {
 	t.Parallel()
-	a, b := pair(t, transport.Datagram)
-	r := transport.NewReceiver(0)
+	a, b := pair(t, sock.Datagram)
+	r := sock.NewReceiver(0)
 	send(t, a, "")
 	if got, err := r.Receive(b); err != nil || len(got) > 0 {
 		t.Errorf("received %q, %v", got, err)
@@ -152,8 +138,8 @@ func TestDescriptorsThatComeAlongAreRefusedAndNoneStaysOpen(t *testing.T) {
 		for i := range fds {
 			fds[i] = int(null.Fd())
 		}
-		eachWay(t, func(t *testing.T, a, _ int, receive func(r *transport.Receiver) ([]byte, error)) {
-			r := transport.NewReceiver(100)
+		eachWay(t, func(t *testing.T, a, _ int, receive func(r *sock.Receiver) ([]byte, error)) {
+			r := sock.NewReceiver(100)
 			before := descriptors(t)
 			check(t, unix.Sendmsg(a, []byte("take these"), unix.UnixRights(fds...), nil, 0))
 			send(t, a, "next")
@@ -185,7 +171,7 @@ func TestDrainReportsWhetherAnythingIsLeft(t *testing.T) {
 					check(t, unix.Shutdown(fds[0], unix.SHUT_RDWR))
 				}
 				want := sent == "nothing" || sent == "" && typ == unix.SOCK_STREAM
-				if got := transport.Drain(fds[1]); got != want {
+				if got := sock.Drain(fds[1]); got != want {
 					t.Errorf("type %d, sent %q, ended %t: empty is %t", typ, sent, ended, got)
 				}
 				check(t, errors.Join(unix.Close(fds[0]), unix.Close(fds[1])))
@@ -206,7 +192,7 @@ func TestReceiveRecordDistinguishesEmptyRecordFromTheEnd(t *testing.T) {
 			check(t, err)
 			a, b := fds[0], fds[1]
 			defer func() { check(t, unix.Close(b)) }()
-			r := transport.NewReceiver(100)
+			r := sock.NewReceiver(100)
 			_, ended, err := r.ReceiveRecord(b)
 			if ended || err != unix.EAGAIN {
 				t.Fatalf("before anything came: end %t, %v", ended, err)
@@ -235,9 +221,9 @@ func TestReceiveRecordDistinguishesEmptyRecordFromTheEnd(t *testing.T) {
 }
 
 // received returns a receiver that has read one message of a datagram socket.
-func received(t *testing.T, fd int) *transport.Receiver {
+func received(t *testing.T, fd int) *sock.Receiver {
 	t.Helper()
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	_, err := r.ReceiveCred(fd)
 	check(t, err)
 	return r
@@ -246,10 +232,10 @@ func received(t *testing.T, fd int) *transport.Receiver {
 func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
+	s := listen(t, sock.ListenConfig{}, datagram(d+"/s"))
 	longest := d + "/" + strings.Repeat("c", sock.MaxPath-len(d)-1)
 	for _, name := range []string{d + "/client", longest, sock.AutoName("@"), "@" + strings.Repeat("c", 106), ""} {
-		conn, err := transport.DialConfig{Bind: name}.Dial(t.Context(), s.Addr)
+		conn, err := sock.Dial(t.Context(), s.Addr(), sock.DialConfig{Bind: name})
 		check(t, err)
 		check(t, conn.Send([]byte("hello")))
 		r := received(t, s.FD())
@@ -258,50 +244,23 @@ func TestSenderIsTheSenderOfTheLastMessage(t *testing.T) {
 		}
 		if want := name != "" && name[0] != '@'; r.Peek() != r.Sender() || r.Sender().IsPath() != want {
 			t.Errorf("%q is a path: %t", name, !want)
-		} else if want && transport.Path(name).String() != name {
-			t.Errorf("the address of %q is %q", name, transport.Path(name))
+		} else if want && sock.Path(name).String() != name {
+			t.Errorf("the address of %q is %q", name, sock.Path(name))
 		}
 		if r.Named() != (name != "") {
 			t.Errorf("%q: named is %t", name, r.Named())
 		}
 		if name != "" {
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
-			check(t, transport.ReplyTo(s.FD(), []byte("one"), r.Peek()))
-			check(t, transport.ReplyTo(s.FD(), []byte("two"), r.Sender()))
+			check(t, sock.ReplyTo(s.FD(), []byte("one"), r.Peek()))
+			check(t, sock.ReplyTo(s.FD(), []byte("two"), r.Sender()))
 			for _, want := range []string{"one", "two"} {
-				if got, err := conn.Receive(transport.NewReceiver(100)); err != nil || string(got) != want {
+				if got, err := conn.Receive(sock.NewReceiver(100)); err != nil || string(got) != want {
 					t.Errorf("%q: received %q, %v", name, got, err)
 				}
 			}
 		}
 		check(t, conn.Close())
-	}
-}
-
-func TestSenderOverUDPIsItsHostAndPort(t *testing.T) {
-	t.Parallel()
-	server, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	check(t, err)
-	defer func() { check(t, server.Close()) }()
-	conn := dial(t, transport.Addr{Type: transport.UDP, Path: server.LocalAddr().String()})
-	check(t, conn.SetDeadline(time.Now().Add(patience)))
-	check(t, conn.Send([]byte("hello")))
-	raw, err := server.SyscallConn()
-	check(t, err)
-	r := transport.NewReceiver(100)
-	check(t, raw.Read(func(fd uintptr) bool {
-		var message []byte
-		if message, err = r.Receive(int(fd)); err != unix.EAGAIN && string(message) == "hello" {
-			err = transport.ReplyTo(int(fd), []byte("hello yourself"), r.Peek())
-		}
-		return err != unix.EAGAIN
-	}))
-	check(t, err)
-	if got, want := r.Sender().String(), conn.LocalAddr().String(); got != want {
-		t.Errorf("the sender is %s, not %s", got, want)
-	}
-	if got, err := conn.Receive(transport.NewReceiver(100)); err != nil || string(got) != "hello yourself" {
-		t.Errorf("received %q, %v", got, err)
 	}
 }
 
@@ -324,7 +283,7 @@ func TestSenderString(t *testing.T) {
 		{family(unix.AF_INET6) + "\x00\x01" + "\x00\x00\x00\x00" + string(net.IPv6loopback) + "\x00\x00\x00\x00", "[::1]:1"},
 		{family(unix.AF_NETLINK) + "somebody", ""},
 	} {
-		if got := transport.Sender(tt.raw).String(); got != tt.want {
+		if got := sock.Sender(tt.raw).String(); got != tt.want {
 			t.Errorf("%q reads %q, not %q", tt.raw, got, tt.want)
 		}
 	}
@@ -337,7 +296,7 @@ func FuzzSender(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
-		name := transport.Sender(raw).String()
+		name := sock.Sender(raw).String()
 		var family uint16
 		if len(raw) > 2 {
 			family = binary.NativeEndian.Uint16([]byte(raw))
@@ -362,12 +321,12 @@ func FuzzSender(f *testing.F) {
 
 func TestReceiveAloneHasNoCredentials(t *testing.T) {
 	t.Parallel()
-	a, b := pair(t, transport.Datagram)
+	a, b := pair(t, sock.Datagram)
 	send(t, a, "hello")
 	if cred, ok := received(t, b).Cred(); ok {
 		t.Errorf("without a request, the credentials are %+v", cred)
 	}
-	err := transport.PassCred(-1)
+	err := sock.PassCred(-1)
 	wantError(t, err, unix.EBADF, "SO_PASSCRED")
 }
 
@@ -375,15 +334,15 @@ func TestReceiveAloneHasNoCredentials(t *testing.T) {
 //
 // Not parallel: it counts the allocations of the process.
 func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
-	s := listen(t, transport.ListenConfig{}, datagram(sock.AutoName("@")))
-	check(t, transport.PassCred(s.FD()))
+	s := listen(t, sock.ListenConfig{}, datagram(sock.AutoName("@")))
+	check(t, sock.PassCred(s.FD()))
 	client, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	defer func() { check(t, unix.Close(client)) }()
 	check(t, unix.Bind(client, &unix.SockaddrUnix{Name: sock.AutoName("@")}))
-	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: s.Addr.Path}))
+	check(t, unix.Connect(client, &unix.SockaddrUnix{Name: s.Addr().Path}))
 
-	r, sent, back := transport.NewReceiver(1000), make([]byte, 1000), make([]byte, 1000)
+	r, sent, back := sock.NewReceiver(1000), make([]byte, 1000), make([]byte, 1000)
 	allocs := testing.AllocsPerRun(1000, func() {
 		if _, err := unix.Write(client, sent); err != nil {
 			t.Fatal(err)
@@ -395,7 +354,7 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 		if _, ok := r.Cred(); !ok || !r.Named() {
 			t.Fatal("it has no sender")
 		}
-		if err := transport.ReplyTo(s.FD(), message, r.Peek()); err != nil {
+		if err := sock.ReplyTo(s.FD(), message, r.Peek()); err != nil {
 			t.Fatal(err)
 		}
 		if n, err := unix.Read(client, back); err != nil || n != len(sent) {
@@ -410,53 +369,53 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 func TestReplyErrorsAreErrnos(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	s := listen(t, transport.ListenConfig{SendBuffer: 5000}, datagram(d+"/s"))
+	s := listen(t, sock.ListenConfig{SendBuffer: 5000}, datagram(d+"/s"))
 	// Not connected, so that its queue has a limit.
 	client, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/client", Net: "unixgram"})
 	check(t, err)
 	_, err = client.WriteTo([]byte("hello"), &net.UnixAddr{Name: d + "/s", Net: "unixgram"})
 	check(t, err)
 	r := received(t, s.FD())
-	if err := transport.ReplyTo(s.FD(), make([]byte, 10_000), r.Peek()); err != unix.EMSGSIZE {
+	if err := sock.ReplyTo(s.FD(), make([]byte, 10_000), r.Peek()); err != unix.EMSGSIZE {
 		t.Errorf("a reply larger than the send buffer: %v", err)
 	}
-	for err = nil; err == nil; err = transport.ReplyTo(s.FD(), nil, r.Peek()) {
+	for err = nil; err == nil; err = sock.ReplyTo(s.FD(), nil, r.Peek()) {
 	}
 	if err != unix.EAGAIN {
 		t.Errorf("the client's queue is full: %v", err)
 	}
 	check(t, client.Close())
-	if err := transport.ReplyTo(s.FD(), nil, r.Peek()); err != unix.ECONNREFUSED {
+	if err := sock.ReplyTo(s.FD(), nil, r.Peek()); err != unix.ECONNREFUSED {
 		t.Errorf("the client is closed: %v", err)
 	}
 	check(t, os.Remove(d+"/client"))
-	if err := transport.ReplyTo(s.FD(), nil, r.Sender()); err != unix.ENOENT {
+	if err := sock.ReplyTo(s.FD(), nil, r.Sender()); err != unix.ENOENT {
 		t.Errorf("the client is gone: %v", err)
 	}
 }
 
 func TestMaxMessageIsWhatAnyUserCanSend(t *testing.T) {
 	t.Parallel()
-	a, _ := pair(t, transport.Datagram)
+	a, _ := pair(t, sock.Datagram)
 	wmem := testkit.Setting(t, "core/wmem_max")
-	check(t, transport.SetSendBuffer(a, 2*wmem))
-	limit, err := transport.SendLimit(a)
+	check(t, sock.SetSendBuffer(a, 2*wmem))
+	limit, err := sock.SendLimit(a)
 	check(t, err)
-	if limit != transport.MaxMessage() || limit != 2*wmem-32 {
-		t.Errorf("the largest send buffer is for %d bytes, MaxMessage is %d, wmem_max %d", limit, transport.MaxMessage(), wmem)
+	if limit != sock.MaxMessage() || limit != 2*wmem-32 {
+		t.Errorf("the largest send buffer is for %d bytes, MaxMessage is %d, wmem_max %d", limit, sock.MaxMessage(), wmem)
 	}
 }
 
 func TestGrowSendBufferAsFarAsTheSystemAllows(t *testing.T) {
 	t.Parallel()
-	addr := transport.Addr{Type: transport.Stream, Path: dir(t) + "/s"}
-	listen(t, transport.ListenConfig{}, addr)
+	addr := sock.Addr{Type: sock.Stream, Path: dir(t) + "/s"}
+	listen(t, sock.ListenConfig{}, addr)
 	conn := dial(t, addr)
 	wmem := testkit.Setting(t, "core/wmem_max")
 	limit := func() (n int) {
 		raw, err := conn.SyscallConn()
 		check(t, err)
-		check(t, raw.Control(func(fd uintptr) { n, err = transport.SendLimit(int(fd)) }))
+		check(t, raw.Control(func(fd uintptr) { n, err = sock.SendLimit(int(fd)) }))
 		check(t, err)
 		return n + 32
 	}
@@ -473,24 +432,24 @@ func TestGrowSendBufferAsFarAsTheSystemAllows(t *testing.T) {
 
 func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 	t.Parallel()
-	a, _ := pair(t, transport.Seqpacket)
+	a, _ := pair(t, sock.Seqpacket)
 	wmem := testkit.Setting(t, "core/wmem_max")
-	err := transport.SetSendBuffer(a, 2*wmem+1)
+	err := sock.SetSendBuffer(a, 2*wmem+1)
 	if err == nil {
 		t.Fatal("no error")
 	}
 	testkit.WantWords(t, err.Error(), fmt.Sprintf("send buffer of %d bytes: the system allows %d; raise net.core.wmem_max", 2*wmem+1, 2*wmem))
-	wantError(t, transport.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
+	wantError(t, sock.SetSendBuffer(-1, 5000), unix.EBADF, "SO_SNDBUF")
 
 	d := dir(t)
-	_, err = transport.ListenConfig{SendBuffer: 2*wmem + 1}.Listen(datagram(d + "/s"))
+	_, err = sock.ListenConfig{SendBuffer: 2*wmem + 1}.Listen(datagram(d + "/s"))
 	if err == nil {
 		t.Fatal("no error")
 	}
 	testkit.WantWords(t, err.Error(), "listen datagram:"+d+"/s: send buffer of ", strconv.Itoa(2*wmem))
 	testkit.WantFiles(t, d)
-	s := listen(t, transport.ListenConfig{}, datagram(d+"/s"))
-	_, err = transport.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1}.Dial(t.Context(), s.Addr)
+	s := listen(t, sock.ListenConfig{}, datagram(d+"/s"))
+	_, err = sock.Dial(t.Context(), s.Addr(), sock.DialConfig{Bind: d + "/client", SendBuffer: 2*wmem + 1})
 	if err == nil {
 		t.Fatal("no error")
 	}
@@ -500,10 +459,10 @@ func TestSetSendBufferOverTheSystemsLimit(t *testing.T) {
 
 func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 	t.Parallel()
-	a, b := pair(t, transport.Seqpacket)
+	a, b := pair(t, sock.Seqpacket)
 	for _, buffer := range []int{5000, 5001, 100_000, 300_000} {
-		check(t, transport.SetSendBuffer(a, buffer))
-		limit, err := transport.SendLimit(a)
+		check(t, sock.SetSendBuffer(a, buffer))
+		limit, err := sock.SendLimit(a)
 		check(t, err)
 		if limit < buffer-32 || limit > buffer+1-32 {
 			t.Errorf("a send buffer of %d is for %d bytes", buffer, limit)
@@ -516,38 +475,38 @@ func TestSendLimitIs32BytesLessThanTheSendBuffer(t *testing.T) {
 		if err != unix.EMSGSIZE {
 			t.Errorf("one byte more: %v", err)
 		}
-		wantError(t, transport.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
+		wantError(t, sock.ExplainSize(a, limit+1, err), unix.EMSGSIZE, "EMSGSIZE",
 			fmt.Sprintf("%d bytes, the socket sends at most %d; raise SO_SNDBUF", limit+1, limit))
 	}
-	if err := transport.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
+	if err := sock.ExplainSize(a, 1, unix.EPIPE); err != unix.EPIPE {
 		t.Errorf("another error becomes %v", err)
 	}
-	_, err := transport.SendLimit(-1)
+	_, err := sock.SendLimit(-1)
 	wantError(t, err, unix.EBADF)
 }
 
 // Not parallel: it counts what the process allocates.
 func TestF25OversizeMessageIsAnErrorWithTheLimit(t *testing.T) {
 	const rounds = 100
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+	for _, typ := range []sock.Type{sock.Datagram, sock.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			s := listen(t, transport.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"})
+			s := listen(t, sock.ListenConfig{}, sock.Addr{Type: typ, Path: dir(t) + "/s"})
 			// The default, unless net.core.wmem_default was changed.
-			conn, err := transport.DialConfig{SendBuffer: 212_992}.Dial(t.Context(), s.Addr)
+			conn, err := sock.Dial(t.Context(), s.Addr(), sock.DialConfig{SendBuffer: 212_992})
 			check(t, err)
 			defer func() { check(t, conn.Close()) }()
 			check(t, conn.SetDeadline(time.Now().Add(patience)))
 			fd := s.FD()
-			if typ == transport.Seqpacket {
+			if typ == sock.Seqpacket {
 				fd, _, err = unix.Accept(s.FD())
 				check(t, err)
 				defer func() { check(t, unix.Close(fd)) }()
 			}
 			// One byte more than fits, and one byte more than the receiver's
 			// size, from a peer that may send larger messages than others.
-			small := transport.NewReceiver(212_959)
+			small := sock.NewReceiver(212_959)
 			whole, larger := make([]byte, 212_960), make([]byte, 212_961)
-			receiver := transport.NewReceiver(transport.MaxMessage())
+			receiver := sock.NewReceiver(sock.MaxMessage())
 			before := allocated()
 			for range rounds {
 				err := conn.Send(larger)
@@ -582,16 +541,10 @@ func allocated() uint64 {
 	return m.TotalAlloc
 }
 
-func TestOversizeDatagramOverUDP(t *testing.T) {
-	t.Parallel()
-	conn := dial(t, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:9"})
-	wantError(t, conn.Send(make([]byte, 65_508)), unix.EMSGSIZE, "65508 bytes, the socket sends at most 65507; send smaller ones")
-}
-
 func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 	t.Parallel()
-	s := listen(t, transport.ListenConfig{}, transport.Addr{Type: transport.Seqpacket, Path: dir(t) + "/s"})
-	conn := dial(t, s.Addr)
+	s := listen(t, sock.ListenConfig{}, sock.Addr{Type: sock.Seqpacket, Path: dir(t) + "/s"})
+	conn := dial(t, s.Addr())
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
 	fd, _, err := unix.Accept(s.FD())
 	check(t, err)
@@ -599,7 +552,7 @@ func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 		send(t, fd, record)
 	}
 	check(t, unix.Close(fd))
-	r := transport.NewReceiver(100)
+	r := sock.NewReceiver(100)
 	for _, want := range []string{"one", "", "two", ""} {
 		if got, err := conn.Receive(r); err != nil || string(got) != want {
 			t.Fatalf("received %q, %v, not %q", got, err, want)
@@ -615,10 +568,10 @@ func TestConnReceivesMessagesAndThenTheEnd(t *testing.T) {
 
 func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
-		conn := dial(t, listen(t, transport.ListenConfig{}, transport.Addr{Type: typ, Path: dir(t) + "/s"}).Addr)
+	for _, typ := range []sock.Type{sock.Datagram, sock.Seqpacket} {
+		conn := dial(t, listen(t, sock.ListenConfig{}, sock.Addr{Type: typ, Path: dir(t) + "/s"}).Addr())
 		check(t, conn.SetDeadline(time.Now().Add(50*time.Millisecond)))
-		if _, err := conn.Receive(transport.NewReceiver(100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := conn.Receive(sock.NewReceiver(100)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: receive: %v", typ, err)
 		}
 		var err error
@@ -627,31 +580,6 @@ func TestConnReceiveAndSendWaitNoLongerThanTheDeadline(t *testing.T) {
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("%s: send: %v", typ, err)
-		}
-	}
-}
-
-func TestListenAndDialInternetAddresses(t *testing.T) {
-	t.Parallel()
-	for _, typ := range []transport.Type{transport.TCP, transport.UDP} {
-		s := listen(t, transport.ListenConfig{Backlog: 8}, transport.Addr{Type: typ, Path: "127.0.0.1:0"})
-		sa, err := unix.Getsockname(s.FD())
-		check(t, err)
-		a := transport.Addr{Type: typ, Path: "127.0.0.1:" + strconv.Itoa(sa.(*unix.SockaddrInet4).Port)}
-		conn, err := transport.DialConfig{Bind: "names are for Unix sockets"}.Dial(t.Context(), a)
-		check(t, err)
-		if conn.Type() != typ {
-			t.Errorf("the connection's type is %s", conn.Type())
-		}
-		check(t, conn.Close())
-		_, err = transport.ListenConfig{}.Listen(a)
-		wantError(t, err, unix.EADDRINUSE, "listen "+a.String())
-		check(t, s.Close())
-		if conn, err := (transport.DialConfig{}).Dial(t.Context(), a); typ == transport.TCP {
-			wantError(t, err, unix.ECONNREFUSED, "connect "+a.String())
-		} else {
-			check(t, err)
-			check(t, conn.Close())
 		}
 	}
 }

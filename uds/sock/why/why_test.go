@@ -1,4 +1,4 @@
-package sock
+package why
 
 import "testing"
 
@@ -13,7 +13,7 @@ func TestUserNamespacesThatMapAllUsers(t *testing.T) {
 		"":                                       false,
 		"what no kernel says\n\n1 2\n0 0 many\n": false,
 	} {
-		if got := mapsAll(uidMap); got != want {
+		if got := parseMap(uidMap).all(); got != want {
 			t.Errorf("%q maps all users: %t", uidMap, got)
 		}
 	}

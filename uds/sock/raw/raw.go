@@ -1,7 +1,7 @@
 // Package raw makes the system calls that every message needs, without telling
 // the Go scheduler: announcing a call that may block costs a good part of the
 // call itself, and none of these calls blocks. The descriptors are
-// non-blocking.
+// non-blocking. [Retry] is for other calls.
 package raw
 
 import (
@@ -64,4 +64,20 @@ func result(n, _ uintptr, errno syscall.Errno) (int, error) {
 		return -1, errno
 	}
 	return int(n), nil
+}
+
+// Retry repeats a system call as long as a signal interrupts it.
+func Retry[T any](call func() (T, error)) (T, error) {
+	for {
+		v, err := call()
+		if err != unix.EINTR {
+			return v, err
+		}
+	}
+}
+
+// Again is [Retry] of a call that returns nothing else.
+func Again(call func() error) error {
+	_, err := Retry(func() (struct{}, error) { return struct{}{}, call() })
+	return err
 }

@@ -1,30 +1,18 @@
-package transport
+package sock
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/raw"
-	"github.com/udsecho/udsecho/uds/sock"
+	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
-// Overhead is the part of the send buffer that unix(7) reserves: the largest
-// message is SO_SNDBUF less 32 bytes.
-const Overhead = 32
-
-// maxUDP is the largest payload in bytes of a UDP datagram over IPv4, udp(7).
-const maxUDP = 65507
-
 // A SizeError means that a message is too large: to be received, which is an
-// [sock.ErrTruncated], or to be sent, which is EMSGSIZE.
+// [ErrTruncated], or to be sent, which is EMSGSIZE.
 type SizeError struct {
 	Size, Limit int // in bytes
 	err         error
@@ -32,65 +20,14 @@ type SizeError struct {
 }
 
 func (e *SizeError) Error() string {
-	if e.err == sock.ErrTruncated {
+	if e.err == ErrTruncated {
 		return fmt.Sprintf("%v: %d bytes, %d fit", e.err, e.Size, e.Limit)
 	}
 	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d; %s", e.err, e.Size, e.Limit, e.cure)
 }
 
-// Unwrap returns sock.ErrTruncated or EMSGSIZE.
+// Unwrap returns ErrTruncated or EMSGSIZE.
 func (e *SizeError) Unwrap() error { return e.err }
-
-// MaxMessage returns the size in bytes of the largest message that any process
-// without privileges can send on this system: twice net.core.wmem_max, which
-// the kernel doubles, less the 32 bytes that it reserves.
-func MaxMessage() int {
-	wmem := 212992 // the kernel's default
-	if text, err := os.ReadFile("/proc/sys/net/core/wmem_max"); err == nil {
-		if n, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
-			wmem = n
-		}
-	}
-	return 2*wmem - Overhead
-}
-
-// SendLimit returns the size in bytes of the largest message that fd can send.
-func SendLimit(fd int) (int, error) {
-	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || domain != unix.AF_UNIX {
-		return maxUDP, os.NewSyscallError("getsockopt SO_DOMAIN", err)
-	}
-	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
-	return n - Overhead, os.NewSyscallError("getsockopt SO_SNDBUF", err)
-}
-
-// SetSendBuffer sets SO_SNDBUF of fd to n bytes, as the kernel counts them: it
-// doubles the requested value. It is an error if the system allows less.
-func SetSendBuffer(fd, n int) error {
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, (n+1)/2); err != nil {
-		return os.NewSyscallError("setsockopt SO_SNDBUF", err)
-	}
-	limit, err := SendLimit(fd)
-	if err != nil {
-		return err
-	}
-	if got := limit + Overhead; got < n {
-		return fmt.Errorf("send buffer of %d bytes: the system allows %d; raise net.core.wmem_max", n, got)
-	}
-	return nil
-}
-
-// DefaultSendBuffer returns SO_SNDBUF of a new Unix socket, in bytes as the
-// kernel counts them: net.core.wmem_default, socket(7).
-func DefaultSendBuffer() int {
-	n := 212992 // the kernel's default
-	if fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err == nil {
-		if size, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF); err == nil {
-			n = size
-		}
-		_ = unix.Close(fd)
-	}
-	return n
-}
 
 // A Receiver receives messages from datagram, seqpacket and UDP sockets, one
 // at a time and whole, and can send a reply to the sender of the last one.
@@ -126,26 +63,13 @@ func NewReceiver(size int) *Receiver { return &Receiver{buf: make([]byte, max(si
 func (r *Receiver) TakeRights() { r.rights = true }
 
 // Files returns the descriptors that came with the last message: after
-// [Receiver.ReceiveFiles], or with an error, [sock.ErrDescriptors] or that of a
+// [Receiver.ReceiveFiles], or with an error, [ErrDescriptors] or that of a
 // message larger than the receiver. The caller closes them, and not where it
 // must not wait. If the process had reached its limit of open files, the kernel
 // has closed the others. Without [Receiver.TakeRights] there are none.
 func (r *Receiver) Files() (fds []int) {
-	if !r.rights {
-		return nil
-	}
-	for b := r.control[:r.hdr.Controllen]; len(b) >= unix.SizeofCmsghdr; {
-		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
-		size := min(int(h.Len), len(b))
-		if size < unix.SizeofCmsghdr {
-			break
-		}
-		if h.Level == unix.SOL_SOCKET && h.Type == unix.SCM_RIGHTS {
-			for data := b[unix.SizeofCmsghdr:size]; len(data) >= 4; data = data[4:] {
-				fds = append(fds, int(int32(binary.NativeEndian.Uint32(data))))
-			}
-		}
-		b = b[min(unix.CmsgSpace(size-unix.SizeofCmsghdr), len(b)):]
+	if r.rights && r.withRights() {
+		fds, _, _ = ParseControl(r.control[:r.hdr.Controllen])
 	}
 	return fds
 }
@@ -161,7 +85,7 @@ func (r *Receiver) withRights() bool {
 
 // Receive receives the next message of fd, which is valid until the next call.
 // The error is EAGAIN if there is none, a [SizeError] for a message larger
-// than the receiver, [sock.ErrDescriptors], or an errno of recvmsg(2). An empty
+// than the receiver, [ErrDescriptors], or an errno of recvmsg(2). An empty
 // message is a valid message; on a seqpacket socket the end of the connection
 // looks the same, see [Receiver.ReceiveRecord].
 func (r *Receiver) Receive(fd int) ([]byte, error) { return r.receive(fd, 0, false) }
@@ -171,13 +95,13 @@ func (r *Receiver) ReceiveCred(fd int) ([]byte, error) { return r.receive(fd, co
 
 // ReceiveFiles is Receive, and ReceiveCred if [PassCred] is on, for a receiver
 // that takes descriptors and returns them with their message, see
-// [Receiver.Files], also after an error. The error is [sock.ErrOpenFiles] if not
+// [Receiver.Files], also after an error. The error is [ErrOpenFiles] if not
 // all could be received.
 func (r *Receiver) ReceiveFiles(fd int) ([]byte, error) { return r.receive(fd, 0, true) }
 
 // ReceiveStream receives the available bytes of a stream socket, at most most
 // and the receiver's size; zero bytes mean end of file. If descriptors came along, it
-// returns [sock.ErrDescriptors]; read(2) would close them silently.
+// returns [ErrDescriptors]; read(2) would close them silently.
 func (r *Receiver) ReceiveStream(fd, most int) ([]byte, error) {
 	r.prepare(0)
 	r.iov.SetLen(min(most, len(r.buf)))
@@ -187,49 +111,9 @@ func (r *Receiver) ReceiveStream(fd, most int) ([]byte, error) {
 		r.hdr.SetControllen(0)
 		return nil, err
 	case r.withRights():
-		return nil, sock.ErrDescriptors
+		return nil, ErrDescriptors
 	}
 	return r.buf[:n], nil
-}
-
-// soPassRights is SO_PASSRIGHTS, of Linux 6.16, which lets a socket receive
-// descriptors. If it is off, sendmsg(2) fails with EPERM at the other end. A
-// connection inherits the option from the listening socket.
-const soPassRights = 83
-
-// RefuseRights makes the kernel refuse descriptors at a Unix socket of any
-// type: sendmsg(2) fails with EPERM at the other end. Call it before listen(2)
-// or connect(2): a connection inherits the option from the listening socket,
-// but one that waits to be accepted does not. Kernels before Linux 6.16 do not
-// know the option, see [RefusesRights].
-func RefuseRights(fd int) { _ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, soPassRights, 0) }
-
-// refuseRights is RefuseRights for a socket that is not bound yet. A bound one,
-// which another process has handed over, keeps its setting: descriptors may wait
-// in it already.
-func refuseRights(fd int) {
-	sa, _ := unix.Getsockname(fd)
-	if name, ok := sa.(*unix.SockaddrUnix); ok && (name.Name == "" || name.Name == "@") { // how package unix shows an unnamed socket
-		RefuseRights(fd)
-	}
-}
-
-// CanRefuseRights reports whether the kernel knows [RefuseRights].
-func CanRefuseRights() bool {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer func() { _ = unix.Close(fd) }()
-	RefuseRights(fd)
-	return RefusesRights(fd)
-}
-
-// PeekRights reports whether descriptors come with the next message of a Unix
-// socket. It leaves them there.
-func PeekRights(fd int) bool {
-	_, _, flags, err := peek(fd)
-	return err == nil && flags&unix.MSG_CTRUNC != 0
 }
 
 // Drain ends receiving on a Unix connection, and reports whether it has received
@@ -258,15 +142,6 @@ func peek(fd int) (n, control, flags int, err error) {
 	var creds [controlLen]byte
 	n, control, flags, _, err = unix.Recvmsg(fd, b[:], creds[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	return n, control, flags, err
-}
-
-// RefusesRights reports whether no descriptor can come through a socket,
-// because the kernel refuses them or because it is a TCP or UDP socket. Then
-// use [Receiver.Read].
-func RefusesRights(fd int) bool {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	passes, passErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, soPassRights)
-	return err == nil && domain != unix.AF_UNIX || passErr == nil && passes == 0
 }
 
 // Read is [Receiver.ReceiveStream] for a socket that [RefusesRights]; read(2)
@@ -320,29 +195,13 @@ func (r *Receiver) receive(fd, control int, files bool) ([]byte, error) {
 		r.hdr.SetControllen(0)
 		return nil, err
 	case n > len(r.buf):
-		return nil, &SizeError{Size: n, Limit: len(r.buf), err: sock.ErrTruncated}
+		return nil, &SizeError{Size: n, Limit: len(r.buf), err: ErrTruncated}
 	case r.withRights() && !files:
-		return nil, sock.ErrDescriptors
+		return nil, ErrDescriptors
 	case r.hdr.Flags&unix.MSG_CTRUNC != 0:
-		return nil, fmt.Errorf("%w: the limit is reached; raise it", sock.ErrOpenFiles)
+		return nil, fmt.Errorf("%w: the limit is reached; raise it", ErrOpenFiles)
 	}
 	return r.buf[:n], nil
-}
-
-// PassCred makes the kernel add the sender's credentials to each message that
-// fd receives, unix(7), SO_PASSCRED.
-func PassCred(fd int) error {
-	return os.NewSyscallError("setsockopt SO_PASSCRED", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1))
-}
-
-// InlineUrgent keeps the bytes that a peer sends with MSG_OOB, send(2), in
-// their place in the stream. socket(7), SO_OOBINLINE: "otherwise, out-of-band
-// data is passed only when the MSG_OOB flag is set during receiving". Without
-// that flag they are lost. Unix sockets carry such bytes since Linux 5.15.
-// Unlike TCP connections, Unix connections do not inherit the option from the
-// listener.
-func InlineUrgent(fd int) {
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // every socket has this option
 }
 
 // NextRecord returns the size in bytes of the message that fd receives next,
@@ -381,7 +240,7 @@ func (r *Receiver) Peek() Sender {
 	return Sender(unsafe.String((*byte)(unsafe.Pointer(&r.name)), int(r.nameLen)))
 }
 
-// Path returns the address of a socket file; path has at most [sock.MaxPath]
+// Path returns the address of a socket file; path has at most [MaxPath]
 // bytes.
 func Path(path string) Sender {
 	sa := unix.RawSockaddrUnix{Family: unix.AF_UNIX}
@@ -482,56 +341,4 @@ func hostPort(ip []byte, port uint16) string {
 	addr, _ := netip.AddrFromSlice(ip)
 	swapped := port>>8 | port<<8 // the port is in network byte order
 	return netip.AddrPortFrom(addr, swapped).String()
-}
-
-// PeerCred is [sock.PeerCred] of a descriptor.
-func PeerCred(fd int) (*unix.Ucred, error) {
-	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	return cred, os.NewSyscallError("getsockopt SO_PEERCRED", err)
-}
-
-// PeerName returns the address of the other end of a connection, see
-// [Sender.String].
-func PeerName(fd int) string {
-	var sa unix.RawSockaddrAny
-	size, err := raw.PeerName(fd, &sa)
-	if err != nil {
-		return ""
-	}
-	return Sender(unsafe.Slice((*byte)(unsafe.Pointer(&sa)), size)).String()
-}
-
-// DropAncillary turns off ancillary data that the parent process may have
-// enabled, PassCredentials= in a systemd unit for example, and that this
-// process does not receive. The kernel could not deliver such data, and
-// reports that in the same way as descriptors that are not received.
-// Connections inherit these options from their listening socket. Datagram
-// sockets keep credentials on: a message that arrived while they were off
-// would have none.
-func DropAncillary(fd int) {
-	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_DGRAM {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 0)
-	}
-	for _, option := range []int{unix.SO_PASSSEC, unix.SO_PASSPIDFD, unix.SO_TIMESTAMP, unix.SO_TIMESTAMPNS} {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, option, 0) // some kernels do not know all of them
-	}
-}
-
-// HungUp reports whether the other end of fd is closed in both directions,
-// poll(2), POLLHUP. End of file means that only one direction is closed.
-func HungUp(fd int) bool {
-	fds := []unix.PollFd{{Fd: int32(fd)}}
-	_, err := unix.Poll(fds, 0)
-	return err == nil && fds[0].Revents&unix.POLLHUP != 0
-}
-
-// AbsName makes the path of a client's own socket absolute, so that a server
-// in another directory finds it. It returns other names, and a path that would
-// no longer fit sun_path, unchanged.
-func AbsName(name string) string {
-	abs, err := filepath.Abs(name)
-	if err != nil || len(abs) > sock.MaxPath || strings.HasPrefix(name, "@") {
-		return name
-	}
-	return abs
 }
