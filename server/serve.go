@@ -105,8 +105,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zero
 		return func() {}, nil
 	}
 	a := &admin{
-		addr: *c.Admin, config: transport.ListenConfig{Mode: 0o600, RefuseRights: true},
-		wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log, dropped: dropped,
+		addr: *c.Admin, wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log, dropped: dropped,
 	}
 	return a.start(context.WithoutCancel(ctx))
 }
