@@ -130,6 +130,10 @@ func accept(l net.Listener, name string) (ended chan error) {
 	go func() {
 		for {
 			c, err := l.Accept()
+			if errors.Is(err, unix.EMFILE) { // accept(2) returns it even if no connection waits
+				time.Sleep(time.Millisecond)
+				continue
+			}
 			if err != nil {
 				ended <- err
 				return
