@@ -18,9 +18,6 @@ type ListenConfig struct {
 	// Backlog is the number of connections that may wait to be accepted,
 	// listen(2); 0 means as many as the system allows.
 	Backlog int
-	// Takeover makes [Listen] take the socket over from the running server,
-	// and hand it over to the next one.
-	Takeover bool
 	// Control, if not nil, sets options of the socket for an address before it is
 	// bound. For a socket that comes from another process, it does so before the
 	// socket is served.
