@@ -139,12 +139,60 @@ func TestSignalRemovesBoundName(t *testing.T) {
 			p.Err.Await(t, 1, "sending standard input")
 
 			p.Signal(t, s)
-			if status := p.Status(t); status != 1 {
-				t.Errorf("exit status %d", status)
-			}
-			wantWords(t, p.Err.String(), "\nclient: "+s.String())
+			wantEnd(t, p, s)
 			wantFiles(t, d, "uds_socket")
 		})
+	}
+}
+
+// wantEnd waits for the end of a client that has got a signal.
+func wantEnd(t *testing.T, p *testkit.Process, s os.Signal) {
+	t.Helper()
+	status, stderr := p.Status(t), p.Err.String()
+	if s == syscall.SIGHUP {
+		if status != 129 || strings.Contains(stderr, "client: ") {
+			t.Errorf("exit status %d, and it wrote %q", status, stderr)
+		}
+		return
+	}
+	if status != 1 {
+		t.Errorf("exit status %d", status)
+	}
+	wantWords(t, stderr, "\nclient: "+s.String())
+}
+
+// As ssh(1) ends its ProxyCommand.
+func TestHangupIsSilent(t *testing.T) {
+	t.Parallel()
+	d, l := listen(t)
+	p := start(t, d, "client", "--no-echo", "--log-level", "warn", "-")
+	conn, err := l.Accept()
+	check(t, err)
+	defer func() { check(t, conn.Close()) }()
+	_, err = io.WriteString(conn, "SSH-2.0-x")
+	check(t, err)
+	p.Out.Await(t, 1, "SSH-2.0-x")
+	p.Signal(t, syscall.SIGHUP)
+	wantEnd(t, p, syscall.SIGHUP)
+	if text := p.Err.String(); text != "" {
+		t.Errorf("it wrote %q", text)
+	}
+}
+
+func TestNohup(t *testing.T) {
+	t.Parallel()
+	d, l := listen(t)
+	p := start(t, d, "nohup", testkit.Program("client"), "--no-echo", "-")
+	conn, err := l.Accept()
+	check(t, err)
+	p.Signal(t, syscall.SIGHUP)
+	_, err = io.WriteString(conn, "goes on")
+	check(t, errors.Join(err, conn.Close()))
+	if status := p.Status(t); status != 0 {
+		t.Errorf("%v, and wrote %q", p.Cmd.ProcessState, &p.Err)
+	}
+	if p.Out.String() != "goes on" {
+		t.Errorf("%q", &p.Out)
 	}
 }
 

@@ -2,12 +2,20 @@ package main_test
 
 import (
 	"net"
+	"os"
+	"os/signal"
+	"syscall"
 	"testing"
 
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m, ".") }
+func TestMain(m *testing.M) {
+	// nohup make test: a signal that is ignored would stay so in the programs,
+	// one that is handled is not, execve(2).
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	testkit.Main(m, ".")
+}
 
 var (
 	check     = testkit.Check

@@ -93,10 +93,7 @@ func TestSignalRemovesNameOfDatagramClientThatWaits(t *testing.T) {
 			}
 
 			p.Signal(t, s)
-			if status := p.Status(t); status != 1 {
-				t.Errorf("exit status %d", status)
-			}
-			wantWords(t, p.Err.String(), "\nclient: "+s.String())
+			wantEnd(t, p, s)
 			wantFiles(t, d, "s")
 		})
 	}

@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	stdlog "log"
+	"net"
 	"net/http"
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -25,13 +27,13 @@ import (
 	"github.com/udsecho/udsecho/internal/stats"
 	"github.com/udsecho/udsecho/internal/transcript"
 	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/uds"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // An admin serves --admin: the server's health and counters, over HTTP.
 type admin struct {
 	addr     transport.Addr
-	config   sock.ListenConfig
 	wait     bool // wait until the server that this one replaces has released the address
 	identity string
 	stats    *stats.Server
@@ -51,20 +53,20 @@ const (
 // still has the address, start waits for it in the background, while the new
 // server serves already.
 func (a *admin) start(ctx context.Context) (stop func(), _ error) {
-	socket, err := a.listen()
-	if err != nil && (!a.wait || !errors.Is(err, sock.ErrInUse)) {
+	l, err := a.listen(ctx)
+	if err != nil && (!a.wait || !errors.Is(err, uds.ErrInUse)) {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if socket == nil {
+		if l == nil {
 			a.log.Info().Err(err).Msg(transcript.Escape(err.Error()) + ": waiting for it")
-			socket, err = a.await(ctx)
+			l, err = a.await(ctx)
 		}
 		if err == nil {
-			err = a.serve(ctx, socket)
+			err = a.serve(ctx, l)
 		}
 		if err != nil && ctx.Err() == nil {
 			a.log.Warn().Err(err).Msg(transcript.Escape(fmt.Sprintf("the admin socket is gone: %v", err)))
@@ -73,86 +75,54 @@ func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 	return func() { cancel(); <-ended }, nil
 }
 
-func (a *admin) listen() (*sock.Socket, error) {
-	socket, err := a.config.Listen(a.addr.Sock())
+func (a *admin) listen(ctx context.Context) (net.Listener, error) {
+	l, err := uds.ListenConfig{Mode: 0o600, Renew: true, Renewed: a.renewed, Control: refuseRights}.Listen(ctx, "unix", a.addr.Path)
 	if err != nil {
 		return nil, fmt.Errorf("admin: %w", err)
 	}
-	return socket, nil
+	return l, nil
+}
+
+func refuseRights(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { sock.RefuseRights(int(fd)) })
 }
 
 // await listens once the server that this one replaces has released the
 // address.
-func (a *admin) await(ctx context.Context) (*sock.Socket, error) {
+func (a *admin) await(ctx context.Context) (net.Listener, error) {
 	again := backoff.NewExponentialBackOff()
 	again.MaxInterval = time.Second
-	return backoff.Retry(ctx, func() (*sock.Socket, error) {
-		socket, err := a.listen()
-		if err != nil && !errors.Is(err, sock.ErrInUse) {
+	return backoff.Retry(ctx, func() (net.Listener, error) {
+		l, err := a.listen(ctx)
+		if err != nil && !errors.Is(err, uds.ErrInUse) {
 			err = backoff.Permanent(err)
 		}
-		return socket, err
+		return l, err
 	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(0))
 }
 
-// serve serves at the socket, and at a new one whenever the file was removed,
-// as package echoserver does. It ends when ctx ends, or when something else is
-// at the path.
-func (a *admin) serve(ctx context.Context, socket *sock.Socket) error {
+// serve ends when ctx ends, or when the socket file was removed and something
+// else is at the path.
+func (a *admin) serve(ctx context.Context, l net.Listener) error {
 	server := &http.Server{
 		Handler: a.handler(), MaxHeaderBytes: adminHeader,
 		ReadTimeout: adminPatience, WriteTimeout: adminPatience,
 		ErrorLog: stdlog.New(warner{a.log}, "", 0),
 	}
 	server.SetKeepAlivesEnabled(false) // a connection that is kept would take the place of another for ever
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	defer func() { _ = server.Close() }()
-	for {
-		l, err := socket.Listener()
-		if err != nil {
-			return errors.Join(err, socket.Close())
-		}
-		ended := make(chan error, 1)
-		go func() { ended <- server.Serve(netutil.LimitListener(l, adminConnections)) }()
-		renewed, err := a.renewed(ctx, socket, ended)
-		_ = l.Close()
-		if err != nil {
-			return err
-		}
-		socket = renewed
-	}
+	return server.Serve(netutil.LimitListener(l, adminConnections))
 }
 
-// renewPeriod is the time between two checks of the file.
-const renewPeriod = time.Second
-
-// renewed waits until the socket's file was removed, and makes a new socket in
-// its place.
-func (a *admin) renewed(ctx context.Context, socket *sock.Socket, ended <-chan error) (*sock.Socket, error) {
-	tick := time.NewTicker(renewPeriod)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case err := <-ended:
-			return nil, err
-		case <-tick.C:
-		}
-		if !socket.Lost() {
-			continue
-		}
-		renewed, err := socket.Renew()
-		path := transcript.Escape(a.addr.Path)
-		switch {
-		case errors.Is(err, sock.ErrInUse), errors.Is(err, sock.ErrNotSocket):
-			return nil, err
-		case err != nil:
-			a.log.Warn().Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, transcript.Escape(err.Error()))
-		default:
-			a.log.Warn().Str("listen", transcript.Escape(a.addr.String())).Msgf("%s was removed: listening again", path)
-			return renewed, nil
-		}
+// renewed logs that the socket file was removed, and whether it is there again.
+func (a *admin) renewed(err error) {
+	path := transcript.Escape(a.addr.Path)
+	if err != nil {
+		a.log.Warn().Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, transcript.Escape(err.Error()))
+		return
 	}
+	a.log.Warn().Str("listen", transcript.Escape(a.addr.String())).Msgf("%s was removed: listening again", path)
 }
 
 // A warner writes the errors of package http as events.

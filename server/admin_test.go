@@ -177,7 +177,7 @@ func TestAdminAddressThatCannotBeUsedEndsTheServer(t *testing.T) {
 		admin, words string
 		more         []string
 	}{
-		{"admin", "server: admin: listen stream:admin: in use: another server holds .admin.lock", nil},
+		{"admin", "server: admin: listen unix admin: in use: another server holds .admin.lock", nil},
 		{"file", "not a socket: file is a regular file; it is left alone", nil},
 		{"file", "not a socket: file is a regular file; it is left alone", []string{"--takeover"}},
 		{"none/admin", "directory none does not exist", []string{"--takeover"}},
@@ -205,7 +205,7 @@ func TestAdminGoesToTheServerThatTakesOver(t *testing.T) {
 
 	successor := serve(t, d, args...)
 	successor.Err.Await(t, 1, "took over ./uds_socket")
-	successor.Err.Await(t, 1, "admin: listen stream:admin: in use: another server holds .admin.lock; stop it first or choose another path: waiting for it")
+	successor.Err.Await(t, 1, "admin: listen unix admin: in use: another server holds .admin.lock; stop it first or choose another path: waiting for it")
 	// The old server drains, and reports that.
 	if got := statusOf(t, d+"/admin"); got.Connections != 1 {
 		t.Errorf("%+v", got)
@@ -383,7 +383,7 @@ func TestF46RemovedAdminSocketIsRecreated(t *testing.T) {
 	// It does not fight for the path, and the echo continues.
 	check(t, os.WriteFile(d+"/admin~", []byte("precious"), 0o600))
 	check(t, os.Rename(d+"/admin~", d+"/admin"))
-	server.Err.Await(t, 1, "the admin socket is gone: listen again on stream:admin: ")
+	server.Err.Await(t, 1, "the admin socket is gone: accept unix admin: not a socket: ")
 	if text, err := os.ReadFile(d + "/admin"); err != nil || string(text) != "precious" {
 		t.Errorf("the file holds %q, %v", text, err)
 	}

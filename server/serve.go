@@ -106,8 +106,7 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zero
 		return func() {}, nil
 	}
 	a := &admin{
-		addr: *c.Admin, config: sock.ListenConfig{Mode: 0o600, Control: transport.RefuseRights()},
-		wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log, dropped: dropped,
+		addr: *c.Admin, wait: c.Takeover, identity: c.Identity, stats: stats, started: time.Now(), log: log, dropped: dropped,
 	}
 	return a.start(context.WithoutCancel(ctx))
 }

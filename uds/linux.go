@@ -53,7 +53,7 @@ func (c ListenConfig) listen(ctx context.Context, network, path string) (*Listen
 	if err != nil {
 		return nil, err
 	}
-	k := &keeper{socket: s, handover: h, renew: c.Renew, ended: make(chan struct{})}
+	k := &keeper{socket: s, handover: h, renew: c.Renew, renewed: c.Renewed, ended: make(chan struct{})}
 	inner, err := sock.NetListener(s.FD())
 	if err != nil {
 		return nil, errors.Join(err, k.close())
@@ -105,7 +105,8 @@ func unprefixed(a sock.Addr, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &shorter{err, strings.TrimPrefix(err.Error(), "listen "+a.String()+": ")}
+	text := strings.TrimPrefix(err.Error(), "listen ")
+	return &shorter{err, strings.TrimPrefix(strings.TrimPrefix(text, "again on "), a.String()+": ")}
 }
 
 type shorter struct {

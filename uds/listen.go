@@ -46,6 +46,10 @@ type ListenConfig struct {
 	// returns [ErrInUse] or [ErrNotSocket]. Clients that had connected are not
 	// affected. Only for Listen, on Linux.
 	Renew bool
+	// Renewed, if not nil, is called after Renew has recreated the file, or with
+	// the reason why it cannot now and will try again. It must not close the
+	// listener, which waits for it.
+	Renewed func(error)
 	// Control is called with the socket before it is bound, as that of
 	// [net.ListenConfig], and with a socket that is taken over.
 	Control func(network, address string, c syscall.RawConn) error

@@ -21,6 +21,7 @@ type keeper struct {
 	socket   *sock.Socket
 	handover *sock.Handover // nil if the socket is not handed over
 	renew    bool
+	renewed  func(error)
 	stop     context.CancelFunc
 	ended    chan struct{}
 }
@@ -84,9 +85,13 @@ func (k *keeper) step() error {
 // removed. What fails is tried again later, unless something else is there now.
 func (k *keeper) renewAll(ctx context.Context) {
 	if k.socket.Lost() {
-		if err := k.renewSocket(ctx); errors.Is(err, sock.ErrInUse) || errors.Is(err, sock.ErrNotSocket) {
+		err := k.renewSocket(ctx)
+		if errors.Is(err, sock.ErrInUse) || errors.Is(err, sock.ErrNotSocket) {
 			k.listener.finish(err)
 			return
+		}
+		if k.renewed != nil {
+			k.renewed(err)
 		}
 	}
 	if k.handover != nil && k.handover.Lost() {
@@ -100,7 +105,7 @@ func (k *keeper) renewSocket(ctx context.Context) error {
 	}
 	renewed, err := k.socket.Renew()
 	if err != nil {
-		return err
+		return unprefixed(k.socket.Addr(), err)
 	}
 	inner, err := sock.NetListener(renewed.FD())
 	if err != nil {

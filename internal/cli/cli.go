@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
@@ -28,11 +29,15 @@ type Std struct {
 // variable, UDS_ and its name. The command's Run may take a context, which the
 // first of signals ends, and a [Std]. After that, a second signal has its
 // usual effect. Main returns the exit status: 0, 1 for failure, 2 for usage.
-// It writes one line with the reason to standard error.
+// It writes one line with the reason to standard error. SIGHUP, if it is one of
+// signals, stays ignored if it was, by nohup(1). Otherwise it ends the process
+// without a line, with the status that a shell reports for it: the process's
+// caller is gone, for example a terminal's session, or ssh(1) with a ProxyCommand.
 func Main(name, description string, commands any, signals []os.Signal, options ...kong.Option) int {
 	// If the reader of the output or of the log ends, SIGPIPE must not end this
 	// process before it has removed its socket: the write fails instead.
 	signal.Ignore(unix.SIGPIPE)
+	signals = slices.DeleteFunc(signals, func(s os.Signal) bool { return s == unix.SIGHUP && signal.Ignored(s) })
 	ctx, stop := signal.NotifyContext(context.Background(), signals...)
 	defer stop()
 	defer context.AfterFunc(ctx, stop)()
@@ -71,6 +76,8 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	switch {
 	case err == nil:
 		return 0
+	case hungUp(ctx, err):
+		return hangup
 	case texts.err != nil: // of --help
 		status, err = 1, fmt.Errorf("write standard output: %w", texts.err)
 	}
@@ -80,6 +87,14 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	}
 	lastLine(std.Err, "%s: %s\n", name, text)
 	return status
+}
+
+const hangup = 128 + int(unix.SIGHUP)
+
+// hungUp reports whether err is the end of ctx by SIGHUP.
+func hungUp(ctx context.Context, err error) bool {
+	cause := context.Cause(ctx)
+	return cause != nil && errors.Is(err, cause) && cause.Error() == unix.SIGHUP.String()+" signal received"
 }
 
 // noValue is what kong reports about a flag that ends the command line.

@@ -28,7 +28,7 @@ import (
 func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listen(t)
-	l, err := socket.Unix().Listener()
+	l, err := sock.NetListener(socket.FD())
 	check(t, err)
 	done := make(chan struct{})
 	go func() {

@@ -43,7 +43,7 @@ func resumes(t *testing.T, a transport.Addr, patience time.Duration) *resuming {
 func stubs(t *testing.T, typ transport.Type, ways ...func(conn *net.UnixConn)) transport.Addr {
 	t.Helper()
 	socket := listenOn(t, typ)
-	l, err := socket.Unix().Listener()
+	l, err := sock.NetListener(socket.FD())
 	check(t, err)
 	done := make(chan struct{})
 	go func() {

@@ -35,7 +35,7 @@ func TestConn(t *testing.T) {
 				if err != nil {
 					return nil, nil, nil, err
 				}
-				l, err := s.Listener()
+				l, err := sock.NetListener(s.FD())
 				if err != nil {
 					return nil, nil, nil, err
 				}
@@ -51,7 +51,7 @@ func TestConn(t *testing.T) {
 				return c1, c2, func() {
 					// The connections may be closed already.
 					_, _ = c1.Close(), c2.Close()
-					if err := errors.Join(l.Close(), os.Remove(d)); err != nil {
+					if err := errors.Join(l.Close(), s.Close(), os.Remove(d)); err != nil {
 						t.Error(err)
 					}
 				}, err
@@ -172,7 +172,7 @@ func TestBoundNameIsSeenAndRemovedOnClose(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	s := listen(t, sock.ListenConfig{}, stream(d+"/s"))
-	l, err := s.Listener()
+	l, err := sock.NetListener(s.FD())
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
 	for _, name := range []string{d + "/client", sock.AutoName(d), sock.AutoName("@")} {
@@ -302,7 +302,7 @@ func TestAutoNameIsUniqueAndShort(t *testing.T) {
 func TestCloseWriteEndsOneDirection(t *testing.T) {
 	t.Parallel()
 	s := listen(t, sock.ListenConfig{}, stream(dir(t)+"/s"))
-	l, err := s.Listener()
+	l, err := sock.NetListener(s.FD())
 	check(t, err)
 	defer func() { check(t, l.Close()) }()
 	conn := dial(t, s.Addr())

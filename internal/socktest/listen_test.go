@@ -556,21 +556,6 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestListenerClosesAllOfTheSocket(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	s, err := sock.ListenConfig{}.Listen(stream(d + "/s"))
-	check(t, err)
-	l, err := s.Listener()
-	check(t, err)
-	check(t, l.Close())
-	if names := ls(t, d); names != nil {
-		t.Errorf("left behind: %v", names)
-	}
-	_, err = sock.Dial(t.Context(), stream(d+"/s"), sock.DialConfig{})
-	wantError(t, err, unix.ENOENT)
-}
-
 // The files were removed by hand, and another server has the path now.
 func TestCloseLeavesSuccessorsFiles(t *testing.T) {
 	t.Parallel()

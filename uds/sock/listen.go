@@ -23,9 +23,6 @@ type ListenConfig struct {
 	// connections that a seqpacket socket accepts do not inherit it, see
 	// [SetSendBuffer].
 	SendBuffer int
-	// Takeover makes [Listen] take the socket over from the running server,
-	// and hand it over to the next one.
-	Takeover bool
 	// Control, if not nil, sets options of the socket for an address before it is
 	// bound. For a socket that comes from another process, it does so before the
 	// socket is served.

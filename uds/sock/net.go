@@ -1,23 +1,11 @@
 package sock
 
 import (
-	"errors"
 	"net"
 	"os"
-	"sync"
 
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
-
-// Listener hands a stream or seqpacket socket to package net. The listener
-// takes over the socket: closing the listener closes the socket.
-func (s *Socket) Listener() (net.Listener, error) {
-	inner, err := NetListener(s.fd)
-	if err != nil {
-		return nil, err
-	}
-	return &listener{UnixListener: inner, socket: s}, nil
-}
 
 // NetListener makes a listener of package net from a copy of fd, which the
 // caller still has to close.
@@ -63,17 +51,4 @@ func Accept(fd int) (*net.UnixConn, error) {
 		return nil, err
 	}
 	return c.(*net.UnixConn), nil
-}
-
-// A listener also removes the socket file, which package net does not know
-// about.
-type listener struct {
-	*net.UnixListener
-	socket *Socket
-	close  sync.Once
-}
-
-func (l *listener) Close() (err error) {
-	l.close.Do(func() { err = errors.Join(l.UnixListener.Close(), l.socket.Close()) })
-	return err
 }
