@@ -288,6 +288,7 @@ func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
 					t.Errorf("exit status %d, %d bytes of output, error %q", status, len(stdout), stderr)
 				}
 			}
+			server.Err.Await(t, rounds, "sending data back")
 			if n := strings.Count(server.Err.String(), "sending data back"); n != rounds {
 				t.Errorf("%d of %d messages that fit were sent back:\n%s", n, rounds, &server.Err)
 			}
@@ -347,8 +348,8 @@ func TestStrangersAreServedInMessages(t *testing.T) {
 			if status := stranger.Status(t); status != 0 {
 				t.Errorf("exit status %d, output %q, error %q", status, &stranger.Out, &stranger.Err)
 			}
+			server.Stop(t) // its log is written beside its loop, and complete at its end
 			wantWords(t, server.Err.String(), "received 'This is the message.  It will be repeated.'\nsending data back to the client\n")
-			server.Stop(t)
 		})
 	}
 }
