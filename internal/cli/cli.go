@@ -38,9 +38,8 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	// process before it has removed its socket: the write fails instead.
 	signal.Ignore(unix.SIGPIPE)
 	signals = slices.DeleteFunc(signals, func(s os.Signal) bool { return s == unix.SIGHUP && signal.Ignored(s) })
-	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	ctx, stop := untilSignal(signals)
 	defer stop()
-	defer context.AfterFunc(ctx, stop)()
 
 	std := Std{os.Stdin, os.Stdout, os.Stderr}
 	texts := &noting{w: std.Out}
@@ -89,12 +88,34 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	return status
 }
 
+// untilSignal returns a context that the first of signals ends. By then a second
+// one has its usual effect again; with [signal.NotifyContext] that would come a
+// moment later, and a signal in between would be lost.
+func untilSignal(signals []os.Signal) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	first := make(chan os.Signal, 1)
+	signal.Notify(first, signals...)
+	go func() {
+		select {
+		case s := <-first:
+			signal.Stop(first)
+			cancel(signalError{s})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { signal.Stop(first); cancel(nil) }
+}
+
+type signalError struct{ os.Signal }
+
+func (e signalError) Error() string { return e.String() + " signal received" }
+
 const hangup = 128 + int(unix.SIGHUP)
 
 // hungUp reports whether err is the end of ctx by SIGHUP.
 func hungUp(ctx context.Context, err error) bool {
-	cause := context.Cause(ctx)
-	return cause != nil && errors.Is(err, cause) && cause.Error() == unix.SIGHUP.String()+" signal received"
+	cause, ok := context.Cause(ctx).(signalError)
+	return ok && errors.Is(err, cause) && cause.Signal == unix.SIGHUP
 }
 
 // noValue is what kong reports about a flag that ends the command line.
