@@ -193,20 +193,6 @@ func sendFiles(c net.Conn, b []byte, files []*os.File) error {
 	return fileError("write", c, err)
 }
 
-// withDescriptors calls f with the descriptors of files, which stay open
-// meanwhile.
-func withDescriptors(files []*os.File, fds []int, f func(fds []int) error) error {
-	if len(files) == 0 {
-		return f(fds)
-	}
-	raw, err := files[0].SyscallConn()
-	if err != nil {
-		return err
-	}
-	ctrlErr := raw.Control(func(fd uintptr) { err = withDescriptors(files[1:], append(fds, int(fd)), f) })
-	return errors.Join(ctrlErr, err)
-}
-
 func receiveFiles(c net.Conn, buf []byte, limit int) (n int, files []*os.File, err error) {
 	raw, err := rawConn("receive files", c)
 	if err != nil {
