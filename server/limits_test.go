@@ -177,7 +177,7 @@ func runShort(t *testing.T, files uint64, n int, args ...string) (s shortage) {
 		check(t, echoed(s.held[i], message))
 	}
 	if files == 0 {
-		files = uint64(descriptors(t, s.server))
+		files = uint64(countOpen(t, s.server, func(string) bool { return true }))
 	}
 	var limit unix.Rlimit
 	check(t, unix.Prlimit(s.server.Pid(), unix.RLIMIT_NOFILE, nil, &limit))
