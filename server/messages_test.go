@@ -117,18 +117,6 @@ func TestAllTypesInOneServer(t *testing.T) {
 	server.Stop(t)
 }
 
-func TestServerListensOnAllOrNone(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	check(t, os.WriteFile(d+"/file", nil, 0o600))
-	status, _, stderr := run(t, d, "", "server", "--listen", "datagram:d", "--listen", "seqpacket:q", "--listen", "datagram:file")
-	if status != 1 {
-		t.Errorf("exit status %d", status)
-	}
-	wantWords(t, stderr, "server: listen datagram:file: not a socket: file is a regular file")
-	wantFiles(t, d, "file")
-}
-
 func TestStandardInputGoesInMessages(t *testing.T) {
 	t.Parallel()
 	for kind := range transcripts {

@@ -21,70 +21,6 @@ import (
 
 const message = "This is the message.  It will be repeated."
 
-func TestTranscripts(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--log-format", "plain")
-	status, stdout, stderr := run(t, d, "", "client", "--log-format", "plain")
-	server.Err.Await(t, 2, "waiting for a connection\n")
-
-	if diff := cmp.Diff(`starting up on ./uds_socket
-waiting for a connection
-connection from
-received 'This is the mess'
-sending data back to the client
-received 'age.  It will be'
-sending data back to the client
-received ' repeated.'
-sending data back to the client
-received ''
-no data from
-waiting for a connection
-`, server.Err.String()); diff != "" {
-		t.Errorf("server (-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff(`connecting to ./uds_socket
-sending 'This is the message.  It will be repeated.'
-received 'This is the mess'
-received 'age.  It will be'
-received ' repeated.'
-closing socket
-`, stderr); diff != "" {
-		t.Errorf("client (-want +got):\n%s", diff)
-	}
-	if status != 0 || stdout != message {
-		t.Errorf("the client's exit status is %d, its output %q", status, stdout)
-	}
-	server.Stop(t)
-	if out := server.Out.String(); out != "" {
-		t.Errorf("the server's output is %q", out)
-	}
-}
-
-func TestFailureIsStatus1AndOneLine(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		name  string
-		args  []string
-		words string
-	}{
-		{"directory missing", []string{"server", "--listen", "none/s"}, "server: listen stream:none/s: "},
-		{"directory in the way", []string{"server", "--listen", "."}, "not a socket"},
-		{"no server to check", []string{"server", "healthcheck"}, "server: connect stream:./uds_socket: no such file or directory (ENOENT)"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			status, stdout, stderr := run(t, d, "", tt.args...)
-			if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.HasSuffix(stderr, "\n") {
-				t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-			}
-			wantWords(t, stderr, tt.words)
-			wantFiles(t, d)
-		})
-	}
-}
-
 func TestUsageErrorIsStatus2(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -161,22 +97,6 @@ func TestEnvironmentSetsFlags(t *testing.T) {
 		}
 	}
 	server.Stop(t)
-}
-
-func TestServerLeavesRegularFileAlone(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	path := d + "/uds_socket"
-	check(t, os.WriteFile(path, []byte("precious"), 0o640))
-	status, _, stderr := run(t, d, "", "server")
-	if status != 1 || strings.Count(stderr, "\n") != 1 {
-		t.Errorf("exit status %d, error %q", status, stderr)
-	}
-	wantWords(t, stderr, "server: listen stream:./uds_socket: not a socket: ./uds_socket is a regular file", "left alone")
-	if got, err := os.ReadFile(path); err != nil || string(got) != "precious" {
-		t.Errorf("the file holds %q (%v)", got, err)
-	}
-	wantFiles(t, d, "uds_socket")
 }
 
 // kinds are the three types of AF_UNIX.
@@ -336,20 +256,6 @@ func wantJSON(t *testing.T, text string) (lines int) {
 		wantPrintable(t, line)
 	}
 	return lines
-}
-
-func TestKilledServerIsReplaced(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	first := serve(t, d)
-	first.Signal(t, syscall.SIGKILL)
-	first.Status(t)
-	wantFiles(t, d, ".uds_socket.lock", "uds_socket")
-	second := serve(t, d)
-	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
-	second.Stop(t)
 }
 
 func TestSignalDrains(t *testing.T) {
@@ -560,29 +466,6 @@ func TestRetryWaitsForServer(t *testing.T) {
 		t.Errorf("exit status %d, output %q, error %q", status, &client.Out, &client.Err)
 	}
 	server.Stop(t)
-}
-
-func TestWithoutServer(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		name        string
-		args, words []string
-	}{
-		{"at once", nil, []string{"client: connect stream:./uds_socket: no such file or directory (ENOENT)", "start the server first, or keep trying (--retry waits for it)"}},
-		{"after a while", []string{"--retry", "50ms"}, []string{"(ENOENT)", "tried for 50ms"}},
-		{"with a name", []string{"--bind", "auto"}, []string{"(ENOENT)"}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			status, stdout, stderr := run(t, d, "", append([]string{"client", "--log-level", "warn"}, tt.args...)...)
-			if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
-				t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-			}
-			wantWords(t, stderr, tt.words...)
-			wantFiles(t, d)
-		})
-	}
 }
 
 func TestHealthCheck(t *testing.T) {
