@@ -4,100 +4,19 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 const message = "This is the message.  It will be repeated."
-
-func TestUsageErrorIsStatus2(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	for _, tt := range []struct {
-		args  []string
-		words string
-	}{
-		{[]string{"server", "--no-such-flag"}, "unknown flag --no-such-flag"},
-		{[]string{"server", "surplus"}, "surplus"},
-		{[]string{"server", "--listen"}, "server: --listen: the value is missing (see server --help)"},
-		{[]string{"server", "--chunk"}, "server: --chunk: the value is missing (see server --help)"},
-		{[]string{"server", "--listen", "unix:/s"}, `unknown form "unix"`},
-		{[]string{"server", "--listen", "tcp:7000"}, `"7000" is not HOST:PORT`},
-		{[]string{"server", "--listen", "s", "--listen", "stream:s"}, "given twice"},
-		{[]string{"server", "--listen", "stream:s", "--listen", "datagram:s"}, "given twice"},
-		{[]string{"server", "--listen", "udp:127.0.0.1:7000", "--listen", "udp:127.0.0.1:7000"}, "given twice"},
-		{[]string{"server", "--listen", strings.Repeat("s", 108)}, "path is 108 bytes, sun_path holds 107"},
-		{[]string{"server", "--listen", "@" + strings.Repeat("s", 107)}, "path is 108 bytes, sun_path holds 107"},
-		{[]string{"server", "--mode", "rw-rw----"}, "octal"},
-		{[]string{"server", "--chunk", "0"}, "--chunk 0: choose from 1"},
-		{[]string{"server", "--backlog=-1"}, "--backlog -1"},
-		{[]string{"server", "--sndbuf=-1"}, "--sndbuf -1: choose from 0"},
-		{[]string{"server", "--max-connections=-1"}, "--max-connections -1"},
-		{[]string{"server", "--max-per-user=-1"}, "--max-per-user -1: choose 0"},
-		{[]string{"server", "--idle-timeout=-1s"}, "--idle-timeout -1s: choose 0s"},
-		{[]string{"server", "--write-timeout=-1s"}, "--write-timeout -1s: choose 0s"},
-		{[]string{"server", "--admin", "datagram:admin"}, "--admin datagram:admin: HTTP needs a stream"},
-		{[]string{"server", "--admin", "tcp:127.0.0.1:7000"}, "HTTP needs a stream"},
-		{[]string{"server", "--admin", "./uds_socket"}, "--admin stream:./uds_socket: the path is given to --listen too"},
-		{[]string{"server", "--admin", ""}, "the path is empty"},
-		{[]string{"server", "--admin", "@admin"}, "--admin stream:@admin: an abstract name is open to all users"},
-		{[]string{"server", "--allow-uid="}, `"" is not a user or group number; write one`},
-		{[]string{"server", "--allow-gid", "1,,2"}, `"" is not a user or group number`},
-		{[]string{"server", "healthcheck", "--timeout=-1s"}, "--timeout -1s: choose more than 0s (see server healthcheck --help)"},
-		{[]string{"server", "--drain-timeout=-1s"}, "--drain-timeout -1s"},
-		{[]string{"server", "--log-format", "xml"}, "plain"},
-		{[]string{"server", "healthcheck", "--listen", ""}, "no address"},
-	} {
-		status, stdout, stderr := run(t, d, "", tt.args...)
-		first, rest, _ := strings.Cut(stderr, "\n")
-		if status != 2 || stdout != "" || !strings.HasPrefix(first, "server: ") || rest != "" || !strings.HasSuffix(first, " --help)") {
-			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
-		}
-		wantWords(t, first, tt.words)
-	}
-	wantFiles(t, d)
-}
-
-func TestHelpIsOutputAndStatus0(t *testing.T) {
-	t.Parallel()
-	for _, program := range []string{"server", "client"} {
-		status, stdout, stderr := run(t, dir(t), "", program, "--help")
-		if status != 0 || stderr != "" {
-			t.Errorf("exit status %d, error %q", status, stderr)
-		}
-		wantWords(t, stdout, "Usage: "+program, "--log-format", "--chunk")
-	}
-}
-
-func TestEnvironmentSetsFlags(t *testing.T) {
-	t.Parallel()
-	need(t, "env", "coreutils")
-	d := dir(t)
-	server := start(t, d, "env", "UDS_LISTEN=stream:a,b", "UDS_MODE=0600", "UDS_LOG_FORMAT=plain", testkit.Program("server"))
-	server.Err.Await(t, 1, "starting up on a\nstarting up on b\nwaiting for a connection\n")
-	info, err := os.Lstat(d + "/b")
-	check(t, err)
-	if info.Mode().Perm() != 0o600 {
-		t.Errorf("mode is %v", info.Mode())
-	}
-	for _, path := range []string{"a", "b"} {
-		if status, stdout, stderr := run(t, d, "", "env", "UDS_CONNECT="+path, testkit.Program("client"), "hello"); status != 0 || stdout != "hello" {
-			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-		}
-	}
-	server.Stop(t)
-}
 
 // kinds are the three types of AF_UNIX.
 var kinds = []string{"stream", "datagram", "seqpacket"}
@@ -258,66 +177,6 @@ func wantJSON(t *testing.T, text string) (lines int) {
 	return lines
 }
 
-func TestSignalDrains(t *testing.T) {
-	t.Parallel()
-	for _, s := range []os.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		t.Run(s.String(), func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			server := serve(t, d, "--log-format", "plain", "--log-level", "debug", "--drain-timeout", "60s")
-			client := start(t, d, "client", "-")
-			_, err := io.WriteString(client.In, "before ")
-			check(t, err)
-			client.Out.Await(t, 1, "before ")
-
-			server.Signal(t, s)
-			server.Err.Await(t, 1, "draining")
-			_, err = io.WriteString(client.In, "after")
-			check(t, err)
-			check(t, client.In.Close())
-			if status := client.Status(t); status != 0 || client.Out.String() != "before after" {
-				t.Errorf("the client's exit status is %d, its output %q, its error %q", status, &client.Out, &client.Err)
-			}
-			if status := server.Status(t); status != 0 {
-				t.Errorf("exit status is %d after:\n%s", status, &server.Err)
-			}
-			wantFiles(t, d)
-		})
-	}
-}
-
-func TestSecondSignalEndsServerAtOnce(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--drain-timeout", "60s")
-	hanging, err := net.Dial("unix", d+"/uds_socket")
-	check(t, err)
-	defer func() { _ = hanging.Close() }()
-	server.Err.Await(t, 1, "connection from")
-	server.Signal(t, syscall.SIGTERM)
-	awaitEmpty(t, d)
-
-	// The server stops catching signals at about this moment; an earlier
-	// signal counts with the first.
-	late, again := time.After(patience), time.NewTicker(10*time.Millisecond)
-	defer again.Stop()
-	for {
-		_ = server.Cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-server.Ended:
-			ws := server.Cmd.ProcessState.Sys().(syscall.WaitStatus)
-			if !ws.Signaled() || ws.Signal() != syscall.SIGTERM {
-				t.Errorf("the server ended with %v", server.Cmd.ProcessState)
-			}
-			wantFiles(t, d)
-			return
-		case <-again.C:
-		case <-late:
-			t.Fatal("the server continues to drain")
-		}
-	}
-}
-
 // awaitEmpty waits until the server has removed its files, which it does not
 // log.
 func awaitEmpty(t *testing.T, d string) {
@@ -329,18 +188,6 @@ func awaitEmpty(t *testing.T, d string) {
 		}
 		return err
 	})
-}
-
-func TestDrainTimeoutEndsHangingClient(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--drain-timeout", "50ms")
-	hanging, err := net.Dial("unix", d+"/uds_socket")
-	check(t, err)
-	defer func() { _ = hanging.Close() }()
-	server.Err.Await(t, 1, "connection from")
-	server.Stop(t)
-	wantWords(t, server.Err.String(), "drain timeout is over", "connections=1")
 }
 
 // hostile is a name with characters that must not reach a terminal or a line
@@ -406,171 +253,6 @@ func wantPrintable(t *testing.T, text string) {
 	}
 }
 
-func TestJSONLinesHaveTypedFields(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--log-format", "json")
-	client := start(t, d, "client", "--log-format", "json", "--bind", "./me", "hello")
-	if status := client.Status(t); status != 0 {
-		t.Fatal(status)
-	}
-	server.Err.Await(t, 2, "waiting for a connection")
-	pid, uid, gid := float64(client.Pid()), float64(os.Geteuid()), float64(os.Getegid())
-	for _, tt := range []struct {
-		who, text string
-		want      []map[string]any
-	}{
-		{"server", server.Err.String(), []map[string]any{
-			{"message": "starting up on ./uds_socket", "listen": "stream:./uds_socket"},
-			{"message": "waiting for a connection"},
-			{"message": "connection from", "conn": 1.0, "peer": "./me", "uid": uid, "gid": gid, "pid": pid},
-			{"message": "received 'hello'", "conn": 1.0, "peer": "./me", "bytes": 5.0},
-			{"message": "sending data back to the client", "conn": 1.0, "peer": "./me", "bytes": 5.0},
-			{"message": "received ''", "conn": 1.0, "peer": "./me", "bytes": 0.0},
-			{"message": "no data from", "conn": 1.0, "peer": "./me"},
-			{"message": "waiting for a connection", "conn": 1.0, "peer": "./me"},
-		}},
-		{"client", client.Err.String(), []map[string]any{
-			{"message": "connecting to ./uds_socket", "connect": "stream:./uds_socket"},
-			{"message": "sending 'hello'", "bytes": 5.0},
-			{"message": "received 'hello'", "bytes": 5.0},
-			{"message": "closing socket"},
-		}},
-	} {
-		var got []map[string]any
-		for line := range strings.Lines(tt.text) {
-			e := map[string]any{}
-			if err := json.Unmarshal([]byte(line), &e); err != nil {
-				t.Fatalf("%v: %s", err, line)
-			}
-			if _, err := time.Parse(time.RFC3339, fmt.Sprint(e["time"])); err != nil || e["level"] != "info" {
-				t.Errorf("time %v, level %v", e["time"], e["level"])
-			}
-			delete(e, "time")
-			delete(e, "level")
-			got = append(got, e)
-		}
-		if diff := cmp.Diff(tt.want, got); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", tt.who, diff)
-		}
-	}
-}
-
-func TestRetryWaitsForServer(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	client := start(t, d, "client", "--retry", "60s", "--bind", "auto")
-	client.Err.Await(t, 1, "connecting to")
-	server := serve(t, d)
-	if status := client.Status(t); status != 0 || client.Out.String() != message {
-		t.Errorf("exit status %d, output %q, error %q", status, &client.Out, &client.Err)
-	}
-	server.Stop(t)
-}
-
-func TestHealthCheck(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--log-format", "plain")
-	healthy := func() {
-		t.Helper()
-		if status, stdout, stderr := run(t, d, "", "server", "healthcheck", "--timeout", "20s"); status != 0 || stdout != "" || stderr != "" {
-			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-		}
-	}
-	healthy()
-
-	goOn := server.Pause(t)
-	status, _, stderr := run(t, d, "", "server", "healthcheck", "--timeout", "100ms")
-	if status != 1 || strings.Count(stderr, "\n") != 1 {
-		t.Errorf("exit status %d, error %q", status, stderr)
-	}
-	wantWords(t, stderr, "server: health check of stream:./uds_socket: connected, but no echo in time", "paused or overloaded")
-
-	goOn()
-	healthy()
-	server.Stop(t)
-	if diff := cmp.Diff("starting up on ./uds_socket\nwaiting for a connection\n", server.Err.String()); diff != "" {
-		t.Errorf("health checks are mentioned (-want +got):\n%s", diff)
-	}
-
-	status, _, stderr = run(t, d, "", "server", "healthcheck")
-	if status != 1 {
-		t.Errorf("exit status %d", status)
-	}
-	wantWords(t, stderr, "ENOENT", "start the server first")
-}
-
-// Any client can take a name like a health check's; that must not keep it out
-// of the log.
-func TestHealthCheckNameHidesNoOtherClient(t *testing.T) {
-	t.Parallel()
-	const uid = 10003
-	d := dir(t)
-	server := serve(t, d, "--log-format", "plain", "--mode", "0666")
-	client := startAs(t, uid, d, "client", "--bind", "@udsecho.healthcheck."+filepath.Base(d), "let me in")
-	if status := client.Status(t); status != 0 {
-		t.Fatalf("exit status %d, error %q", status, &client.Err)
-	}
-	if status, _, stderr := run(t, d, "", "client"); status != 0 {
-		t.Fatal(stderr)
-	}
-	server.Err.Await(t, 1, "received ' repeated.'")
-	server.Stop(t)
-	if !strings.Contains(server.Err.String(), "received 'let me in'") {
-		t.Errorf("a client of user %d is not mentioned:\n%s", uid, &server.Err)
-	}
-}
-
-func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--max-connections", "1")
-	first := start(t, d, "client", "-")
-	_, err := io.WriteString(first.In, "hello")
-	check(t, err)
-	first.Out.Await(t, 1, "hello")
-
-	status, stdout, stderr := run(t, d, "", "client", "--bind", "auto")
-	if status != 1 || stdout != "" {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
-	server.Err.Await(t, 1, "rejected a client: connection limit (1) reached")
-	check(t, first.In.Close())
-	if status := first.Status(t); status != 0 {
-		t.Errorf("exit status %d, error %q", status, &first.Err)
-	}
-	server.Err.Await(t, 2, "waiting for a connection")
-	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
-	server.Stop(t)
-}
-
-// The table must not grow while clients connect: in a process of several
-// threads the kernel then waits, and a burst of clients fills the backlog.
-func TestDescriptorTableHasRoomForAllConnections(t *testing.T) {
-	t.Parallel()
-	server := serve(t, dir(t), "--max-connections", "500")
-	if n := server.StatusNumber(t, "FDSize"); n < 500 {
-		t.Errorf("the table has room for %d descriptors", n)
-	}
-	server.Stop(t)
-}
-
-func TestAbstractName(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	name := "stream:@" + filepath.Base(d)
-	server := serve(t, d, "--listen", name)
-	wantWords(t, server.Err.String(), "clients in other containers do not find it")
-	if status, stdout, stderr := run(t, d, "", "client", "--connect", name, "--bind", "auto"); status != 0 || stdout != message {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
-	wantFiles(t, d)
-	server.Stop(t)
-}
-
 // The original client, in Python, with other messages.
 const pythonClient = `
 import socket, sys
@@ -585,26 +267,3 @@ while received < len(message):
     sys.stdout.buffer.write(data)
 sock.close()
 `
-
-func TestStrangersAreServed(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d)
-	for _, tt := range []struct {
-		pkg  string
-		args []string
-	}{
-		{"socat", []string{"socat", "-t", "60", "-", "UNIX-CONNECT:uds_socket"}},
-		{"netcat-openbsd", []string{"nc.openbsd", "-N", "-U", "uds_socket"}},
-		{"python3", []string{"python3", "-c", pythonClient}},
-	} {
-		t.Run(tt.pkg, func(t *testing.T) {
-			need(t, tt.args[0], tt.pkg)
-			status, stdout, stderr := run(t, d, message+"\n", tt.args...)
-			if status != 0 || stdout != message+"\n" {
-				t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-			}
-		})
-	}
-	server.Stop(t)
-}

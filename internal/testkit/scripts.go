@@ -82,18 +82,27 @@ var commands = map[string]struct {
 		_, err := io.WriteString(s.process(args[0]).In, args[1])
 		s.ts.Check(err)
 	}},
-	"close":  {"NAME", 1, func(s *script, args []string) { s.ts.Check(s.process(args[0]).In.Close()) }},
-	"signal": {"NAME SIGNAL", 2, func(s *script, args []string) { s.process(args[0]).Signal(s.t, unix.SignalNum("SIG"+args[1])) }},
+	"close": {"NAME", 1, func(s *script, args []string) { s.ts.Check(s.process(args[0]).In.Close()) }},
+	// Afterwards, a process that gets STOP has stopped.
+	"signal": {"NAME SIGNAL", 2, func(s *script, args []string) {
+		if p := s.process(args[0]); args[1] == "STOP" {
+			p.Pause(s.t)
+		} else {
+			p.Signal(s.t, unix.SignalNum("SIG"+args[1]))
+		}
+	}},
 	// The end is an exit status, or a signal in words; the commands stdout, stderr
 	// and cmp then look at the output.
 	"end":       {"NAME END", 2, func(s *script, args []string) { s.end(args[0], args[1]) }},
 	"terminate": {"NAME", 1, func(s *script, args []string) { s.process(args[0]).Signal(s.t, unix.SIGTERM); s.end(args[0], "0") }},
 	"status":    {"STATUS PROGRAM [ARGUMENT...]", 2, func(s *script, args []string) { s.status(args[0], args[1:]) }},
-	// The only output is one line on the standard error, which contains the words.
+	// The only output is one line on the standard error, which contains the words,
+	// and after a usage error (2) where there is help.
 	"fails": {"STATUS WORDS PROGRAM [ARGUMENT...]", 3, func(s *script, args []string) {
 		s.status(args[0], args[2:])
 		stderr := s.ts.ReadFile("stderr")
-		if line, rest, _ := strings.Cut(stderr, "\n"); s.ts.ReadFile("stdout") != "" || rest != "" || line == stderr || !strings.Contains(line, args[1]) {
+		if line, rest, _ := strings.Cut(stderr, "\n"); s.ts.ReadFile("stdout") != "" || rest != "" || line == stderr ||
+			!strings.Contains(line, args[1]) || args[0] == "2" && !strings.HasSuffix(line, " --help)") {
 			s.ts.Fatalf("it does not write one line with %q", args[1])
 		}
 	}},
@@ -128,7 +137,9 @@ func (s *script) start(args []string) *Process {
 	if last := args[len(args)-1]; strings.HasPrefix(last, "&") && strings.HasSuffix(last, "&") {
 		name, args = strings.Trim(last, "&"), args[:len(args)-1]
 	}
-	p := Start(s.t, s.ts.MkAbs("."), args...)
+	p := Prepare(s.t, s.ts.MkAbs("."), args...)
+	p.Cmd.Env = append(p.Cmd.Env, "PATH="+s.ts.Getenv("PATH"))
+	p.Start(s.t)
 	s.processes[name] = p
 	s.ts.Setenv(name, strconv.Itoa(p.Pid()))
 	s.ts.Defer(func() { s.ts.Logf("[%s]\n%s%s", name, &p.Out, &p.Err) })
