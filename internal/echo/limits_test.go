@@ -87,7 +87,7 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 			srv.log.await(t, 1, "disconnected a client: it has sent nothing for 1s")
 			wantBack(t, honest, r, message)
 			wantRefused(t, stats, "idle", 1)
-			if n := server.CauseConnections.Load(); n != 1 {
+			if n := stats.Connections.Load(); n != 1 {
 				t.Errorf("%d connections are open", n)
 			}
 		})
@@ -196,9 +196,9 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 				for _, conn := range conns {
 					check(t, conn.Close())
 				}
-				for late := time.Now().Add(patience); server.CauseConnections.Load() > 0; time.Sleep(time.Millisecond) {
+				for late := time.Now().Add(patience); stats.Connections.Load() > 0; time.Sleep(time.Millisecond) {
 					if time.Now().After(late) {
-						t.Fatalf("%d connections stay open", server.CauseConnections.Load())
+						t.Fatalf("%d connections stay open", stats.Connections.Load())
 					}
 				}
 			}
