@@ -326,14 +326,6 @@ func (f foreign) end(t *testing.T, p *process, exit func(testing.TB) int) {
 	f.alone(t)
 }
 
-// next starts a server program, and waits until it serves.
-func next(t *testing.T, d string, args ...string) *process {
-	t.Helper()
-	p := start(t, d, args...)
-	p.Err.Await(t, 1, "waiting for a ")
-	return p
-}
-
 func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 	t.Parallel()
 	var kills, calls int64
@@ -353,7 +345,7 @@ func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 				d := dir(t)
 				f := putForeign(t, d)
 				if tt.stale {
-					p := next(t, d, args...)
+					p := serving(t, start(t, d, args...))
 					p.Signal(t, syscall.SIGKILL)
 					<-p.Ended
 				}
@@ -367,7 +359,7 @@ func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 				if v.state.Signal() != unix.SIGKILL {
 					t.Fatalf("it ended by itself, %v: %s", v.state, &v.process.Err)
 				}
-				p := next(t, d, args...)
+				p := serving(t, start(t, d, args...))
 				wantServed(t, d)
 				f.end(t, p, p.Status)
 				return n, true
@@ -481,7 +473,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 	t.Run("the successor", func(t *testing.T) {
 		kills, calls := deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 			h := newHandover(t)
-			old := next(t, h.d, h.args...)
+			old := serving(t, start(t, h.d, h.args...))
 			h.use(t)
 			v := launchVictim(t, n, h.d, h.args...)
 			v.lives(t, addresses, taken)
@@ -507,7 +499,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 					if status := old.Status(t); status != 0 {
 						t.Errorf("the old server's exit status is %d:\n%s", status, &old.Err)
 					}
-					p = next(t, h.d, h.args...)
+					p = serving(t, start(t, h.d, h.args...))
 				}
 				wantServed(t, h.d)
 				h.wantRight(t, p != old)
@@ -546,7 +538,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 				select {
 				case <-successor.Ended: // it ended because its server died
 					gaveUp.Add(1)
-					successor = next(t, h.d, h.args...)
+					successor = serving(t, start(t, h.d, h.args...))
 				default:
 				}
 			}
@@ -581,7 +573,7 @@ func TestDeathAtAnySystemCallOfAClient(t *testing.T) {
 	first, rest := transfer()
 	deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 		d := dir(t)
-		p := next(t, d, testkit.Plain(t, "server"), "--chunk", "4096", "--admin", "admin")
+		p := serving(t, start(t, d, testkit.Plain(t, "server"), "--chunk", "4096", "--admin", "admin"))
 		v := launchVictim(t, 0, d, testkit.Plain(t, "client"), "--retry", "60s", "--chunk", "4096", "-")
 		_, err := io.WriteString(v.process.In, first)
 		check(t, err)
@@ -631,7 +623,7 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 		died := !v.spare()
 		if died {
 			<-v.process.Ended
-			p := next(t, d, args...)
+			p := serving(t, start(t, d, args...))
 			defer p.Stop(t)
 		}
 		calls := v.calls.Load()
