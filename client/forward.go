@@ -93,11 +93,11 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if err := c.CheckOpenFiles(c.Listen); err != nil {
 		return err
 	}
-	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
+	listen := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
 	if !c.PassFiles {
-		config.Control = addr.RefuseRights()
+		listen.Control = addr.RefuseRights()
 	}
-	sockets, _, err := server.Sockets(config, c.Listen, false)
+	sockets, _, err := server.Sockets(listen, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {
 			err = c.joins(s.Addr) // the address may come from systemd
@@ -128,19 +128,26 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.Connect.Type == addr.Seqpacket { // any record that a process can send has to fit
 		sendBuffer = sock.MaxMessage() + sock.Overhead
 	}
-	s := c.Config(sockets, 2, beside, 2, sendBuffer, log)
-	s.Chunk = 1024 // for health checks
-	s.RelayFiles = c.PassFiles
-	s.Relay, err = relay.New(relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), Memory: s.Memory, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser,
-		Record: recorder, Log: log,
+	s, err := server.New(c.Config(sockets, 2, beside, 2, sendBuffer, log))
+	if err != nil {
+		server.CloseSockets(sockets, nil)
+		return err
+	}
+	r, err := relay.New(s, relay.Config{
+		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
+		MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser, Record: recorder,
 	})
 	if err != nil {
 		server.CloseSockets(sockets, nil)
 		return err
 	}
 	c.removeStale(log)
-	return s.Serve(ctx, sockets...)
+	handler := server.SplitHealthChecks(r, echo.New(s, echo.Config{Chunk: 1024}))
+	services := server.Services(handler, sockets...)
+	for i := range services {
+		services[i].Files = c.PassFiles
+	}
+	return s.Serve(ctx, services...)
 }
 
 func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {

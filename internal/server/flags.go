@@ -146,7 +146,7 @@ func (f *LimitFlags) Config(sockets []*addr.Socket, each, beside, ends, sendBuff
 	reserve(min((most+HealthChecks)*each+beside, 16_000)) // at most 128 KiB
 	return Config{
 		MaxConnections: most, MaxConnectionsPerUser: f.maxPerUser(most), Memory: pool,
-		IdleTimeout: f.IdleTimeout, DrainTimeout: f.DrainTimeout, Allow: f.allow(), Log: log,
+		DrainTimeout: f.DrainTimeout, Allow: f.allow(), Log: log,
 	}
 }
 
