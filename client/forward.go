@@ -75,7 +75,7 @@ func (c *forwardCmd) Validate() error {
 func (c *forwardCmd) joins(a addr.Addr) error {
 	bytes := func(t addr.Type) bool { return t == addr.Stream || t == addr.TCP }
 	switch {
-	case a.Type == addr.UDP || a.Type == addr.Files || c.Connect.Type == addr.UDP || c.Connect.Type == addr.Files:
+	case a.Type == addr.Files || c.Connect.Type == addr.Files:
 		return fmt.Errorf("--listen %s, --connect %s: the relay joins stream and tcp, seqpacket and seqpacket, datagram and datagram", a, c.Connect)
 	case a.Type != c.Connect.Type && (!bytes(a.Type) || !bytes(c.Connect.Type)):
 		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join; use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)

@@ -631,7 +631,6 @@ func TestForwardUsage(t *testing.T) {
 	for _, tt := range []struct{ args, words string }{
 		{"", "missing flags: --connect"},
 		{"--listen datagram:r --connect s", "datagram and stream do not join"},
-		{"--listen udp:127.0.0.1:7000 --connect s", "the relay joins stream and tcp"},
 		{"--listen files:r --connect files:s", "the relay joins stream and tcp"},
 		{"--listen r --connect r", "the relay listens there itself"},
 		{"--listen r --connect tcp:127.0.0.1:1 --pass-files", "--pass-files: no descriptors pass to tcp"},

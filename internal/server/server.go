@@ -36,7 +36,7 @@ type Config struct {
 	// limit.
 	IdleTimeout, WriteTimeout time.Duration
 	// Allow reports whether a client may be served, by the credentials that
-	// the kernel reports. TCP and UDP sockets have none. nil: all clients may.
+	// the kernel reports. TCP sockets have none. nil: all clients may.
 	Allow func(unix.Ucred) bool
 	// Files serves a connection of a files: socket, and takes it over. It
 	// calls done, from any goroutine, when it has closed the connection. A
