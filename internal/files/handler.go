@@ -31,7 +31,8 @@ type Handler struct {
 	// hangs. Health checks have turns of their own.
 	turns, checks *turns
 	buffers       sync.Pool
-	// Receiving has turns too, as one message may bring many descriptors.
+	// Receiving has turns too, as one message may bring many descriptors. A user
+	// has one at a time: if closing them hangs, the other users have theirs.
 	receives *turns
 	closers  *server.Closers
 	stopped  context.Context
@@ -59,7 +60,7 @@ func New(c Config) *Handler {
 	s.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	// Leave one processor to the echo.
 	turns := max(runtime.GOMAXPROCS(0)-1, 1)
-	s.turns, s.checks, s.receives = newTurns(turns, mayHang, turns), newTurns(1, 0, 1), newTurns(mayHang, 0, 1)
+	s.turns, s.checks, s.receives = newTurns(turns, turns), newTurns(1, 1), newTurns(maxReceives, 1)
 	s.buffers.New = func() any { return new([bufferSize]byte) }
 	s.closers = server.NewClosers(c.Log)
 	return s
@@ -175,6 +176,9 @@ type conn struct {
 	waits wait
 	still time.Duration // the first sweep since it waits; 0: not yet
 }
+
+// maxReceives is how many users may be received from at a time.
+const maxReceives = 4
 
 // healthCheck is the user that health checks count as.
 const healthCheck = -2
@@ -371,7 +375,6 @@ func (c *conn) turn(work func(buf []byte) error) error {
 		return err
 	}
 	defer turns.end(c.user)
-	defer turns.watch()()
 	if c.left() {
 		return errLeft
 	}
@@ -387,13 +390,6 @@ func (c *conn) own(t *turns) *turns {
 	}
 	return t
 }
-
-// mayHang is how many further files may hang the goroutines that read them,
-// without stopping others: files of a file system that does not answer.
-const mayHang = 4
-
-// turnPatience is how long a turn may take before a spare turn is added.
-const turnPatience = time.Second
 
 // left reports whether the client has closed its end.
 func (c *conn) left() (left bool) {
