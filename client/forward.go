@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,6 +33,7 @@ type forwardCmd struct {
 	Retry     time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client, if there is no target yet. For a target whose backlog is full the relay waits as long as the client does (default: ${default})."`
 	PassFiles bool          `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag, a message with descriptors ends its connection; a datagram is dropped, or its sender gets EPERM (Linux 6.16)."`
 	Show      string        `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
+	ShowPort  uint16        `placeholder:"PORT" help:"The target's port in a capture, by which Wireshark chooses the protocol: 5432 for PostgreSQL, 6379 for Redis (default: the port of a tcp target, otherwise 80, HTTP)."`
 	server.LimitFlags
 	requireFlags
 	cli.LogFlags
@@ -58,6 +60,8 @@ func (c *forwardCmd) Validate() error {
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.PassFiles && !c.Connect.Type.Unix():
 		return fmt.Errorf("--pass-files: no descriptors pass to %s; use a Unix socket on both sides", c.Connect)
+	case c.ShowPort != 0 && !strings.HasSuffix(c.Show, ".pcapng"):
+		return fmt.Errorf("--show-port %d: only a capture has ports; write --show FILE.pcapng", c.ShowPort)
 	case c.Bind != "" && c.Connect.Type != addr.Datagram:
 		return fmt.Errorf("--bind %s: only sockets towards a datagram target have names", c.Bind)
 	case c.Bind != "" && c.Bind != "auto" && c.Bind != "none" && !strings.HasSuffix(c.Bind, "/"):
@@ -75,7 +79,7 @@ func (c *forwardCmd) Validate() error {
 func (c *forwardCmd) joins(a addr.Addr) error {
 	bytes := func(t addr.Type) bool { return t == addr.Stream || t == addr.TCP }
 	switch {
-	case a.Type == addr.UDP || a.Type == addr.Files || c.Connect.Type == addr.UDP || c.Connect.Type == addr.Files:
+	case a.Type == addr.Files || c.Connect.Type == addr.Files:
 		return fmt.Errorf("--listen %s, --connect %s: the relay joins stream and tcp, seqpacket and seqpacket, datagram and datagram", a, c.Connect)
 	case a.Type != c.Connect.Type && (!bytes(a.Type) || !bytes(c.Connect.Type)):
 		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join; use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)
@@ -115,7 +119,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	var recorder *record.Recorder
 	if c.Show != "" {
-		if recorder, err = record.New(c.Show, std.Out, isTerminal(std.Out), log); err != nil {
+		if recorder, err = record.New(c.Show, c.showPort(), std.Out, isTerminal(std.Out), log); err != nil {
 			server.CloseSockets(sockets, nil)
 			return err
 		}
@@ -148,6 +152,17 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		services[i].Files = c.PassFiles
 	}
 	return s.Serve(ctx, services...)
+}
+
+// showPort returns the target's port in a capture. For HTTP's, Wireshark finds
+// HTTP/2 and gRPC, too.
+func (c *forwardCmd) showPort() uint16 {
+	var port uint64
+	if c.Connect.Type == addr.TCP {
+		_, text, _ := net.SplitHostPort(c.Connect.Path)
+		port, _ = strconv.ParseUint(text, 10, 16)
+	}
+	return cmp.Or(c.ShowPort, uint16(port), 80)
 }
 
 func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {

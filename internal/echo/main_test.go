@@ -250,8 +250,7 @@ func random(seed byte, n int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
 }
 
-// boundTo returns the address of a TCP or UDP socket whose port the kernel
-// chose.
+// boundTo returns the address of a TCP socket whose port the kernel chose.
 func boundTo(t testing.TB, s *addr.Socket) string {
 	t.Helper()
 	sa, err := unix.Getsockname(s.FD())

@@ -347,61 +347,6 @@ func TestMessageClientFails(t *testing.T) {
 
 func quietMessages() *echo.Client { return &echo.Client{Log: zerolog.Nop()} }
 
-func TestUDPClientCountsWhatIsLost(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		messages int
-		want     string
-	}{
-		{2, ""},
-		{3, "1 of 3 messages were not echoed"},
-		{30, "10 of 30 messages were not echoed"},
-	} {
-		conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
-		check(t, err)
-		n := 0
-		answerAll(t, conn, func(message []byte) [][]byte {
-			if n++; n%3 == 0 {
-				return nil
-			}
-			return [][]byte{message}
-		})
-		want := &bytes.Buffer{}
-		for i := range tt.messages {
-			if (i+1)%3 != 0 {
-				fmt.Fprintf(want, "%06d\n", i)
-			}
-		}
-		out := &bytes.Buffer{}
-		client := echo.Client{Chunk: 7, Window: 4, Timeout: 500 * time.Millisecond, Log: zerolog.Nop()}
-		err = client.Copy(t.Context(), dial(t, addr.Addr{Type: addr.UDP, Path: conn.LocalAddr().String()}), bytes.NewReader(numbered(tt.messages)), out)
-		if err == nil && tt.want != "" || err != nil && err.Error() != tt.want {
-			t.Errorf("of %d messages: %v, not %q", tt.messages, err, tt.want)
-		}
-		if diff := cmp.Diff(want.String(), out.String()); diff != "" {
-			t.Errorf("of %d messages (-want +got):\n%s", tt.messages, diff)
-		}
-	}
-}
-
-func TestUDPEcho(t *testing.T) {
-	t.Parallel()
-	s, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.UDP, Path: "127.0.0.1:0"})
-	check(t, err)
-	s.Addr.Path = boundTo(t, s)
-	srv := serveSocket(t, s, config{}, zerolog.InfoLevel)
-	conn, r := dial(t, srv.addr), sock.NewReceiver(sock.MaxMessage())
-	for _, size := range []int{0, 1, 16, 17, 65_507, 0} {
-		wantBack(t, conn, r, strings.Repeat("x", size))
-	}
-	srv.log.await(t, 6, "sending data back to the client")
-	for _, e := range srv.log.all()[2:] {
-		if strings.HasPrefix(e.Message, "received") && e.Peer != conn.LocalAddr().String() {
-			t.Errorf("the peer is %s, not %s", e.Peer, conn.LocalAddr())
-		}
-	}
-}
-
 func TestTCPEcho(t *testing.T) {
 	t.Parallel()
 	s, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.TCP, Path: "127.0.0.1:0"})

@@ -271,20 +271,6 @@ func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 	}
 }
 
-// UDP loses messages, so the client cannot know to which one a reply belongs.
-func TestUDPIsNotResumed(t *testing.T) {
-	t.Parallel()
-	socket, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.UDP, Path: "127.0.0.1:0"})
-	check(t, err)
-	a := addr.Addr{Type: addr.UDP, Path: boundTo(t, socket)}
-	check(t, socket.Close())
-	c := resumes(t, a, patience)
-	wantWords(t, c.Message(t.Context(), dial(t, a), []byte(message), io.Discard), "refused")
-	if n := c.again.Load(); n != 0 {
-		t.Errorf("connected again %d times", n)
-	}
-}
-
 func TestTransferEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	a := stubs(t, addr.Stream, ends)

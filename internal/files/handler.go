@@ -30,7 +30,8 @@ type Handler struct {
 	// hangs. Health checks have turns of their own.
 	turns, checks *turns
 	buffers       sync.Pool
-	// Receiving has turns too, as one message may bring many descriptors.
+	// Receiving has turns too, as one message may bring many descriptors. A user
+	// has one at a time: if closing them hangs, the other users have theirs.
 	receives *turns
 	closers  *server.Closers
 	stopped  context.Context
@@ -51,7 +52,7 @@ func New(srv *server.Server, c Config) *Handler {
 	h.stopped, h.stop = context.WithCancel(context.Background())
 	// Leave one processor to the echo.
 	turns := max(runtime.GOMAXPROCS(0)-1, 1)
-	h.turns, h.checks, h.receives = newTurns(turns, mayHang, turns), newTurns(1, 0, 1), newTurns(mayHang, 0, 1)
+	h.turns, h.checks, h.receives = newTurns(turns, turns), newTurns(1, 1), newTurns(maxReceives, 1)
 	h.buffers.New = func() any { return new([bufferSize]byte) }
 	return h
 }
@@ -158,6 +159,9 @@ type conn struct {
 	waits wait
 	still time.Duration // the first sweep since it waits; 0: not yet
 }
+
+// maxReceives is how many users may be received from at a time.
+const maxReceives = 4
 
 // healthCheck is the user that health checks count as.
 const healthCheck = -2
@@ -353,7 +357,6 @@ func (c *conn) turn(work func(buf []byte) error) error {
 		return err
 	}
 	defer turns.end(c.user)
-	defer turns.watch()()
 	if c.left() {
 		return errLeft
 	}
@@ -369,13 +372,6 @@ func (c *conn) own(t *turns) *turns {
 	}
 	return t
 }
-
-// mayHang is how many further files may hang the goroutines that read them,
-// without stopping others: files of a file system that does not answer.
-const mayHang = 4
-
-// turnPatience is how long a turn may take before a spare turn is added.
-const turnPatience = time.Second
 
 // left reports whether the client has closed its end.
 func (c *conn) left() (left bool) {

@@ -18,9 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -226,13 +224,7 @@ func (r *Relay) Close() {
 
 // record records a connection, if anything is recorded.
 func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
-	c := record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path}
-	if r.config.Target.Type == addr.TCP {
-		_, port, _ := net.SplitHostPort(c.Target)
-		n, _ := strconv.ParseUint(port, 10, 16)
-		c.Port = uint16(n)
-	}
-	return r.config.Record.Open(c)
+	return r.config.Record.Open(record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path})
 }
 
 // spare keeps an end's rest, which is part of buf, until the other end accepts

@@ -23,23 +23,17 @@ import (
 
 // ListenFlag defines where to listen, which a health check needs too.
 type ListenFlag struct {
-	Listen []addr.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The address to listen on: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to receive files instead of bytes (server), or @NAME for an abstract PATH, which does not cross containers; also tcp:HOST:PORT, and udp:HOST:PORT (server). Repeatable; the variable takes a list with commas (default: ${default})."`
+	Listen []addr.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The address to listen on: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to receive files instead of bytes (server), or @NAME for an abstract PATH, which does not cross containers; also tcp:HOST:PORT. Repeatable; the variable takes a list with commas (default: ${default})."`
 }
 
 // Validate rejects addresses that cannot be listened on together.
 func (f *ListenFlag) Validate() error {
 	seen := map[string]bool{}
 	for _, a := range f.Listen {
-		// TCP and UDP may have the same port, but two sockets cannot have the
-		// same path.
-		key := a.Path
-		if !a.Type.Unix() {
-			key = a.String()
-		}
-		if seen[key] {
+		if seen[a.Path] { // with another type, too
 			return fmt.Errorf("--listen %s: the path is given twice", a)
 		}
-		seen[key] = true
+		seen[a.Path] = true
 	}
 	if len(f.Listen) == 0 {
 		return errors.New("--listen: no address; write stream:PATH")

@@ -16,21 +16,20 @@ import (
 type SizeError struct {
 	Size, Limit int // in bytes
 	err         error
-	cure        string
 }
 
 func (e *SizeError) Error() string {
 	if e.err == ErrTruncated {
 		return fmt.Sprintf("%v: %d bytes, %d fit", e.err, e.Size, e.Limit)
 	}
-	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d; %s", e.err, e.Size, e.Limit, e.cure)
+	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d; raise SO_SNDBUF", e.err, e.Size, e.Limit)
 }
 
 // Unwrap returns ErrTruncated or EMSGSIZE.
 func (e *SizeError) Unwrap() error { return e.err }
 
-// A Receiver receives messages from datagram, seqpacket and UDP sockets, one
-// at a time and whole, and can send a reply to the sender of the last one.
+// A Receiver receives messages from datagram and seqpacket sockets, one at a
+// time and whole, and can send a reply to the sender of the last one.
 // From stream sockets it receives the available bytes. It does not allocate
 // after it is made.
 type Receiver struct {
@@ -330,11 +329,7 @@ func ExplainSize(fd, size int, err error) error {
 	if limitErr != nil {
 		return err
 	}
-	cure := "raise SO_SNDBUF"
-	if limit == maxUDP {
-		cure = "send smaller ones"
-	}
-	return &SizeError{size, limit, err, cure}
+	return &SizeError{size, limit, err}
 }
 
 func hostPort(ip []byte, port uint16) string {

@@ -41,7 +41,7 @@ func CanRefuseRights() bool {
 }
 
 // RefusesRights reports whether no descriptor can come through a socket,
-// because the kernel refuses them or because it is a TCP or UDP socket. Then
+// because the kernel refuses them or because it is a TCP socket. Then
 // use [Receiver.Read].
 func RefusesRights(fd int) bool {
 	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
