@@ -16,15 +16,6 @@ import (
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-var (
-	errAddress     = sock.ErrAddress
-	errInUse       = sock.ErrInUse
-	errNotSocket   = sock.ErrNotSocket
-	errDescriptors = sock.ErrDescriptors
-	errOpenFiles   = sock.ErrOpenFiles
-	errTruncated   = sock.ErrTruncated
-)
-
 var notThereYet = sock.NotThereYet
 
 func addr(network, path string) sock.Addr {
@@ -142,7 +133,7 @@ func (p *PacketConn) readFromCred(b []byte) (n int, from net.Addr, cred Cred, er
 	fds, ucred, err := sock.ParseControl(control[:used])
 	sock.CloseFiles(fds...)
 	if err == nil && flags&unix.MSG_TRUNC != 0 {
-		err = errTruncated
+		err = ErrTruncated
 	}
 	if ucred != nil {
 		cred = credOf(ucred)
@@ -226,7 +217,7 @@ func receiveFiles(c net.Conn, buf []byte, limit int) (n int, files []*os.File, e
 // fileError returns an error of a connection as package net does.
 func fileError(op string, c net.Conn, err error) error {
 	var errno syscall.Errno
-	if err == nil || errors.As(err, new(*net.OpError)) || !errors.As(err, &errno) && !errors.Is(err, errDescriptors) && !errors.Is(err, errTruncated) && !errors.Is(err, errOpenFiles) {
+	if err == nil || errors.As(err, new(*net.OpError)) || !errors.As(err, &errno) && !errors.Is(err, ErrDescriptors) && !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrOpenFiles) {
 		return err
 	}
 	return &net.OpError{Op: op, Net: c.LocalAddr().Network(), Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: cause{err}}

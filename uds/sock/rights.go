@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -11,11 +13,6 @@ import (
 
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
-
-// ErrOpenFiles means that this process could not receive a message's
-// descriptors, because it has reached its limit of open files. The descriptors
-// that did arrive are closed.
-var ErrOpenFiles = errors.New("no room for another open file")
 
 // soPassRights is SO_PASSRIGHTS, of Linux 6.16, which lets a socket receive
 // descriptors. If it is off, sendmsg(2) fails with EPERM at the other end. A

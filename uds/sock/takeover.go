@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -118,7 +120,7 @@ func (c ListenConfig) Handover(ctx context.Context, addrs ...Addr) (*Handover, e
 }
 
 func (h *Handover) listen(ctx context.Context, addrs []Addr) error {
-	if err := checkPath(h.path); err != nil {
+	if err := CheckPath(h.path); err != nil {
 		return fmt.Errorf("control socket for a takeover: %w", err)
 	}
 	switch err := h.ask(ctx, addrs); err {
