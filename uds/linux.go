@@ -114,7 +114,7 @@ func (c ListenConfig) listenPacket(_ context.Context, path string) (*PacketConn,
 	if err != nil {
 		return nil, unprefixed(a, err)
 	}
-	inner, err := sock.NetPacketConn(s.FD())
+	inner, err := sock.NetConn(s.FD())
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -170,10 +170,13 @@ func sendFiles(c net.Conn, b []byte, files []*os.File) error {
 	if err != nil {
 		return err
 	}
+	if len(b) == 0 && len(files) > 0 {
+		b = []byte{0} // as package net does: otherwise a stream carries none
+	}
 	n := 0
 	err = withDescriptors(files, nil, func(fds []int) (err error) {
 		waitErr := raw.Write(func(fd uintptr) bool {
-			n, err = sock.SendFiles(int(fd), b, fds...)
+			n, err = sock.SendFiles(int(fd), b, fds, "")
 			return err != unix.EAGAIN
 		})
 		return errors.Join(waitErr, err)

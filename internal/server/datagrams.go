@@ -319,7 +319,7 @@ func (d *datagrams) send(c client, r reply) error {
 			err = d.server.names.dir.leave()
 		}
 		if err == nil {
-			err = sock.ReplyFiles(d.socket.FD(), r.message, r.files, to)
+			_, err = sock.SendFiles(d.socket.FD(), r.message, r.files, to)
 			if err == unix.ENOENT {
 				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd; mount /proc", err)
 			}

@@ -22,25 +22,21 @@ const (
 
 var types = []Type{Stream, Datagram, Seqpacket}
 
+// numbers are those of socket(2), networks the names of package net.
+var (
+	numbers  = map[Type]int{Stream: unix.SOCK_STREAM, Datagram: unix.SOCK_DGRAM, Seqpacket: unix.SOCK_SEQPACKET}
+	networks = map[Type]string{Stream: "unix", Datagram: "unixgram", Seqpacket: "unixpacket"}
+)
+
 // TypeOf returns the type for a number of socket(2), SOCK_STREAM for example; ""
 // if unix(7) has no such type.
 func TypeOf(sotype int) Type {
-	i := slices.IndexFunc(types, func(t Type) bool { return t.sotype() == sotype })
-	if i < 0 {
-		return ""
+	for t, n := range numbers {
+		if n == sotype {
+			return t
+		}
 	}
-	return types[i]
-}
-
-func (t Type) sotype() int {
-	switch t {
-	case Datagram:
-		return unix.SOCK_DGRAM
-	case Seqpacket:
-		return unix.SOCK_SEQPACKET
-	default:
-		return unix.SOCK_STREAM
-	}
+	return ""
 }
 
 // Addr is the address of one end, written TYPE:PATH. A path that starts with @
@@ -77,16 +73,7 @@ func (a Addr) Abstract() bool { return IsAbstract(a.Path) }
 
 // Network returns the name that package net uses for the type; with it an Addr
 // is a [net.Addr].
-func (a Addr) Network() string {
-	switch a.Type {
-	case Datagram:
-		return "unixgram"
-	case Seqpacket:
-		return "unixpacket"
-	default:
-		return "unix"
-	}
-}
+func (a Addr) Network() string { return networks[a.Type] }
 
 // String returns the address in the form that [ParseAddr] reads.
 func (a Addr) String() string { return string(a.Type) + ":" + a.Path }
