@@ -106,7 +106,7 @@ func (p *peer) send(message []byte, files []int) bool {
 	p.touch()
 	err := error(unix.EBADF)
 	if p.fd >= 0 {
-		err = sock.ReplyFiles(p.fd, message, files, "")
+		_, err = sock.SendFiles(p.fd, message, files, "")
 	}
 	switch {
 	case err == nil:

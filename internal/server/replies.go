@@ -70,7 +70,7 @@ func (d *datagrams) reply(to client, r reply) {
 	d.closeFiles(-1, r.files...)
 }
 
-// send sends a message to a client, as [sock.ReplyFiles] does.
+// send sends a message to a client, as [sock.SendFiles] does.
 func (d *datagrams) send(c client, r reply) error {
 	for again := true; ; again = false {
 		to, err := d.server.look(c)
@@ -78,7 +78,7 @@ func (d *datagrams) send(c client, r reply) error {
 			err = d.server.names.dir.leave()
 		}
 		if err == nil {
-			err = sock.ReplyFiles(d.socket.FD(), r.message, r.files, to)
+			_, err = sock.SendFiles(d.socket.FD(), r.message, r.files, to)
 			if err == unix.ENOENT {
 				err = fmt.Errorf("%w (ENOENT): replies to paths go by /proc/self/fd; mount /proc", err)
 			}
