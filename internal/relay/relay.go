@@ -71,13 +71,13 @@ type Relay struct {
 
 	links      map[*link]struct{}
 	peers      map[server.SenderKey]*peer
-	lastID     uint64   // of the last peer
-	passed     uint64   // messages of all peers
-	slow       []*peer  // peers whose replies wait for their clients
-	parked     []*end   // see room.go
-	buf        []byte   // for the next receive
-	free       [][]byte // for an end that keeps buf
-	pipes      []*pipe  // empty
+	lastID     uint64       // of the last peer
+	passed     uint64       // messages of all peers
+	slow       []*peer      // peers whose replies wait for their clients
+	parked     []*direction // see room.go
+	buf        []byte       // for the next receive
+	free       sync.Pool    // of *[bufSize]byte, to take its place if a direction keeps it
+	pipes      []*pipe      // empty
 	madePipes  int
 	files      usage // descriptors that were received, and are not closed yet
 	flying     usage // descriptors that were sent, and may not be received yet
@@ -96,12 +96,11 @@ type Relay struct {
 	some   atomic.Bool
 }
 
-// The size of one receive, and the share of one end before the others get
+// The size of one receive, and the share of one direction before the others get
 // their turn.
 const (
 	bufSize = 64 << 10
 	maxTurn = 4
-	maxFree = 16 // buffers kept for the next end that has to wait
 )
 
 // New makes a relay. It fails if there is no memory.
@@ -118,7 +117,8 @@ func New(c Config) (*Relay, error) {
 	r.buf = make([]byte, size)
 	r.closers = server.NewClosers(c.Log)
 	r.noRights = !c.PassFiles && sock.CanRefuseRights()
-	r.files.users, r.flying.users = map[int64]int{}, map[int64]int{}
+	r.files, r.flying = newUsage(), newUsage()
+	r.free.New = func() any { return new([bufSize]byte) }
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return nil, os.NewSyscallError("getrlimit", err)
@@ -270,7 +270,7 @@ func (r *Relay) End() {
 	r.mu.Unlock()
 	lost := 0
 	for l := range r.links {
-		lost += l.client.unsent() + l.target.unsent()
+		lost += l.unsent()
 		l.close()
 	}
 	if lost > 0 {
@@ -298,37 +298,7 @@ func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
 	return r.config.Record.Open(c)
 }
 
-// spare keeps an end's rest, which is part of buf, until the other end accepts
-// it: a small rest as a copy, a large one with its buffer, unless memory is
-// short.
-func (r *Relay) spare(rest []byte, short bool) (kept, buf []byte) {
-	if short || len(rest) <= bufSize/8 || len(r.buf) != bufSize {
-		return append([]byte{}, rest...), nil
-	}
-	buf = r.buf
-	if n := len(r.free); n > 0 {
-		r.buf, r.free = r.free[n-1], r.free[:n-1]
-	} else {
-		r.buf = make([]byte, bufSize)
-	}
-	return rest, buf
-}
-
-func (r *Relay) giveBack(buf []byte) {
-	if buf != nil && len(r.free) < maxFree {
-		r.free = append(r.free, buf)
-	}
-}
-
 func escape(err error) string { return logtext.Escape(err.Error()) }
-
-// maxFiles is the largest number of descriptors in a message, unix(7),
-// SCM_MAX_FD.
-const maxFiles = 253
-
-// MaxHeld is how many descriptors may wait in a relay, over all connections:
-// until they are sent, and closed. One user may have three quarters of them.
-const MaxHeld = 1024
 
 // unwanted reports whether err is about what a peer sent, not about the
 // connection.
