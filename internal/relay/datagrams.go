@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -58,35 +59,24 @@ func (r *Relay) Message(s server.Sender, message []byte, files []int) bool {
 // not accepted yet stays.
 func (r *Relay) makeRoom(s server.Sender) bool {
 	same := func(p *peer) bool { return s.Cred != nil && p.client.Cred != nil && s.Cred.Uid == p.client.Cred.Uid }
-	all, own := 0, 0
-	var victim, victimOwn *peer
-	better := func(p, than *peer) bool {
-		switch {
-		case p.rest != nil:
-			return false
-		case than == nil:
-			return true
-		case (p.owed == 0) != (than.owed == 0):
-			return p.owed == 0
+	own := 0
+	for _, p := range r.peers {
+		if same(p) {
+			own++
 		}
-		return p.last < than.last
+	}
+	tooManyOwn := r.config.MaxPeersPerUser > 0 && own >= r.config.MaxPeersPerUser
+	if !tooManyOwn && (r.config.MaxPeers == 0 || len(r.peers) < r.config.MaxPeers) {
+		return true
+	}
+	var victim *peer
+	order := func(a, b *peer) int {
+		return cmp.Or(cmp.Compare(min(a.owed, 1), min(b.owed, 1)), cmp.Compare(a.last, b.last))
 	}
 	for _, p := range r.peers {
-		if all++; better(p, victim) {
+		if p.rest == nil && (same(p) || !tooManyOwn) && (victim == nil || order(p, victim) < 0) {
 			victim = p
 		}
-		if !same(p) {
-			continue
-		}
-		if own++; better(p, victimOwn) {
-			victimOwn = p
-		}
-	}
-	switch {
-	case r.config.MaxPeersPerUser > 0 && own >= r.config.MaxPeersPerUser:
-		victim = victimOwn
-	case r.config.MaxPeers == 0 || all < r.config.MaxPeers:
-		return true
 	}
 	if victim == nil {
 		return false
@@ -168,9 +158,6 @@ func (p *peer) connected(conn *sock.Conn, err error) {
 		p.fd, err = conn.Detach()
 	}
 	if err == nil {
-		if !r.config.PassFiles {
-			sock.RefuseRights(p.fd)
-		}
 		p.noRights = sock.RefusesRights(p.fd)
 		_ = sock.SetSendBuffer(p.fd, sock.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
 		err = r.loop.Add(p.fd, p, unix.EPOLLIN)

@@ -2,12 +2,12 @@ package relay
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
@@ -74,11 +74,7 @@ func (d *direction) receive() {
 			from.eof = true
 			return
 		case unwanted(err):
-			text := err.Error()
-			if errors.Is(err, sock.ErrDescriptors) && !l.relay.config.PassFiles {
-				text = sock.ErrDescriptors.Error() + "; --pass-files passes descriptors on"
-			}
-			l.refuse("the " + from.name + "'s " + text)
+			l.refuse("the " + from.name + "'s " + err.Error())
 			return
 		case err != nil:
 			l.lost(from, err)
@@ -125,7 +121,7 @@ func (d *direction) read() (payload []byte, err error) {
 		r.files.add(d.link.user(), len(d.files))
 		if !r.config.PassFiles {
 			d.closeFiles()
-			return nil, sock.ErrDescriptors
+			return nil, errDescriptors
 		}
 	}
 	if err == nil && n == 0 && !d.link.records {
@@ -133,6 +129,8 @@ func (d *direction) read() (payload []byte, err error) {
 	}
 	return r.buf[:max(n, 0)], err
 }
+
+var errDescriptors = fmt.Errorf("%w; --pass-files passes descriptors on", sock.ErrDescriptors)
 
 // flush sends the rest, and reports whether all of it is sent.
 func (d *direction) flush() bool {
@@ -208,21 +206,29 @@ func (d *direction) keep() {
 		d.buf = (*[bufSize]byte)(r.buf)
 		r.buf = r.free.Get().(*[bufSize]byte)[:]
 	}
-	d.count()
+	if d.to.buffer > 0 && (d.link.records || r.config.PassFiles) { // there is room for it, see makeRoom
+		d.kept = server.Kept(len(d.rest))
+		r.config.Memory.Keep(d.link.user(), d.kept)
+	}
 }
 
 // forget gives back all that the rest takes.
 func (d *direction) forget() {
 	r := d.link.relay
 	d.closeFiles()
-	d.uncount()
+	r.config.Memory.Keep(d.link.user(), -d.kept)
 	if d.buf != nil {
 		r.free.Put(d.buf)
 	}
 	if d.pipe != nil {
 		r.givePipe(d.pipe)
 	}
-	d.rest, d.buf, d.pipe = nil, nil, nil
+	d.rest, d.buf, d.pipe, d.kept = nil, nil, nil, 0
+}
+
+func (d *direction) end() {
+	d.state = ended
+	d.link.record.End(d == &d.link.toTarget)
 }
 
 // drop gives up one direction because its receiver takes nothing more. The

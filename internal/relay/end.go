@@ -115,10 +115,16 @@ func (e *end) queued() int {
 // not deliver. For a Unix socket it is 0: there they are delivered, whatever
 // happens to this end.
 func (e *end) unacked() int {
-	if e.unix || e.broken || e.fd < 0 {
+	if e.unix || e.broken {
 		return 0
 	}
 	return e.queued()
+}
+
+// resize sets the send buffer to size bytes, as the kernel counts them.
+func (e *end) resize(size int) {
+	e.buffer = size
+	_ = sock.SetSendBuffer(e.fd, size)
 }
 
 // close closes the socket. It reports false, and leaves that to the server, if

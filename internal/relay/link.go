@@ -32,8 +32,7 @@ type link struct {
 	record             *record.Conn
 }
 
-func (l *link) ends() [2]*end             { return [...]*end{&l.client, &l.target} }
-func (l *link) directions() [2]*direction { return [...]*direction{&l.toTarget, &l.toClient} }
+func (l *link) ends() [2]*end { return [...]*end{&l.client, &l.target} }
 
 // Connection serves a client.
 func (r *Relay) Connection(c server.Client) {
@@ -133,13 +132,12 @@ func (l *link) settle() {
 	if l.closed {
 		return
 	}
-	for _, d := range l.directions() {
-		if (d.from.eof || l.refused) && !d.pending() && d.state != ended {
-			if d.to.unix || !l.reset {
-				_ = unix.Shutdown(d.to.fd, unix.SHUT_WR)
+	for _, e := range l.ends() {
+		if d := e.in; (d.from.eof || l.refused) && !d.pending() && d.state != ended {
+			if e.unix || !l.reset {
+				_ = unix.Shutdown(e.fd, unix.SHUT_WR)
 			}
-			l.record.End(d == &l.toTarget)
-			d.state = ended
+			d.end()
 		}
 	}
 	if l.over() && !l.lingers() {
@@ -243,16 +241,13 @@ func (l *link) close() {
 	if l.cancel != nil {
 		l.cancel()
 	}
-	for _, d := range l.directions() {
-		if d.state != ended {
-			l.record.End(d == &l.toTarget)
-		}
-		d.forget()
-		d.flown()
-		d.state = ended
-	}
 	var beside []int
 	for _, e := range l.ends() {
+		if e.in.state != ended {
+			e.in.end()
+		}
+		e.in.forget()
+		e.in.flown()
 		if e.fd >= 0 && !e.close() {
 			beside = append(beside, e.fd)
 		}

@@ -40,7 +40,8 @@ import (
 type Config struct {
 	Target addr.Addr
 	// Dial connects to the target, however long that takes, and checks the
-	// user that serves there. It is called from many goroutines.
+	// user that serves there. Without PassFiles its sockets refuse descriptors.
+	// It is called from many goroutines.
 	Dial func(context.Context) (*sock.Conn, error)
 	// Check is the check alone, for a Unix target to which the relay could
 	// connect at once.
@@ -188,11 +189,7 @@ func (r *Relay) queue(ctx context.Context) (*sock.Conn, error) {
 		if !errors.Is(err, unix.EAGAIN) {
 			return conn, err
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
+		time.Sleep(pause) // Dial notices the end of ctx
 	}
 }
 

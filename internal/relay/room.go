@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -15,10 +16,8 @@ import (
 // limit returns how many bytes of a stream to receive at once: no more than the
 // room of a small buffer has for what the relay keeps beside it.
 func (d *direction) limit() int {
-	if d.to.buffer > 0 {
-		return min(d.to.buffer/2, len(d.link.relay.buf))
-	}
-	return len(d.link.relay.buf)
+	full := len(d.link.relay.buf)
+	return min(cmp.Or(d.to.buffer/2, full), full)
 }
 
 // makeRoom reports whether there is room for what is received next, in the
@@ -51,12 +50,6 @@ func (d *direction) makeRoom() bool {
 		to.resize(to.buffer + grow)
 	}
 	return true
-}
-
-// resize sets the send buffer to size bytes, as the kernel counts them.
-func (e *end) resize(size int) {
-	e.buffer = size
-	_ = sock.SetSendBuffer(e.fd, size)
 }
 
 // roomPause is the time after which parked directions try again.
@@ -98,18 +91,4 @@ func (r *Relay) unpark() {
 		}
 		d.link.settle()
 	}
-}
-
-// count counts a rest that waits beside a small buffer, until uncount. There is
-// room for it, see makeRoom.
-func (d *direction) count() {
-	if d.to.buffer > 0 && (d.link.records || d.link.relay.config.PassFiles) {
-		d.kept = server.Kept(len(d.rest))
-		d.link.relay.config.Memory.Keep(d.link.user(), d.kept)
-	}
-}
-
-func (d *direction) uncount() {
-	d.link.relay.config.Memory.Keep(d.link.user(), -d.kept)
-	d.kept = 0
 }
