@@ -28,10 +28,10 @@ type messageArg struct {
 
 type echoCmd struct {
 	messageArg
-	Connect addr.Addr     `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH (or just PATH), datagram:PATH, seqpacket:PATH, tcp:HOST:PORT or udp:HOST:PORT. A PATH of the form @NAME is an abstract name."`
+	Connect addr.Addr     `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH (or just PATH), datagram:PATH, seqpacket:PATH or tcp:HOST:PORT. A PATH of the form @NAME is an abstract name."`
 	Bind    string        `placeholder:"NAME" help:"The name of the client's own socket: none, auto (beside the server's socket), DIR/ (the same in DIR) or a path. A datagram server answers to it (default: none, but auto for datagram)."`
 	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet. If the connection breaks, continue over a new one."`
-	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo; 0s: no limit, but 1s for udp."`
+	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo; 0s: no limit."`
 	Chunk   int           `placeholder:"BYTES" help:"Size of one receive on a stream; on the other types, of one message of - (default: 16, or 65536 for - and --no-echo; one message for all of the input)."`
 	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream."`
 	NoEcho  bool          `help:"Expect no echo: send, then print everything until the server ends, or is silent for --timeout."`

@@ -14,9 +14,9 @@
 //	client share [--connect files:PATH] FILE...
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
-// stream:PATH. Files are sent to files:PATH. For comparison there are
-// tcp:HOST:PORT and udp:HOST:PORT. Only the payload goes to standard output;
-// events go to standard error.
+// stream:PATH. Files are sent to files:PATH. For comparison there is
+// tcp:HOST:PORT. Only the payload goes to standard output; events go to
+// standard error.
 package main
 
 import (

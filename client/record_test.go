@@ -327,7 +327,7 @@ func TestShowPostgreSQLToTshark(t *testing.T) {
 	server := start(t, d, "setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", bin+"/postgres", "-D", d+"/data", "-k", d+"/run", "-c", "listen_addresses=", "-c", "fsync=off")
 	server.Err.Await(t, 1, "ready to accept connections")
 	check(t, os.Mkdir(d+"/r", 0o755))
-	relay := forward(t, d, "stream:r/.s.PGSQL.5432", "stream:run/.s.PGSQL.5432", "--show", "f.pcapng")
+	relay := forward(t, d, "stream:r/.s.PGSQL.5432", "stream:run/.s.PGSQL.5432", "--show", "f.pcapng", "--show-port", "5432")
 	psql := exec.CommandContext(t.Context(), "psql", "-h", d+"/r", "-U", "postgres", "-Atc", "SELECT 6*7")
 	psql.Env = append(os.Environ(), "PGPASSWORD=secret")
 	out, err := psql.CombinedOutput()

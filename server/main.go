@@ -9,7 +9,7 @@
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
 // stream:PATH. On files:PATH it reads the files that clients send. For
-// comparison there are tcp:HOST:PORT and udp:HOST:PORT.
+// comparison there is tcp:HOST:PORT.
 package main
 
 import (

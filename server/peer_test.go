@@ -311,7 +311,7 @@ func TestUserFlagsNeedUnixSockets(t *testing.T) {
 	}{
 		{[]string{"server", "--allow-uid", "0", "--listen", "s", "--listen", "tcp:127.0.0.1:7000"},
 			"--listen tcp:127.0.0.1:7000: --allow-uid and --allow-gid need a Unix socket"},
-		{[]string{"server", "--allow-gid", "0", "--listen", "udp:127.0.0.1:7000"}, "need a Unix socket"},
+		{[]string{"server", "--allow-gid", "0", "--listen", "tcp:127.0.0.1:7000"}, "need a Unix socket"},
 		{[]string{"server", "--allow-uid", "-1"}, "-1"},
 		{[]string{"server", "--allow-uid", "root"}, "root"},
 		{[]string{"server", "--allow-gid", "4294967296"}, "4294967296"},
@@ -319,7 +319,7 @@ func TestUserFlagsNeedUnixSockets(t *testing.T) {
 		{[]string{"client", "--require-gid", "0", "--connect", "tcp:127.0.0.1:7000"}, "use stream or seqpacket"},
 		{[]string{"client", "--require-uid", "root"}, "root"},
 		{[]string{"server", "--takeover", "--listen", "@s"}, "--takeover needs a path"},
-		{[]string{"server", "--takeover", "--listen", "udp:127.0.0.1:7000"}, "--takeover needs a path"},
+		{[]string{"server", "--takeover", "--listen", "tcp:127.0.0.1:7000"}, "--takeover needs a path"},
 	} {
 		d := dir(t)
 		status, stdout, stderr := run(t, d, "", tt.args...)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
+	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/internal/server"
@@ -69,8 +70,8 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if err := c.CheckOpenFiles(c.Listen); err != nil {
 		return err
 	}
-	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Control: addr.RefuseRights(c.Listen...)}
-	sockets, handover, err := server.Sockets(config, c.Listen, c.Takeover)
+	listen := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Control: addr.RefuseRights(c.Listen...)}
+	sockets, handover, err := server.Sockets(listen, c.Listen, c.Takeover)
 	stopAdmin := func() {}
 	if err == nil {
 		// The admin socket comes after the sockets: a client that gets an
@@ -89,13 +90,22 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.Admin != nil {
 		beside = adminConnections
 	}
-	s := c.Config(sockets, each, beside, 1, c.Sndbuf, log)
-	s.Chunk, s.Spin, s.SendBuffer, s.WriteTimeout = c.Chunk, c.Spin, c.Sndbuf, c.WriteTimeout
-	s.Handover, s.OwnDirectory, s.Stats = handover, c.absolute(), stats
-	reader := files.New(files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
-	defer reader.Stop()
-	s.Files, s.FilesSweep = reader.Serve, reader.Sweep
-	return s.Serve(ctx, sockets...)
+	config := c.Config(sockets, each, beside, 1, c.Sndbuf, log)
+	config.Spin, config.Handover, config.OwnDirectory, config.Stats = c.Spin, handover, c.absolute(), stats
+	s, err := server.New(config)
+	if err != nil {
+		server.CloseSockets(sockets, handover)
+		return err
+	}
+	echoes := echo.New(s, echo.Config{Chunk: c.Chunk, SendBuffer: c.Sndbuf, IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout})
+	reader := files.New(s, files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout})
+	services := server.Services(echoes, sockets...)
+	for i := range services {
+		if services[i].Addr.Type == addr.Files {
+			services[i].Handler = reader
+		}
+	}
+	return s.Serve(ctx, services...)
 }
 
 // startAdmin serves --admin until stop is called, also while echoes in flight

@@ -100,7 +100,7 @@ func TestUsageErrorIsStatus2(t *testing.T) {
 		{[]string{"server", "--listen", "tcp:7000"}, `"7000" is not HOST:PORT`},
 		{[]string{"server", "--listen", "s", "--listen", "stream:s"}, "given twice"},
 		{[]string{"server", "--listen", "stream:s", "--listen", "datagram:s"}, "given twice"},
-		{[]string{"server", "--listen", "udp:127.0.0.1:7000", "--listen", "udp:127.0.0.1:7000"}, "given twice"},
+		{[]string{"server", "--listen", "tcp:127.0.0.1:7000", "--listen", "tcp:127.0.0.1:7000"}, "given twice"},
 		{[]string{"server", "--listen", strings.Repeat("s", 108)}, "path is 108 bytes, sun_path holds 107"},
 		{[]string{"server", "--listen", "@" + strings.Repeat("s", 107)}, "path is 108 bytes, sun_path holds 107"},
 		{[]string{"server", "--mode", "rw-rw----"}, "octal"},

@@ -20,9 +20,8 @@ import (
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-// defaultPatience is how long a client waits without a given timeout. Over
-// UDP, a message without an echo then counts as lost. If no echo is due, over
-// UDP and datagrams, silence then counts as the end.
+// defaultPatience is how long a silence over datagrams counts as the end if no
+// echo is due and no timeout is given.
 const defaultPatience = time.Second
 
 // messages sends in as messages of size bytes, or as one message if size is 0.
@@ -63,9 +62,6 @@ func (c *Client) messages(ctx context.Context, conn *sock.Conn, in io.Reader, si
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	}
-	if err == nil && r.lost > 0 {
-		err = fmt.Errorf("%d of %d messages were not echoed", r.lost, r.lost+r.got)
 	}
 	return err
 }
@@ -143,12 +139,12 @@ func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err
 
 // replies is the direction from the server.
 type replies struct {
-	client    *Client
-	conn      *sock.Conn
-	receiver  *sock.Receiver
-	out       io.Writer
-	level     zerolog.Level
-	got, lost int
+	client   *Client
+	conn     *sock.Conn
+	receiver *sock.Receiver
+	out      io.Writer
+	level    zerolog.Level
+	got      int
 }
 
 // receiveAll receives until the server ends the connection or, once the input
@@ -196,10 +192,6 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 	if resumes {
 		patience = cmp.Or(patience, resumePatience)
 	}
-	isUDP := addr.TypeOf(r.conn) == addr.UDP
-	if isUDP && patience == 0 {
-		patience = defaultPatience
-	}
 	for {
 		var size int
 		select {
@@ -219,15 +211,6 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 		message, err := r.conn.Receive(r.receiver)
 		switch {
 		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded) && isUDP:
-			// The messages in flight have had their time; messages that the
-			// sender adds now have not.
-			r.lost++
-			for n := len(sizes); n > 0; n-- {
-				<-sizes
-				r.lost++
-			}
-			continue
 		case errors.Is(err, os.ErrDeadlineExceeded) && resumes:
 			return errSilent
 		case errors.Is(err, os.ErrDeadlineExceeded):
@@ -240,7 +223,7 @@ func (r *replies) receive(ctx context.Context, sizes <-chan int) error {
 		if addr.TypeOf(r.conn) == addr.Datagram && bytes.Equal(message, server.Refusal(size)) {
 			return fmt.Errorf("the server rejected the message of %d bytes: it denies %s", size, whoAmI())
 		}
-		if len(message) != size && !isUDP {
+		if len(message) != size {
 			return fmt.Errorf("a message of %d bytes was answered with %d bytes; the server is not an echo server", size, len(message))
 		}
 		if err := r.received(message); err != nil {

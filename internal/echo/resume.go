@@ -47,7 +47,7 @@ func (c *Client) transfer(ctx context.Context, conn *sock.Conn, in io.Reader, ou
 		}
 		return c.exchange(ctx, conn, in, out, rest, level)
 	}
-	if c.Redial == nil || c.NoEcho || addr.TypeOf(conn) == addr.UDP { // UDP loses messages, and resuming needs all of them
+	if c.Redial == nil || c.NoEcho {
 		return once(conn, in, out, 0)
 	}
 	// A message is sent once all of it is read, so the tape must hold at least

@@ -37,12 +37,7 @@ func (u *usage) of(user int64) int {
 }
 
 // user returns the user of a link's client, -1 if it is not known.
-func (l *link) user() int64 {
-	if l.about.Cred == nil {
-		return -1
-	}
-	return int64(l.about.Cred.Uid)
-}
+func (l *link) user() int64 { return l.about.UID }
 
 // tooMany reports whether all descriptors, or those of one user, are too many.
 func tooMany(all, own int) bool { return all > MaxHeld || own > MaxHeld/4*3 }
@@ -97,13 +92,13 @@ func (e *end) rightsNext() bool {
 
 // closeFiles closes the descriptors of the rest, beside the loop: the receiver
 // may have closed them already, and then the last close waits for whatever the
-// sender chose, see package closing.
+// sender chose, see [server.Closers].
 func (e *end) closeFiles() {
 	if n := len(e.files); n > 0 {
 		r, user := e.link.relay, e.link.user()
 		// Do not use sock.CloseFiles: the receiver has the same open files, and
 		// this process must not change their options.
-		r.closers.Close(user, func() { r.files.add(user, -n) }, e.files...)
+		r.srv.Closers.Close(user, func() { r.files.add(user, -n) }, e.files...)
 		e.files = nil
 	}
 }
@@ -148,5 +143,5 @@ func (l *link) closeSockets() {
 			beside = append(beside, e.fd)
 		}
 	}
-	l.about.Done(beside...)
+	l.about.End(beside...)
 }

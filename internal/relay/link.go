@@ -21,7 +21,9 @@ import (
 // A link is a client's connection together with its connection to the target.
 type link struct {
 	relay          *Relay
-	about          server.Client
+	about          server.Conn
+	peer           string             // the client's address; "" if it has none
+	cred           *unix.Ucred        // the client's; nil if the kernel does not know them
 	cancel         context.CancelFunc // ends the dial to the target; nil if there is none
 	client, target end
 	still          time.Duration // the first sweep after bytes passed; 0: not yet
@@ -62,13 +64,13 @@ type end struct {
 	lost     uint64 // of these, and of what was left in the kernel: not delivered
 }
 
-// Connection serves a client.
-func (r *Relay) Connection(c server.Client) {
-	l := &link{relay: r, about: c}
-	l.client = end{link: l, fd: c.FD, name: "client", unix: c.Type.Unix(), noRights: c.NoRights, records: c.Type == addr.Seqpacket}
-	l.target = end{link: l, fd: -1, name: "target", unix: r.config.Target.Type.Unix(), noRights: r.noRights, records: c.Type == addr.Seqpacket}
+// Serve serves a client.
+func (r *Relay) Serve(c server.Conn) {
+	l := &link{relay: r, about: c, peer: c.Peer(), cred: c.Cred()}
+	l.client = end{link: l, fd: c.FD(), name: "client", unix: c.Type().Unix(), noRights: c.NoRights(), records: c.Type() == addr.Seqpacket}
+	l.target = end{link: l, fd: -1, name: "target", unix: r.config.Target.Type.Unix(), noRights: r.noRights, records: c.Type() == addr.Seqpacket}
 	r.links[l] = struct{}{}
-	if c.Cred != nil && r.config.Process != 0 && int(c.Cred.Pid) == r.config.Process {
+	if l.cred != nil && r.config.Process != 0 && int(l.cred.Pid) == r.config.Process {
 		l.refuse("it is this relay itself: the target leads back to where the relay listens")
 		return
 	}
@@ -127,7 +129,7 @@ func (r *Relay) connect() (fd int, ok bool) {
 //
 // If memory is short, the buffer is smaller, see room.go.
 func (e *end) prepare() error {
-	e.buffer, e.granted = e.link.relay.config.Memory.Buffer(e.link.user()), true
+	e.buffer, e.granted = e.link.relay.srv.Memory.Buffer(e.link.user()), true
 	size := e.buffer
 	if e.records && size == 0 {
 		size = sock.MaxMessage() + sock.Overhead // otherwise a message that is too large fails with EMSGSIZE
@@ -158,7 +160,7 @@ func (l *link) connected(fd int, err error) {
 		l.settle()
 		return
 	}
-	l.record = l.relay.record(l.about.ID, l.about.Peer, l.about.Cred)
+	l.record = l.relay.record(l.about.ID, l.peer, l.cred)
 	l.settle()
 }
 
@@ -179,7 +181,7 @@ func (e *end) Ready(events uint32) {
 			e.watch(0)
 			return
 		}
-		l.event(l.relay.config.Log.Info()).Msg("the client left before the target was reached")
+		l.event(l.relay.srv.Log.Info()).Msg("the client left before the target was reached")
 		l.close()
 		return
 	}
@@ -220,7 +222,7 @@ func (e *end) receive() {
 		case err == unix.ECONNRESET && e.unix:
 			// It has closed without reading all, and what it has sent is still
 			// here: of records the kernel reports this first, of a stream last.
-			e.link.event(e.link.relay.config.Log.Info()).Msg("the " + e.name + " closed its socket without reading everything")
+			e.link.event(e.link.relay.srv.Log.Info()).Msg("the " + e.name + " closed its socket without reading everything")
 			continue
 		case err == io.EOF:
 			e.eof = true
@@ -363,7 +365,7 @@ func (e *end) drop(err error) {
 	}
 	e.lost += uint64(lost)
 	if lost > 0 { // otherwise it is how most connections end
-		e.link.event(e.link.relay.config.Log.Info()).Err(err).Int("bytes", lost).
+		e.link.event(e.link.relay.srv.Log.Info()).Err(err).Int("bytes", lost).
 			Msgf("the %s accepts nothing more: %s", e.other().name, escape(err))
 	}
 }
@@ -400,7 +402,7 @@ func (l *link) settle() {
 	}
 	l.over = l.client.passed && l.target.passed && !l.client.waits && !l.target.waits
 	if l.over && !l.lingers() {
-		ev := l.event(l.relay.config.Log.Info()).Uint64("to_target", l.client.bytes).Uint64("to_client", l.target.bytes)
+		ev := l.event(l.relay.srv.Log.Info()).Uint64("to_target", l.client.bytes).Uint64("to_client", l.target.bytes)
 		if lost := l.client.lost + l.target.lost; lost > 0 {
 			ev = ev.Uint64("lost", lost)
 		}
@@ -472,21 +474,21 @@ func (e *end) watch(want uint32) {
 	case want == 0 && e.hung:
 		e.remove()
 	case !e.added:
-		if err := r.loop.Add(e.fd, e, want); err != nil {
+		if err := r.srv.Loop.Add(e.fd, e, want); err != nil {
 			r.warn.Warn().Err(err).Msg(escape(err))
 			e.link.close()
 			return
 		}
 		e.added = true
 	case want != e.asked:
-		r.loop.Watch(e.fd, want)
+		r.srv.Loop.Watch(e.fd, want)
 	}
 	e.asked = want
 }
 
 func (e *end) remove() {
 	if e.added {
-		e.link.relay.loop.Remove(e.fd)
+		e.link.relay.srv.Loop.Remove(e.fd)
 		e.added = false
 	}
 }
@@ -494,7 +496,7 @@ func (e *end) remove() {
 // lost ends both directions of a TCP end that broke. What was received is still
 // delivered, and then the other end gets a reset, if it is TCP too.
 func (l *link) lost(e *end, err error) {
-	l.event(l.relay.config.Log.Info()).Err(err).Uint64("to_target", l.client.bytes).Uint64("to_client", l.target.bytes).
+	l.event(l.relay.srv.Log.Info()).Err(err).Uint64("to_target", l.client.bytes).Uint64("to_client", l.target.bytes).
 		Msgf("lost the connection to the %s: %s", e.name, escape(err))
 	e.eof, e.dead, l.reset = true, true, true
 	if o := e.other(); !o.passed {
@@ -546,7 +548,7 @@ func (l *link) close() {
 		e.remove()
 		e.flown()
 		if e.granted {
-			l.relay.config.Memory.ReturnBuffer(l.user(), e.buffer)
+			l.relay.srv.Memory.ReturnBuffer(l.user(), e.buffer)
 		}
 		if l.reset && !e.unix && e.fd >= 0 && e.unacked() == 0 {
 			_ = unix.SetsockoptLinger(e.fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
@@ -560,7 +562,7 @@ func (l *link) event(ev *zerolog.Event) *zerolog.Event {
 	if ev == nil {
 		return nil // Escape costs time
 	}
-	return logtext.WithCred(ev.Uint64("conn", l.about.ID).Str("peer", logtext.Escape(l.about.Peer)), l.about.Cred)
+	return logtext.WithCred(ev.Uint64("conn", l.about.ID).Str("peer", logtext.Escape(l.peer)), l.cred)
 }
 
 // send sends the rest, with its descriptors if there are any. A stream may

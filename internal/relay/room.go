@@ -11,7 +11,7 @@ import (
 )
 
 // What a link may hold of the relay's memory: the send buffers of both ends, and
-// what it has received and one end does not accept, see package memory. As long
+// what it has received and one end does not accept, see [server.Pool]. As long
 // as there is room for full buffers, none of this costs anything.
 
 // limit returns how many bytes of a stream to receive at once: no more than the
@@ -28,7 +28,7 @@ func (e *end) limit() int {
 // is, and counts for its sender, until there is room.
 func (e *end) makeRoom() bool {
 	r, o := e.link.relay, e.other()
-	pool, user := r.config.Memory, e.link.user()
+	pool, user := r.srv.Memory, e.link.user()
 	if o.buffer == 0 || !e.records && (!r.config.PassFiles || !e.unix) {
 		return true
 	}
@@ -74,14 +74,14 @@ func (e *end) park() {
 	r := e.link.relay
 	e.parked = true
 	if r.parked = append(r.parked, e); len(r.parked) == 1 {
-		r.after(roomPause, r.unpark)
+		r.srv.Loop.After(roomPause, r.unpark)
 	}
 }
 
 // unpark lets the parked ends try again, after it has counted what has become
 // free: descriptors that have arrived, and the room of empty send buffers.
 func (r *Relay) unpark() {
-	pool := r.config.Memory
+	pool := r.srv.Memory
 	for l := range r.links {
 		for _, e := range []*end{&l.client, &l.target} {
 			e.landed()
@@ -114,11 +114,11 @@ func (r *Relay) unpark() {
 func (e *end) keep() {
 	if e.other().buffer > 0 && (e.records || e.link.relay.config.PassFiles) {
 		e.kept = server.Kept(len(e.rest))
-		e.link.relay.config.Memory.Keep(e.link.user(), e.kept)
+		e.link.relay.srv.Memory.Keep(e.link.user(), e.kept)
 	}
 }
 
 func (e *end) unkeep() {
-	e.link.relay.config.Memory.Keep(e.link.user(), -e.kept)
+	e.link.relay.srv.Memory.Keep(e.link.user(), -e.kept)
 	e.kept = 0
 }

@@ -23,23 +23,17 @@ import (
 
 // ListenFlag defines where to listen, which a health check needs too.
 type ListenFlag struct {
-	Listen []addr.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH (or just PATH), datagram:PATH, seqpacket:PATH, tcp:HOST:PORT; the server also files:PATH and udp:HOST:PORT. A PATH of the form @NAME is an abstract name."`
+	Listen []addr.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH (or just PATH), datagram:PATH, seqpacket:PATH, tcp:HOST:PORT, or files:PATH (server). A PATH of the form @NAME is an abstract name."`
 }
 
 // Validate rejects addresses that cannot be listened on together.
 func (f *ListenFlag) Validate() error {
 	seen := map[string]bool{}
 	for _, a := range f.Listen {
-		// TCP and UDP may have the same port, but two sockets cannot have the
-		// same path.
-		key := a.Path
-		if !a.Type.Unix() {
-			key = a.String()
-		}
-		if seen[key] {
+		if seen[a.Path] { // with another type, too
 			return fmt.Errorf("--listen %s: the path is given twice", a)
 		}
-		seen[key] = true
+		seen[a.Path] = true
 	}
 	if len(f.Listen) == 0 {
 		return errors.New("--listen: no address; write stream:PATH")
@@ -146,7 +140,7 @@ func (f *LimitFlags) Config(sockets []*addr.Socket, each, beside, ends, sendBuff
 	reserve(min((most+HealthChecks)*each+beside, 16_000)) // at most 128 KiB
 	return Config{
 		MaxConnections: most, MaxConnectionsPerUser: f.maxPerUser(most), Memory: pool,
-		IdleTimeout: f.IdleTimeout, DrainTimeout: f.DrainTimeout, Allow: f.allow(), Log: log,
+		DrainTimeout: f.DrainTimeout, Allow: f.allow(), Log: log,
 	}
 }
 
