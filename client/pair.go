@@ -16,7 +16,7 @@ import (
 )
 
 type pairCmd struct {
-	Message string `arg:"" optional:"" default:"${message}" help:"What to send (default: a message of 42 bytes)."`
+	messageArg
 	cli.LogFlags
 }
 
