@@ -105,7 +105,7 @@ make_go() {
 	# What the programs import comes along, downloaded and compiled: in a container
 	# that takes five times as long.
 	GOFLAGS=-modcacherw GOMODCACHE="$work/go/go/pkg/mod" GOCACHE="$work/go/go/cache" CGO_ENABLED=0 \
-		go build -trimpath -ldflags='-s -w' -tags noplot -o "$work/bin/" ./server ./client >&2
+		go build -trimpath -ldflags='-s -w' -o "$work/bin/" ./server ./client >&2
 	# A builder without BuildKit looks at each file of the image after each step.
 	rm -rf "$work/go/usr/local/go/src/cmd" "$work/go/go/pkg/mod/cache/download"/*/*/@v/*.zip
 	find "$work/go/usr/local/go/src" "$work/go/go/pkg/mod" -depth \( -name testdata -o -name '*_test.go' \) -exec rm -rf {} +
