@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/relay"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -25,15 +25,15 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var check = testkit.Check
 
 // start relays from one path to another in this process; stop ends it.
-func start(t testing.TB, kind transport.Type, from, to string) (stop func()) {
+func start(t testing.TB, kind addr.Type, from, to string) (stop func()) {
 	t.Helper()
-	l, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: kind, Path: from})
+	l, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: kind, Path: from})
 	check(t, err)
-	target := transport.Addr{Type: kind, Path: to}
-	config := echoserver.Config{Chunk: 16, Log: zerolog.Nop(), DrainTimeout: testkit.Patience}
+	target := addr.Addr{Type: kind, Path: to}
+	config := server.Config{Chunk: 16, Log: zerolog.Nop(), DrainTimeout: testkit.Patience}
 	config.Relay, err = relay.New(relay.Config{
 		Target: target, Log: zerolog.Nop(),
-		Dial:  func(ctx context.Context) (*sock.Conn, error) { return transport.Dial(ctx, target, sock.DialConfig{}) },
+		Dial:  func(ctx context.Context) (*sock.Conn, error) { return addr.Dial(ctx, target, sock.DialConfig{}) },
 		Check: func(unix.Ucred) error { return nil },
 	})
 	check(t, err)
@@ -60,7 +60,7 @@ func FuzzRelay(f *testing.F) {
 		l, err := net.Listen("unix", d+"/s")
 		check(t, err)
 		defer func() { _ = l.Close() }()
-		defer start(t, transport.Stream, d+"/r", d+"/s")()
+		defer start(t, addr.Stream, d+"/r", d+"/s")()
 		client, err := net.Dial("unix", d+"/r")
 		check(t, err)
 		target, err := l.Accept()
