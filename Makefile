@@ -100,7 +100,7 @@ kubernetes-scale: .bin/kubernetes/kubelet .bin/kubernetes/kwok # docs/scale.csv 
 	@echo 'nodes,all Pods ready (s),update 100 % (s),update 10 % (s),update 1 (s),API server (MiB),etcd (MiB),requests a second' >.bin/scale.csv
 	@for nodes in $(SCALE); do deploy/kubernetes.sh scale $$nodes >>.bin/scale.csv || exit 1; done
 	@mv .bin/scale.csv docs/scale.csv
-	@go run ./deploy/plot docs/scale.csv docs/scale.png
+	@go run ./bench/plot docs/scale.csv docs/scale.png
 
 .bin/kubernetes/kubelet: tools/kubernetes/go.mod
 	@echo 'building Kubernetes $(KUBERNETES) (5 to 10 minutes the first time)' >&2
@@ -123,8 +123,7 @@ vuln: # known vulnerabilities in what the programs call
 		[ $$status -eq 3 ] || echo 'vuln: nothing was checked, see above; a copy of the database will do: make vuln VULNDB=file:///DIR' >&2; exit $$status; }
 
 sbom: # what the programs are made of, built as in the images: every module, its version and hash
-	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server
-	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags noplot -ldflags='-s -w' -o .bin/ ./client
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server ./client
 	@cd .bin && go version -m server client
 
 tidy: # go mod tidy of both modules; the root's needs the library of this tree for a moment
@@ -133,7 +132,7 @@ tidy: # go mod tidy of both modules; the root's needs the library of this tree f
 	GOWORK=off go mod tidy; status=$$?; go mod edit -dropreplace github.com/udsecho/udsecho/uds; exit $$status
 
 fmt: # gofmt
-	gofmt -w client deploy integration internal server uds
+	gofmt -w bench client integration internal server uds
 
 clean: # the programs, and the images that demo and test keep for the next time
 	@docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=udsecho-*' | xargs -r docker image rm -f # by name: an image built on them keeps their layers

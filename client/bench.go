@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -33,7 +32,6 @@ type benchCmd struct {
 	Bind        string        `placeholder:"DIR/" help:"Directory in which datagram clients bind their names (default: beside the server's socket)."`
 	Retry       time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet."`
 	JSON        string        `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file; with -, to standard output instead of the table."`
-	Plot        string        `placeholder:"FILE" help:"Draw the ratios with their ranges to this file, .svg or .png."`
 }
 
 // Validate rejects values that make no sense.
@@ -69,9 +67,6 @@ func (c *benchCmd) Validate() error {
 	case c.Spin < 0 || c.Spin > time.Second:
 		return fmt.Errorf("--spin %v: choose from 0s to 1s", c.Spin)
 	}
-	if ext := strings.ToLower(filepath.Ext(c.Plot)); c.Plot != "" && ext != ".svg" && ext != ".png" {
-		return fmt.Errorf("--plot %s: unknown format %q; name a file .svg or .png", c.Plot, ext)
-	}
 	return nil
 }
 
@@ -98,9 +93,6 @@ func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 		err = result.WriteJSON(std.Out)
 	} else if err = result.WriteTable(std.Out); err == nil && c.JSON != "" {
 		err = bench.WriteFile(c.JSON, result.WriteJSON)
-	}
-	if err == nil && c.Plot != "" {
-		err = result.WritePlot(c.Plot)
 	}
 	return err
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"net"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -180,21 +179,6 @@ func TestTableAndJSONHoldTheSameNumbers(t *testing.T) {
 	testkit.Check(t, back.WriteTable(&again))
 	if d := cmp.Diff(table.String(), again.String()); d != "" {
 		t.Errorf("table (-measured +from JSON):\n%s", d)
-	}
-}
-
-func TestPlotsBothFormats(t *testing.T) {
-	c := config(serve(t)[:2]...)
-	c.Connections = []int{1, 2}
-	result, err := c.Run(t.Context())
-	testkit.Check(t, err)
-	for ext, start := range map[string]string{".svg": "<?xml", ".png": "\x89PNG"} {
-		path := filepath.Join(t.TempDir(), "plot"+ext)
-		testkit.Check(t, result.WritePlot(path))
-		content, err := os.ReadFile(path)
-		if err != nil || !strings.HasPrefix(string(content), start) {
-			t.Errorf("%s: %v, %.20q", ext, err, content)
-		}
 	}
 }
 
