@@ -13,27 +13,27 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/bench"
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 type benchCmd struct {
-	Connect     []transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo. Repeatable, or with commas (default: ${default})."`
-	Size        []int            `default:"64" placeholder:"BYTES,..." help:"Sizes of a message (default: ${default})."`
-	Connections []int            `default:"1" placeholder:"N,..." help:"Numbers of connections (default: ${default})."`
-	Window      int              `default:"1" placeholder:"N" help:"Messages in flight on each connection (default: ${default})."`
-	Rate        float64          `default:"0" placeholder:"N" help:"Messages a second in all, in an open loop: a latency starts at the time when the message should have been sent. 0: as fast as the echoes arrive (default: ${default})."`
-	Duration    time.Duration    `default:"1s" placeholder:"DURATION" help:"Measured time, for each address in each round (default: ${default})."`
-	Warmup      time.Duration    `default:"200ms" placeholder:"DURATION" help:"Time before the measured time (default: ${default})."`
-	Rounds      int              `default:"5" placeholder:"N" help:"Number of rounds. Each measures all addresses in turn, in an order that rotates (default: ${default})."`
-	Baseline    int              `default:"1" placeholder:"N" help:"Ratios compare with the fastest of the first N addresses in the round (default: ${default})."`
-	Spin        time.Duration    `default:"100us" placeholder:"DURATION" help:"How long the client polls before it sleeps, as the server's --spin (default: ${default})."`
-	Bind        string           `placeholder:"DIR/" help:"Directory in which datagram clients bind their names (default: beside the server's socket)."`
-	Retry       time.Duration    `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
-	JSON        string           `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file; with -, write them to standard output instead of the table."`
-	Plot        string           `placeholder:"FILE" help:"Draw the ratios with their ranges to this file, .svg or .png."`
+	Connect     []addr.Addr   `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo. Repeatable, or with commas (default: ${default})."`
+	Size        []int         `default:"64" placeholder:"BYTES,..." help:"Sizes of a message (default: ${default})."`
+	Connections []int         `default:"1" placeholder:"N,..." help:"Numbers of connections (default: ${default})."`
+	Window      int           `default:"1" placeholder:"N" help:"Messages in flight on each connection (default: ${default})."`
+	Rate        float64       `default:"0" placeholder:"N" help:"Messages a second in all, in an open loop: a latency starts at the time when the message should have been sent. 0: as fast as the echoes arrive (default: ${default})."`
+	Duration    time.Duration `default:"1s" placeholder:"DURATION" help:"Measured time, for each address in each round (default: ${default})."`
+	Warmup      time.Duration `default:"200ms" placeholder:"DURATION" help:"Time before the measured time (default: ${default})."`
+	Rounds      int           `default:"5" placeholder:"N" help:"Number of rounds. Each measures all addresses in turn, in an order that rotates (default: ${default})."`
+	Baseline    int           `default:"1" placeholder:"N" help:"Ratios compare with the fastest of the first N addresses in the round (default: ${default})."`
+	Spin        time.Duration `default:"100us" placeholder:"DURATION" help:"How long the client polls before it sleeps, as the server's --spin (default: ${default})."`
+	Bind        string        `placeholder:"DIR/" help:"Directory in which datagram clients bind their names (default: beside the server's socket)."`
+	Retry       time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
+	JSON        string        `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file; with -, write them to standard output instead of the table."`
+	Plot        string        `placeholder:"FILE" help:"Draw the ratios with their ranges to this file, .svg or .png."`
 }
 
 // Validate rejects values that make no sense.
@@ -49,7 +49,7 @@ func (c *benchCmd) Validate() error {
 		}
 	}
 	for _, a := range c.Connect {
-		if a.Type == transport.Files {
+		if a.Type == addr.Files {
 			return fmt.Errorf("--connect %s: this address takes files and echoes nothing; leave it out", a)
 		}
 	}
@@ -77,7 +77,7 @@ func (c *benchCmd) Validate() error {
 
 // Run measures and reports.
 func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
-	open := func(ctx context.Context, a transport.Addr) (*sock.Conn, error) {
+	open := func(ctx context.Context, a addr.Addr) (*sock.Conn, error) {
 		return dial(ctx, a, c.dialConfig(a), c.Retry)
 	}
 	config := bench.Config{
@@ -105,13 +105,13 @@ func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 	return err
 }
 
-func (c *benchCmd) dialConfig(a transport.Addr) (config sock.DialConfig) {
+func (c *benchCmd) dialConfig(a addr.Addr) (config sock.DialConfig) {
 	for _, size := range c.Size {
 		if a.Type.Messages() && a.Type.Unix() {
 			config.SendBuffer = max(config.SendBuffer, size+1024)
 		}
 	}
-	if a.Type != transport.Datagram {
+	if a.Type != addr.Datagram {
 		return config
 	}
 	bind := "auto"

@@ -15,10 +15,10 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -27,15 +27,15 @@ const defaultMessage = "This is the message.  It will be repeated."
 type echoCmd struct {
 	Message string `arg:"" optional:"" default:"${message}" help:"What to send; - sends standard input (default: a message of 42 bytes)."`
 
-	Connect transport.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT, udp:HOST:PORT (default: ${default})."`
-	Bind    string         `placeholder:"NAME" help:"A name for the client's own socket, with which the server distinguishes clients and answers datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
-	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet. If the connection breaks, connect again and continue with the bytes not yet echoed, until no echo has arrived for this long. The client keeps at most 8 MiB of such bytes, and then waits before it reads more input, so that a server that never answers does not fill its memory (default: ${default})."`
-	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
-	Chunk   int            `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream (default: 16, and 65536 for - and --no-echo). On the other types, size of one message of - (default: all of the input is one message)."`
-	Window  int            `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream (default: ${default})."`
-	NoEcho  bool           `help:"Expect no echo: send, then print everything received until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). With an empty MESSAGE over a stream, only listen."`
-	Hex     bool           `help:"Print the received bytes as a hex dump: offsets, bytes, ASCII."`
-	Sndbuf  int            `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's, but for - over a stream 2097152, or as much as the system allows)."`
+	Connect addr.Addr     `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT, udp:HOST:PORT (default: ${default})."`
+	Bind    string        `placeholder:"NAME" help:"A name for the client's own socket, with which the server distinguishes clients and answers datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
+	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet. If the connection breaks, connect again and continue with the bytes not yet echoed, until no echo has arrived for this long. The client keeps at most 8 MiB of such bytes, and then waits before it reads more input, so that a server that never answers does not fill its memory (default: ${default})."`
+	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo. 0s: no limit, but 1s for udp, which loses messages (default: ${default})."`
+	Chunk   int           `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream (default: 16, and 65536 for - and --no-echo). On the other types, size of one message of - (default: all of the input is one message)."`
+	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream (default: ${default})."`
+	NoEcho  bool          `help:"Expect no echo: send, then print everything received until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram and udp). With an empty MESSAGE over a stream, only listen."`
+	Hex     bool          `help:"Print the received bytes as a hex dump: offsets, bytes, ASCII."`
+	Sndbuf  int           `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's, but for - over a stream 2097152, or as much as the system allows)."`
 	requireFlags
 	cli.LogFlags
 }
@@ -43,7 +43,7 @@ type echoCmd struct {
 // Validate rejects values that make no sense.
 func (c *echoCmd) Validate() error {
 	switch {
-	case c.Connect.Type == transport.Files:
+	case c.Connect.Type == addr.Files:
 		return fmt.Errorf("--connect %s: this address takes files, not bytes; use client send-file or client share", c.Connect)
 	case c.Chunk < 0 || c.Chunk > 16<<20:
 		return fmt.Errorf("--chunk %d: choose from 1 to %d bytes, or 0 for the default", c.Chunk, 16<<20)
@@ -55,7 +55,7 @@ func (c *echoCmd) Validate() error {
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.Timeout < 0:
 		return fmt.Errorf("--timeout %v: choose 0s or more", c.Timeout)
-	case c.Bind == "none" && c.Connect.Type == transport.Datagram && !c.NoEcho:
+	case c.Bind == "none" && c.Connect.Type == addr.Datagram && !c.NoEcho:
 		return errors.New("--bind none: a datagram client without a name cannot be answered; choose auto, DIR/ or a path, or --no-echo")
 	}
 	return c.validate(c.Connect.Type)
@@ -64,7 +64,7 @@ func (c *echoCmd) Validate() error {
 // Run sends and receives the echo.
 func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err)
-	log.Info().Str("connect", transcript.Escape(c.Connect.String())).Msg("connecting to " + transcript.Escape(c.Connect.Path))
+	log.Info().Str("connect", logtext.Escape(c.Connect.String())).Msg("connecting to " + logtext.Escape(c.Connect.Path))
 	name := ownName(c.Bind, c.Connect)
 	conn, err := c.dial(ctx, name)
 	if err != nil {
@@ -84,7 +84,7 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.Hex {
 		out = newDump(std.Out, c.Connect.Type.Messages())
 	}
-	client := echoclient.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
+	client := echo.Client{Chunk: c.Chunk, Window: c.Window, Timeout: c.Timeout, NoEcho: c.NoEcho, Lines: typed, Log: log}
 	if c.Retry > 0 {
 		client.Patience = c.Retry
 		client.Redial = func(ctx context.Context) (*sock.Conn, error) { return c.dial(ctx, nextName(name, c.Connect.Type)) }
@@ -109,7 +109,7 @@ func (c *echoCmd) Run(ctx context.Context, std cli.Std) error {
 // dial connects, and binds the client's own name.
 func (c *echoCmd) dial(ctx context.Context, name string) (*sock.Conn, error) {
 	conn, err := c.dialRequired(ctx, c.Connect, sock.DialConfig{Bind: name, SendBuffer: c.Sndbuf}, c.Retry)
-	if err == nil && c.Message == "-" && c.Sndbuf == 0 && c.Connect.Type == transport.Stream {
+	if err == nil && c.Message == "-" && c.Sndbuf == 0 && c.Connect.Type == addr.Stream {
 		// The kernel wakes a sender only when three quarters of its buffer
 		// are free. With a small buffer both ends sleep often.
 		conn.GrowSendBuffer(2 << 20)
@@ -120,9 +120,9 @@ func (c *echoCmd) dial(ctx context.Context, name string) (*sock.Conn, error) {
 // nextName returns the client's own name for another connection after name.
 // Over datagrams it is a new name: what a slow server still sends to the old
 // name is not an answer to a message sent under the new one.
-func nextName(name string, t transport.Type) string {
+func nextName(name string, t addr.Type) string {
 	switch {
-	case name == "" || t != transport.Datagram:
+	case name == "" || t != addr.Datagram:
 		return name
 	case name[0] == '@':
 		return sock.AutoName("@")
@@ -134,14 +134,14 @@ func nextName(name string, t transport.Type) string {
 // ownName returns the name of the client's own socket by --bind, "" for none.
 // For a datagram socket it is absolute, as the server looks it up in its own
 // directory.
-func ownName(bind string, a transport.Addr) string {
-	if a.Type == transport.Datagram && bind != "none" {
+func ownName(bind string, a addr.Addr) string {
+	if a.Type == addr.Datagram && bind != "none" {
 		return absName(bindName(cmp.Or(bind, "auto"), a))
 	}
 	return bindName(bind, a)
 }
 
-func bindName(bind string, a transport.Addr) string {
+func bindName(bind string, a addr.Addr) string {
 	switch {
 	case bind == "" || bind == "none" || !a.Type.Unix():
 		return ""
@@ -158,9 +158,9 @@ func bindName(bind string, a transport.Addr) string {
 
 // dial connects. It tries again for as long as patience allows if no server is
 // there yet: the path is missing or stale, or the backlog is full.
-func dial(ctx context.Context, a transport.Addr, config sock.DialConfig, patience time.Duration) (*sock.Conn, error) {
+func dial(ctx context.Context, a addr.Addr, config sock.DialConfig, patience time.Duration) (*sock.Conn, error) {
 	if patience == 0 {
-		conn, err := transport.Dial(ctx, a, config)
+		conn, err := addr.Dial(ctx, a, config)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			err = context.Cause(ctx)
@@ -172,7 +172,7 @@ func dial(ctx context.Context, a transport.Addr, config sock.DialConfig, patienc
 	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back at the same moment
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
 	conn, err := backoff.Retry(ctx, func() (*sock.Conn, error) {
-		conn, err := transport.Dial(ctx, a, config)
+		conn, err := addr.Dial(ctx, a, config)
 		if err != nil && !sock.NotThereYet(err) {
 			err = backoff.Permanent(err)
 		}
@@ -193,7 +193,7 @@ type requireFlags struct {
 	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: any group)."`
 }
 
-func (f requireFlags) validate(t transport.Type) error {
+func (f requireFlags) validate(t addr.Type) error {
 	if f.required() && (!t.Unix() || !t.Connects()) {
 		return fmt.Errorf("--require-uid, --require-gid: the kernel does not report the server's user for a %s socket; use stream or seqpacket", t)
 	}
@@ -203,7 +203,7 @@ func (f requireFlags) validate(t transport.Type) error {
 func (f requireFlags) required() bool { return f.RequireUID != nil || f.RequireGID != nil }
 
 // dialRequired is dial, but it rejects a server that is not the required one.
-func (f requireFlags) dialRequired(ctx context.Context, a transport.Addr, config sock.DialConfig, patience time.Duration) (*sock.Conn, error) {
+func (f requireFlags) dialRequired(ctx context.Context, a addr.Addr, config sock.DialConfig, patience time.Duration) (*sock.Conn, error) {
 	conn, err := dial(ctx, a, config, patience)
 	if err != nil {
 		return nil, err

@@ -15,34 +15,35 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/record"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/internal/relay"
-	"github.com/udsecho/udsecho/internal/serving"
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/relay/record"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 type forwardCmd struct {
-	serving.ListenFlag
-	Connect   transport.Addr `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, which may be mixed with the other one in --listen; seqpacket:PATH; datagram:PATH."`
-	Bind      string         `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
-	Retry     time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client, if there is no target yet. For a target whose backlog is full the relay waits as long as the client does (default: ${default})."`
-	PassFiles bool           `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag, a message with descriptors ends its connection; a datagram is dropped, or its sender gets EPERM (Linux 6.16)."`
-	Show      string         `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
-	serving.LimitFlags
+	server.ListenFlag
+	Connect   addr.Addr     `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, which may be mixed with the other one in --listen; seqpacket:PATH; datagram:PATH."`
+	Bind      string        `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
+	Retry     time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client, if there is no target yet. For a target whose backlog is full the relay waits as long as the client does (default: ${default})."`
+	PassFiles bool          `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag, a message with descriptors ends its connection; a datagram is dropped, or its sender gets EPERM (Linux 6.16)."`
+	Show      string        `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
+	server.LimitFlags
 	requireFlags
 	cli.LogFlags
 }
 
 // Validate rejects values that make no sense, and completes tcp:.
 func (c *forwardCmd) Validate() error {
-	if c.Connect == (transport.Addr{}) {
+	if c.Connect == (addr.Addr{}) {
 		return nil // kong reports that it is missing
 	}
 	for i, a := range c.Listen {
-		if host, port, err := net.SplitHostPort(a.Path); a.Type == transport.TCP && err == nil && host == "" {
+		if host, port, err := net.SplitHostPort(a.Path); a.Type == addr.TCP && err == nil && host == "" {
 			c.Listen[i].Path = net.JoinHostPort("127.0.0.1", port)
 		}
 		if err := c.joins(a); err != nil {
@@ -57,7 +58,7 @@ func (c *forwardCmd) Validate() error {
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.PassFiles && !c.Connect.Type.Unix():
 		return fmt.Errorf("--pass-files: no descriptors pass to %s; use a Unix socket on both sides", c.Connect)
-	case c.Bind != "" && c.Connect.Type != transport.Datagram:
+	case c.Bind != "" && c.Connect.Type != addr.Datagram:
 		return fmt.Errorf("--bind %s: only sockets towards a datagram target have names", c.Bind)
 	case c.Bind != "" && c.Bind != "auto" && c.Bind != "none" && !strings.HasSuffix(c.Bind, "/"):
 		return fmt.Errorf("--bind %s: each client has a socket of its own towards the target; write auto, DIR/ or none", c.Bind)
@@ -71,10 +72,10 @@ func (c *forwardCmd) Validate() error {
 }
 
 // joins rejects a listening address that the target cannot serve.
-func (c *forwardCmd) joins(a transport.Addr) error {
-	bytes := func(t transport.Type) bool { return t == transport.Stream || t == transport.TCP }
+func (c *forwardCmd) joins(a addr.Addr) error {
+	bytes := func(t addr.Type) bool { return t == addr.Stream || t == addr.TCP }
 	switch {
-	case a.Type == transport.UDP || a.Type == transport.Files || c.Connect.Type == transport.UDP || c.Connect.Type == transport.Files:
+	case a.Type == addr.UDP || a.Type == addr.Files || c.Connect.Type == addr.UDP || c.Connect.Type == addr.Files:
 		return fmt.Errorf("--listen %s, --connect %s: the relay joins stream and tcp, seqpacket and seqpacket, datagram and datagram", a, c.Connect)
 	case a.Type != c.Connect.Type && (!bytes(a.Type) || !bytes(c.Connect.Type)):
 		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join; use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)
@@ -94,9 +95,9 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
 	if !c.PassFiles {
-		config.Control = transport.RefuseRights()
+		config.Control = addr.RefuseRights()
 	}
-	sockets, _, err := serving.Sockets(config, c.Listen, false)
+	sockets, _, err := server.Sockets(config, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {
 			err = c.joins(s.Addr) // the address may come from systemd
@@ -104,18 +105,18 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		if err == nil && c.isTarget(s) {
 			err = fmt.Errorf("--connect %s: it leads to %s, where the relay listens itself", c.Connect, s.Addr)
 		}
-		if s.Addr.Type == transport.TCP && !loopback(s.Addr.Path) {
-			log.Warn().Msg(transcript.Escape(s.Addr.String()) + ": TCP does not know users, so any process that reaches this address can use the target")
+		if s.Addr.Type == addr.TCP && !loopback(s.Addr.Path) {
+			log.Warn().Msg(logtext.Escape(s.Addr.String()) + ": TCP does not know users, so any process that reaches this address can use the target")
 		}
 	}
 	if err != nil {
-		serving.Close(sockets, nil)
+		server.CloseSockets(sockets, nil)
 		return err
 	}
 	var recorder *record.Recorder
 	if c.Show != "" {
 		if recorder, err = record.New(c.Show, std.Out, isTerminal(std.Out), log); err != nil {
-			serving.Close(sockets, nil)
+			server.CloseSockets(sockets, nil)
 			return err
 		}
 	}
@@ -124,22 +125,22 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		beside += relay.MaxHeld
 	}
 	sendBuffer := 0
-	if c.Connect.Type == transport.Seqpacket { // any record that a process can send has to fit
+	if c.Connect.Type == addr.Seqpacket { // any record that a process can send has to fit
 		sendBuffer = sock.MaxMessage() + sock.Overhead
 	}
-	server := c.Config(sockets, 2, beside, 2, sendBuffer, log)
-	server.Chunk = 1024 // for health checks
-	server.RelayFiles = c.PassFiles
-	server.Relay, err = relay.New(relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), Memory: server.Memory, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: server.MaxConnections, MaxPeersPerUser: server.MaxConnectionsPerUser,
+	s := c.Config(sockets, 2, beside, 2, sendBuffer, log)
+	s.Chunk = 1024 // for health checks
+	s.RelayFiles = c.PassFiles
+	s.Relay, err = relay.New(relay.Config{
+		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), Memory: s.Memory, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser,
 		Record: recorder, Log: log,
 	})
 	if err != nil {
-		serving.Close(sockets, nil)
+		server.CloseSockets(sockets, nil)
 		return err
 	}
 	c.removeStale(log)
-	return server.Serve(ctx, sockets...)
+	return s.Serve(ctx, sockets...)
 }
 
 func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
@@ -147,7 +148,7 @@ func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
 	if !c.PassFiles {
 		config.Control = func(fd int) error { sock.RefuseRights(fd); return nil }
 	}
-	if c.Connect.Type == transport.Datagram {
+	if c.Connect.Type == addr.Datagram {
 		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
 	conn, err := c.dialRequired(ctx, c.Connect, config, 0)
@@ -160,12 +161,12 @@ func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
 // isTarget reports whether the target is a socket of the relay itself, under the
 // same or another name: through a link or a bind mount, or as another form of a
 // TCP address.
-func (c *forwardCmd) isTarget(s *transport.Socket) bool {
+func (c *forwardCmd) isTarget(s *addr.Socket) bool {
 	if c.Connect.Type.Unix() {
 		var st unix.Stat_t
 		return !c.Connect.Abstract() && unix.Stat(c.Connect.Path, &st) == nil && s.Is(&st)
 	}
-	if s.Addr.Type != transport.TCP {
+	if s.Addr.Type != addr.TCP {
 		return false
 	}
 	target, err := net.ResolveTCPAddr("tcp", c.Connect.Path)
@@ -181,3 +182,8 @@ func loopback(hostPort string) bool {
 	ip, err := netip.ParseAddr(host)
 	return host == "localhost" || err == nil && ip.IsLoopback()
 }
+
+type healthcheckCmd struct{ server.Healthcheck }
+
+// Run asks the relay for an echo, which never reaches the target.
+func (c *healthcheckCmd) Run() error { return c.Check(echo.Check) }

@@ -10,10 +10,10 @@ import (
 	"io"
 	"strings"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/inspect"
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -26,8 +26,8 @@ type inspectCmd struct {
 func (c *inspectCmd) Validate() error {
 	for i, s := range c.Path {
 		form, path, ok := strings.Cut(s, ":")
-		switch t := transport.Type(form); {
-		case ok && (t == transport.Stream || t == transport.Datagram || t == transport.Seqpacket):
+		switch t := addr.Type(form); {
+		case ok && (t == addr.Stream || t == addr.Datagram || t == addr.Seqpacket):
 			c.Path[i] = path
 		case ok && !t.Unix():
 			return fmt.Errorf("%s is not a path; only Unix sockets have one; write ./%s for a file of that name", s, s)
@@ -50,7 +50,7 @@ func (c *inspectCmd) Run(std cli.Std) error {
 		if in == nil {
 			continue
 		}
-		in.Path, in.Row, in.Process = transcript.Escape(in.Path), transcript.Escape(in.Row), transcript.Escape(in.Process)
+		in.Path, in.Row, in.Process = logtext.Escape(in.Path), logtext.Escape(in.Row), logtext.Escape(in.Process)
 		write := writeTable
 		if c.Format == "json" {
 			write = writeJSON
@@ -103,7 +103,7 @@ func writeTable(w io.Writer, in *inspect.Result) error {
 		line("mount", "read-only: the socket cannot be replaced through it, but clients can connect")
 	}
 	for _, why := range in.Why {
-		line("why", transcript.Escape(why))
+		line("why", logtext.Escape(why))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

@@ -26,20 +26,19 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/serving"
 )
 
 type commands struct {
 	Version kong.VersionFlag `short:"V" env:"-" help:"Show the version."`
 
-	Bench       benchCmd            `cmd:"" help:"Measure one server, or several side by side."`
-	Echo        echoCmd             `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
-	Forward     forwardCmd          `cmd:"" help:"Relay every client to another socket, until SIGTERM or SIGINT."`
-	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running relay for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
-	Inspect     inspectCmd          `cmd:"" help:"Inspect a path: show its file type and, for a socket, its type, whether it is live, which user and process listen, how full the backlog is, and why it does not work."`
-	Pair        pairCmd             `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair, which has no address."`
-	SendFile    sendFileCmd         `cmd:"" help:"Send descriptors of files for the server to read, and print their SHA-256."`
-	Share       shareCmd            `cmd:"" help:"Fill sealed memory, send its descriptor for the server to map, and print its SHA-256."`
+	Bench       benchCmd       `cmd:"" help:"Measure one server, or several side by side."`
+	Echo        echoCmd        `cmd:"" default:"withargs" help:"Send a message, or standard input, and print the echo. This is the default."`
+	Forward     forwardCmd     `cmd:"" help:"Relay every client to another socket, until SIGTERM or SIGINT."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running relay for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
+	Inspect     inspectCmd     `cmd:"" help:"Inspect a path: show its file type and, for a socket, its type, whether it is live, which user and process listen, how full the backlog is, and why it does not work."`
+	Pair        pairCmd        `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair, which has no address."`
+	SendFile    sendFileCmd    `cmd:"" help:"Send descriptors of files for the server to read, and print their SHA-256."`
+	Share       shareCmd       `cmd:"" help:"Fill sealed memory, send its descriptor for the server to map, and print its SHA-256."`
 
 	PairChild pairChildCmd `cmd:"" hidden:"" help:"The child of pair."`
 }

@@ -10,8 +10,8 @@ import (
 	"os/exec"
 
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -39,7 +39,7 @@ func (c *pairCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 
 	log := c.Logger(std.Err).With().Str("process", "parent").Logger()
-	client := echoclient.Client{Log: log}
+	client := echo.Client{Log: log}
 	err = client.Message(ctx, conn, []byte(c.Message), std.Out)
 	if err == nil {
 		log.Info().Msg("closing socket")
@@ -65,7 +65,7 @@ type pairChildCmd struct {
 // because the parent handles them: a terminal sends a signal to both.
 func (c *pairChildCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err).With().Str("process", "child").Logger()
-	server := echoserver.Config{Chunk: 16, Log: log}
+	server := server.Config{Chunk: 16, Log: log}
 	if err := server.ServeConn(context.WithoutCancel(ctx), 3); err != nil {
 		return fmt.Errorf("as the child of client pair: %w", err)
 	}

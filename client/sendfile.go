@@ -13,19 +13,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/fileclient"
 	"github.com/udsecho/udsecho/internal/files"
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // filesFlags are the flags that the commands that send files share.
 type filesFlags struct {
-	Connect transport.Addr `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH (default: ${default})."`
-	Retry   time.Duration  `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
-	Timeout time.Duration  `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer; the server needs some seconds for each GiB. 0s: no limit (default: ${default})."`
+	Connect addr.Addr     `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH (default: ${default})."`
+	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
+	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer; the server needs some seconds for each GiB. 0s: no limit (default: ${default})."`
 	requireFlags
 	cli.LogFlags
 }
@@ -33,7 +32,7 @@ type filesFlags struct {
 // Validate rejects values that make no sense.
 func (c *filesFlags) Validate() error {
 	switch {
-	case c.Connect.Type != transport.Files:
+	case c.Connect.Type != addr.Files:
 		return fmt.Errorf("--connect %s: this address takes bytes, not files; write files:PATH, if the server listens there", c.Connect)
 	case c.Retry < 0:
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
@@ -47,13 +46,13 @@ func (c *filesFlags) Validate() error {
 // for it as sha256sum(1) does.
 func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, open func(name string) (*os.File, error)) error {
 	log := c.Logger(std.Err)
-	log.Info().Str("connect", transcript.Escape(c.Connect.String())).Msg("connecting to " + transcript.Escape(c.Connect.Path))
+	log.Info().Str("connect", logtext.Escape(c.Connect.String())).Msg("connecting to " + logtext.Escape(c.Connect.Path))
 	conn, err := c.dialRequired(ctx, c.Connect, sock.DialConfig{}, c.Retry)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	client := fileclient.Client{Timeout: c.Timeout, Log: log}
+	client := files.Client{Timeout: c.Timeout, Log: log}
 	for _, name := range names {
 		f, err := open(name)
 		if err != nil {

@@ -9,7 +9,7 @@ import (
 	"os"
 
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/fileclient"
+	"github.com/udsecho/udsecho/internal/files"
 )
 
 type shareCmd struct {
@@ -53,7 +53,7 @@ func fill(name string, in io.Reader) (*os.File, error) {
 		defer func() { _ = f.Close() }()
 		in = f
 	}
-	f, err := fileclient.Seal(name, in)
+	f, err := files.Seal(name, in)
 	if err != nil {
 		return nil, fmt.Errorf("fill memory from %s: %w", name, err)
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -24,7 +24,7 @@ var autoName = regexp.MustCompile(`^client\..{1,12}\.[0-9]+\.[a-z2-7]{8}$`)
 // files.
 func (c *forwardCmd) ownDir() string {
 	name := ""
-	if c.Connect.Type == transport.Datagram {
+	if c.Connect.Type == addr.Datagram {
 		name = ownName(c.Bind, c.Connect)
 	}
 	if name == "" || name[0] == '@' {
@@ -51,7 +51,7 @@ func (c *forwardCmd) removeStale(log zerolog.Logger) {
 		}
 	}
 	if removed > 0 {
-		log.Info().Int("removed", removed).Msg("removed names that a killed relay or client has left in " + transcript.Escape(dir))
+		log.Info().Int("removed", removed).Msg("removed names that a killed relay or client has left in " + logtext.Escape(dir))
 	}
 }
 

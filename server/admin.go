@@ -23,20 +23,20 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/net/netutil"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/stats"
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/logtext"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // An admin serves --admin: the server's health and counters, over HTTP.
 type admin struct {
-	addr     transport.Addr
+	addr     addr.Addr
 	wait     bool // wait until the server that this one replaces has released the address
 	identity string
-	stats    *stats.Server
+	stats    *server.Stats
 	started  time.Time
 	log      zerolog.Logger
 	dropped  func() uint64 // lines of the log that its reader did not take
@@ -62,14 +62,14 @@ func (a *admin) start(ctx context.Context) (stop func(), _ error) {
 	go func() {
 		defer close(ended)
 		if l == nil {
-			a.log.Info().Err(err).Msg(transcript.Escape(err.Error()) + ": waiting for it")
+			a.log.Info().Err(err).Msg(logtext.Escape(err.Error()) + ": waiting for it")
 			l, err = a.await(ctx)
 		}
 		if err == nil {
 			err = a.serve(ctx, l)
 		}
 		if err != nil && ctx.Err() == nil {
-			a.log.Warn().Err(err).Msg(transcript.Escape(fmt.Sprintf("the admin socket is gone: %v", err)))
+			a.log.Warn().Err(err).Msg(logtext.Escape(fmt.Sprintf("the admin socket is gone: %v", err)))
 		}
 	}()
 	return func() { cancel(); <-ended }, nil
@@ -117,19 +117,19 @@ func (a *admin) serve(ctx context.Context, l net.Listener) error {
 
 // renewed logs that the socket file was removed, and whether it is there again.
 func (a *admin) renewed(err error) {
-	path := transcript.Escape(a.addr.Path)
+	path := logtext.Escape(a.addr.Path)
 	if err != nil {
-		a.log.Warn().Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, transcript.Escape(err.Error()))
+		a.log.Warn().Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, logtext.Escape(err.Error()))
 		return
 	}
-	a.log.Warn().Str("listen", transcript.Escape(a.addr.String())).Msgf("%s was removed: listening again", path)
+	a.log.Warn().Str("listen", logtext.Escape(a.addr.String())).Msgf("%s was removed: listening again", path)
 }
 
 // A warner writes the errors of package http as events.
 type warner struct{ log zerolog.Logger }
 
 func (w warner) Write(line []byte) (int, error) {
-	w.log.Warn().Msg("admin: " + transcript.Escape(strings.TrimSuffix(string(line), "\n")))
+	w.log.Warn().Msg("admin: " + logtext.Escape(strings.TrimSuffix(string(line), "\n")))
 	return len(line), nil
 }
 
@@ -162,7 +162,7 @@ func (a *admin) metrics() *prometheus.Registry {
 	counter("bytes_received_total", "Bytes received.", nil, a.stats.Bytes.Load)
 	counter("replies_dropped_total", "Replies that datagram clients did not take in time.", nil, a.stats.Dropped.Load)
 	counter("log_lines_dropped_total", "Lines of the log that its reader did not take.", nil, a.dropped)
-	for cause := range stats.Causes {
+	for cause := range server.Causes {
 		counter("refused_total", "Clients rejected or disconnected, and messages dropped.", prometheus.Labels{"cause": cause.String()},
 			func() uint64 { return a.stats.Refused(cause) })
 	}
@@ -171,7 +171,7 @@ func (a *admin) metrics() *prometheus.Registry {
 
 func (a *admin) status(w http.ResponseWriter, _ *http.Request) {
 	refused := map[string]uint64{}
-	for cause := range stats.Causes {
+	for cause := range server.Causes {
 		refused[cause.String()] = a.stats.Refused(cause)
 	}
 	w.Header().Set("Content-Type", "application/json")

@@ -15,7 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/fileclient"
+	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
@@ -341,7 +341,7 @@ func TestF56FilesOfOneUserDoNotStopAnothers(t *testing.T) {
 	server.Cmd.Env = append(server.Cmd.Env, "GOMAXPROCS=2") // so that one file is read at a time
 	server.Start(t)
 	server.Err.Await(t, 1, "waiting for a connection")
-	f, err := fileclient.Seal("large", bytes.NewReader(make([]byte, 16<<20)))
+	f, err := files.Seal("large", bytes.NewReader(make([]byte, 16<<20)))
 	check(t, err)
 	const clients = 100
 	var ended sync.WaitGroup

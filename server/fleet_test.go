@@ -17,8 +17,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -33,7 +33,7 @@ type fleet struct {
 
 type fleetClient struct {
 	*fleet
-	addr      transport.Addr
+	addr      addr.Addr
 	rng       *rand.Rand
 	bytes     atomic.Int64 // received, equal to the bytes sent, in order
 	transfers atomic.Int64 // complete transfers
@@ -42,7 +42,7 @@ type fleetClient struct {
 }
 
 // launch starts n clients; the servers take turns.
-func launch(t *testing.T, seed uint64, n int, servers ...transport.Addr) *fleet {
+func launch(t *testing.T, seed uint64, n int, servers ...addr.Addr) *fleet {
 	t.Helper()
 	f := &fleet{came: make(chan struct{}, 1)}
 	for i := range n {
@@ -130,12 +130,12 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	client := echoclient.Client{Chunk: 1024, Window: 8, Log: zerolog.Nop(), Patience: patience}
+	client := echo.Client{Chunk: 1024, Window: 8, Log: zerolog.Nop(), Patience: patience}
 	client.Redial = func(ctx context.Context) (*sock.Conn, error) {
 		c.resumed.Add(1)
 		return c.dial(ctx)
 	}
-	if c.addr.Type == transport.Datagram {
+	if c.addr.Type == addr.Datagram {
 		client.Timeout = 200 * time.Millisecond // of silence, after which it connects again
 	}
 	size := 1 + c.rng.Int64N(512<<10)
@@ -163,13 +163,13 @@ func (c *fleetClient) transfer(ctx context.Context) error {
 
 func (c *fleetClient) dial(ctx context.Context) (*sock.Conn, error) {
 	var config sock.DialConfig
-	if c.addr.Type == transport.Datagram {
+	if c.addr.Type == addr.Datagram {
 		config.Bind = sock.AutoName(filepath.Dir(c.addr.Path))
 	}
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, 100*time.Millisecond
 	return backoff.Retry(ctx, func() (*sock.Conn, error) {
-		conn, err := transport.Dial(ctx, c.addr, config)
+		conn, err := addr.Dial(ctx, c.addr, config)
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.EAGAIN) {
 			err = backoff.Permanent(err)
 		}
@@ -212,9 +212,9 @@ func (l *ledger) Write(p []byte) (int, error) {
 
 // sockets returns one address of each type in d, and the server's flags for
 // them.
-func sockets(d string) (addrs []transport.Addr, flags []string) {
-	for _, t := range []transport.Type{transport.Stream, transport.Seqpacket, transport.Datagram} {
-		addrs = append(addrs, transport.Addr{Type: t, Path: d + "/" + string(t)})
+func sockets(d string) (addrs []addr.Addr, flags []string) {
+	for _, t := range []addr.Type{addr.Stream, addr.Seqpacket, addr.Datagram} {
+		addrs = append(addrs, addr.Addr{Type: t, Path: d + "/" + string(t)})
 		flags = append(flags, "--listen", string(t)+":"+string(t))
 	}
 	return addrs, flags

@@ -13,24 +13,41 @@
 package main
 
 import (
+	"context"
 	"os"
 	"syscall"
 
 	"github.com/alecthomas/kong"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/serving"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/server"
 )
 
 type commands struct {
 	Version kong.VersionFlag `short:"V" env:"-" help:"Show the version."`
 
-	Serve       serveCmd            `cmd:"" default:"withargs" help:"Echo to every client, until SIGTERM or SIGINT. This is the default."`
-	Healthcheck serving.Healthcheck `cmd:"" help:"Ask a running server for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
+	Serve       serveCmd       `cmd:"" default:"withargs" help:"Echo to every client, until SIGTERM or SIGINT. This is the default."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
 }
 
 func main() {
 	os.Exit(cli.Main("server", "Echo everything received on Unix domain sockets.", &commands{},
 		[]os.Signal{syscall.SIGTERM, syscall.SIGINT},
 		kong.Vars{"idle": "10m", "idle_help": "Disconnect clients that send nothing for this long."}))
+}
+
+type healthcheckCmd struct{ server.Healthcheck }
+
+// Run asks for an echo on every address, and sends a file to each files:
+// address.
+func (c *healthcheckCmd) Run() error {
+	return c.Check(func(ctx context.Context, a addr.Addr) error {
+		if a.Type == addr.Files {
+			return files.Check(ctx, a)
+		}
+		return echo.Check(ctx, a)
+	})
 }

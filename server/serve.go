@@ -10,25 +10,24 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
-	"github.com/udsecho/udsecho/internal/fileserver"
-	"github.com/udsecho/udsecho/internal/serving"
-	"github.com/udsecho/udsecho/internal/stats"
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/files"
+	"github.com/udsecho/udsecho/internal/logtext"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 type serveCmd struct {
-	serving.ListenFlag
-	serving.LimitFlags
-	Chunk        int             `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
-	Sndbuf       int             `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
-	Spin         time.Duration   `default:"100us" placeholder:"DURATION" help:"How long the server polls after its last activity before it sleeps. Polling gives faster answers and costs CPU time. 0s: no polling; with one processor there is none (default: ${default})."`
-	Takeover     bool            `help:"Take the sockets over from the server that runs at these paths, if there is one and it was started with --takeover too. That server hands its sockets over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
-	WriteTimeout time.Duration   `default:"30s" placeholder:"DURATION" help:"Disconnect clients that have data to read but read nothing for this long. 0s: no limit (default: ${default})."`
-	Admin        *transport.Addr `placeholder:"ADDR" help:"Serve metrics and status over HTTP at this address, to the server's own user: stream:PATH, always of mode 0600 (default: none)."`
-	Identity     string          `placeholder:"TEXT" help:"A name for this server, its node's name for example. It is a field of every event, and of --admin's status (default: none)."`
+	server.ListenFlag
+	server.LimitFlags
+	Chunk        int           `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
+	Sndbuf       int           `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
+	Spin         time.Duration `default:"100us" placeholder:"DURATION" help:"How long the server polls after its last activity before it sleeps. Polling gives faster answers and costs CPU time. 0s: no polling; with one processor there is none (default: ${default})."`
+	Takeover     bool          `help:"Take the sockets over from the server that runs at these paths, if there is one and it was started with --takeover too. That server hands its sockets over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
+	WriteTimeout time.Duration `default:"30s" placeholder:"DURATION" help:"Disconnect clients that have data to read but read nothing for this long. 0s: no limit (default: ${default})."`
+	Admin        *addr.Addr    `placeholder:"ADDR" help:"Serve metrics and status over HTTP at this address, to the server's own user: stream:PATH, always of mode 0600 (default: none)."`
+	Identity     string        `placeholder:"TEXT" help:"A name for this server, its node's name for example. It is a field of every event, and of --admin's status (default: none)."`
 	cli.LogFlags
 }
 
@@ -45,9 +44,9 @@ func (c *serveCmd) Validate() error {
 		return fmt.Errorf("--write-timeout %v: choose 0s for no limit, or more", c.WriteTimeout)
 	case c.Admin != nil && c.Admin.Abstract():
 		return fmt.Errorf("--admin %s: an abstract name is open to all users of the network namespace; write a path", c.Admin)
-	case c.Admin != nil && c.Admin.Type != transport.Stream:
+	case c.Admin != nil && c.Admin.Type != addr.Stream:
 		return fmt.Errorf("--admin %s: HTTP needs a stream; write stream:PATH", c.Admin)
-	case c.Admin != nil && slices.ContainsFunc(c.Listen, func(a transport.Addr) bool { return a.Path == c.Admin.Path }):
+	case c.Admin != nil && slices.ContainsFunc(c.Listen, func(a addr.Addr) bool { return a.Path == c.Admin.Path }):
 		return fmt.Errorf("--admin %s: the path is given to --listen too", c.Admin)
 	}
 	for _, a := range c.Listen {
@@ -63,15 +62,15 @@ func (c *serveCmd) Validate() error {
 
 // Run serves until a signal. It listens on all addresses or on none.
 func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
-	stats := new(stats.Server)
-	log, lines := c.LoopLogger(std.Err, transcript.Escape(c.Identity))
+	stats := new(server.Stats)
+	log, lines := c.LoopLogger(std.Err, logtext.Escape(c.Identity))
 	defer lines.Flush()
 	c.Warn(log)
 	if err := c.CheckOpenFiles(c.Listen); err != nil {
 		return err
 	}
-	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Control: transport.RefuseRights(c.Listen...)}
-	sockets, handover, err := serving.Sockets(config, c.Listen, c.Takeover)
+	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Control: addr.RefuseRights(c.Listen...)}
+	sockets, handover, err := server.Sockets(config, c.Listen, c.Takeover)
 	stopAdmin := func() {}
 	if err == nil {
 		// The admin socket comes after the sockets: a client that gets an
@@ -79,29 +78,29 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 		stopAdmin, err = c.startAdmin(ctx, stats, log, lines.Dropped)
 	}
 	if err != nil {
-		serving.Close(sockets, handover)
+		server.CloseSockets(sockets, handover)
 		return err
 	}
 	defer stopAdmin()
 	each, beside := 1, 0
-	if serving.Has(sockets, transport.Files) {
+	if server.Has(sockets, addr.Files) {
 		each = 2 // plus the file that a client has sent
 	}
 	if c.Admin != nil {
 		beside = adminConnections
 	}
-	server := c.Config(sockets, each, beside, 1, c.Sndbuf, log)
-	server.Chunk, server.Spin, server.SendBuffer, server.WriteTimeout = c.Chunk, c.Spin, c.Sndbuf, c.WriteTimeout
-	server.Handover, server.OwnDirectory, server.Stats = handover, c.absolute(), stats
-	reader := fileserver.NewServer(fileserver.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
+	s := c.Config(sockets, each, beside, 1, c.Sndbuf, log)
+	s.Chunk, s.Spin, s.SendBuffer, s.WriteTimeout = c.Chunk, c.Spin, c.Sndbuf, c.WriteTimeout
+	s.Handover, s.OwnDirectory, s.Stats = handover, c.absolute(), stats
+	reader := files.New(files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
 	defer reader.Stop()
-	server.Files, server.FilesSweep = reader.Serve, reader.Sweep
-	return server.Serve(ctx, sockets...)
+	s.Files, s.FilesSweep = reader.Serve, reader.Sweep
+	return s.Serve(ctx, sockets...)
 }
 
 // startAdmin serves --admin until stop is called, also while echoes in flight
 // run to their end.
-func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zerolog.Logger, dropped func() uint64) (stop func(), err error) {
+func (c *serveCmd) startAdmin(ctx context.Context, stats *server.Stats, log zerolog.Logger, dropped func() uint64) (stop func(), err error) {
 	if c.Admin == nil {
 		return func() {}, nil
 	}
@@ -113,6 +112,6 @@ func (c *serveCmd) startAdmin(ctx context.Context, stats *stats.Server, log zero
 
 // absolute reports whether no path depends on the working directory.
 func (c *serveCmd) absolute() bool {
-	relative := func(a transport.Addr) bool { return a.Type.Unix() && !a.Abstract() && a.Path[0] != '/' }
+	relative := func(a addr.Addr) bool { return a.Type.Unix() && !a.Abstract() && a.Path[0] != '/' }
 	return !slices.ContainsFunc(c.Listen, relative) && (c.Admin == nil || !relative(*c.Admin))
 }

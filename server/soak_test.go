@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 )
 
 // TestSoak makes 50 clients of all types transfer with retry while one fault
@@ -34,7 +34,7 @@ func TestSoak(t *testing.T) {
 	lines := dir(t)
 	var proxies []*testkit.Proxy
 	for _, a := range addrs[:2] {
-		line := transport.Addr{Type: a.Type, Path: lines + "/" + string(a.Type)}
+		line := addr.Addr{Type: a.Type, Path: lines + "/" + string(a.Type)}
 		proxies = append(proxies, testkit.StartProxy(t, seed, a.Network(), line.Path, a.Path, 1<<20))
 		addrs = append(addrs, line)
 	}

@@ -18,15 +18,15 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Config defines what to measure: each size with each number of connections,
 // at each address.
 type Config struct {
-	Addrs       []transport.Addr
-	Dial        func(context.Context, transport.Addr) (*sock.Conn, error)
+	Addrs       []addr.Addr
+	Dial        func(context.Context, addr.Addr) (*sock.Conn, error)
 	Sizes       []int // of a message, in bytes
 	Connections []int
 	Window      int           // messages in flight on each connection

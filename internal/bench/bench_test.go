@@ -17,34 +17,34 @@ import (
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/bench"
-	"github.com/udsecho/udsecho/internal/echoserver"
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // serve runs a server for all types until the test has ended.
-func serve(t testing.TB) (addrs []transport.Addr) {
+func serve(t testing.TB) (addrs []addr.Addr) {
 	t.Helper()
 	dir := testkit.Dir(t)
-	for _, kind := range []transport.Type{transport.Stream, transport.Seqpacket, transport.Datagram} {
-		addrs = append(addrs, transport.Addr{Type: kind, Path: filepath.Join(dir, string(kind))})
+	for _, kind := range []addr.Type{addr.Stream, addr.Seqpacket, addr.Datagram} {
+		addrs = append(addrs, addr.Addr{Type: kind, Path: filepath.Join(dir, string(kind))})
 	}
-	addrs = append(addrs, transport.Addr{Type: transport.TCP, Path: freePort(t)})
-	var sockets []*transport.Socket
+	addrs = append(addrs, addr.Addr{Type: addr.TCP, Path: freePort(t)})
+	var sockets []*addr.Socket
 	for _, a := range addrs {
-		s, err := transport.Listen(sock.ListenConfig{}, a)
+		s, err := addr.Listen(sock.ListenConfig{}, a)
 		testkit.Check(t, err)
 		sockets = append(sockets, s)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() {
-		server := echoserver.Config{Chunk: 64 << 10, Spin: loop.Spin, Log: zerolog.Nop()}
+		server := server.Config{Chunk: 64 << 10, Spin: loop.Spin, Log: zerolog.Nop()}
 		done <- server.Serve(ctx, sockets...)
 	}()
 	t.Cleanup(func() {
@@ -64,15 +64,15 @@ func freePort(t testing.TB) string {
 	return l.Addr().String()
 }
 
-func dial(ctx context.Context, a transport.Addr) (*sock.Conn, error) {
+func dial(ctx context.Context, a addr.Addr) (*sock.Conn, error) {
 	var config sock.DialConfig
-	if a.Type == transport.Datagram {
+	if a.Type == addr.Datagram {
 		config.Bind = sock.AutoName(filepath.Dir(a.Path))
 	}
-	return transport.Dial(ctx, a, config)
+	return addr.Dial(ctx, a, config)
 }
 
-func config(addrs ...transport.Addr) bench.Config {
+func config(addrs ...addr.Addr) bench.Config {
 	return bench.Config{
 		Addrs: addrs, Dial: dial, Sizes: []int{64}, Connections: []int{1}, Window: 1, Baseline: 1,
 		Duration: 50 * time.Millisecond, Warmup: 10 * time.Millisecond, Rounds: 2, Spin: loop.Spin,
@@ -161,7 +161,7 @@ func TestServerThatAltersAByteIsAnError(t *testing.T) {
 }
 
 func TestUnreachableServerIsNamed(t *testing.T) {
-	_, err := config(transport.Addr{Type: transport.Stream, Path: "/nowhere/s"}).Run(t.Context())
+	_, err := config(addr.Addr{Type: addr.Stream, Path: "/nowhere/s"}).Run(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "stream:/nowhere/s") {
 		t.Errorf("%v", err)
 	}
@@ -198,9 +198,9 @@ func TestPlotsBothFormats(t *testing.T) {
 }
 
 // serveWith runs the test's own server for one connection.
-func serveWith(t *testing.T, echo func(net.Conn)) transport.Addr {
+func serveWith(t *testing.T, echo func(net.Conn)) addr.Addr {
 	t.Helper()
-	a := transport.Addr{Type: transport.Stream, Path: filepath.Join(testkit.Dir(t), "s")}
+	a := addr.Addr{Type: addr.Stream, Path: filepath.Join(testkit.Dir(t), "s")}
 	l, err := net.Listen("unix", a.Path)
 	testkit.Check(t, err)
 	done := make(chan struct{})

@@ -10,8 +10,8 @@ import (
 	"github.com/HdrHistogram/hdrhistogram-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
@@ -43,7 +43,7 @@ type load struct {
 	running  int // lanes that wait for an event
 }
 
-func (c Config) measure(ctx context.Context, a transport.Addr, size, connections int) (_ *measurement, err error) {
+func (c Config) measure(ctx context.Context, a addr.Addr, size, connections int) (_ *measurement, err error) {
 	l := &load{size: size, window: uint64(c.Window), pattern: newPattern(size), buf: make([]byte, max(size, 64<<10))}
 	l.measured.histogram = newHistogram()
 	if c.Rate > 0 {

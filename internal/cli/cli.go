@@ -15,7 +15,7 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/transcript"
+	"github.com/udsecho/udsecho/internal/logtext"
 )
 
 // Std holds the three standard files of the process.
@@ -80,7 +80,7 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	case texts.err != nil: // of --help
 		status, err = 1, fmt.Errorf("write standard output: %w", texts.err)
 	}
-	text := noValue.ReplaceAllString(transcript.Escape(err.Error()), "the value is missing")
+	text := noValue.ReplaceAllString(logtext.Escape(err.Error()), "the value is missing")
 	if status == 2 {
 		text += " (see " + helpOf(name, err) + ")"
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
 )
 
 // values read arguments byte for byte. Kong's own mappers pass them through
@@ -20,17 +20,17 @@ var values = []kong.Option{
 		target.SetString(s)
 		return err
 	})),
-	kong.TypeMapper(reflect.TypeFor[transport.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+	kong.TypeMapper(reflect.TypeFor[addr.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
 		s, err := pop(ctx)
 		if err != nil {
 			return err
 		}
-		a, err := transport.ParseAddr(s)
+		a, err := addr.ParseAddr(s)
 		target.Set(reflect.ValueOf(a))
 		return err
 	})),
 	// A list is separated by commas; a comma in a path is written \,
-	kong.TypeMapper(reflect.TypeFor[[]transport.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
+	kong.TypeMapper(reflect.TypeFor[[]addr.Addr](), kong.MapperFunc(func(ctx *kong.DecodeContext, target reflect.Value) error {
 		s, err := pop(ctx)
 		if err != nil || s == "" {
 			return err
@@ -40,7 +40,7 @@ var values = []kong.Option{
 			if i > 0 {
 				part = strings.TrimLeft(part, " ")
 			}
-			a, err := transport.ParseAddr(strings.ReplaceAll(part, comma, ","))
+			a, err := addr.ParseAddr(strings.ReplaceAll(part, comma, ","))
 			if err != nil {
 				return err
 			}

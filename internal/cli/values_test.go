@@ -7,7 +7,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
 )
 
 // User input is read byte for byte or rejected, and every list is read exactly
@@ -20,9 +20,9 @@ func FuzzValues(f *testing.F) {
 		if strings.Contains(s, "\x00") {
 			return // no argument can contain one
 		}
-		parse := func(list string) (addrs []transport.Addr, text string, err error) {
+		parse := func(list string) (addrs []addr.Addr, text string, err error) {
 			var flags struct {
-				Listen []transport.Addr
+				Listen []addr.Addr
 				Bind   string
 			}
 			parser, err := kong.New(&flags, values...)

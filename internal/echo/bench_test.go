@@ -8,8 +8,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -19,25 +19,25 @@ type bare struct {
 	sent, back []byte
 }
 
-func newBare(t testing.TB, server transport.Addr) *bare {
+func newBare(t testing.TB, srv addr.Addr) *bare {
 	t.Helper()
-	return newNamed(t, server, sock.AutoName("@"))
+	return newNamed(t, srv, sock.AutoName("@"))
 }
 
 // newNamed is newBare with a name, which only datagram clients need.
-func newNamed(t testing.TB, server transport.Addr, name string) *bare {
+func newNamed(t testing.TB, srv addr.Addr, name string) *bare {
 	t.Helper()
-	sotype := map[transport.Type]int{transport.Stream: unix.SOCK_STREAM, transport.Datagram: unix.SOCK_DGRAM, transport.Seqpacket: unix.SOCK_SEQPACKET}[server.Type]
+	sotype := map[addr.Type]int{addr.Stream: unix.SOCK_STREAM, addr.Datagram: unix.SOCK_DGRAM, addr.Seqpacket: unix.SOCK_SEQPACKET}[srv.Type]
 	fd, err := unix.Socket(unix.AF_UNIX, sotype|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	t.Cleanup(func() { check(t, unix.Close(fd)) })
-	if server.Type == transport.Datagram {
+	if srv.Type == addr.Datagram {
 		check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: name}))
 		if name[0] != '@' {
 			t.Cleanup(func() { check(t, unix.Unlink(name)) })
 		}
 	}
-	check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: server.Path}))
+	check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: srv.Path}))
 	late := unix.NsecToTimeval(patience.Nanoseconds())
 	check(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &late))
 	return &bare{fd, []byte(message), make([]byte, len(message))}
@@ -61,7 +61,7 @@ func TestEchoDoesNotAllocate(t *testing.T) {
 	clients := map[string]func(testing.TB) *bare{"named datagram": newNamedDatagram}
 	for _, typ := range unixTypes {
 		clients[string(typ)] = func(t testing.TB) *bare {
-			return newBare(t, serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled).addr)
+			return newBare(t, serveSocket(t, listenOn(t, typ), server.Config{}, zerolog.Disabled).addr)
 		}
 	}
 	for name, newClient := range clients {
@@ -88,7 +88,7 @@ func TestEchoDoesNotAllocate(t *testing.T) {
 func BenchmarkEcho(b *testing.B) {
 	for _, typ := range unixTypes {
 		b.Run(string(typ), func(b *testing.B) {
-			client := newBare(b, serveSocket(b, listenOn(b, typ), echoserver.Config{}, zerolog.Disabled).addr)
+			client := newBare(b, serveSocket(b, listenOn(b, typ), server.Config{}, zerolog.Disabled).addr)
 			b.SetBytes(int64(len(message)))
 			b.ReportAllocs()
 			for b.Loop() {
@@ -100,8 +100,8 @@ func BenchmarkEcho(b *testing.B) {
 
 func newNamedDatagram(t testing.TB) *bare {
 	t.Helper()
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.Disabled)
-	return newNamed(t, server.addr, sock.AutoName(filepath.Dir(server.addr.Path)))
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.Disabled)
+	return newNamed(t, srv.addr, sock.AutoName(filepath.Dir(srv.addr.Path)))
 }
 
 // Our own client uses such a name; BenchmarkEcho uses abstract names.

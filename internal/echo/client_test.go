@@ -15,17 +15,16 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/healthcheck"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // stub returns the address of a server that runs the given function for one
 // client, and then closes the connection.
-func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
+func stub(t *testing.T, srv func(conn *net.UnixConn)) addr.Addr {
 	t.Helper()
 	socket := listen(t)
 	l, err := sock.NetListener(socket.FD())
@@ -37,7 +36,7 @@ func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 		if err != nil {
 			return
 		}
-		server(conn.(*net.UnixConn))
+		srv(conn.(*net.UnixConn))
 		_ = conn.Close()
 	}()
 	t.Cleanup(func() {
@@ -49,9 +48,9 @@ func stub(t *testing.T, server func(conn *net.UnixConn)) transport.Addr {
 
 // against returns a client's connection to a stub, without a deadline of its
 // own.
-func against(t *testing.T, server func(conn *net.UnixConn)) *sock.Conn {
+func against(t *testing.T, srv func(conn *net.UnixConn)) *sock.Conn {
 	t.Helper()
-	conn := dial(t, stub(t, server))
+	conn := dial(t, stub(t, srv))
 	check(t, conn.SetDeadline(time.Time{}))
 	return conn
 }
@@ -64,17 +63,17 @@ func mute(over <-chan struct{}) func(*net.UnixConn) {
 	return func(conn *net.UnixConn) { silent(conn); <-over }
 }
 
-func quiet(timeout time.Duration) *echoclient.Client {
-	return &echoclient.Client{Chunk: 16, Timeout: timeout, Log: zerolog.Nop()}
+func quiet(timeout time.Duration) *echo.Client {
+	return &echo.Client{Chunk: 16, Timeout: timeout, Log: zerolog.Nop()}
 }
 
 func TestCopyOfMuchIsByteExact(t *testing.T) {
 	t.Parallel()
 	size := testkit.Count[int64](8<<20, 64<<20)
-	server := serve(t, echoserver.Config{Chunk: 64 << 10}, zerolog.Disabled)
+	srv := serve(t, server.Config{Chunk: 64 << 10}, zerolog.Disabled)
 	journal := newJournal()
-	client := echoclient.Client{Chunk: 64 << 10, Log: journal.logger(zerolog.InfoLevel)}
-	conn := dial(t, server.addr)
+	client := echo.Client{Chunk: 64 << 10, Log: journal.logger(zerolog.InfoLevel)}
+	conn := dial(t, srv.addr)
 	sent, got := sha256.New(), sha256.New()
 	check(t, client.Copy(t.Context(), conn, io.TeeReader(random(3, size), sent), got))
 	if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
@@ -87,10 +86,10 @@ func TestCopyOfMuchIsByteExact(t *testing.T) {
 
 func TestCopyOfNothingEnds(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{}, zerolog.Disabled)
+	srv := serve(t, server.Config{}, zerolog.Disabled)
 	out := &bytes.Buffer{}
-	check(t, quiet(0).Copy(t.Context(), dial(t, server.addr), strings.NewReader(""), out))
-	check(t, quiet(0).Message(t.Context(), dial(t, server.addr), nil, out))
+	check(t, quiet(0).Copy(t.Context(), dial(t, srv.addr), strings.NewReader(""), out))
+	check(t, quiet(0).Message(t.Context(), dial(t, srv.addr), nil, out))
 	if out.Len() > 0 {
 		t.Errorf("output is %q", out)
 	}
@@ -281,11 +280,11 @@ func (l *late) Write(p []byte) (int, error) {
 // bytes are no longer due by then.
 func TestWriteThatReturnsLateIsNotATimeout(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{Chunk: len(message)}, zerolog.Disabled)
+	srv := serve(t, server.Config{Chunk: len(message)}, zerolog.Disabled)
 	written, back := make(chan struct{}), make(chan struct{})
 	asked, over := make(chan struct{}), make(chan struct{})
 	waits := make(chan struct{})
-	conn := &late{&watched{dial(t, server.addr).Conn.(*net.UnixConn), waits}, written, back}
+	conn := &late{&watched{dial(t, srv.addr).Conn.(*net.UnixConn), waits}, written, back}
 	result, out := make(chan error), &bytes.Buffer{}
 	go func() {
 		// Long enough for the echo, on a machine that may be busy.
@@ -339,13 +338,13 @@ func (b broken) Write([]byte) (int, error) { return 0, b.err }
 
 func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{}, zerolog.Disabled)
-	err := quiet(0).Copy(t.Context(), dial(t, server.addr), broken{unix.EIO}, io.Discard)
+	srv := serve(t, server.Config{}, zerolog.Disabled)
+	err := quiet(0).Copy(t.Context(), dial(t, srv.addr), broken{unix.EIO}, io.Discard)
 	if !errors.Is(err, unix.EIO) {
 		t.Errorf("error is %v", err)
 	}
 	wantWords(t, err, "read the input")
-	err = quiet(0).Message(t.Context(), dial(t, server.addr), []byte(message), broken{unix.EPIPE})
+	err = quiet(0).Message(t.Context(), dial(t, srv.addr), []byte(message), broken{unix.EPIPE})
 	if !errors.Is(err, unix.EPIPE) {
 		t.Errorf("error is %v", err)
 	}
@@ -354,14 +353,14 @@ func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 
 func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
-	check(t, healthcheck.Echo(t.Context(), server.addr))
-	conn := dial(t, server.addr)
+	srv := serve(t, server.Config{}, zerolog.InfoLevel)
+	check(t, echo.Check(t.Context(), srv.addr))
+	conn := dial(t, srv.addr)
 	wantEcho(t, conn, "hello")
 	check(t, conn.Close())
-	server.log.await(t, 2, "waiting for a connection")
+	srv.log.await(t, 2, "waiting for a connection")
 	if diff := cmp.Diff([]string{
-		"starting up on " + server.addr.Path,
+		"starting up on " + srv.addr.Path,
 		"waiting for a connection",
 		"connection from",
 		"received 'hello'",
@@ -369,17 +368,17 @@ func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 		"received ''",
 		"no data from",
 		"waiting for a connection",
-	}, server.log.messages()); diff != "" {
+	}, srv.log.messages()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
 func TestHealthCheckIsLoggedAtDebugLevel(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{}, zerolog.DebugLevel)
-	check(t, healthcheck.Echo(t.Context(), server.addr))
-	server.log.await(t, 1, "no data from")
-	for _, e := range server.log.all() {
+	srv := serve(t, server.Config{}, zerolog.DebugLevel)
+	check(t, echo.Check(t.Context(), srv.addr))
+	srv.log.await(t, 1, "no data from")
+	for _, e := range srv.log.all() {
 		if e.Message == "connection from" && e.Level != "debug" {
 			t.Errorf("a health check is an event of level %s", e.Level)
 		}
@@ -392,7 +391,7 @@ func TestHealthCheckFails(t *testing.T) {
 		t.Parallel()
 		s := listen(t)
 		check(t, s.Close())
-		err := healthcheck.Echo(t.Context(), s.Addr)
+		err := echo.Check(t.Context(), s.Addr)
 		if !errors.Is(err, unix.ENOENT) {
 			t.Errorf("error is %v", err)
 		}
@@ -402,11 +401,11 @@ func TestHealthCheckFails(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		s := listen(t)
-		wantWords(t, healthcheck.Echo(ctx, s.Addr), s.Addr.String(), "connected, but no echo in time", "paused or overloaded")
+		wantWords(t, echo.Check(ctx, s.Addr), s.Addr.String(), "connected, but no echo in time", "paused or overloaded")
 	})
 	for name, tt := range map[string]struct {
-		server func(*net.UnixConn)
-		words  string
+		srv   func(*net.UnixConn)
+		words string
 	}{
 		"never answers": {silent, "no echo in time"},
 		"other answer": {func(conn *net.UnixConn) {
@@ -423,8 +422,8 @@ func TestHealthCheckFails(t *testing.T) {
 			if name != "never answers" {
 				ctx = t.Context()
 			}
-			a := stub(t, tt.server)
-			wantWords(t, healthcheck.Echo(ctx, a), a.String(), tt.words)
+			a := stub(t, tt.srv)
+			wantWords(t, echo.Check(ctx, a), a.String(), tt.words)
 		})
 	}
 }

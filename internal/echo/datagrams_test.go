@@ -17,11 +17,10 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/stats"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -29,21 +28,21 @@ import (
 // one message more than net.unix.max_dgram_qlen.
 type correspondent struct {
 	*net.UnixConn
-	server *net.UnixAddr
+	srv *net.UnixAddr
 }
 
-func correspond(t testing.TB, server transport.Addr) *correspondent {
+func correspond(t testing.TB, srv addr.Addr) *correspondent {
 	t.Helper()
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: sock.AutoName("@"), Net: "unixgram"})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
-	return &correspondent{conn, &net.UnixAddr{Name: server.Path, Net: "unixgram"}}
+	return &correspondent{conn, &net.UnixAddr{Name: srv.Path, Net: "unixgram"}}
 }
 
 func (c *correspondent) send(t testing.TB, message string) {
 	t.Helper()
-	_, err := c.WriteTo([]byte(message), c.server)
+	_, err := c.WriteTo([]byte(message), c.srv)
 	check(t, err)
 }
 
@@ -72,21 +71,21 @@ const kept = 1024
 
 func TestDatagramTranscripts(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.InfoLevel)
-	server.log.await(t, 1, "waiting for a message")
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.InfoLevel)
+	srv.log.await(t, 1, "waiting for a message")
 	journal, out := newJournal(), &bytes.Buffer{}
-	client := echoclient.Client{Log: journal.logger(zerolog.InfoLevel)}
-	conn := dial(t, server.addr)
+	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
+	conn := dial(t, srv.addr)
 	check(t, client.Message(t.Context(), conn, []byte(message), out))
 	if diff := cmp.Diff([]string{
-		"starting up on " + server.addr.Path,
+		"starting up on " + srv.addr.Path,
 		"waiting for a message",
 		"received 'This is the message.  It will be repeated.'",
 		"sending data back to the client",
-	}, server.log.messages()); diff != "" {
+	}, srv.log.messages()); diff != "" {
 		t.Errorf("server (-want +got):\n%s", diff)
 	}
-	if e := server.log.all()[2]; e.Peer != conn.LocalAddr().String() || e.Bytes == nil || *e.Bytes != 42 {
+	if e := srv.log.all()[2]; e.Peer != conn.LocalAddr().String() || e.Bytes == nil || *e.Bytes != 42 {
 		t.Errorf("event is %+v, the client %s", e, conn.LocalAddr())
 	}
 	if diff := cmp.Diff([]string{
@@ -103,8 +102,8 @@ func TestDatagramTranscripts(t *testing.T) {
 func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	const warning = "cannot reply to a client without a name; it must bind one"
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.WarnLevel)
-	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: server.addr.Path, Net: "unixgram"})
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.WarnLevel)
+	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: srv.addr.Path, Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, nameless.Close()) }()
 	check(t, nameless.SetDeadline(time.Now().Add(patience)))
@@ -114,10 +113,10 @@ func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 		check(t, err)
 	}
 	// The server answers it in turn.
-	wantBack(t, dial(t, server.addr), sock.NewReceiver(100), message)
+	wantBack(t, dial(t, srv.addr), sock.NewReceiver(100), message)
 	seconds := int(time.Since(began)/time.Second) + 1
-	server.log.await(t, 1, warning)
-	messages := server.log.messages()
+	srv.log.await(t, 1, warning)
+	messages := srv.log.messages()
 	for _, m := range messages {
 		if m != warning {
 			t.Errorf("the server warns of %q", m)
@@ -130,9 +129,9 @@ func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 
 func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
-	stats := new(stats.Server)
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{Stats: stats}, zerolog.WarnLevel)
-	lazy := correspond(t, server.addr)
+	stats := new(server.Stats)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{Stats: stats}, zerolog.WarnLevel)
+	lazy := correspond(t, srv.addr)
 	sent := 0
 	for range queueLength(t) + kept + 1 {
 		lazy.send(t, message)
@@ -148,7 +147,7 @@ func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 				return
 			default:
 			}
-			if _, err := lazy.WriteTo([]byte(message), lazy.server); err != nil {
+			if _, err := lazy.WriteTo([]byte(message), lazy.srv); err != nil {
 				t.Errorf("the client that never reads: %v", err)
 				return
 			}
@@ -157,7 +156,7 @@ func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	})
 	const others, each = 50, 100
 	for i := range others {
-		conn := dial(t, server.addr)
+		conn := dial(t, srv.addr)
 		clients.Go(func() {
 			r := sock.NewReceiver(100)
 			for n := range each {
@@ -176,9 +175,9 @@ func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	clients.Wait()
 	close(over)
 	flood.Wait()
-	server.log.await(t, 1, "dropped replies to a client: it does not read its replies")
+	srv.log.await(t, 1, "dropped replies to a client: it does not read its replies")
 	// This message comes after the whole flood.
-	wantBack(t, dial(t, server.addr), sock.NewReceiver(100), message)
+	wantBack(t, dial(t, srv.addr), sock.NewReceiver(100), message)
 	dropped := int(stats.Dropped.Load())
 	if least := sent - queueLength(t) - kept; dropped < least || dropped > sent {
 		t.Errorf("%d replies are dropped of %d, not %d", dropped, sent, least)
@@ -198,14 +197,14 @@ func TestConnectedDatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.ErrorLevel)
-			lazy := dial(t, server.addr)
+			srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.ErrorLevel)
+			lazy := dial(t, srv.addr)
 			for range flood.count {
 				check(t, lazy.Send(make([]byte, flood.size)))
 			}
 			r := sock.NewReceiver(100)
 			for range 50 {
-				wantBack(t, dial(t, server.addr), r, message)
+				wantBack(t, dial(t, srv.addr), r, message)
 			}
 		})
 	}
@@ -213,8 +212,8 @@ func TestConnectedDatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 
 func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.InfoLevel)
-	client := correspond(t, server.addr)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.InfoLevel)
+	client := correspond(t, srv.addr)
 	client.send(t, message) // the server knows its owner from then on
 	if got := client.receive(t); got != message {
 		t.Fatalf("received %q", got)
@@ -233,10 +232,10 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 			}
 		}
 	}
-	if n := strings.Count(strings.Join(server.log.messages(), "\n"), "sending data back"); n != 1+2*total {
+	if n := strings.Count(strings.Join(srv.log.messages(), "\n"), "sending data back"); n != 1+2*total {
 		t.Errorf("%d replies are logged, not %d", n, 1+2*total)
 	}
-	for _, e := range server.log.all() {
+	for _, e := range srv.log.all() {
 		if e.Level != "info" {
 			t.Errorf("an event that should not be: %+v", e)
 		}
@@ -245,16 +244,16 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 
 func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.InfoLevel)
-	client := correspond(t, server.addr)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.InfoLevel)
+	client := correspond(t, srv.addr)
 	total := queueLength(t) + kept
 	const more = 3 // the log has room for all of them
 	for i := range total + more {
 		client.send(t, strconv.Itoa(i))
 	}
-	server.log.await(t, more, "dropped replies to a client: it does not read its replies")
+	srv.log.await(t, more, "dropped replies to a client: it does not read its replies")
 	var dropped []uint64
-	for _, e := range server.log.all() {
+	for _, e := range srv.log.all() {
 		if e.Level == "warn" {
 			dropped = append(dropped, e.Dropped)
 			if e.Peer != client.LocalAddr().String() {
@@ -278,45 +277,45 @@ func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 
 func TestDatagramClientThatEndsDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.WarnLevel)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.WarnLevel)
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	defer func() { check(t, os.RemoveAll(d)) }()
 	client, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/client", Net: "unixgram"})
 	check(t, err)
-	behind := &correspondent{client, &net.UnixAddr{Name: server.addr.Path, Net: "unixgram"}}
+	behind := &correspondent{client, &net.UnixAddr{Name: srv.addr.Path, Net: "unixgram"}}
 	for range queueLength(t) + 5 {
 		behind.send(t, message)
 	}
 	// The server answers it in turn, so the others' replies are waiting by
 	// now.
 	r := sock.NewReceiver(100)
-	wantBack(t, dial(t, server.addr), r, message)
+	wantBack(t, dial(t, srv.addr), r, message)
 	check(t, client.Close())
-	server.log.await(t, 1, "dropped replies to a client: connection refused")
-	if e := server.log.all()[0]; e.Dropped != 5 || e.Peer != d+"/client" {
+	srv.log.await(t, 1, "dropped replies to a client: connection refused")
+	if e := srv.log.all()[0]; e.Dropped != 5 || e.Peer != d+"/client" {
 		t.Errorf("event is %+v", e)
 	}
-	wantBack(t, dial(t, server.addr), r, message)
+	wantBack(t, dial(t, srv.addr), r, message)
 }
 
 func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 	t.Parallel()
 	for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
-		server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, level)
-		client := correspond(t, server.addr)
-		sendDescriptor(t, client.UnixConn, client.server)
+		srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, level)
+		client := correspond(t, srv.addr)
+		sendDescriptor(t, client.UnixConn, client.srv)
 		client.send(t, "next")
 		if got := client.receive(t); got != "next" {
 			t.Errorf("received %q", got)
 		}
-		server.log.await(t, 1, "dropped a message: message carries file descriptors")
+		srv.log.await(t, 1, "dropped a message: message carries file descriptors")
 	}
 }
 
 func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 	t.Parallel()
-	socket := listenOn(t, transport.Datagram)
+	socket := listenOn(t, addr.Datagram)
 	client := correspond(t, socket.Addr)
 	n := queueLength(t)
 	for i := range n {
@@ -324,14 +323,14 @@ func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	server := echoserver.Config{DrainTimeout: patience, Log: zerolog.Nop()}
-	check(t, server.Serve(ctx, socket))
+	srv := server.Config{DrainTimeout: patience, Log: zerolog.Nop()}
+	check(t, srv.Serve(ctx, socket))
 	for i := range n {
 		if got := client.receive(t); got != strconv.Itoa(i) {
 			t.Fatalf("reply %d is %q", i, got)
 		}
 	}
-	_, err := client.WriteTo([]byte("late"), client.server)
+	_, err := client.WriteTo([]byte("late"), client.srv)
 	if !errors.Is(err, unix.ENOENT) {
 		t.Errorf("a late client gets %v", err)
 	}
@@ -339,22 +338,22 @@ func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 
 func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
-	client, connected := correspond(t, server.addr), dial(t, server.addr)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{DrainTimeout: patience}, zerolog.DebugLevel)
+	client, connected := correspond(t, srv.addr), dial(t, srv.addr)
 	total := queueLength(t) + 100
 	for i := range total {
 		client.send(t, strconv.Itoa(i))
 	}
-	server.stop()
-	server.log.await(t, 1, "draining")
+	srv.stop()
+	srv.log.await(t, 1, "draining")
 	for i := range total {
 		if got := client.receive(t); got != strconv.Itoa(i) {
 			t.Fatalf("reply %d is %q", i, got)
 		}
 	}
-	server.ended(t)
-	gone(t, server.addr.Path)
-	gone(t, beside(server.addr.Path, ".lock"))
+	srv.ended(t)
+	gone(t, srv.addr.Path)
+	gone(t, beside(srv.addr.Path, ".lock"))
 	if err := connected.Send(nil); !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("a client that sends too late gets %v", err)
 	}
@@ -362,15 +361,15 @@ func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 
 func TestDrainTimeoutEndsTheWaitForDatagramClients(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
-	client := correspond(t, server.addr)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
+	client := correspond(t, srv.addr)
 	for range queueLength(t) + 5 {
 		client.send(t, message)
 	}
-	server.stop()
-	server.ended(t)
-	server.log.await(t, 1, "drain timeout is over")
-	gone(t, server.addr.Path)
+	srv.stop()
+	srv.ended(t)
+	srv.log.await(t, 1, "drain timeout is over")
+	gone(t, srv.addr.Path)
 }
 
 // A flood sends one more message for each that the server logs: as many as
@@ -391,7 +390,7 @@ func (f *flood) Write(line []byte) (int, error) {
 
 func TestF44UDPFloodWhileDraining(t *testing.T) {
 	t.Parallel()
-	socket, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
+	socket, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
 	conn, err := net.Dial("udp", boundTo(t, socket))
 	check(t, err)
@@ -403,8 +402,8 @@ func TestF44UDPFloodWhileDraining(t *testing.T) {
 	check(t, err)
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	server := echoserver.Config{DrainTimeout: drainTimeout, Log: zerolog.New(endless)}
-	check(t, server.Serve(ctx, socket))
+	srv := server.Config{DrainTimeout: drainTimeout, Log: zerolog.New(endless)}
+	check(t, srv.Serve(ctx, socket))
 	took := time.Since(began)
 	if !time.Now().Before(endless.until) {
 		t.Errorf("it ended after %v, with the flood", took)

@@ -13,20 +13,19 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/stats"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // connecting are the types that have connections.
-var connecting = []transport.Type{transport.Stream, transport.Seqpacket}
+var connecting = []addr.Type{addr.Stream, addr.Seqpacket}
 
 // refusals returns the refusals that stats count.
-func refusals(counted *stats.Server) map[string]uint64 {
+func refusals(counted *server.Stats) map[string]uint64 {
 	got := map[string]uint64{}
-	for cause := range stats.Causes {
+	for cause := range server.Causes {
 		if n := counted.Refused(cause); n > 0 {
 			got[cause.String()] = n
 		}
@@ -34,7 +33,7 @@ func refusals(counted *stats.Server) map[string]uint64 {
 	return got
 }
 
-func wantRefused(t *testing.T, stats *stats.Server, cause string, n uint64) {
+func wantRefused(t *testing.T, stats *server.Stats, cause string, n uint64) {
 	t.Helper()
 	if got := refusals(stats); got[cause] != n || len(got) != 1 {
 		t.Errorf("refused are %v, not %s: %d", got, cause, n)
@@ -62,10 +61,10 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			const timeout = time.Second
-			stats := new(stats.Server)
-			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
+			stats := new(server.Stats)
+			srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
 			began := time.Now()
-			idle, honest := dial(t, server.addr), dial(t, server.addr)
+			idle, honest := dial(t, srv.addr), dial(t, srv.addr)
 			over := make(chan struct{})
 			go func() {
 				defer close(over)
@@ -85,7 +84,7 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 			if after := time.Since(began); after < timeout {
 				t.Errorf("disconnected after %v", after)
 			}
-			server.log.await(t, 1, "disconnected a client: it has sent nothing for 1s")
+			srv.log.await(t, 1, "disconnected a client: it has sent nothing for 1s")
 			wantBack(t, honest, r, message)
 			wantRefused(t, stats, "idle", 1)
 			if n := stats.Connections.Load(); n != 1 {
@@ -100,14 +99,14 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 func TestIdleTimeIsNeverShort(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
-	server := serve(t, echoserver.Config{IdleTimeout: timeout}, zerolog.Disabled)
-	wantEcho(t, dial(t, server.addr), "ready")
+	srv := serve(t, server.Config{IdleTimeout: timeout}, zerolog.Disabled)
+	wantEcho(t, dial(t, srv.addr), "ready")
 	apart := time.NewTicker(150 * time.Millisecond)
 	defer apart.Stop()
 	var clients sync.WaitGroup
 	for range 8 {
 		<-apart.C
-		conn, began := dial(t, server.addr), time.Now()
+		conn, began := dial(t, srv.addr), time.Now()
 		clients.Go(func() {
 			_, err := conn.Read(make([]byte, 1))
 			if after := time.Since(began); after < timeout || !errors.Is(err, io.EOF) {
@@ -137,11 +136,11 @@ func TestClientsThatDoNotReadAreDisconnected(t *testing.T) {
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			stats := new(stats.Server)
-			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
-			lazy, idle := dial(t, server.addr), dial(t, server.addr)
+			stats := new(server.Stats)
+			srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
+			lazy, idle := dial(t, srv.addr), dial(t, srv.addr)
 			fill(t, lazy, 4096)
-			server.log.await(t, 1, "disconnected a client: it has not read for 1s")
+			srv.log.await(t, 1, "disconnected a client: it has not read for 1s")
 			wantEnd(t, lazy)
 			wantBack(t, idle, sock.NewReceiver(100), message) // no idle timeout is set
 			wantRefused(t, stats, "unread", 1)
@@ -157,9 +156,9 @@ func TestClientThatReadsSlowlyIsNotDisconnected(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			const timeout = 2 * time.Second
-			stats := new(stats.Server)
-			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
-			slow := dial(t, server.addr)
+			stats := new(server.Stats)
+			srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
+			slow := dial(t, srv.addr)
 			fill(t, slow, 2048)
 			again := time.NewTicker(timeout / 10)
 			defer again.Stop()
@@ -171,7 +170,7 @@ func TestClientThatReadsSlowlyIsNotDisconnected(t *testing.T) {
 				}
 			}
 			if got := refusals(stats); len(got) > 0 {
-				t.Errorf("refused are %v: %q", got, server.log.messages())
+				t.Errorf("refused are %v: %q", got, srv.log.messages())
 			}
 		})
 	}
@@ -182,17 +181,17 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			stats := new(stats.Server)
-			server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
+			stats := new(server.Stats)
+			srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
 			r := sock.NewReceiver(100)
 			for round := range uint64(3) {
 				var conns []*sock.Conn
 				for range 3 {
-					conn := dial(t, server.addr)
+					conn := dial(t, srv.addr)
 					wantBack(t, conn, r, message)
 					conns = append(conns, conn)
 				}
-				wantEnd(t, dial(t, server.addr))
+				wantEnd(t, dial(t, srv.addr))
 				wantRefused(t, stats, "user_connections", round+1)
 				for _, conn := range conns {
 					check(t, conn.Close())
@@ -203,31 +202,31 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 					}
 				}
 			}
-			server.log.await(t, 3, "rejected a client: connection limit per user (3) reached")
+			srv.log.await(t, 3, "rejected a client: connection limit per user (3) reached")
 		})
 	}
 }
 
 func TestAllRefusalsAreCountedAndFewAreLogged(t *testing.T) {
 	t.Parallel()
-	stats := new(stats.Server)
-	server := serve(t, echoserver.Config{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
-	first := dial(t, server.addr)
+	stats := new(server.Stats)
+	srv := serve(t, server.Config{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
+	first := dial(t, srv.addr)
 	wantEcho(t, first, message)
 	began := time.Now()
 	n := testkit.Count[uint64](200, 2000)
 	for range n {
-		conn := dial(t, server.addr)
+		conn := dial(t, srv.addr)
 		wantEnd(t, conn)
 		check(t, conn.Close())
 	}
 	seconds := int(time.Since(began)/time.Second) + 1
 	wantRefused(t, stats, "connections", n)
-	told := strings.Count(strings.Join(server.log.messages(), "\n"), "rejected a client")
+	told := strings.Count(strings.Join(srv.log.messages(), "\n"), "rejected a client")
 	if told < 1 || told > 5*seconds {
 		t.Errorf("%d refusals in %d s are logged %d times", n, seconds, told)
 	}
-	for _, e := range server.log.all() {
+	for _, e := range srv.log.all() {
 		if strings.HasPrefix(e.Message, "rejected") && (e.Level != "warn" || e.Refused == 0 || e.Refused > n) {
 			t.Errorf("%+v", fmt.Sprint(e))
 		}

@@ -18,9 +18,9 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -106,15 +106,15 @@ func (j *journal) messages() []string {
 }
 
 // listen makes a stream socket in a directory with a short path.
-func listen(t testing.TB) *transport.Socket {
+func listen(t testing.TB) *addr.Socket {
 	t.Helper()
-	return listenOn(t, transport.Stream)
+	return listenOn(t, addr.Stream)
 }
 
 // unixTypes are the types that the server handles alike.
-var unixTypes = []transport.Type{transport.Stream, transport.Datagram, transport.Seqpacket}
+var unixTypes = []addr.Type{addr.Stream, addr.Datagram, addr.Seqpacket}
 
-func listenOn(t testing.TB, typ transport.Type) *transport.Socket {
+func listenOn(t testing.TB, typ addr.Type) *addr.Socket {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
@@ -123,7 +123,7 @@ func listenOn(t testing.TB, typ transport.Type) *transport.Socket {
 			t.Errorf("something is left behind: %v", err)
 		}
 	})
-	s, err := transport.Listen(sock.ListenConfig{Mode: 0o666}, transport.Addr{Type: typ, Path: d + "/s"})
+	s, err := addr.Listen(sock.ListenConfig{Mode: 0o666}, addr.Addr{Type: typ, Path: d + "/s"})
 	check(t, err)
 	t.Cleanup(func() { check(t, s.Close()) })
 	return s
@@ -132,18 +132,18 @@ func listenOn(t testing.TB, typ transport.Type) *transport.Socket {
 // running is a running server. Its log is at info level unless the server has
 // one.
 type running struct {
-	addr transport.Addr
+	addr addr.Addr
 	log  *journal
 	stop context.CancelFunc
 	done chan error
 }
 
-func serve(t testing.TB, s echoserver.Config, level zerolog.Level) *running {
+func serve(t testing.TB, s server.Config, level zerolog.Level) *running {
 	t.Helper()
 	return serveSocket(t, listen(t), s, level)
 }
 
-func serveSocket(t testing.TB, socket *transport.Socket, s echoserver.Config, level zerolog.Level) *running {
+func serveSocket(t testing.TB, socket *addr.Socket, s server.Config, level zerolog.Level) *running {
 	t.Helper()
 	r := &running{addr: socket.Addr, log: newJournal(), done: make(chan error, 1)}
 	s.Log = zerolog.Nop()
@@ -177,13 +177,13 @@ func (r *running) ended(t testing.TB) {
 	}
 }
 
-func dial(t testing.TB, a transport.Addr) *sock.Conn {
+func dial(t testing.TB, a addr.Addr) *sock.Conn {
 	t.Helper()
 	config := sock.DialConfig{}
-	if a.Type == transport.Datagram {
+	if a.Type == addr.Datagram {
 		config.Bind = sock.AutoName(filepath.Dir(a.Path))
 	}
-	conn, err := transport.Dial(t.Context(), a, config)
+	conn, err := addr.Dial(t.Context(), a, config)
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -212,7 +212,7 @@ func random(seed byte, n int64) io.Reader {
 
 // boundTo returns the address of a TCP or UDP socket whose port the kernel
 // chose.
-func boundTo(t testing.TB, s *transport.Socket) string {
+func boundTo(t testing.TB, s *addr.Socket) string {
 	t.Helper()
 	sa, err := unix.Getsockname(s.FD())
 	check(t, err)

@@ -14,11 +14,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/healthcheck"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -35,11 +34,11 @@ func wantBack(t testing.TB, conn *sock.Conn, r *sock.Receiver, message string) {
 
 func TestMessagesComeBackWhole(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+	for _, typ := range []addr.Type{addr.Datagram, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
-			conn, r := dial(t, server.addr), sock.NewReceiver(sock.MaxMessage())
+			srv := serveSocket(t, listenOn(t, typ), server.Config{}, zerolog.Disabled)
+			conn, r := dial(t, srv.addr), sock.NewReceiver(sock.MaxMessage())
 			// The server answers each message, whatever came before it.
 			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
 				sent, err := io.ReadAll(random(byte(size), int64(size)))
@@ -55,10 +54,10 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	rounds := testkit.Count(10, 100)
 	messages := []string{"one", "", "two", "", "", "three", "12345678901234567", ""}
 	empty := 0
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+	for _, typ := range []addr.Type{addr.Datagram, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
-			conn, r := dial(t, server.addr), sock.NewReceiver(100)
+			srv := serveSocket(t, listenOn(t, typ), server.Config{}, zerolog.Disabled)
+			conn, r := dial(t, srv.addr), sock.NewReceiver(100)
 			for range rounds {
 				// First one at a time, and then all of them in flight at once.
 				for _, m := range messages {
@@ -89,7 +88,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 
 func TestServesAllTypesAtOnce(t *testing.T) {
 	t.Parallel()
-	var sockets []*transport.Socket
+	var sockets []*addr.Socket
 	want := []string{}
 	for _, typ := range unixTypes {
 		s := listenOn(t, typ)
@@ -97,10 +96,10 @@ func TestServesAllTypesAtOnce(t *testing.T) {
 		want = append(want, "starting up on "+s.Addr.Path)
 	}
 	journal := newJournal()
-	server := echoserver.Config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	srv := server.Config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- server.Serve(ctx, sockets...) }()
+	go func() { done <- srv.Serve(ctx, sockets...) }()
 	for range 3 {
 		for _, s := range sockets {
 			out := &bytes.Buffer{}
@@ -123,26 +122,26 @@ func TestHealthCheckOfEachTypePassesAndIsNotLogged(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
-				server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, level)
+				srv := serveSocket(t, listenOn(t, typ), server.Config{}, level)
 				if level == zerolog.InfoLevel {
-					server.log.await(t, 1, "waiting for a")
+					srv.log.await(t, 1, "waiting for a")
 				}
 				for range 3 {
-					check(t, healthcheck.Echo(t.Context(), server.addr))
+					check(t, echo.Check(t.Context(), srv.addr))
 				}
-				server.stop()
-				server.ended(t)
-				for _, e := range server.log.all() {
+				srv.stop()
+				srv.ended(t)
+				for _, e := range srv.log.all() {
 					if level == zerolog.WarnLevel || e.Peer != "" {
 						t.Errorf("at level %v: %+v", level, e)
 					}
 				}
 			}
-			server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.DebugLevel)
-			server.log.await(t, 1, "waiting for a")
-			check(t, healthcheck.Echo(t.Context(), server.addr))
-			server.log.await(t, 1, "received 'are you well?")
-			for _, e := range server.log.all() {
+			srv := serveSocket(t, listenOn(t, typ), server.Config{}, zerolog.DebugLevel)
+			srv.log.await(t, 1, "waiting for a")
+			check(t, echo.Check(t.Context(), srv.addr))
+			srv.log.await(t, 1, "received 'are you well?")
+			for _, e := range srv.log.all() {
 				if strings.HasPrefix(e.Message, "received") && e.Level != "debug" {
 					t.Errorf("a health check is an event of level %s", e.Level)
 				}
@@ -153,15 +152,15 @@ func TestHealthCheckOfEachTypePassesAndIsNotLogged(t *testing.T) {
 
 func TestHealthCheckOfMessageTypesFails(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []transport.Type{transport.Datagram, transport.Seqpacket} {
+	for _, typ := range []addr.Type{addr.Datagram, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			silent := listenOn(t, typ)
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
-			wantWords(t, healthcheck.Echo(ctx, silent.Addr), silent.Addr.String(), "connected, but no echo in time")
+			wantWords(t, echo.Check(ctx, silent.Addr), silent.Addr.String(), "connected, but no echo in time")
 			check(t, silent.Close())
-			wantWords(t, healthcheck.Echo(t.Context(), silent.Addr), silent.Addr.String(), "ENOENT")
+			wantWords(t, echo.Check(t.Context(), silent.Addr), silent.Addr.String(), "ENOENT")
 		})
 	}
 }
@@ -178,27 +177,27 @@ func numbered(n int) []byte {
 func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		typ              transport.Type
+		typ              addr.Type
 		window, messages int
 	}{
-		{transport.Datagram, 8, 100_000},
-		{transport.Datagram, 256, 100_000},
-		{transport.Datagram, 1, 1000},
-		{transport.Seqpacket, 8, 10_000},
-		{transport.Seqpacket, 256, 10_000},
+		{addr.Datagram, 8, 100_000},
+		{addr.Datagram, 256, 100_000},
+		{addr.Datagram, 1, 1000},
+		{addr.Seqpacket, 8, 10_000},
+		{addr.Seqpacket, 256, 10_000},
 	} {
 		t.Run(fmt.Sprintf("%s with %d in flight", tt.typ, tt.window), func(t *testing.T) {
 			t.Parallel()
-			server := serveSocket(t, listenOn(t, tt.typ), echoserver.Config{}, zerolog.WarnLevel)
+			srv := serveSocket(t, listenOn(t, tt.typ), server.Config{}, zerolog.WarnLevel)
 			sent, out := numbered(tt.messages), &bytes.Buffer{}
-			client := echoclient.Client{Chunk: 7, Window: tt.window, Log: zerolog.Nop()}
-			conn := dial(t, server.addr)
+			client := echo.Client{Chunk: 7, Window: tt.window, Log: zerolog.Nop()}
+			conn := dial(t, srv.addr)
 			check(t, conn.SetDeadline(time.Time{}))
 			check(t, client.Copy(t.Context(), conn, bytes.NewReader(sent), out))
 			if !bytes.Equal(out.Bytes(), sent) {
 				t.Error("the echo differs from the bytes sent")
 			}
-			if m := server.log.messages(); m != nil {
+			if m := srv.log.messages(); m != nil {
 				t.Errorf("the server warns of %q", m)
 			}
 		})
@@ -206,7 +205,7 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 }
 
 // recorder is a server that keeps the received messages, and echoes them.
-func recorder(t *testing.T) (a transport.Addr, messages <-chan string) {
+func recorder(t *testing.T) (a addr.Addr, messages <-chan string) {
 	t.Helper()
 	kept := make(chan string, 100)
 	a = odd(t, func(message []byte) [][]byte {
@@ -218,13 +217,13 @@ func recorder(t *testing.T) (a transport.Addr, messages <-chan string) {
 
 // odd is a datagram server that answers each message with what answers
 // returns.
-func odd(t *testing.T, answers func(message []byte) [][]byte) transport.Addr {
+func odd(t *testing.T, answers func(message []byte) [][]byte) addr.Addr {
 	t.Helper()
 	name := sock.AutoName("@")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
 	check(t, err)
 	answerAll(t, conn, answers)
-	return transport.Addr{Type: transport.Datagram, Path: name}
+	return addr.Addr{Type: addr.Datagram, Path: name}
 }
 
 func answerAll(t *testing.T, conn net.PacketConn, answers func(message []byte) [][]byte) {
@@ -264,7 +263,7 @@ func TestCopySendsInputInMessages(t *testing.T) {
 	} {
 		a, messages := recorder(t)
 		out := &bytes.Buffer{}
-		client := echoclient.Client{Chunk: tt.chunk, Window: 2, Log: zerolog.Nop()}
+		client := echo.Client{Chunk: tt.chunk, Window: 2, Log: zerolog.Nop()}
 		// The pieces do not match the messages.
 		in := io.MultiReader(strings.NewReader(tt.in[:len(tt.in)/2]), strings.NewReader(tt.in[len(tt.in)/2:]))
 		check(t, client.Copy(t.Context(), dial(t, a), in, out))
@@ -289,7 +288,7 @@ func TestNoMoreMessagesAreInFlightThanTheWindow(t *testing.T) {
 		asked <- struct{}{}
 		return copy(p, "x"), nil
 	})
-	client := echoclient.Client{Chunk: 1, Window: 3, Timeout: 100 * time.Millisecond, Log: zerolog.Nop()}
+	client := echo.Client{Chunk: 1, Window: 3, Timeout: 100 * time.Millisecond, Log: zerolog.Nop()}
 	err := client.Copy(t.Context(), dial(t, a), in, io.Discard)
 	wantWords(t, err, "no answer for 100ms: received 0 messages", "paused or overloaded")
 	if n := len(asked); n != 4 { // the fourth waits for its turn
@@ -320,7 +319,7 @@ func TestReplyOfAnotherLengthIsAnError(t *testing.T) {
 
 func TestMessageClientFails(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.Disabled)
 	reason := errors.New("enough")
 	for name, tt := range map[string]struct {
 		in    io.Reader
@@ -331,7 +330,7 @@ func TestMessageClientFails(t *testing.T) {
 		"output":    {strings.NewReader(message), broken{reason}, "write the output: enough"},
 		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF"},
 	} {
-		conn, err := transport.Dial(t.Context(), server.addr, sock.DialConfig{Bind: sock.AutoName("@"), SendBuffer: 212_992})
+		conn, err := addr.Dial(t.Context(), srv.addr, sock.DialConfig{Bind: sock.AutoName("@"), SendBuffer: 212_992})
 		check(t, err)
 		err = quietMessages().Copy(t.Context(), conn, tt.in, tt.out)
 		if err == nil || !strings.Contains(err.Error(), tt.words) {
@@ -347,7 +346,7 @@ func TestMessageClientFails(t *testing.T) {
 	}
 }
 
-func quietMessages() *echoclient.Client { return &echoclient.Client{Log: zerolog.Nop()} }
+func quietMessages() *echo.Client { return &echo.Client{Log: zerolog.Nop()} }
 
 func TestUDPClientCountsWhatIsLost(t *testing.T) {
 	t.Parallel()
@@ -375,8 +374,8 @@ func TestUDPClientCountsWhatIsLost(t *testing.T) {
 			}
 		}
 		out := &bytes.Buffer{}
-		client := echoclient.Client{Chunk: 7, Window: 4, Timeout: 500 * time.Millisecond, Log: zerolog.Nop()}
-		err = client.Copy(t.Context(), dial(t, transport.Addr{Type: transport.UDP, Path: conn.LocalAddr().String()}), bytes.NewReader(numbered(tt.messages)), out)
+		client := echo.Client{Chunk: 7, Window: 4, Timeout: 500 * time.Millisecond, Log: zerolog.Nop()}
+		err = client.Copy(t.Context(), dial(t, addr.Addr{Type: addr.UDP, Path: conn.LocalAddr().String()}), bytes.NewReader(numbered(tt.messages)), out)
 		if err == nil && tt.want != "" || err != nil && err.Error() != tt.want {
 			t.Errorf("of %d messages: %v, not %q", tt.messages, err, tt.want)
 		}
@@ -388,16 +387,16 @@ func TestUDPClientCountsWhatIsLost(t *testing.T) {
 
 func TestUDPEcho(t *testing.T) {
 	t.Parallel()
-	s, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
+	s, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
-	server := serveSocket(t, s, echoserver.Config{}, zerolog.InfoLevel)
-	conn, r := dial(t, server.addr), sock.NewReceiver(sock.MaxMessage())
+	srv := serveSocket(t, s, server.Config{}, zerolog.InfoLevel)
+	conn, r := dial(t, srv.addr), sock.NewReceiver(sock.MaxMessage())
 	for _, size := range []int{0, 1, 16, 17, 65_507, 0} {
 		wantBack(t, conn, r, strings.Repeat("x", size))
 	}
-	server.log.await(t, 6, "sending data back to the client")
-	for _, e := range server.log.all()[2:] {
+	srv.log.await(t, 6, "sending data back to the client")
+	for _, e := range srv.log.all()[2:] {
 		if strings.HasPrefix(e.Message, "received") && e.Peer != conn.LocalAddr().String() {
 			t.Errorf("the peer is %s, not %s", e.Peer, conn.LocalAddr())
 		}
@@ -406,17 +405,17 @@ func TestUDPEcho(t *testing.T) {
 
 func TestTCPEcho(t *testing.T) {
 	t.Parallel()
-	s, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.TCP, Path: "127.0.0.1:0"})
+	s, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.TCP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
-	server := serveSocket(t, s, echoserver.Config{}, zerolog.InfoLevel)
-	conn, out := dial(t, server.addr), &bytes.Buffer{}
+	srv := serveSocket(t, s, server.Config{}, zerolog.InfoLevel)
+	conn, out := dial(t, srv.addr), &bytes.Buffer{}
 	check(t, quiet(0).Copy(t.Context(), conn, strings.NewReader(message), out))
 	if out.String() != message {
 		t.Errorf("output is %q", out)
 	}
-	server.log.await(t, 2, "waiting for a connection")
-	for _, e := range server.log.all()[2:] {
+	srv.log.await(t, 2, "waiting for a connection")
+	for _, e := range srv.log.all()[2:] {
 		if e.Peer != conn.LocalAddr().String() {
 			t.Errorf("the peer is %s, not %s", e.Peer, conn.LocalAddr())
 		}

@@ -11,34 +11,34 @@ import (
 
 	"github.com/rs/zerolog"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // unserved connects to a socket that no process reads from.
-func unserved(t *testing.T, typ transport.Type) *sock.Conn {
+func unserved(t *testing.T, typ addr.Type) *sock.Conn {
 	return dial(t, listenOn(t, typ).Addr)
 }
 
 func TestSilenceEndsAClientThatExpectsNoEcho(t *testing.T) {
 	t.Parallel()
 	for _, typ := range unixTypes {
-		for name, send := range map[string]func(*echoclient.Client, *sock.Conn) error{
-			"message": func(c *echoclient.Client, conn *sock.Conn) error {
+		for name, send := range map[string]func(*echo.Client, *sock.Conn) error{
+			"message": func(c *echo.Client, conn *sock.Conn) error {
 				return c.Message(t.Context(), conn, []byte("hello"), io.Discard)
 			},
-			"empty message": func(c *echoclient.Client, conn *sock.Conn) error {
+			"empty message": func(c *echo.Client, conn *sock.Conn) error {
 				return c.Message(t.Context(), conn, nil, io.Discard)
 			},
-			"copy": func(c *echoclient.Client, conn *sock.Conn) error {
+			"copy": func(c *echo.Client, conn *sock.Conn) error {
 				return c.Copy(t.Context(), conn, strings.NewReader("hello"), io.Discard)
 			},
 		} {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
-				c := &echoclient.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Log: zerolog.Nop()}
+				c := &echo.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Log: zerolog.Nop()}
 				check(t, send(c, unserved(t, typ)))
 			})
 		}
@@ -50,7 +50,7 @@ func TestNoEchoToAServerThatDoesNotReadIsAnError(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			c := &echoclient.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Chunk: 1000, Log: zerolog.Nop()}
+			c := &echo.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Chunk: 1000, Log: zerolog.Nop()}
 			err := c.Copy(t.Context(), unserved(t, typ), random(1, 8<<20), io.Discard)
 			wantWords(t, err, "the server has not read for 50ms", "paused or overloaded")
 		})
@@ -59,14 +59,14 @@ func TestNoEchoToAServerThatDoesNotReadIsAnError(t *testing.T) {
 
 func TestNoEchoReceivesMuchWhileItSends(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []transport.Type{transport.Stream, transport.Seqpacket} {
+	for _, typ := range []addr.Type{addr.Stream, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			s := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096}, zerolog.Disabled)
+			s := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 4096}, zerolog.Disabled)
 			var want, got bytes.Buffer
 			_, err := io.Copy(&want, random(2, 4<<20))
 			check(t, err)
-			c := &echoclient.Client{NoEcho: true, Chunk: 4096, Log: zerolog.Nop()}
+			c := &echo.Client{NoEcho: true, Chunk: 4096, Log: zerolog.Nop()}
 			check(t, c.Copy(t.Context(), dial(t, s.addr), random(2, 4<<20), &got))
 			if !bytes.Equal(want.Bytes(), got.Bytes()) {
 				t.Errorf("received %d of %d bytes, or other bytes", got.Len(), want.Len())
@@ -85,7 +85,7 @@ func TestClientWithIdleInputEndsWithItsContext(t *testing.T) {
 			asked, over := make(chan struct{}), make(chan struct{})
 			reason, result := errors.New("enough"), make(chan error, 1)
 			go func() {
-				c := &echoclient.Client{NoEcho: noEcho, Lines: true, Log: zerolog.Nop()}
+				c := &echo.Client{NoEcho: noEcho, Lines: true, Log: zerolog.Nop()}
 				result <- c.Copy(ctx, conn, &idle{strings.NewReader(""), asked, over}, io.Discard)
 			}()
 			<-asked

@@ -16,9 +16,9 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -42,10 +42,10 @@ func wantRecords(t *testing.T, conn *sock.Conn, records []string) {
 
 func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
 	for _, records := range [][]string{{}, {""}, {"", "", ""}, {"one", ""}, {"", "one", "", "", "two", "", "", ""}} {
 		for range 20 { // the end may arrive before or after the server gets to it
-			conn := dial(t, server.addr)
+			conn := dial(t, srv.addr)
 			for _, r := range records {
 				check(t, conn.Send([]byte(r)))
 			}
@@ -63,7 +63,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 	for name, last := range map[string]string{"after a record": "last", "after an empty one": ""} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			socket := listenOn(t, transport.Seqpacket)
+			socket := listenOn(t, addr.Seqpacket)
 			conn := dial(t, socket.Addr)
 			var records []string
 			for i := range 50 {
@@ -74,7 +74,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 				check(t, conn.Send([]byte(r)))
 			}
 			check(t, conn.CloseWrite())
-			serveSocket(t, socket, echoserver.Config{SendBuffer: 5000}, zerolog.Disabled)
+			serveSocket(t, socket, server.Config{SendBuffer: 5000}, zerolog.Disabled)
 			wantRecords(t, conn, records)
 		})
 	}
@@ -82,8 +82,8 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 
 func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
-	lazy := dial(t, server.addr)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
+	lazy := dial(t, srv.addr)
 	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
 	var taken []string
 	for {
@@ -98,7 +98,7 @@ func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	}
 	r := sock.NewReceiver(100)
 	for range 10 {
-		wantBack(t, dial(t, server.addr), r, message)
+		wantBack(t, dial(t, srv.addr), r, message)
 	}
 	check(t, lazy.CloseWrite())
 	wantRecords(t, lazy, taken)
@@ -106,22 +106,22 @@ func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 
 func TestSeqpacketTranscripts(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.InfoLevel)
 	journal, out := newJournal(), &bytes.Buffer{}
-	client := echoclient.Client{Log: journal.logger(zerolog.InfoLevel)}
-	conn := dial(t, server.addr)
+	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
+	conn := dial(t, srv.addr)
 	check(t, client.Message(t.Context(), conn, []byte(message), out))
 	check(t, conn.Close())
-	server.log.await(t, 2, "waiting for a connection")
+	srv.log.await(t, 2, "waiting for a connection")
 	if diff := cmp.Diff([]string{
-		"starting up on " + server.addr.Path,
+		"starting up on " + srv.addr.Path,
 		"waiting for a connection",
 		"connection from",
 		"received 'This is the message.  It will be repeated.'",
 		"sending data back to the client",
 		"no data from",
 		"waiting for a connection",
-	}, server.log.messages()); diff != "" {
+	}, srv.log.messages()); diff != "" {
 		t.Errorf("server (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]string{
@@ -137,10 +137,10 @@ func TestSeqpacketTranscripts(t *testing.T) {
 
 func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
 	var clients sync.WaitGroup
 	for i := range 10 {
-		conn := dial(t, server.addr)
+		conn := dial(t, srv.addr)
 		clients.Go(func() {
 			sent, err := io.ReadAll(random(byte(i), 500_000))
 			if err != nil {
@@ -148,7 +148,7 @@ func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 				return
 			}
 			out := &bytes.Buffer{}
-			client := echoclient.Client{Chunk: 1000 + i, Window: 8, Log: zerolog.Nop()}
+			client := echo.Client{Chunk: 1000 + i, Window: 8, Log: zerolog.Nop()}
 			if err := client.Copy(t.Context(), conn, bytes.NewReader(sent), out); err != nil {
 				t.Error(err)
 			}
@@ -162,28 +162,28 @@ func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 
 func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{SendBuffer: 5000}, zerolog.InfoLevel)
-	conn := dial(t, server.addr)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{SendBuffer: 5000}, zerolog.InfoLevel)
+	conn := dial(t, srv.addr)
 	check(t, conn.Send(make([]byte, 4968)))
 	if got, err := conn.Receive(sock.NewReceiver(sock.MaxMessage())); err != nil || len(got) != 4968 {
 		t.Fatalf("received %d bytes: %v", len(got), err)
 	}
 	err := quiet(0).Message(t.Context(), conn, make([]byte, 4969), io.Discard)
 	wantWords(t, err, "received 0 messages, but not the next one of 4969 bytes, before the server closed the connection")
-	server.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968; raise SO_SNDBUF")
-	wantBack(t, dial(t, server.addr), sock.NewReceiver(100), message)
+	srv.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968; raise SO_SNDBUF")
+	wantBack(t, dial(t, srv.addr), sock.NewReceiver(100), message)
 }
 
 func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.InfoLevel)
-	conn := dial(t, server.addr)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.InfoLevel)
+	conn := dial(t, srv.addr)
 	sendDescriptor(t, conn.Conn, nil)
 	if got, err := conn.Receive(sock.NewReceiver(100)); err != io.EOF {
 		t.Errorf("received %q, %v", got, err)
 	}
-	server.log.await(t, 1, "disconnected a client: message carries file descriptors")
-	wantBack(t, dial(t, server.addr), sock.NewReceiver(100), message)
+	srv.log.await(t, 1, "disconnected a client: message carries file descriptors")
+	wantBack(t, dial(t, srv.addr), sock.NewReceiver(100), message)
 }
 
 // sendDescriptor sends a message together with a descriptor.
@@ -198,23 +198,23 @@ func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
 
 func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
-	conn, r := dial(t, server.addr), sock.NewReceiver(100)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{DrainTimeout: patience}, zerolog.DebugLevel)
+	conn, r := dial(t, srv.addr), sock.NewReceiver(100)
 	wantBack(t, conn, r, "before")
-	server.stop()
-	server.log.await(t, 1, "draining")
+	srv.stop()
+	srv.log.await(t, 1, "draining")
 	wantBack(t, conn, r, "after")
 	check(t, conn.CloseWrite())
 	if got, err := conn.Receive(r); err != io.EOF {
 		t.Errorf("at the end came %q, %v", got, err)
 	}
-	server.ended(t)
-	gone(t, server.addr.Path)
+	srv.ended(t)
+	gone(t, srv.addr.Path)
 }
 
 func TestSeqpacketDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	t.Parallel()
-	socket := listenOn(t, transport.Seqpacket)
+	socket := listenOn(t, addr.Seqpacket)
 	var conns []*sock.Conn
 	for i := range 100 {
 		conn := dial(t, socket.Addr)
@@ -225,8 +225,8 @@ func TestSeqpacketDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	server := echoserver.Config{DrainTimeout: patience, Log: zerolog.Nop()}
-	check(t, server.Serve(ctx, socket))
+	srv := server.Config{DrainTimeout: patience, Log: zerolog.Nop()}
+	check(t, srv.Serve(ctx, socket))
 	for i, conn := range conns {
 		wantRecords(t, conn, []string{fmt.Sprintf("client %d", i), ""})
 	}

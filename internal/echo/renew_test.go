@@ -12,10 +12,10 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/logtext"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -27,22 +27,22 @@ type renewing struct {
 	stop context.CancelFunc
 }
 
-func serveIn(t *testing.T, typ transport.Type, config sock.ListenConfig, takeover bool) *renewing {
+func serveIn(t *testing.T, typ addr.Type, config sock.ListenConfig, takeover bool) *renewing {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds\x1b*")
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
 	r := &renewing{dir: d}
 	r.running = &running{log: newJournal(), done: make(chan error, 1)}
-	r.addr = transport.Addr{Type: typ, Path: d + "/s"}
-	s := echoserver.Config{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
-	var sockets []*transport.Socket
+	r.addr = addr.Addr{Type: typ, Path: d + "/s"}
+	s := server.Config{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
+	var sockets []*addr.Socket
 	if takeover {
 		var err error
-		sockets, s.Handover, err = transport.Handover(config, r.addr)
+		sockets, s.Handover, err = addr.Handover(config, r.addr)
 		check(t, err)
 	} else {
-		socket, err := transport.Listen(config, r.addr)
+		socket, err := addr.Listen(config, r.addr)
 		check(t, err)
 		sockets = append(sockets, socket)
 	}
@@ -102,39 +102,39 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 				}
 				t.Run(string(typ)+", "+name, func(t *testing.T) {
 					t.Parallel()
-					server := serveIn(t, typ, sock.ListenConfig{Mode: 0o640}, takeover)
+					srv := serveIn(t, typ, sock.ListenConfig{Mode: 0o640}, takeover)
 					r := sock.NewReceiver(100)
-					before := dialBound(t, server.addr)
+					before := dialBound(t, srv.addr)
 					wantBack(t, before, r, "before")
 					rounds := 1
 					if name == "the file" {
 						rounds = 2
 					}
 					for round := range rounds {
-						remove(t, server.dir)
-						server.log.await(t, round+1, transcript.Escape(server.addr.Path)+" was removed: listening again")
-						wantServed(t, server.addr, "after")
+						remove(t, srv.dir)
+						srv.log.await(t, round+1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
+						wantServed(t, srv.addr, "after")
 						wantBack(t, before, r, "continues")
-						info, err := os.Lstat(server.addr.Path)
+						info, err := os.Lstat(srv.addr.Path)
 						check(t, err)
 						if info.Mode().Perm() != 0o640 {
 							t.Errorf("mode is %v", info.Mode())
 						}
-						_ = os.Remove(server.dir + "/moved")
+						_ = os.Remove(srv.dir + "/moved")
 					}
 					files := []string{".s.lock", "s"}
 					if takeover {
 						files = []string{".s.lock", ".s.takeover", "s"}
 					}
-					server.wantFiles(t, files...)
+					srv.wantFiles(t, files...)
 					// No other server gets in between.
-					if _, err := transport.Listen(sock.ListenConfig{}, server.addr); !errors.Is(err, sock.ErrInUse) {
+					if _, err := addr.Listen(sock.ListenConfig{}, srv.addr); !errors.Is(err, sock.ErrInUse) {
 						t.Errorf("another server gets %v", err)
 					}
 					check(t, before.Close())
-					server.stop()
-					check(t, server.ends(t))
-					server.wantFiles(t)
+					srv.stop()
+					check(t, srv.ends(t))
+					srv.wantFiles(t)
 				})
 			}
 		}
@@ -143,9 +143,9 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 
 // dialBound is dial with an abstract name of its own, because the directory is
 // removed.
-func dialBound(t *testing.T, a transport.Addr) *sock.Conn {
+func dialBound(t *testing.T, a addr.Addr) *sock.Conn {
 	t.Helper()
-	conn, err := transport.Dial(t.Context(), a, sock.DialConfig{Bind: sock.AutoName("@")})
+	conn, err := addr.Dial(t.Context(), a, sock.DialConfig{Bind: sock.AutoName("@")})
 	check(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(patience)))
@@ -153,7 +153,7 @@ func dialBound(t *testing.T, a transport.Addr) *sock.Conn {
 }
 
 // wantServed is a client that connects, gets an echo and ends.
-func wantServed(t *testing.T, a transport.Addr, message string) {
+func wantServed(t *testing.T, a addr.Addr, message string) {
 	t.Helper()
 	conn := dialBound(t, a)
 	wantBack(t, conn, sock.NewReceiver(100), message)
@@ -163,12 +163,12 @@ func wantServed(t *testing.T, a transport.Addr, message string) {
 // A client that connects to the moved socket while it is renewed is not lost.
 func TestClientOfAMovedSocketIsServed(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, transport.Stream, sock.ListenConfig{}, false)
-	moved := transport.Addr{Type: transport.Stream, Path: server.dir + "/moved"}
-	check(t, os.Rename(server.addr.Path, moved.Path))
+	srv := serveIn(t, addr.Stream, sock.ListenConfig{}, false)
+	moved := addr.Addr{Type: addr.Stream, Path: srv.dir + "/moved"}
+	check(t, os.Rename(srv.addr.Path, moved.Path))
 	r := sock.NewReceiver(100)
 	for served := 0; ; served++ {
-		conn, err := transport.Dial(t.Context(), moved, sock.DialConfig{})
+		conn, err := addr.Dial(t.Context(), moved, sock.DialConfig{})
 		if errors.Is(err, unix.ECONNREFUSED) && served > 0 {
 			break
 		}
@@ -177,32 +177,32 @@ func TestClientOfAMovedSocketIsServed(t *testing.T) {
 		wantBack(t, conn, r, message)
 		check(t, conn.Close())
 	}
-	server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
-	wantServed(t, server.addr, message)
+	srv.log.await(t, 1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
+	wantServed(t, srv.addr, message)
 }
 
 func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []transport.Type{transport.Stream, transport.Datagram} {
+	for _, typ := range []addr.Type{addr.Stream, addr.Datagram} {
 		for name, tt := range map[string]struct {
-			take func(t *testing.T, a transport.Addr)
+			take func(t *testing.T, a addr.Addr)
 			want error
 		}{
-			"regular file": {func(t *testing.T, a transport.Addr) {
+			"regular file": {func(t *testing.T, a addr.Addr) {
 				check(t, os.WriteFile(a.Path+"~", []byte("precious"), 0o600))
 				check(t, os.Rename(a.Path+"~", a.Path))
 			}, sock.ErrNotSocket},
-			"symbolic link": {func(t *testing.T, a transport.Addr) {
+			"symbolic link": {func(t *testing.T, a addr.Addr) {
 				check(t, os.Symlink("elsewhere", a.Path+"~"))
 				check(t, os.Rename(a.Path+"~", a.Path))
 			}, sock.ErrNotSocket},
-			"another server with its lock": {func(t *testing.T, a transport.Addr) {
+			"another server with its lock": {func(t *testing.T, a addr.Addr) {
 				check(t, errors.Join(os.Remove(beside(a.Path, ".lock")), os.Remove(a.Path)))
-				other, err := transport.Listen(sock.ListenConfig{}, a)
+				other, err := addr.Listen(sock.ListenConfig{}, a)
 				check(t, err)
 				t.Cleanup(func() { check(t, other.Close()) })
 			}, sock.ErrInUse},
-			"another server without": {func(t *testing.T, a transport.Addr) {
+			"another server without": {func(t *testing.T, a addr.Addr) {
 				fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 				check(t, err)
 				t.Cleanup(func() { check(t, unix.Close(fd)) })
@@ -213,18 +213,18 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 		} {
 			t.Run(string(typ)+", "+name, func(t *testing.T) {
 				t.Parallel()
-				server := serveIn(t, typ, sock.ListenConfig{}, false)
+				srv := serveIn(t, typ, sock.ListenConfig{}, false)
 				r := sock.NewReceiver(100)
-				before := dialBound(t, server.addr)
+				before := dialBound(t, srv.addr)
 				wantBack(t, before, r, "before")
-				tt.take(t, server.addr)
-				info, err := os.Lstat(server.addr.Path)
+				tt.take(t, srv.addr)
+				info, err := os.Lstat(srv.addr.Path)
 				check(t, err)
 				if typ.Connects() {
 					// The old server drains: it releases the lock after it has
 					// given up the path.
 					for late := time.Now().Add(patience); name != "another server with its lock"; time.Sleep(time.Millisecond) {
-						if _, err := os.Lstat(beside(server.addr.Path, ".lock")); errors.Is(err, os.ErrNotExist) {
+						if _, err := os.Lstat(beside(srv.addr.Path, ".lock")); errors.Is(err, os.ErrNotExist) {
 							break
 						}
 						if time.Now().After(late) {
@@ -234,16 +234,16 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 					wantBack(t, before, r, "continues")
 					check(t, before.Close())
 				}
-				if err := server.ends(t); !errors.Is(err, tt.want) {
+				if err := srv.ends(t); !errors.Is(err, tt.want) {
 					t.Errorf("the server ends with %v", err)
 				}
-				if now, err := os.Lstat(server.addr.Path); err != nil || !os.SameFile(now, info) {
-					t.Errorf("%s is another file now (%v)", server.addr.Path, err)
+				if now, err := os.Lstat(srv.addr.Path); err != nil || !os.SameFile(now, info) {
+					t.Errorf("%s is another file now (%v)", srv.addr.Path, err)
 				}
 				if name == "another server with its lock" {
-					server.wantFiles(t, ".s.lock", "s")
+					srv.wantFiles(t, ".s.lock", "s")
 				} else {
-					server.wantFiles(t, "s")
+					srv.wantFiles(t, "s")
 				}
 			})
 		}
@@ -255,16 +255,16 @@ func TestServerWhoseDirectoryIsGoneContinuesAndComesBack(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, sock.ListenConfig{}, false)
+			srv := serveIn(t, typ, sock.ListenConfig{}, false)
 			r := sock.NewReceiver(100)
-			before := dialBound(t, server.addr)
-			check(t, os.RemoveAll(server.dir))
-			server.log.await(t, 2, transcript.Escape(server.addr.Path+" was removed, and cannot be recreated now: listen again on "+
-				server.addr.String()+": lock "+beside(server.addr.Path, ".lock")+": no such file or directory (ENOENT): directory "+server.dir+" does not exist"))
+			before := dialBound(t, srv.addr)
+			check(t, os.RemoveAll(srv.dir))
+			srv.log.await(t, 2, logtext.Escape(srv.addr.Path+" was removed, and cannot be recreated now: listen again on "+
+				srv.addr.String()+": lock "+beside(srv.addr.Path, ".lock")+": no such file or directory (ENOENT): directory "+srv.dir+" does not exist"))
 			wantBack(t, before, r, "continues")
-			check(t, os.Mkdir(server.dir, 0o755))
-			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
-			wantServed(t, server.addr, "back")
+			check(t, os.Mkdir(srv.dir, 0o755))
+			srv.log.await(t, 1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
+			wantServed(t, srv.addr, "back")
 			wantBack(t, before, r, "continues")
 		})
 	}
@@ -275,13 +275,13 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, sock.ListenConfig{}, true)
-			check(t, os.Remove(server.addr.Path))
-			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
+			srv := serveIn(t, typ, sock.ListenConfig{}, true)
+			check(t, os.Remove(srv.addr.Path))
+			srv.log.await(t, 1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
 
-			generate(t, echoserver.Config{}, server.addr).log.await(t, 1, "took over ")
-			check(t, server.ends(t))
-			wantEchoOf(t, server.addr)
+			generate(t, server.Config{}, srv.addr).log.await(t, 1, "took over ")
+			check(t, srv.ends(t))
+			wantEchoOf(t, srv.addr)
 		})
 	}
 }
@@ -290,15 +290,15 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 // closed, so that they do not become more and more.
 func TestF59ReplacedDatagramSocketsAreClosed(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, transport.Datagram, sock.ListenConfig{}, false)
+	srv := serveIn(t, addr.Datagram, sock.ListenConfig{}, false)
 	r := sock.NewReceiver(100)
-	clients := []*sock.Conn{dialBound(t, server.addr)}
+	clients := []*sock.Conn{dialBound(t, srv.addr)}
 	for round := range 5 {
 		wantBack(t, clients[0], r, "continues")
 		wantBack(t, clients[round], r, "before")
-		check(t, os.Remove(server.addr.Path))
-		server.log.await(t, round+1, transcript.Escape(server.addr.Path)+" was removed: listening again")
-		clients = append(clients, dialBound(t, server.addr))
+		check(t, os.Remove(srv.addr.Path))
+		srv.log.await(t, round+1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
+		clients = append(clients, dialBound(t, srv.addr))
 	}
 	testkit.Await(t, func() error {
 		if err := clients[1].Send([]byte("gone")); !errors.Is(err, unix.ECONNREFUSED) {
@@ -320,29 +320,29 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			server := serveIn(t, typ, sock.ListenConfig{}, true)
-			_, offered := ask(t, server.addr)
-			check(t, os.Remove(server.addr.Path))
-			server.log.await(t, 1, transcript.Escape(server.addr.Path)+" was removed: listening again")
+			srv := serveIn(t, typ, sock.ListenConfig{}, true)
+			_, offered := ask(t, srv.addr)
+			check(t, os.Remove(srv.addr.Path))
+			srv.log.await(t, 1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
 			offered.Claim()
 			if _, err := offered.Step(); !errors.Is(err, sock.ErrInUse) {
 				t.Errorf("it can still be claimed: %v", err)
 			}
 			offered.Close()
-			wantServed(t, server.addr, message)
-			server.stop()
-			check(t, server.ends(t))
-			server.wantFiles(t)
+			wantServed(t, srv.addr, message)
+			srv.stop()
+			check(t, srv.ends(t))
+			srv.wantFiles(t)
 		})
 	}
 }
 
 func TestRemovedControlSocketIsRecreated(t *testing.T) {
 	t.Parallel()
-	server := serveIn(t, transport.Stream, sock.ListenConfig{}, true)
-	check(t, os.Remove(beside(server.addr.Path, ".takeover")))
+	srv := serveIn(t, addr.Stream, sock.ListenConfig{}, true)
+	check(t, os.Remove(beside(srv.addr.Path, ".takeover")))
 	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event reports it
-		if conn, err := net.Dial("unixpacket", beside(server.addr.Path, ".takeover")); err == nil {
+		if conn, err := net.Dial("unixpacket", beside(srv.addr.Path, ".takeover")); err == nil {
 			check(t, conn.Close())
 			break
 		}
@@ -350,7 +350,7 @@ func TestRemovedControlSocketIsRecreated(t *testing.T) {
 			t.Fatal("it is not recreated")
 		}
 	}
-	generate(t, echoserver.Config{}, server.addr).log.await(t, 1, "took over ")
-	check(t, server.ends(t))
-	wantEchoOf(t, server.addr)
+	generate(t, server.Config{}, srv.addr).log.await(t, 1, "took over ")
+	check(t, srv.ends(t))
+	wantEchoOf(t, srv.addr)
 }

@@ -15,22 +15,22 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // resuming is a client that counts how often it has connected again.
 type resuming struct {
-	echoclient.Client
+	echo.Client
 	again atomic.Int64
 }
 
-func resumes(t *testing.T, a transport.Addr, patience time.Duration) *resuming {
+func resumes(t *testing.T, a addr.Addr, patience time.Duration) *resuming {
 	t.Helper()
-	c := &resuming{Client: echoclient.Client{Chunk: 4096, Window: 8, Log: zerolog.Nop(), Patience: patience}}
+	c := &resuming{Client: echo.Client{Chunk: 4096, Window: 8, Log: zerolog.Nop(), Patience: patience}}
 	c.Redial = func(context.Context) (*sock.Conn, error) {
 		c.again.Add(1)
 		return dial(t, a), nil
@@ -40,7 +40,7 @@ func resumes(t *testing.T, a transport.Addr, patience time.Duration) *resuming {
 
 // stubs is a server that handles each client in its own way: the first in one
 // way, the next in another, and all later ones in the last way.
-func stubs(t *testing.T, typ transport.Type, ways ...func(conn *net.UnixConn)) transport.Addr {
+func stubs(t *testing.T, typ addr.Type, ways ...func(conn *net.UnixConn)) addr.Addr {
 	t.Helper()
 	socket := listenOn(t, typ)
 	l, err := sock.NetListener(socket.FD())
@@ -88,7 +88,7 @@ func TestBrokenTransferContinuesWhereItBroke(t *testing.T) {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
 				first := int64(5)
-				if typ == transport.Seqpacket {
+				if typ == addr.Seqpacket {
 					first = 0 // a record returns whole or not at all
 				}
 				a := stubs(t, typ, echoes(first), ends, echoes(1000))
@@ -112,9 +112,9 @@ func TestDatagramsContinueAfterSilence(t *testing.T) {
 	for name, send := range ways {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dead := listenOn(t, transport.Datagram)
-			server := serveSocket(t, listenOn(t, transport.Datagram), echoserver.Config{}, zerolog.Disabled)
-			c := resumes(t, server.addr, patience)
+			dead := listenOn(t, addr.Datagram)
+			srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.Disabled)
+			c := resumes(t, srv.addr, patience)
 			c.Timeout = 50 * time.Millisecond
 			out := &bytes.Buffer{}
 			check(t, send(c, dial(t, dead.Addr), message, out))
@@ -127,9 +127,9 @@ func TestDatagramsContinueAfterSilence(t *testing.T) {
 
 func TestEmptyMessageIsSentAgain(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
-	c := resumes(t, server.addr, patience)
-	check(t, c.Message(t.Context(), dial(t, stubs(t, transport.Seqpacket, ends)), nil, io.Discard))
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
+	c := resumes(t, srv.addr, patience)
+	check(t, c.Message(t.Context(), dial(t, stubs(t, addr.Seqpacket, ends)), nil, io.Discard))
 	if n := c.again.Load(); n != 1 {
 		t.Errorf("connected again %d times", n)
 	}
@@ -138,20 +138,20 @@ func TestEmptyMessageIsSentAgain(t *testing.T) {
 func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
-		for name, s := range map[string]echoserver.Config{
+		for name, s := range map[string]server.Config{
 			"refused": {Allow: func(unix.Ucred) bool { return false }},
 			"full":    {MaxConnections: 1},
 		} {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
-				server := serveSocket(t, listenOn(t, typ), s, zerolog.InfoLevel)
+				srv := serveSocket(t, listenOn(t, typ), s, zerolog.InfoLevel)
 				if name == "full" {
-					dial(t, server.addr)
-					server.log.await(t, 1, "connection from")
+					dial(t, srv.addr)
+					srv.log.await(t, 1, "connection from")
 				}
-				c := resumes(t, server.addr, 100*time.Millisecond)
+				c := resumes(t, srv.addr, 100*time.Millisecond)
 				out := &bytes.Buffer{}
-				err := c.Message(t.Context(), dial(t, server.addr), []byte(message), out)
+				err := c.Message(t.Context(), dial(t, srv.addr), []byte(message), out)
 				if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 					wantWords(t, err, "tried for 100ms")
 				} else {
@@ -167,10 +167,10 @@ func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 
 func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 	t.Parallel()
-	s := echoserver.Config{Allow: func(unix.Ucred) bool { return false }}
-	server := serveSocket(t, listenOn(t, transport.Datagram), s, zerolog.Disabled)
-	c := resumes(t, server.addr, patience)
-	wantWords(t, c.Message(t.Context(), dial(t, server.addr), []byte(message), io.Discard), "it denies uid ")
+	s := server.Config{Allow: func(unix.Ucred) bool { return false }}
+	srv := serveSocket(t, listenOn(t, addr.Datagram), s, zerolog.Disabled)
+	c := resumes(t, srv.addr, patience)
+	wantWords(t, c.Message(t.Context(), dial(t, srv.addr), []byte(message), io.Discard), "it denies uid ")
 	if n := c.again.Load(); n != 0 {
 		t.Errorf("connected again %d times", n)
 	}
@@ -180,7 +180,7 @@ func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 // the patience.
 func TestProgressRenewsThePatience(t *testing.T) {
 	t.Parallel()
-	a := stubs(t, transport.Stream, echoes(1))
+	a := stubs(t, addr.Stream, echoes(1))
 	c := resumes(t, a, time.Second) // for each byte, on a machine that may be busy
 	redial := c.Redial
 	c.Redial = func(ctx context.Context) (*sock.Conn, error) {
@@ -201,7 +201,7 @@ func TestIdleTransferOutlivesItsServers(t *testing.T) {
 	const patience = 20 * time.Millisecond
 	over := make(chan struct{})
 	idle := func(*net.UnixConn) { <-time.After(50 * patience) }
-	a := stubs(t, transport.Stream, idle, idle, func(conn *net.UnixConn) {
+	a := stubs(t, addr.Stream, idle, idle, func(conn *net.UnixConn) {
 		close(over)
 		_, _ = io.Copy(conn, conn)
 	})
@@ -234,9 +234,9 @@ func TestErrorsOfInputAndOutputAreNotTheConnections(t *testing.T) {
 		} {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
-				server := serveSocket(t, listenOn(t, typ), echoserver.Config{}, zerolog.Disabled)
-				c := resumes(t, server.addr, patience)
-				wantWords(t, c.Copy(t.Context(), dial(t, server.addr), tt.in, tt.out), tt.words)
+				srv := serveSocket(t, listenOn(t, typ), server.Config{}, zerolog.Disabled)
+				c := resumes(t, srv.addr, patience)
+				wantWords(t, c.Copy(t.Context(), dial(t, srv.addr), tt.in, tt.out), tt.words)
 				if n := c.again.Load(); n != 0 {
 					t.Errorf("connected again %d times", n)
 				}
@@ -275,9 +275,9 @@ func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 // UDP loses messages, so the client cannot know to which one a reply belongs.
 func TestUDPIsNotResumed(t *testing.T) {
 	t.Parallel()
-	socket, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.UDP, Path: "127.0.0.1:0"})
+	socket, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.UDP, Path: "127.0.0.1:0"})
 	check(t, err)
-	a := transport.Addr{Type: transport.UDP, Path: boundTo(t, socket)}
+	a := addr.Addr{Type: addr.UDP, Path: boundTo(t, socket)}
 	check(t, socket.Close())
 	c := resumes(t, a, patience)
 	wantWords(t, c.Message(t.Context(), dial(t, a), []byte(message), io.Discard), "refused")
@@ -288,7 +288,7 @@ func TestUDPIsNotResumed(t *testing.T) {
 
 func TestTransferEndsWithItsContext(t *testing.T) {
 	t.Parallel()
-	a := stubs(t, transport.Stream, ends)
+	a := stubs(t, addr.Stream, ends)
 	ctx, stop := context.WithCancelCause(t.Context())
 	c := resumes(t, a, patience)
 	why := errors.New("enough")
@@ -352,21 +352,21 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // keeps.
 func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 	t.Parallel()
-	server := serveSocket(t, listenOn(t, transport.Seqpacket), echoserver.Config{}, zerolog.Disabled)
-	c := resumes(t, server.addr, patience)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
+	c := resumes(t, srv.addr, patience)
 	c.Chunk, c.Lines = 0, true
-	err := c.Copy(t.Context(), dial(t, server.addr), zeros{}, io.Discard)
+	err := c.Copy(t.Context(), dial(t, srv.addr), zeros{}, io.Discard)
 	if !errors.Is(err, unix.EMSGSIZE) {
 		t.Errorf("the error is %v", err)
 	}
 }
 
 // bad is a proxy before a server.
-func bad(t *testing.T, typ transport.Type, seed uint64, most int) (a transport.Addr) {
+func bad(t *testing.T, typ addr.Type, seed uint64, most int) (a addr.Addr) {
 	t.Helper()
-	server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 4096}, zerolog.Disabled)
-	a = transport.Addr{Type: typ, Path: server.addr.Path + ".bad"}
-	testkit.StartProxy(t, seed, a.Network(), a.Path, server.addr.Path, most)
+	srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 4096}, zerolog.Disabled)
+	a = addr.Addr{Type: typ, Path: srv.addr.Path + ".bad"}
+	testkit.StartProxy(t, seed, a.Network(), a.Path, srv.addr.Path, most)
 	return a
 }
 

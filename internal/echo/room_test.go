@@ -9,10 +9,8 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/memory"
-	"github.com/udsecho/udsecho/internal/stats"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -22,22 +20,22 @@ import (
 func TestF55ClientsThatDoNotReadShareTheMemory(t *testing.T) {
 	t.Parallel()
 	const limit, clients = 8 << 20, 60
-	for typ, sizes := range map[transport.Type][]int{
-		transport.Stream:    {16, 1000, 60_000},
-		transport.Seqpacket: {16, 9000, 60_000, 200_000},
+	for typ, sizes := range map[addr.Type][]int{
+		addr.Stream:    {16, 1000, 60_000},
+		addr.Seqpacket: {16, 9000, 60_000, 200_000},
 	} {
 		for _, size := range sizes {
 			t.Run(string(typ), func(t *testing.T) {
 				t.Parallel()
-				pool := memory.NewPool(limit, clients+1, 1, sock.DefaultSendBuffer())
-				counted := new(stats.Server)
-				server := serveSocket(t, listenOn(t, typ), echoserver.Config{Chunk: 16 << 10, Memory: pool, Stats: counted}, zerolog.WarnLevel)
+				pool := server.NewPool(limit, clients+1, 1, sock.DefaultSendBuffer())
+				counted := new(server.Stats)
+				srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 16 << 10, Memory: pool, Stats: counted}, zerolog.WarnLevel)
 				message := bytes.Repeat([]byte{byte(size)}, size)
-				honest := dial(t, server.addr)
+				honest := dial(t, srv.addr)
 				var behind [clients]*sock.Conn
 				var sent [clients]int
 				for i := range behind {
-					behind[i] = dial(t, server.addr)
+					behind[i] = dial(t, srv.addr)
 				}
 				for quiet := 0; quiet < 3; quiet++ {
 					for i, conn := range behind {
@@ -58,7 +56,7 @@ func TestF55ClientsThatDoNotReadShareTheMemory(t *testing.T) {
 						for left := sent[i]; left > 0; {
 							var back []byte
 							var err error
-							if typ == transport.Seqpacket {
+							if typ == addr.Seqpacket {
 								back, err = conn.Receive(r)
 							} else {
 								back = make([]byte, min(left, 64<<10))

@@ -16,11 +16,10 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/stats"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -28,16 +27,16 @@ const message = "This is the message.  It will be repeated."
 
 func TestTranscripts(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
+	srv := serve(t, server.Config{}, zerolog.InfoLevel)
 	journal, out := newJournal(), &bytes.Buffer{}
-	client := echoclient.Client{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
-	conn := dial(t, server.addr)
+	client := echo.Client{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	conn := dial(t, srv.addr)
 	check(t, client.Message(t.Context(), conn, []byte(message), out))
 	check(t, conn.Close())
-	server.log.await(t, 2, "waiting for a connection")
+	srv.log.await(t, 2, "waiting for a connection")
 
 	if diff := cmp.Diff([]string{
-		"starting up on " + server.addr.Path,
+		"starting up on " + srv.addr.Path,
 		"waiting for a connection",
 		"connection from",
 		"received 'This is the mess'",
@@ -49,7 +48,7 @@ func TestTranscripts(t *testing.T) {
 		"received ''",
 		"no data from",
 		"waiting for a connection",
-	}, server.log.messages()); diff != "" {
+	}, srv.log.messages()); diff != "" {
 		t.Errorf("server (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]string{
@@ -67,14 +66,14 @@ func TestTranscripts(t *testing.T) {
 
 func TestEventsNameTheirClientInFields(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
+	srv := serve(t, server.Config{}, zerolog.InfoLevel)
 	name := sock.AutoName("@")
 	for served := range 2 {
-		conn, err := transport.Dial(t.Context(), server.addr, sock.DialConfig{Bind: name})
+		conn, err := addr.Dial(t.Context(), srv.addr, sock.DialConfig{Bind: name})
 		check(t, err)
 		wantEcho(t, conn, "hello")
 		check(t, conn.Close())
-		server.log.await(t, served+2, "waiting for a connection")
+		srv.log.await(t, served+2, "waiting for a connection")
 	}
 	five, zero := 5, 0
 	var want []event
@@ -92,17 +91,17 @@ func TestEventsNameTheirClientInFields(t *testing.T) {
 			want = append(want, of)
 		}
 	}
-	if diff := cmp.Diff(want, server.log.all()[2:]); diff != "" {
+	if diff := cmp.Diff(want, srv.log.all()[2:]); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }
 
 func TestManyClientsAtOnceGetTheirOwnBytes(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{}, zerolog.Disabled)
+	srv := serve(t, server.Config{}, zerolog.Disabled)
 	var wg sync.WaitGroup
 	for i := range 100 {
-		conn := dial(t, server.addr)
+		conn := dial(t, srv.addr)
 		wg.Go(func() {
 			sent, err := io.ReadAll(random(byte(i), 20_000))
 			if err != nil {
@@ -110,7 +109,7 @@ func TestManyClientsAtOnceGetTheirOwnBytes(t *testing.T) {
 				return
 			}
 			out := &bytes.Buffer{}
-			client := echoclient.Client{Chunk: 1000, Log: zerolog.Nop()}
+			client := echo.Client{Chunk: 1000, Log: zerolog.Nop()}
 			if err := client.Copy(t.Context(), conn, bytes.NewReader(sent), out); err != nil {
 				t.Error(err)
 			}
@@ -126,11 +125,11 @@ func TestServesSeveralSockets(t *testing.T) {
 	t.Parallel()
 	a, b := listen(t), listen(t)
 	journal := newJournal()
-	server := echoserver.Config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	srv := server.Config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- server.Serve(ctx, a, b) }()
-	for _, s := range []transport.Addr{a.Addr, b.Addr, a.Addr} {
+	go func() { done <- srv.Serve(ctx, a, b) }()
+	for _, s := range []addr.Addr{a.Addr, b.Addr, a.Addr} {
 		wantEcho(t, dial(t, s), "hello")
 	}
 	stop()
@@ -146,12 +145,12 @@ func TestServesSeveralSockets(t *testing.T) {
 
 func TestClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{Chunk: 4096}, zerolog.Disabled)
+	srv := serve(t, server.Config{Chunk: 4096}, zerolog.Disabled)
 	sent, err := io.ReadAll(random(1, 8<<20))
 	check(t, err)
 
 	// It writes until the server accepts nothing more.
-	lazy := dial(t, server.addr)
+	lazy := dial(t, srv.addr)
 	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
 	n, err := lazy.Write(sent)
 	if !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -159,7 +158,7 @@ func TestClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	}
 
 	for range 10 {
-		wantEcho(t, dial(t, server.addr), message)
+		wantEcho(t, dial(t, srv.addr), message)
 	}
 
 	check(t, lazy.CloseWrite())
@@ -172,12 +171,12 @@ func TestClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 
 func TestF24HalfCloseLosesNothing(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{Chunk: 64 << 10}, zerolog.Disabled)
+	srv := serve(t, server.Config{Chunk: 64 << 10}, zerolog.Disabled)
 	const n, size = 3, 16 << 20
 	for round := range byte(n) {
 		sent, err := io.ReadAll(random(round, size))
 		check(t, err)
-		conn := dial(t, server.addr)
+		conn := dial(t, srv.addr)
 		var writer sync.WaitGroup
 		writer.Go(func() {
 			if _, err := conn.Write(sent); err != nil {
@@ -202,25 +201,25 @@ func TestF24HalfCloseLosesNothing(t *testing.T) {
 
 func TestClientThatDisconnectsDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{}, zerolog.InfoLevel)
+	srv := serve(t, server.Config{}, zerolog.InfoLevel)
 	for range 5 {
-		conn := dial(t, server.addr)
+		conn := dial(t, srv.addr)
 		_, err := conn.Write(make([]byte, 1000))
 		check(t, err)
 		// Bytes are unread, so both the server's sends and its receives fail.
 		check(t, conn.Close())
 	}
-	server.log.await(t, 6, "waiting for a connection")
-	wantEcho(t, dial(t, server.addr), message)
+	srv.log.await(t, 6, "waiting for a connection")
+	wantEcho(t, dial(t, srv.addr), message)
 }
 
 func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{DrainTimeout: patience}, zerolog.DebugLevel)
-	conn := dial(t, server.addr)
+	srv := serve(t, server.Config{DrainTimeout: patience}, zerolog.DebugLevel)
+	conn := dial(t, srv.addr)
 	wantEcho(t, conn, "before")
-	server.stop()
-	server.log.await(t, 1, "draining")
+	srv.stop()
+	srv.log.await(t, 1, "draining")
 
 	wantEcho(t, conn, "after")
 	check(t, conn.CloseWrite())
@@ -228,10 +227,10 @@ func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 	if err != nil || len(rest) > 0 {
 		t.Errorf("at the end came %q, %v", rest, err)
 	}
-	server.ended(t)
-	gone(t, server.addr.Path)
-	gone(t, beside(server.addr.Path, ".lock"))
-	_, err = transport.Dial(t.Context(), server.addr, sock.DialConfig{})
+	srv.ended(t)
+	gone(t, srv.addr.Path)
+	gone(t, beside(srv.addr.Path, ".lock"))
+	_, err = addr.Dial(t.Context(), srv.addr, sock.DialConfig{})
 	if !errors.Is(err, unix.ENOENT) {
 		t.Errorf("a late client gets %v", err)
 	}
@@ -252,8 +251,8 @@ func TestDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	server := echoserver.Config{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
-	check(t, server.Serve(ctx, socket))
+	srv := server.Config{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
+	check(t, srv.Serve(ctx, socket))
 	for i, conn := range conns {
 		got, err := io.ReadAll(conn)
 		check(t, err)
@@ -265,38 +264,38 @@ func TestDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 
 func TestDrainTimeoutClosesClientThatNeverEnds(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.InfoLevel)
-	conn := dial(t, server.addr)
+	srv := serve(t, server.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.InfoLevel)
+	conn := dial(t, srv.addr)
 	wantEcho(t, conn, "before")
-	server.stop()
-	server.ended(t)
+	srv.stop()
+	srv.ended(t)
 	if n, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("read gives %d, %v", n, err)
 	}
-	server.log.await(t, 1, "drain timeout is over")
-	gone(t, server.addr.Path)
+	srv.log.await(t, 1, "drain timeout is over")
+	gone(t, srv.addr.Path)
 }
 
 func TestStopWithoutClientsIsImmediate(t *testing.T) {
 	t.Parallel()
-	server := serve(t, echoserver.Config{DrainTimeout: time.Hour}, zerolog.InfoLevel)
-	server.log.await(t, 1, "waiting for a connection")
-	server.stop()
-	server.ended(t)
+	srv := serve(t, server.Config{DrainTimeout: time.Hour}, zerolog.InfoLevel)
+	srv.log.await(t, 1, "waiting for a connection")
+	srv.stop()
+	srv.ended(t)
 }
 
 func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 	t.Parallel()
-	counts := new(stats.Server)
-	server := serve(t, echoserver.Config{MaxConnections: 2, Stats: counts}, zerolog.InfoLevel)
-	first, second := dial(t, server.addr), dial(t, server.addr)
+	counts := new(server.Stats)
+	srv := serve(t, server.Config{MaxConnections: 2, Stats: counts}, zerolog.InfoLevel)
+	first, second := dial(t, srv.addr), dial(t, srv.addr)
 	wantEcho(t, first, "first")
 	wantEcho(t, second, "second")
 
-	if n, err := dial(t, server.addr).Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+	if n, err := dial(t, srv.addr).Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("a third client reads %d, %v", n, err)
 	}
-	server.log.await(t, 1, "rejected a client: connection limit (2) reached")
+	srv.log.await(t, 1, "rejected a client: connection limit (2) reached")
 
 	check(t, first.Close())
 	testkit.Await(t, func() error { // its place is free a moment after the log has its end
@@ -305,7 +304,7 @@ func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 		}
 		return nil
 	})
-	wantEcho(t, dial(t, server.addr), "third")
+	wantEcho(t, dial(t, srv.addr), "third")
 	wantEcho(t, second, "second")
 }
 
@@ -316,12 +315,12 @@ func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 // Not parallel: no other test may use the descriptor numbers.
 func TestLateStopWritesToNoOtherDescriptor(t *testing.T) {
 	for range 100 {
-		socket := listenOn(t, transport.Datagram)
+		socket := listenOn(t, addr.Datagram)
 		client := correspond(t, socket.Addr)
 		client.send(t, "wake up") // so that the loop does not wait for the word
 		ctx, stop := context.WithCancel(t.Context())
 		stop()
-		check(t, (&echoserver.Config{Log: zerolog.Nop(), DrainTimeout: patience}).Serve(ctx, socket))
+		check(t, (&server.Config{Log: zerolog.Nop(), DrainTimeout: patience}).Serve(ctx, socket))
 		var counters []int
 		for range 4 {
 			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
@@ -345,10 +344,10 @@ func TestLateStopWritesToNoOtherDescriptor(t *testing.T) {
 // Serve does not change its caller's Config.
 func TestTwoServeByOneServer(t *testing.T) {
 	t.Parallel()
-	s := &echoserver.Config{Chunk: 16, Log: zerolog.Nop()}
+	s := &server.Config{Chunk: 16, Log: zerolog.Nop()}
 	ctx, stop := context.WithCancel(t.Context())
 	var serving sync.WaitGroup
-	sockets := []*transport.Socket{listen(t), listen(t)}
+	sockets := []*addr.Socket{listen(t), listen(t)}
 	for _, socket := range sockets {
 		serving.Go(func() {
 			if err := s.Serve(ctx, socket); err != nil {

@@ -13,10 +13,10 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -29,7 +29,7 @@ type generation struct {
 
 // generate starts a generation on all of addrs. It listens in the background,
 // because the running server has to answer.
-func generate(t testing.TB, s echoserver.Config, addrs ...transport.Addr) *generation {
+func generate(t testing.TB, s server.Config, addrs ...addr.Addr) *generation {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	g := &generation{newJournal(), stop, make(chan error, 1)}
@@ -38,7 +38,7 @@ func generate(t testing.TB, s echoserver.Config, addrs ...transport.Addr) *gener
 		s.DrainTimeout = patience
 	}
 	go func() {
-		sockets, h, err := transport.Handover(sock.ListenConfig{Mode: 0o666}, addrs...)
+		sockets, h, err := addr.Handover(sock.ListenConfig{Mode: 0o666}, addrs...)
 		if err != nil {
 			g.done <- err
 			return
@@ -64,7 +64,7 @@ func (g *generation) end(t testing.TB) error {
 
 // places returns addresses of the three types in a directory, which must be
 // empty at the end.
-func places(t testing.TB) []transport.Addr {
+func places(t testing.TB) []addr.Addr {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
@@ -73,13 +73,13 @@ func places(t testing.TB) []transport.Addr {
 			t.Errorf("something is left behind: %v", err)
 		}
 	})
-	return []transport.Addr{{Type: transport.Stream, Path: d + "/s"}, {Type: transport.Datagram, Path: d + "/d"}, {Type: transport.Seqpacket, Path: d + "/q"}}
+	return []addr.Addr{{Type: addr.Stream, Path: d + "/s"}, {Type: addr.Datagram, Path: d + "/d"}, {Type: addr.Seqpacket, Path: d + "/q"}}
 }
 
-func wantEchoOf(t testing.TB, a transport.Addr) {
+func wantEchoOf(t testing.TB, a addr.Addr) {
 	t.Helper()
 	conn := dial(t, a)
-	if a.Type == transport.Stream {
+	if a.Type == addr.Stream {
 		wantEcho(t, conn, message)
 	} else {
 		wantBack(t, conn, sock.NewReceiver(100), message)
@@ -90,13 +90,13 @@ func wantEchoOf(t testing.TB, a transport.Addr) {
 func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
-	old := generate(t, echoserver.Config{}, addrs...)
+	old := generate(t, server.Config{}, addrs...)
 	old.log.await(t, 1, "waiting for a connection")
 	stream, record := dial(t, addrs[0]), dial(t, addrs[2])
 	wantEcho(t, stream, message)
 	wantBack(t, record, sock.NewReceiver(100), message)
 
-	next := generate(t, echoserver.Config{}, addrs...)
+	next := generate(t, server.Config{}, addrs...)
 	next.log.await(t, 3, "took over ")
 	old.log.await(t, 3, "handing over ")
 	for _, a := range addrs {
@@ -115,11 +115,11 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[0]
-	old := generate(t, echoserver.Config{DrainTimeout: 50 * time.Millisecond}, addr)
+	old := generate(t, server.Config{DrainTimeout: 50 * time.Millisecond}, addr)
 	old.log.await(t, 1, "waiting for a connection")
 	idle := dial(t, addr)
 	wantEcho(t, idle, message)
-	next := generate(t, echoserver.Config{}, addr)
+	next := generate(t, server.Config{}, addr)
 	next.log.await(t, 1, "took over ")
 	check(t, old.end(t))
 	old.log.await(t, 1, "drain timeout is over: closing all connections")
@@ -131,7 +131,7 @@ func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
 func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
-	old := generate(t, echoserver.Config{}, addr)
+	old := generate(t, server.Config{}, addr)
 	old.log.await(t, 1, "waiting for a message")
 	client := correspond(t, addr)
 	const early, all = 100, 300
@@ -140,12 +140,12 @@ func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 	}
 	old.log.await(t, early, "sending data back to the client")
 
-	next := generate(t, echoserver.Config{}, addr)
+	next := generate(t, server.Config{}, addr)
 	old.log.await(t, 1, "handing over ")
 	var sending sync.WaitGroup
 	sending.Go(func() {
 		for i := early; i < all; i++ {
-			if _, err := client.WriteTo([]byte(fmt.Sprint(i)), client.server); err != nil {
+			if _, err := client.WriteTo([]byte(fmt.Sprint(i)), client.srv); err != nil {
 				t.Error(err)
 				return
 			}
@@ -164,14 +164,14 @@ func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
-	old := generate(t, echoserver.Config{DrainTimeout: 50 * time.Millisecond}, addr)
+	old := generate(t, server.Config{DrainTimeout: 50 * time.Millisecond}, addr)
 	old.log.await(t, 1, "waiting for a message")
 	stuck := correspond(t, addr)
 	for range 2 * queueLength(t) {
 		stuck.send(t, message)
 	}
 	old.log.await(t, 2*queueLength(t), "sending data back to the client")
-	generate(t, echoserver.Config{}, addr).log.await(t, 1, "took over ")
+	generate(t, server.Config{}, addr).log.await(t, 1, "took over ")
 	wantEchoOf(t, addr)
 	check(t, old.end(t))
 	old.log.await(t, 1, "dropped replies to a client: it has not read for 50ms, the limit of a handover")
@@ -180,10 +180,10 @@ func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
 func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
-	old := generate(t, echoserver.Config{}, addrs...)
+	old := generate(t, server.Config{}, addrs...)
 	old.log.await(t, 1, "waiting for a connection")
 	for range 10 {
-		a, b := generate(t, echoserver.Config{}, addrs...), generate(t, echoserver.Config{}, addrs[2], addrs[1], addrs[0])
+		a, b := generate(t, server.Config{}, addrs...), generate(t, server.Config{}, addrs[2], addrs[1], addrs[0])
 		check(t, old.end(t))
 		// The loser failed, or had not asked yet and took over from the
 		// winner.
@@ -209,9 +209,9 @@ func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 }
 
 // ask returns a successor that has asked for sockets and not claimed them yet.
-func ask(t testing.TB, addrs ...transport.Addr) ([]*transport.Socket, *sock.Handover) {
+func ask(t testing.TB, addrs ...addr.Addr) ([]*addr.Socket, *sock.Handover) {
 	t.Helper()
-	sockets, h, err := transport.Handover(sock.ListenConfig{Mode: 0o666}, addrs...)
+	sockets, h, err := addr.Handover(sock.ListenConfig{Mode: 0o666}, addrs...)
 	check(t, err)
 	t.Cleanup(h.Close)
 	return sockets, h
@@ -235,8 +235,8 @@ func TestSignalDuringTheHandover(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, claimed: %v", typ, claims), func(t *testing.T) {
 				t.Parallel()
 				d := places(t)[0].Path
-				addr := transport.Addr{Type: typ, Path: d}
-				old := generate(t, echoserver.Config{}, addr)
+				addr := addr.Addr{Type: typ, Path: d}
+				old := generate(t, server.Config{}, addr)
 				old.log.await(t, 1, "waiting for a ")
 				sockets, next := ask(t, addr)
 				old.stop()
@@ -252,8 +252,8 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				}
 				ctx, stop := context.WithCancel(t.Context())
 				served := make(chan error, 1)
-				server := echoserver.Config{Chunk: 16, DrainTimeout: patience, Handover: next, Log: zerolog.Nop()}
-				go func() { served <- server.Serve(ctx, sockets...) }()
+				srv := server.Config{Chunk: 16, DrainTimeout: patience, Handover: next, Log: zerolog.Nop()}
+				go func() { served <- srv.Serve(ctx, sockets...) }()
 				check(t, old.end(t))
 				wantEchoOf(t, addr)
 				stop()
@@ -271,11 +271,11 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 		t.Run(fmt.Sprint(step), func(t *testing.T) {
 			t.Parallel()
 			addrs := places(t)
-			old := generate(t, echoserver.Config{}, addrs...)
+			old := generate(t, server.Config{}, addrs...)
 			old.log.await(t, 1, "waiting for a connection")
 			conn := dial(t, addrs[0])
 			wantEcho(t, conn, message)
-			_, h, err := transport.Handover(sock.ListenConfig{Mode: 0o600, Backlog: 1}, addrs...)
+			_, h, err := addr.Handover(sock.ListenConfig{Mode: 0o600, Backlog: 1}, addrs...)
 			check(t, err)
 			if step > 0 {
 				h.Claim()
@@ -306,7 +306,7 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 			}
 			wantEcho(t, conn, "still there")
 			check(t, conn.Close())
-			next := generate(t, echoserver.Config{}, addrs...)
+			next := generate(t, server.Config{}, addrs...)
 			next.log.await(t, 3, "took over ")
 			check(t, old.end(t))
 		})
@@ -317,7 +317,7 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
-	old := generate(t, echoserver.Config{}, addr)
+	old := generate(t, server.Config{}, addr)
 	old.log.await(t, 1, "waiting for a message")
 	slow := correspond(t, addr)
 	n := 2 * queueLength(t)
@@ -325,7 +325,7 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 		slow.send(t, fmt.Sprint(i))
 	}
 	old.log.await(t, n, "sending data back to the client")
-	next := generate(t, echoserver.Config{}, addr)
+	next := generate(t, server.Config{}, addr)
 	old.log.await(t, 1, "handing over ")
 	slow.send(t, fmt.Sprint(n)) // no server receives at this moment
 	next.stop()
@@ -342,20 +342,20 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[0]
-	old := generate(t, echoserver.Config{}, addr)
+	old := generate(t, server.Config{}, addr)
 	old.log.await(t, 1, "waiting for a connection")
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	sockets, h := ask(t, addr)
-	server := echoserver.Config{Chunk: 16, DrainTimeout: patience, Handover: h, Log: zerolog.Nop()}
-	check(t, server.Serve(ctx, sockets...))
+	srv := server.Config{Chunk: 16, DrainTimeout: patience, Handover: h, Log: zerolog.Nop()}
+	check(t, srv.Serve(ctx, sockets...))
 	wantEchoOf(t, addr)
 }
 
 func TestTakeoverUnderLoad(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
-	last := generate(t, echoserver.Config{}, addrs...)
+	last := generate(t, server.Config{}, addrs...)
 	last.log.await(t, 1, "waiting for a connection")
 	var (
 		over    = make(chan struct{})
@@ -383,7 +383,7 @@ func TestTakeoverUnderLoad(t *testing.T) {
 		})
 	}
 	for range 10 {
-		next := generate(t, echoserver.Config{}, addrs...)
+		next := generate(t, server.Config{}, addrs...)
 		check(t, last.end(t))
 		next.log.await(t, 3, "took over ")
 		last = next
@@ -396,18 +396,18 @@ func TestTakeoverUnderLoad(t *testing.T) {
 }
 
 // once connects, gets an echo and closes.
-func once(ctx context.Context, a transport.Addr, text string) error {
+func once(ctx context.Context, a addr.Addr, text string) error {
 	config := sock.DialConfig{}
-	if a.Type == transport.Datagram {
+	if a.Type == addr.Datagram {
 		config.Bind = sock.AutoName("@" + filepath.Base(a.Path))
 	}
-	conn, err := transport.Dial(ctx, a, config)
+	conn, err := addr.Dial(ctx, a, config)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
 	var out strings.Builder
-	client := echoclient.Client{Timeout: patience, Log: zerolog.Nop()}
+	client := echo.Client{Timeout: patience, Log: zerolog.Nop()}
 	if err := client.Message(ctx, conn, []byte(text), &out); err != nil {
 		return err
 	}

@@ -12,10 +12,10 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoclient"
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -51,20 +51,20 @@ var urgent = []string{"|hello", "|h|ello", "he|l|lo", "hell|o", "|h||e||l||l||o|
 
 func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 	t.Parallel()
-	served := func(typ transport.Type, chunk int) *sock.Conn {
+	served := func(typ addr.Type, chunk int) *sock.Conn {
 		socket := listen(t)
-		if typ == transport.TCP {
+		if typ == addr.TCP {
 			socket = listenTCP(t)
 		}
-		return dial(t, serveSocket(t, socket, echoserver.Config{Chunk: chunk}, zerolog.Disabled).addr)
+		return dial(t, serveSocket(t, socket, server.Config{Chunk: chunk}, zerolog.Disabled).addr)
 	}
 	pair, _ := servePair(t, t.Context(), zerolog.Nop())
 	count := 0
 	for name, fd := range map[string]int{
-		"stream":              blocking(t, served(transport.Stream, 16)),
-		"stream, byte wise":   blocking(t, served(transport.Stream, 1)),
-		"stream, large chunk": blocking(t, served(transport.Stream, 4096)),
-		"tcp":                 blocking(t, served(transport.TCP, 16)),
+		"stream":              blocking(t, served(addr.Stream, 16)),
+		"stream, byte wise":   blocking(t, served(addr.Stream, 1)),
+		"stream, large chunk": blocking(t, served(addr.Stream, 4096)),
+		"tcp":                 blocking(t, served(addr.TCP, 16)),
 		"pair":                blocking(t, pair),
 	} {
 		for range 20 {
@@ -97,12 +97,12 @@ func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 // A server, too, may send urgent bytes.
 func TestClientTakesUrgentBytesInTheirPlace(t *testing.T) {
 	t.Parallel()
-	for _, typ := range []transport.Type{transport.Stream, transport.TCP} {
+	for _, typ := range []addr.Type{addr.Stream, addr.TCP} {
 		for _, message := range urgent {
 			t.Run(string(typ)+" "+message, func(t *testing.T) {
 				t.Parallel()
 				socket := listen(t)
-				if typ == transport.TCP {
+				if typ == addr.TCP {
 					socket = listenTCP(t)
 				}
 				fd, err := unix.FcntlInt(uintptr(socket.FD()), unix.F_DUPFD_CLOEXEC, 0)
@@ -120,7 +120,7 @@ func TestClientTakesUrgentBytesInTheirPlace(t *testing.T) {
 				check(t, raw.Control(func(fd uintptr) { want = sendUrgent(t, int(fd), message) }))
 				check(t, served.Close())
 				var got bytes.Buffer
-				c := echoclient.Client{NoEcho: true, Log: zerolog.Nop()}
+				c := echo.Client{NoEcho: true, Log: zerolog.Nop()}
 				check(t, c.Message(t.Context(), conn, nil, &got))
 				if !bytes.Equal(got.Bytes(), want) {
 					t.Errorf("sent %q, received %q", want, &got)
@@ -131,9 +131,9 @@ func TestClientTakesUrgentBytesInTheirPlace(t *testing.T) {
 }
 
 // listenTCP listens on a port that the kernel chooses.
-func listenTCP(t *testing.T) *transport.Socket {
+func listenTCP(t *testing.T) *addr.Socket {
 	t.Helper()
-	s, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: transport.TCP, Path: "127.0.0.1:0"})
+	s, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.TCP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
 	t.Cleanup(func() { check(t, s.Close()) })

@@ -6,9 +6,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/record"
-	"github.com/udsecho/udsecho/internal/transcript"
+	"github.com/udsecho/udsecho/internal/logtext"
+	"github.com/udsecho/udsecho/internal/relay/record"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -16,7 +16,7 @@ import (
 // that the target's answers reach that client.
 type peer struct {
 	relay    *Relay
-	client   echoserver.Sender
+	client   server.Sender
 	id       uint64
 	record   *record.Conn
 	conn     *sock.Conn // owns the name of the socket; nil while it is being dialled
@@ -34,18 +34,18 @@ type peer struct {
 // Message forwards a message, which is valid until Message returns, with its
 // descriptors. It reports whether the relay can take another; if not, it has
 // called Pause.
-func (r *Relay) Message(s echoserver.Sender, message []byte, files []int) bool {
+func (r *Relay) Message(s server.Sender, message []byte, files []int) bool {
 	p := r.peers[s.Key]
 	if p == nil {
 		if !r.makeRoom(s) {
-			r.warn.Warn().Str("peer", transcript.Escape(s.Address)).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
+			r.warn.Warn().Str("peer", logtext.Escape(s.Address)).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
 			s.Close(files...)
 			return true
 		}
 		r.lastID++
 		p = &peer{relay: r, client: s, id: r.lastID, record: r.record(r.lastID, s.Address, s.Cred), fd: -1}
 		r.peers[s.Key] = p
-		transcript.WithCred(r.config.Log.Info().Uint64("conn", p.id).Str("peer", transcript.Escape(s.Address)), s.Cred).Msg("message from a new client")
+		logtext.WithCred(r.config.Log.Info().Uint64("conn", p.id).Str("peer", logtext.Escape(s.Address)), s.Cred).Msg("message from a new client")
 	}
 	p.record.Data(true, message, files)
 	return p.send(message, files)
@@ -56,7 +56,7 @@ func (r *Relay) Message(s echoserver.Sender, message []byte, files []int) bool {
 // those that the target owes no answer, or else of all: many targets never
 // answer. It reports whether there is room; a peer whose message the target has
 // not accepted yet stays.
-func (r *Relay) makeRoom(s echoserver.Sender) bool {
+func (r *Relay) makeRoom(s server.Sender) bool {
 	same := func(p *peer) bool { return s.Cred != nil && p.client.Cred != nil && s.Cred.Uid == p.client.Cred.Uid }
 	all, own := 0, 0
 	var victim, victimOwn *peer
@@ -146,7 +146,7 @@ func (p *peer) keep(message []byte, files []int) {
 
 // lose drops a message and its descriptors.
 func (p *peer) lose(files []int, err error) {
-	p.relay.warn.Warn().Err(err).Str("peer", transcript.Escape(p.client.Address)).Msgf("dropped a message to the target: %s", escape(err))
+	p.relay.warn.Warn().Err(err).Str("peer", logtext.Escape(p.client.Address)).Msgf("dropped a message to the target: %s", escape(err))
 	p.again = false
 	p.client.Close(files...)
 	if p.rest != nil {

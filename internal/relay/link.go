@@ -10,10 +10,10 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
-	"github.com/udsecho/udsecho/internal/record"
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/logtext"
+	"github.com/udsecho/udsecho/internal/relay/record"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
@@ -21,7 +21,7 @@ import (
 // A link is a client's connection together with its connection to the target.
 type link struct {
 	relay          *Relay
-	about          echoserver.Client
+	about          server.Client
 	cancel         context.CancelFunc // ends the dial to the target; nil if there is none
 	client, target end
 	still          time.Duration // the first sweep after bytes passed; 0: not yet
@@ -63,10 +63,10 @@ type end struct {
 }
 
 // Connection serves a client.
-func (r *Relay) Connection(c echoserver.Client) {
+func (r *Relay) Connection(c server.Client) {
 	l := &link{relay: r, about: c}
-	l.client = end{link: l, fd: c.FD, name: "client", unix: c.Type.Unix(), noRights: c.NoRights, records: c.Type == transport.Seqpacket}
-	l.target = end{link: l, fd: -1, name: "target", unix: r.config.Target.Type.Unix(), noRights: r.noRights, records: c.Type == transport.Seqpacket}
+	l.client = end{link: l, fd: c.FD, name: "client", unix: c.Type.Unix(), noRights: c.NoRights, records: c.Type == addr.Seqpacket}
+	l.target = end{link: l, fd: -1, name: "target", unix: r.config.Target.Type.Unix(), noRights: r.noRights, records: c.Type == addr.Seqpacket}
 	r.links[l] = struct{}{}
 	if c.Cred != nil && r.config.Process != 0 && int(c.Cred.Pid) == r.config.Process {
 		l.refuse("it is this relay itself: the target leads back to where the relay listens")
@@ -560,7 +560,7 @@ func (l *link) event(ev *zerolog.Event) *zerolog.Event {
 	if ev == nil {
 		return nil // Escape costs time
 	}
-	return transcript.WithCred(ev.Uint64("conn", l.about.ID).Str("peer", transcript.Escape(l.about.Peer)), l.about.Cred)
+	return logtext.WithCred(ev.Uint64("conn", l.about.ID).Str("peer", logtext.Escape(l.about.Peer)), l.about.Cred)
 }
 
 // send sends the rest, with its descriptors if there are any. A stream may

@@ -28,19 +28,17 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/closing"
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/internal/loop"
-	"github.com/udsecho/udsecho/internal/memory"
-	"github.com/udsecho/udsecho/internal/record"
-	"github.com/udsecho/udsecho/internal/transcript"
-	"github.com/udsecho/udsecho/internal/transport"
+	"github.com/udsecho/udsecho/internal/relay/record"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // A Config configures where and how to forward.
 type Config struct {
-	Target transport.Addr
+	Target addr.Addr
 	// Dial connects to the target, however long that takes, and checks the
 	// user that serves there. It is called from many goroutines.
 	Dial func(context.Context) (*sock.Conn, error)
@@ -53,7 +51,7 @@ type Config struct {
 	// PassFiles passes descriptors on; otherwise they end their connection.
 	PassFiles bool
 	// Memory is shared by all connections, each with two ends; nil: no bounds.
-	Memory      *memory.Pool
+	Memory      *server.Pool
 	IdleTimeout time.Duration // connections on which nothing passes for this long are closed; 0: none
 	// Limits for datagram clients at the same time, in all and for one user. A
 	// further client takes the place of the one that has been silent for
@@ -72,7 +70,7 @@ type Relay struct {
 	warn   zerolog.Logger // rate limited, as a client can cause warnings as often as it likes
 
 	links      map[*link]struct{}
-	peers      map[echoserver.SenderKey]*peer
+	peers      map[server.SenderKey]*peer
 	lastID     uint64   // of the last peer
 	passed     uint64   // messages of all peers
 	slow       []*peer  // peers whose replies wait for their clients
@@ -84,7 +82,7 @@ type Relay struct {
 	files      usage // descriptors that were received, and are not closed yet
 	flying     usage // descriptors that were sent, and may not be received yet
 	mostFlying int   // of one user
-	closers    *closing.Closers
+	closers    *server.Closers
 	noRights   bool    // no descriptors come from the target, see [sock.RefusesRights]
 	placer     *placer // nil without PassFiles
 	replies    *sock.Receiver
@@ -108,7 +106,7 @@ const (
 
 // New makes a relay. It fails if there is no memory.
 func New(c Config) (*Relay, error) {
-	r := &Relay{config: c, first: make(chan struct{}, 1), links: map[*link]struct{}{}, peers: map[echoserver.SenderKey]*peer{}}
+	r := &Relay{config: c, first: make(chan struct{}, 1), links: map[*link]struct{}{}, peers: map[server.SenderKey]*peer{}}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	r.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
 	size := bufSize
@@ -118,7 +116,7 @@ func New(c Config) (*Relay, error) {
 		r.replies.TakeRights() // so that no close of theirs is on the loop
 	}
 	r.buf = make([]byte, size)
-	r.closers = closing.New(c.Log)
+	r.closers = server.NewClosers(c.Log)
 	r.noRights = !c.PassFiles && sock.CanRefuseRights()
 	r.files.users, r.flying.users = map[int64]int{}, map[int64]int{}
 	var limit unix.Rlimit
@@ -292,7 +290,7 @@ func (r *Relay) End() {
 // record records a connection, if anything is recorded.
 func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
 	c := record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path}
-	if r.config.Target.Type == transport.TCP {
+	if r.config.Target.Type == addr.TCP {
 		_, port, _ := net.SplitHostPort(c.Target)
 		n, _ := strconv.ParseUint(port, 10, 16)
 		c.Port = uint16(n)
@@ -322,7 +320,7 @@ func (r *Relay) giveBack(buf []byte) {
 	}
 }
 
-func escape(err error) string { return transcript.Escape(err.Error()) }
+func escape(err error) string { return logtext.Escape(err.Error()) }
 
 // maxFiles is the largest number of descriptors in a message, unix(7),
 // SCM_MAX_FD.

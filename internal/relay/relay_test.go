@@ -12,23 +12,23 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/echoserver"
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/relay"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
-	"github.com/udsecho/udsecho/internal/transport"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // relayHere relays from one path to another in this process; stop ends it.
-func relayHere(t testing.TB, kind transport.Type, from, to string) (stop func()) {
+func relayHere(t testing.TB, kind addr.Type, from, to string) (stop func()) {
 	t.Helper()
-	l, err := transport.Listen(sock.ListenConfig{}, transport.Addr{Type: kind, Path: from})
+	l, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: kind, Path: from})
 	check(t, err)
-	target := transport.Addr{Type: kind, Path: to}
-	config := echoserver.Config{Chunk: 16, Log: zerolog.Nop(), DrainTimeout: testkit.Patience}
+	target := addr.Addr{Type: kind, Path: to}
+	config := server.Config{Chunk: 16, Log: zerolog.Nop(), DrainTimeout: testkit.Patience}
 	config.Relay, err = relay.New(relay.Config{
 		Target: target, Log: zerolog.Nop(),
-		Dial:  func(ctx context.Context) (*sock.Conn, error) { return transport.Dial(ctx, target, sock.DialConfig{}) },
+		Dial:  func(ctx context.Context) (*sock.Conn, error) { return addr.Dial(ctx, target, sock.DialConfig{}) },
 		Check: func(unix.Ucred) error { return nil },
 	})
 	check(t, err)
@@ -55,7 +55,7 @@ func FuzzRelay(f *testing.F) {
 		l, err := net.Listen("unix", d+"/s")
 		check(t, err)
 		defer func() { _ = l.Close() }()
-		defer relayHere(t, transport.Stream, d+"/r", d+"/s")()
+		defer relayHere(t, addr.Stream, d+"/r", d+"/s")()
 		client, err := net.Dial("unix", d+"/r")
 		check(t, err)
 		target, err := l.Accept()

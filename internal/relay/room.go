@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/memory"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -40,7 +40,7 @@ func (e *end) makeRoom() bool {
 		}
 		grow = max(size+sock.Overhead-o.buffer, 0)
 	}
-	need := pool.Cost(grow) + memory.Kept(size)
+	need := pool.Cost(grow) + server.Kept(size)
 	switch {
 	case need > pool.Share():
 		e.link.refuse(fmt.Sprintf("a message of %d bytes needs %d bytes of memory; the memory limit leaves %d for one user", size, need, pool.Share()))
@@ -113,7 +113,7 @@ func (r *Relay) unpark() {
 // room for it, see makeRoom.
 func (e *end) keep() {
 	if e.other().buffer > 0 && (e.records || e.link.relay.config.PassFiles) {
-		e.kept = memory.Kept(len(e.rest))
+		e.kept = server.Kept(len(e.rest))
 		e.link.relay.config.Memory.Keep(e.link.user(), e.kept)
 	}
 }
