@@ -12,8 +12,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"github.com/udsecho/udsecho/internal/cli"
 )
 
 // docs/options.md contains every command, with every flag and its variable,
@@ -141,18 +139,6 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 			}
 			if anchor != "" && !anchors[path][anchor] {
 				t.Errorf("%s: %s has no such heading", document, link[1])
-			}
-		}
-	}
-}
-
-func TestVersionNeedsNoOtherOption(t *testing.T) {
-	t.Parallel()
-	for _, program := range []string{"server", "client"} {
-		for _, option := range []string{"--version", "-V"} {
-			status, stdout, stderr := run(t, dir(t), "", program, option)
-			if want := program + " " + cli.Version + "\n"; status != 0 || stdout != want || stderr != "" {
-				t.Errorf("%s %s: exit status %d, output %q, error %q; want %q", program, option, status, stdout, stderr, want)
 			}
 		}
 	}

@@ -298,14 +298,3 @@ func TestF42StatusIsAnsweredWithOneProcessor(t *testing.T) {
 		Outcome: fmt.Sprintf("with one CPU the median is %.1f ms and p99 %.1f ms, with two %.1f and %.1f", ms(median1), ms(one), ms(median2), ms(two)),
 	})
 }
-
-// The first line at level debug names the memory limit and what follows from
-// it.
-func TestFirstDebugLineDescribesTheMemory(t *testing.T) {
-	t.Parallel()
-	p := start(t, testkit.Dir(t), "server", "--log-level", "debug", "--log-format", "plain", "--max-connections", "50")
-	p.Err.Await(t, 1, "starting up")
-	first, _, _ := strings.Cut(p.Err.String(), "\n")
-	testkit.WantWords(t, first, "memory: the ", " allows ", "58 connections, each with a send buffer of 8192 bytes at least")
-	p.Stop(t)
-}

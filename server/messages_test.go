@@ -2,16 +2,11 @@ package main_test
 
 import (
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/udsecho/udsecho/internal/testkit"
 )
@@ -40,164 +35,10 @@ received 'This is the message.  It will be repeated.'
 closing socket
 `
 
-func TestMessageTranscripts(t *testing.T) {
-	t.Parallel()
-	for kind, want := range transcripts {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			server := serve(t, d, "--log-format", "plain", "--listen", kind+":./s")
-			status, stdout, stderr := run(t, d, "", "client", "--log-format", "plain", "--connect", kind+":./s")
-			if status != 0 || stdout != message {
-				t.Errorf("the client's exit status is %d, its output %q", status, stdout)
-			}
-			if diff := cmp.Diff(messageClient, stderr); diff != "" {
-				t.Errorf("client (-want +got):\n%s", diff)
-			}
-			wantFiles(t, d, ".s.lock", "s")
-			_, echoed, _ := strings.Cut(want, "received ")
-			server.Err.Await(t, 1, echoed)
-			if diff := cmp.Diff(want, server.Err.String()); diff != "" {
-				t.Errorf("server (-want +got):\n%s", diff)
-			}
-			server.Stop(t)
-			if out := server.Out.String(); out != "" {
-				t.Errorf("the server's output is %q", out)
-			}
-		})
-	}
-}
-
 // loopback returns a HOST:PORT that is not in use: all of 127.0.0.0/8 is this
 // host.
 func loopback() string {
 	return fmt.Sprintf("127.%d.%d.%d:7000", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
-}
-
-func TestAllTypesInOneServer(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	internet := loopback()
-	addresses := []string{"stream:./s", "datagram:./d", "seqpacket:./q", "tcp:" + internet, "udp:" + internet}
-	var listen []string
-	for _, a := range addresses {
-		listen = append(listen, "--listen", a)
-	}
-	server := serve(t, d, append(listen, "--log-format", "plain")...)
-	if diff := cmp.Diff("starting up on ./s\nstarting up on ./d\nstarting up on ./q\nstarting up on "+internet+
-		"\nstarting up on "+internet+"\nwaiting for a connection\n", server.Err.String()); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
-	// Health checks on Unix sockets are not logged.
-	if status, stdout, stderr := run(t, d, "", append([]string{"server", "healthcheck"}, listen[:6]...)...); status != 0 || stdout+stderr != "" {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
-	if n := strings.Count(server.Err.String(), "\n"); n != 6 {
-		t.Errorf("health checks are mentioned:\n%s", &server.Err)
-	}
-	if status, stdout, stderr := run(t, d, "", append([]string{"server", "healthcheck"}, listen[6:]...)...); status != 0 || stdout+stderr != "" {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
-	much := strings.Repeat(message+"\n", 1000)
-	for range 2 {
-		for _, a := range addresses {
-			for _, tt := range []struct{ arg, stdin, want string }{
-				{"hello", "", "hello"},
-				{"", "", ""},
-				{"-", much, much},
-			} {
-				status, stdout, stderr := run(t, d, tt.stdin, "client", "--connect", a, tt.arg)
-				if status != 0 || stdout != tt.want {
-					t.Errorf("%s: exit status %d, %d bytes of output, not %d, error %q", a, status, len(stdout), len(tt.want), stderr)
-				}
-			}
-		}
-	}
-	wantFiles(t, d, ".d.lock", ".q.lock", ".s.lock", "d", "q", "s")
-	server.Stop(t)
-}
-
-func TestServerListensOnAllOrNone(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	check(t, os.WriteFile(d+"/file", nil, 0o600))
-	status, _, stderr := run(t, d, "", "server", "--listen", "datagram:d", "--listen", "seqpacket:q", "--listen", "datagram:file")
-	if status != 1 {
-		t.Errorf("exit status %d", status)
-	}
-	wantWords(t, stderr, "server: listen datagram:file: not a socket: file is a regular file")
-	wantFiles(t, d, "file")
-}
-
-func TestStandardInputGoesInMessages(t *testing.T) {
-	t.Parallel()
-	for kind := range transcripts {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			server := serve(t, d, "--log-format", "plain", "--listen", kind+":./s")
-			want := ""
-			for _, tt := range []struct {
-				args []string
-				in   string
-				want []string
-			}{
-				{nil, "all of it", []string{"all of it"}},
-				{[]string{"--chunk", "0"}, "again", []string{"again"}},
-				{nil, "", []string{""}},
-				{[]string{"--chunk", "4"}, "all of it", []string{"all ", "of i", "t"}},
-				{[]string{"--chunk", "4", "--window", "1"}, "1234567", []string{"1234", "567"}},
-			} {
-				args := append([]string{"client", "--connect", kind + ":./s", "-"}, tt.args...)
-				if status, stdout, stderr := run(t, d, tt.in, args...); status != 0 || stdout != tt.in {
-					t.Errorf("%q: exit status %d, output %q, error %q", args, status, stdout, stderr)
-				}
-				for _, m := range tt.want {
-					want += "received '" + m + "'\n"
-				}
-			}
-			server.Stop(t)
-			got := ""
-			for line := range strings.Lines(server.Err.String()) {
-				if strings.HasPrefix(line, "received") {
-					got += line
-				}
-			}
-			if diff := cmp.Diff(want, got); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-			}
-		})
-	}
-}
-
-func TestNoEchoPrintsTheAnswerOfEachType(t *testing.T) {
-	t.Parallel()
-	for _, kind := range []string{"stream", "datagram", "seqpacket"} {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			server := serve(t, d, "--listen", kind+":./s")
-			for _, tt := range []struct {
-				args     []string
-				in, want string
-			}{
-				{nil, "", message},
-				{[]string{"-"}, "all of it", "all of it"},
-				{[]string{"--chunk", "4", "-"}, "all of it", "all of it"},
-				{[]string{"--hex", "hello"}, "", "00000000  68 65 6c 6c 6f                                    |hello|\n"},
-			} {
-				silence := patience
-				if kind == "datagram" { // it does not see the end, so it waits this long
-					silence = 2 * time.Second
-				}
-				args := append([]string{"client", "--no-echo", "--timeout", silence.String(), "--connect", kind + ":./s"}, tt.args...)
-				if status, stdout, stderr := run(t, d, tt.in, args...); status != 0 || stdout != tt.want {
-					t.Errorf("%q: exit status %d, output %q, error %q", args, status, stdout, stderr)
-				}
-			}
-			server.Stop(t)
-		})
-	}
 }
 
 func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
@@ -320,75 +161,6 @@ sock.close()
 if kind == "datagram":
     os.unlink("./python")
 `
-
-func TestStrangersAreServedInMessages(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		pkg, kind string
-		args      []string
-	}{
-		{"socat", "datagram", []string{"socat", "-t", "0", "-", "UNIX-SENDTO:s,bind=socat"}},
-		{"socat", "seqpacket", []string{"socat", "-t", "60", "-", "UNIX-CONNECT:s,type=5"}},
-		{"python3", "datagram", []string{"python3", "-c", pythonMessages, "datagram", "s"}},
-		{"python3", "seqpacket", []string{"python3", "-c", pythonMessages, "seqpacket", "s"}},
-	} {
-		t.Run(tt.pkg+" "+tt.kind, func(t *testing.T) {
-			t.Parallel()
-			need(t, tt.args[0], tt.pkg)
-			d := dir(t)
-			server := serve(t, d, "--log-format", "plain", "--listen", tt.kind+":s")
-			stranger := start(t, d, tt.args...)
-			_, err := io.WriteString(stranger.In, message)
-			check(t, err)
-			if tt.pkg == "socat" {
-				// It sees no end of datagrams, and would wait for more.
-				stranger.Out.Await(t, 1, message)
-			}
-			check(t, stranger.In.Close())
-			if status := stranger.Status(t); status != 0 {
-				t.Errorf("exit status %d, output %q, error %q", status, &stranger.Out, &stranger.Err)
-			}
-			server.Stop(t) // its log is written beside its loop, and complete at its end
-			wantWords(t, server.Err.String(), "received 'This is the message.  It will be repeated.'\nsending data back to the client\n")
-		})
-	}
-}
-
-func TestSenderWithoutANameIsNotAnswered(t *testing.T) {
-	t.Parallel()
-	need(t, "socat", "socat")
-	d := dir(t)
-	server := serve(t, d, "--listen", "datagram:s")
-	if status, _, stderr := run(t, d, message, "socat", "-u", "-", "UNIX-SENDTO:s"); status != 0 {
-		t.Fatalf("exit status %d, error %q", status, stderr)
-	}
-	server.Err.Await(t, 1, "WRN cannot reply to a client without a name; it must bind one")
-	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:s"); status != 0 || stdout != message {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
-	server.Stop(t)
-}
-
-func TestDatagramSignalDrains(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--listen", "datagram:s", "--listen", "seqpacket:q", "--drain-timeout", "60s")
-	client := start(t, d, "client", "--connect", "seqpacket:q", "--chunk", "5", "-")
-	_, err := io.WriteString(client.In, "hello")
-	check(t, err)
-	client.Out.Await(t, 1, "hello")
-	server.Signal(t, syscall.SIGTERM)
-	awaitEmpty(t, d)
-	_, err = io.WriteString(client.In, "again")
-	check(t, err)
-	check(t, client.In.Close())
-	if status := client.Status(t); status != 0 || client.Out.String() != "helloagain" {
-		t.Errorf("exit status %d, output %q, error %q", status, &client.Out, &client.Err)
-	}
-	if status := server.Status(t); status != 0 {
-		t.Errorf("exit status %d after:\n%s", status, &server.Err)
-	}
-}
 
 // The log's description of a datagram's sender, in every format.
 func TestHostileDatagramClientIsEscapedInTheLog(t *testing.T) {

@@ -3,7 +3,6 @@ package main_test
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"runtime"
@@ -420,27 +419,6 @@ func TestF57FileSystemThatShowsOneOwnerForAll(t *testing.T) {
 		t.Errorf("another user's socket received %q, %v", reply[:max(n, 0)], err)
 	}
 	server.Terminate(t)
-}
-
-// While it sends to paths, the loop's thread is in another directory.
-func TestServerFindsItsFilesAfterItAnsweredAtPaths(t *testing.T) {
-	t.Parallel()
-	need(t, "socat", "socat")
-	d := dir(t)
-	server := serve(t, d, "--listen", "datagram:d")
-	for i, name := range []string{"./me", "me", "you"} {
-		p := start(t, d, "socat", "-", "UNIX-SENDTO:d,bind="+name)
-		_, err := io.WriteString(p.In, message)
-		check(t, err)
-		p.Out.Await(t, 1, message)
-		check(t, p.In.Close())
-		p.Status(t)
-		if i < 2 {
-			check(t, os.Remove(d+"/d"))
-			server.Err.Await(t, i+1, "d was removed: listening again")
-		}
-	}
-	server.Stop(t)
 }
 
 // The server keeps the sockets of some clients, looks them up again if it

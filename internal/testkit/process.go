@@ -58,7 +58,8 @@ func build() (err error) {
 		err = os.Setenv("GORACE", "log_path="+bin+"/race/report atexit_sleep_ms=0")
 	}
 	// Programs run as other users write reports, too.
-	err = errors.Join(err, os.Chmod(bin, 0o755), os.Mkdir(bin+"/race", 0o700), os.Chmod(bin+"/race", 0o777|os.ModeSticky))
+	err = errors.Join(err, os.Chmod(bin, 0o755), os.Mkdir(bin+"/race", 0o700), os.Chmod(bin+"/race", 0o777|os.ModeSticky),
+		os.WriteFile(Program("as"), []byte(as), 0o755))
 	return errors.Join(err, goBuild(bin, race))
 }
 

@@ -3,6 +3,7 @@ package testkit
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
@@ -20,6 +21,14 @@ type script struct {
 	processes map[string]*Process
 	given     []string // what its directory held at the start
 }
+
+// as is a program of the scripts: as UID PROGRAM [ARGUMENT...] is the program of
+// another user.
+const as = `#!/bin/sh
+uid=$1
+shift
+exec setpriv --reuid="$uid" --regid="$uid" --clear-groups "$@"
+`
 
 // Scripts runs the scripts in a directory, each as a parallel subtest: package
 // testscript describes their language, and [commands] what is added to it. A
@@ -40,6 +49,10 @@ func Scripts(t *testing.T, dir string) {
 	}
 	testscript.Run(t, testscript.Params{Dir: dir, WorkdirRoot: Dir(t), Cmds: added, Setup: func(env *testscript.Env) error {
 		env.Setenv("PATH", bin+":"+env.Getenv("PATH"))
+		env.Setenv("UID", strconv.Itoa(os.Geteuid()))
+		env.Setenv("GID", strconv.Itoa(os.Getegid()))
+		// Not in use, as all of 127.0.0.0/8 is this host.
+		env.Setenv("LOOPBACK", fmt.Sprintf("127.%d.%d.%d:7000", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254)))
 		s := &script{t: env.T().(testing.TB), processes: map[string]*Process{}}
 		s.given = names(s.t, env.WorkDir)
 		env.Values["script"] = s
@@ -69,19 +82,28 @@ var commands = map[string]struct {
 		_, err := io.WriteString(s.process(args[0]).In, args[1])
 		s.ts.Check(err)
 	}},
-	"close":  {"NAME", 1, func(s *script, args []string) { s.ts.Check(s.process(args[0]).In.Close()) }},
-	"signal": {"NAME SIGNAL", 2, func(s *script, args []string) { s.process(args[0]).Signal(s.t, unix.SignalNum("SIG"+args[1])) }},
+	"close": {"NAME", 1, func(s *script, args []string) { s.ts.Check(s.process(args[0]).In.Close()) }},
+	// Afterwards, a process that gets STOP has stopped.
+	"signal": {"NAME SIGNAL", 2, func(s *script, args []string) {
+		if p := s.process(args[0]); args[1] == "STOP" {
+			p.Pause(s.t)
+		} else {
+			p.Signal(s.t, unix.SignalNum("SIG"+args[1]))
+		}
+	}},
 	// The end is an exit status, or a signal in words; the commands stdout, stderr
 	// and cmp then look at the output.
 	"end":       {"NAME END", 2, func(s *script, args []string) { s.end(args[0], args[1]) }},
 	"terminate": {"NAME", 1, func(s *script, args []string) { s.process(args[0]).Signal(s.t, unix.SIGTERM); s.end(args[0], "0") }},
-	"status": {"STATUS PROGRAM [ARGUMENT...]", 2, func(s *script, args []string) {
-		status := "0"
-		if err := s.ts.Exec(args[1], args[2:]...); err != nil {
-			status = strings.TrimPrefix(err.Error(), "exit status ")
-		}
-		if status != args[0] {
-			s.ts.Fatalf("exit status %s, want %s", status, args[0])
+	"status":    {"STATUS PROGRAM [ARGUMENT...]", 2, func(s *script, args []string) { s.status(args[0], args[1:]) }},
+	// The only output is one line on the standard error, which contains the words,
+	// and after a usage error (2) where there is help.
+	"fails": {"STATUS WORDS PROGRAM [ARGUMENT...]", 3, func(s *script, args []string) {
+		s.status(args[0], args[2:])
+		stderr := s.ts.ReadFile("stderr")
+		if line, rest, _ := strings.Cut(stderr, "\n"); s.ts.ReadFile("stdout") != "" || rest != "" || line == stderr ||
+			!strings.Contains(line, args[1]) || args[0] == "2" && !strings.HasSuffix(line, " --help)") {
+			s.ts.Fatalf("it does not write one line with %q", args[1])
 		}
 	}},
 	// It repeats a program until it succeeds.
@@ -104,7 +126,10 @@ var commands = map[string]struct {
 		}
 	}},
 	"need": {"PROGRAM PACKAGE", 2, func(s *script, args []string) { Need(s.t, args[0], args[1]) }},
-	"root": {"REASON", 1, func(s *script, args []string) { NeedRoot(s.t, args[0]) }},
+	"root": {"REASON", 1, func(s *script, args []string) {
+		NeedRoot(s.t, args[0])
+		Need(s.t, "setpriv", "util-linux") // see as
+	}},
 }
 
 func (s *script) start(args []string) *Process {
@@ -112,11 +137,23 @@ func (s *script) start(args []string) *Process {
 	if last := args[len(args)-1]; strings.HasPrefix(last, "&") && strings.HasSuffix(last, "&") {
 		name, args = strings.Trim(last, "&"), args[:len(args)-1]
 	}
-	p := Start(s.t, s.ts.MkAbs("."), args...)
+	p := Prepare(s.t, s.ts.MkAbs("."), args...)
+	p.Cmd.Env = append(p.Cmd.Env, "PATH="+s.ts.Getenv("PATH"))
+	p.Start(s.t)
 	s.processes[name] = p
 	s.ts.Setenv(name, strconv.Itoa(p.Pid()))
 	s.ts.Defer(func() { s.ts.Logf("[%s]\n%s%s", name, &p.Out, &p.Err) })
 	return p
+}
+
+func (s *script) status(want string, args []string) {
+	status := "0"
+	if err := s.ts.Exec(args[0], args[1:]...); err != nil {
+		status = strings.TrimPrefix(err.Error(), "exit status ")
+	}
+	if status != want {
+		s.ts.Fatalf("exit status %s, want %s", status, want)
+	}
 }
 
 func (s *script) process(name string) *Process {
