@@ -21,20 +21,21 @@ import (
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-const defaultMessage = "This is the message.  It will be repeated."
+type messageArg struct {
+	Message string `arg:"" optional:"" default:"This is the message.  It will be repeated." help:"What to send (default: a message of 42 bytes)."`
+}
 
 type echoCmd struct {
-	Message string `arg:"" optional:"" default:"${message}" help:"What to send; - sends standard input (default: a message of 42 bytes)."`
-
-	Connect addr.Addr     `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT (default: ${default})."`
-	Bind    string        `placeholder:"NAME" help:"A name for the client's own socket, with which the server distinguishes clients and answers datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
-	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet. If the connection breaks, connect again and continue with the bytes not yet echoed, until no echo has arrived for this long. The client keeps at most 8 MiB of such bytes, and then waits before it reads more input, so that a server that never answers does not fill its memory (default: ${default})."`
-	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo. 0s: no limit (default: ${default})."`
-	Chunk   int           `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream (default: 16, and 65536 for - and --no-echo). On the other types, size of one message of - (default: all of the input is one message)."`
-	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream (default: ${default})."`
-	NoEcho  bool          `help:"Expect no echo: send, then print everything received until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram). With an empty MESSAGE over a stream, only listen."`
-	Hex     bool          `help:"Print the received bytes as a hex dump: offsets, bytes, ASCII."`
-	Sndbuf  int           `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's, but for - over a stream 2097152, or as much as the system allows)."`
+	messageArg
+	Connect addr.Addr     `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH (or just PATH), datagram:PATH, seqpacket:PATH or tcp:HOST:PORT. A PATH of the form @NAME is an abstract name."`
+	Bind    string        `placeholder:"NAME" help:"The name of the client's own socket: none, auto (beside the server's socket), DIR/ (the same in DIR) or a path. A datagram server answers to it (default: none, but auto for datagram)."`
+	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet. If the connection breaks, continue over a new one."`
+	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo; 0s: no limit."`
+	Chunk   int           `placeholder:"BYTES" help:"Size of one receive on a stream; on the other types, of one message of - (default: 16, or 65536 for - and --no-echo; one message for all of the input)."`
+	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream."`
+	NoEcho  bool          `help:"Expect no echo: send, then print everything until the server ends, or is silent for --timeout."`
+	Hex     bool          `help:"Print the received bytes as a hex dump."`
+	Sndbuf  int           `placeholder:"BYTES" help:"Send buffer (SO_SNDBUF); a message may be 32 bytes less (default: the system's, but for - over a stream 2097152, or as much as the system allows)."`
 	requireFlags
 	cli.LogFlags
 }
@@ -185,8 +186,8 @@ func dial(ctx context.Context, a addr.Addr, config sock.DialConfig, patience tim
 
 // requireFlags name the user and group that must run the server.
 type requireFlags struct {
-	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user (default: any user)."`
-	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: any group)."`
+	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user; stream and seqpacket only."`
+	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group; stream and seqpacket only."`
 }
 
 func (f requireFlags) validate(t addr.Type) error {

@@ -28,13 +28,13 @@ import (
 
 type forwardCmd struct {
 	server.ListenFlag
-	Connect   addr.Addr     `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, which may be mixed with the other one in --listen; seqpacket:PATH; datagram:PATH."`
-	Bind      string        `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
-	Retry     time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client, if there is no target yet. For a target whose backlog is full the relay waits as long as the client does (default: ${default})."`
-	PassFiles bool          `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag, a message with descriptors ends its connection; a datagram is dropped, or its sender gets EPERM (Linux 6.16)."`
-	Show      string        `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
-	ShowPort  uint16        `placeholder:"PORT" help:"The target's port in a capture, by which Wireshark chooses the protocol: 5432 for PostgreSQL, 6379 for Redis (default: the port of a tcp target, otherwise 80, HTTP)."`
-	server.LimitFlags
+	Connect           addr.Addr     `required:"" placeholder:"ADDR" help:"The target: of the same type as --listen, or stream:PATH and tcp:HOST:PORT in any combination."`
+	Bind              string        `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/ or none (default: auto)."`
+	Retry             time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client."`
+	PassFiles         bool          `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag they end the connection."`
+	Show              string        `placeholder:"FORM" help:"Show the forwarded data: hex or json on standard output, or a capture for Wireshark in a new FILE.pcapng."`
+	ShowPort          uint16        `placeholder:"PORT" help:"The target's port in a capture, by which Wireshark chooses the protocol: 5432 for PostgreSQL, for example (default: the port of a tcp target, otherwise 80)."`
+	server.LimitFlags `set:"idle=0s"`
 	requireFlags
 	cli.LogFlags
 }
@@ -97,11 +97,11 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if err := c.CheckOpenFiles(c.Listen); err != nil {
 		return err
 	}
-	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
+	listen := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
 	if !c.PassFiles {
-		config.Control = addr.RefuseRights()
+		listen.Control = addr.RefuseRights()
 	}
-	sockets, _, err := server.Sockets(config, c.Listen, false)
+	sockets, _, err := server.Sockets(listen, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {
 			err = c.joins(s.Addr) // the address may come from systemd
@@ -132,19 +132,26 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.Connect.Type == addr.Seqpacket { // any record that a process can send has to fit
 		sendBuffer = sock.MaxMessage() + sock.Overhead
 	}
-	s := c.Config(sockets, 2, beside, 2, sendBuffer, log)
-	s.Chunk = 1024 // for health checks
-	s.RelayFiles = c.PassFiles
-	s.Relay, err = relay.New(relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), Memory: s.Memory, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser,
-		Record: recorder, Log: log,
+	s, err := server.New(c.Config(sockets, 2, beside, 2, sendBuffer, log))
+	if err != nil {
+		server.CloseSockets(sockets, nil)
+		return err
+	}
+	r, err := relay.New(s, relay.Config{
+		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
+		MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser, Record: recorder,
 	})
 	if err != nil {
 		server.CloseSockets(sockets, nil)
 		return err
 	}
 	c.removeStale(log)
-	return s.Serve(ctx, sockets...)
+	handler := server.SplitHealthChecks(r, echo.New(s, echo.Config{Chunk: 1024}))
+	services := server.Services(handler, sockets...)
+	for i := range services {
+		services[i].Files = c.PassFiles
+	}
+	return s.Serve(ctx, services...)
 }
 
 // showPort returns the target's port in a capture. For HTTP's, Wireshark finds

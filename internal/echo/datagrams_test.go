@@ -71,7 +71,7 @@ const kept = 1024
 
 func TestDatagramTranscripts(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.InfoLevel)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.InfoLevel)
 	srv.log.await(t, 1, "waiting for a message")
 	journal, out := newJournal(), &bytes.Buffer{}
 	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
@@ -102,7 +102,7 @@ func TestDatagramTranscripts(t *testing.T) {
 func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	const warning = "cannot reply to a client without a name; it must bind one"
-	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.WarnLevel)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.WarnLevel)
 	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: srv.addr.Path, Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, nameless.Close()) }()
@@ -130,7 +130,7 @@ func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	stats := new(server.Stats)
-	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{Stats: stats}, zerolog.WarnLevel)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), config{Stats: stats}, zerolog.WarnLevel)
 	lazy := correspond(t, srv.addr)
 	sent := 0
 	for range queueLength(t) + kept + 1 {
@@ -197,7 +197,7 @@ func TestConnectedDatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.ErrorLevel)
+			srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.ErrorLevel)
 			lazy := dial(t, srv.addr)
 			for range flood.count {
 				check(t, lazy.Send(make([]byte, flood.size)))
@@ -212,7 +212,7 @@ func TestConnectedDatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 
 func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.InfoLevel)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.InfoLevel)
 	client := correspond(t, srv.addr)
 	client.send(t, message) // the server knows its owner from then on
 	if got := client.receive(t); got != message {
@@ -244,7 +244,7 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 
 func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.InfoLevel)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.InfoLevel)
 	client := correspond(t, srv.addr)
 	total := queueLength(t) + kept
 	const more = 3 // the log has room for all of them
@@ -277,7 +277,7 @@ func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 
 func TestDatagramClientThatEndsDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.WarnLevel)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.WarnLevel)
 	d, err := os.MkdirTemp("", "uds")
 	check(t, err)
 	defer func() { check(t, os.RemoveAll(d)) }()
@@ -302,7 +302,7 @@ func TestDatagramClientThatEndsDoesNotDisturbOthers(t *testing.T) {
 func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 	t.Parallel()
 	for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
-		srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, level)
+		srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, level)
 		client := correspond(t, srv.addr)
 		sendDescriptor(t, client.UnixConn, client.srv)
 		client.send(t, "next")
@@ -323,7 +323,7 @@ func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	srv := server.Config{DrainTimeout: patience, Log: zerolog.Nop()}
+	srv := config{DrainTimeout: patience, Log: zerolog.Nop()}
 	check(t, srv.Serve(ctx, socket))
 	for i := range n {
 		if got := client.receive(t); got != strconv.Itoa(i) {
@@ -338,7 +338,7 @@ func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 
 func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{DrainTimeout: patience}, zerolog.DebugLevel)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), config{DrainTimeout: patience}, zerolog.DebugLevel)
 	client, connected := correspond(t, srv.addr), dial(t, srv.addr)
 	total := queueLength(t) + 100
 	for i := range total {
@@ -361,7 +361,7 @@ func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 
 func TestDrainTimeoutEndsTheWaitForDatagramClients(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), config{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
 	client := correspond(t, srv.addr)
 	for range queueLength(t) + 5 {
 		client.send(t, message)
@@ -402,7 +402,7 @@ func TestF44DatagramFloodWhileDraining(t *testing.T) {
 	endless := &flood{Conn: conn, stop: stop}
 	_, err = conn.Write([]byte("flood"))
 	check(t, err)
-	srv := server.Config{DrainTimeout: 2 * patience, Log: zerolog.New(endless)}
+	srv := config{DrainTimeout: 2 * patience, Log: zerolog.New(endless)}
 	check(t, srv.Serve(ctx, socket))
 	if _, err := conn.Write([]byte("flood")); !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("after the end, sending fails with %v", err)

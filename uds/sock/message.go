@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -291,28 +293,6 @@ func (s Sender) String() string {
 //	EMSGSIZE              if the message is larger than [SendLimit]
 func ReplyTo(fd int, message []byte, to Sender) error {
 	_, err := raw.SendTo(fd, message, string(to))
-	return err
-}
-
-// ReplyFiles is ReplyTo with descriptors; to is "" for the other end of a
-// connection.
-func ReplyFiles(fd int, message []byte, files []int, to Sender) error {
-	if len(files) == 0 {
-		return ReplyTo(fd, message, to)
-	}
-	rights := unix.UnixRights(files...)
-	iov := unix.Iovec{Base: unsafe.SliceData(message)}
-	iov.SetLen(len(message))
-	header := unix.Msghdr{Iov: &iov, Control: &rights[0]}
-	header.SetIovlen(1)
-	header.SetControllen(len(rights))
-	if to != "" {
-		header.Name, header.Namelen = unsafe.StringData(string(to)), uint32(len(to))
-	}
-	_, err := raw.SendMessage(fd, &header)
-	if err == unix.ETOOMANYREFS {
-		err = fmt.Errorf("%w (ETOOMANYREFS): this user has as many descriptors in flight as one process may have open", err)
-	}
 	return err
 }
 
