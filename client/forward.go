@@ -166,12 +166,9 @@ func (c *forwardCmd) showPort() uint16 {
 }
 
 func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
-	var config sock.DialConfig
+	config := sock.DialConfig{Bind: ownName(c.Bind, c.Connect)} // a new name for each
 	if !c.PassFiles {
 		config.Control = func(fd int) error { sock.RefuseRights(fd); return nil }
-	}
-	if c.Connect.Type == addr.Datagram {
-		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
 	conn, err := c.dialRequired(ctx, c.Connect, config, 0)
 	if err != nil && c.Retry > 0 && !errors.Is(err, unix.EAGAIN) && sock.NotThereYet(err) { // for a full backlog the relay waits in any case
