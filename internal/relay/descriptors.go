@@ -101,16 +101,12 @@ func (d *direction) sendFiles() (int, error) {
 }
 
 // landed stops counting the descriptors in flight, if the receiver has received
-// everything.
+// everything, or the link has ended.
 func (d *direction) landed() {
-	if d.flying > 0 && d.to.queued() == 0 {
-		d.flown()
+	if d.flying > 0 && (d.link.closed || d.to.queued() == 0) {
+		d.link.relay.flying.add(d.link.conn.UID, -d.flying)
+		d.flying = 0
 	}
-}
-
-func (d *direction) flown() {
-	d.link.relay.flying.add(d.link.conn.UID, -d.flying)
-	d.flying = 0
 }
 
 // closeFiles closes the descriptors of the rest, beside the loop: the receiver

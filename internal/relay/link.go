@@ -224,7 +224,7 @@ func (l *link) close() {
 			e.in.end()
 		}
 		e.in.forget()
-		e.in.flown()
+		e.in.landed()
 		if e.fd >= 0 && !e.close() {
 			beside = append(beside, e.fd)
 		}
