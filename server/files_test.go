@@ -109,8 +109,6 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--listen", "files:f")
-	var limit unix.Rlimit
-	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, nil, &limit))
 	conn := seqpacket(t, d+"/f")
 	check(t, os.WriteFile(d+"/x", nil, 0o600))
 	file, err := os.Open(d + "/x")
@@ -128,11 +126,11 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	}
 	const rounds = 20
 	for range rounds {
-		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}, nil))
+		lift := limitFiles(t, server, 3)
 		if answer := ask(); answer != "error the server has reached its limit of open files; try again later" {
 			t.Errorf("at the limit: %s", answer)
 		}
-		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &limit, nil))
+		lift()
 		check(t, unix.Close(conn))
 		conn = seqpacket(t, d+"/f")
 		if answer := ask(); !strings.HasPrefix(answer, "sum 1 0 ") {

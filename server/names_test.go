@@ -462,8 +462,7 @@ func TestNamesOfManyClients(t *testing.T) {
 	if n := descriptors(t, server); n > 160 { // 128 names, and the server's own
 		t.Errorf("%d descriptors are open", n)
 	}
-	const few = 20
-	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: few, Max: few}, nil))
+	limitFiles(t, server, 20)
 	askAll("third")
 	for i := range fds {
 		check(t, errors.Join(unix.Close(fds[i]), unix.Unlink(name(i))))

@@ -401,7 +401,7 @@ func TestActivationWithOtherDescriptorsFails(t *testing.T) {
 	check(t, err)
 	unbound, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
-	tcp, err := net.Listen("tcp", loopback())
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
 	defer func() { check(t, tcp.Close()) }()
 	internet, err := tcp.(*net.TCPListener).File()

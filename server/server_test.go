@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,8 +17,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/testkit"
 )
-
-const message = "This is the message.  It will be repeated."
 
 // kinds are the three types of AF_UNIX.
 var kinds = []string{"stream", "datagram", "seqpacket"}
@@ -43,9 +43,7 @@ func TestF3SecondServerFailsAndTheFirstContinuesToServe(t *testing.T) {
 			if after := inodes(t, d+"/s", d+"/.s.lock"); after != before {
 				t.Errorf("the first one's files are %s, were %s", after, before)
 			}
-			if status, stdout, stderr := run(t, d, "", "client", "--connect", kind+":./s"); status != 0 || stdout != message {
-				t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-			}
+			clientEchoes(t, d, "--connect", kind+":./s")
 		}
 		first.Stop(t)
 	}
@@ -97,9 +95,7 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 			old.Signal(t, syscall.SIGCONT)
 		}
 		check(t, holding.In.Close())
-		if status := holding.Status(t); status != 0 {
-			t.Errorf("overlap %d: the old server's client: exit status %d, error %q", i, status, &holding.Err)
-		}
+		holding.WantStatus(t, 0)
 		// It may have noticed a file removed by hand before the signal.
 		if status := old.Status(t); status != 0 && !byHand {
 			t.Errorf("overlap %d: exit status %d, error %q", i, status, &old.Err)
@@ -107,9 +103,7 @@ func TestF2PathSurvivesTheOldServersEnd(t *testing.T) {
 		if after := inodes(t, d+"/uds_socket", d+"/.uds_socket.lock"); after != before {
 			t.Fatalf("overlap %d: the successor's files are %s, were %s", i, after, before)
 		}
-		if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
-			t.Fatalf("overlap %d: exit status %d, output %q, error %q", i, status, stdout, stderr)
-		}
+		clientEchoes(t, d)
 		old = successor
 	}
 	old.Stop(t)
@@ -135,15 +129,14 @@ func TestF31PathThatIsNotTextIsServedAndTheLogIsJSON(t *testing.T) {
 		address := kind + ":./" + notUTF8
 		// The address comes from the variable, which is read like a flag, with
 		// one more step.
-		server := start(t, d, "env", "UDS_LISTEN="+address+"flag,"+address, testkit.Program("server"), "--log-format", "json")
-		server.Err.Await(t, 1, "waiting for a ")
+		server := serving(t, start(t, d, "env", "UDS_LISTEN="+address+"flag,"+address, testkit.Program("server"), "--log-format", "json"))
 		for range rounds {
-			client := start(t, d, "client", "--log-format", "json", "--connect", address, "--bind", "./"+notUTF8+"client", message+notUTF8)
-			if status := client.Status(t); status != 0 || client.Out.String() != message+notUTF8 {
-				t.Errorf("%s: exit status %d, output %q, error %q", kind, status, &client.Out, &client.Err)
+			status, stdout, stderr := run(t, d, "", "client", "--log-format", "json", "--connect", address, "--bind", "./"+notUTF8+"client", message+notUTF8)
+			if status != 0 || stdout != message+notUTF8 {
+				t.Errorf("%s: exit status %d, output %q, error %q", kind, status, stdout, stderr)
 			}
 			echoes++
-			lines += wantJSON(t, client.Err.String())
+			lines += wantJSON(t, stderr)
 		}
 		// A failure is one readable and printable line.
 		status, _, stderr := run(t, d, "", "client", "--connect", address+"missing", "--log-level", "warn")
@@ -198,28 +191,35 @@ const hostile = "x\x1b[31m\x1b]0;title\x07\r\n\t\x01\x7f'\"\\ y=1\u009b31m\u202e
 func TestHostileBytesNeverReachTheLog(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{"plain", "console", "json"} {
-		t.Run(format, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			server := serve(t, d, "--log-format", format, "--listen", hostile+"server")
-			status, stdout, stderr := run(t, d, "", "client", "--log-format", format, "--connect", "./"+hostile+"server",
-				"--bind", hostile+"client", "--chunk", "1024", hostile)
-			if status != 0 || stdout != hostile {
-				t.Errorf("exit status %d, output %q", status, stdout)
-			}
-			server.Err.Await(t, 2, "waiting for a connection")
-			server.Stop(t)
-			wantPrintable(t, stderr)
-			wantPrintable(t, server.Err.String())
-			// Two lines for each receive of 16 bytes, and for the shorter last
-			// one.
-			if got, want := strings.Count(server.Err.String(), "\n"), 8+2*(len(hostile)/16); got != want {
-				t.Errorf("%d lines, want %d:\n%s", got, want, &server.Err)
-			}
-			if format != "plain" && !strings.Contains(server.Err.String(), "[31m") {
-				t.Errorf("the peer is not named in:\n%s", &server.Err)
-			}
-		})
+		for _, tt := range []struct {
+			kind, last string
+			lines      int
+		}{
+			{"datagram", "sending data back", 4},
+			// Two lines for each receive of 16 bytes, and for the shorter last one.
+			{"stream", "no data from", 8 + 2*(len(hostile)/16)},
+		} {
+			t.Run(format+" "+tt.kind, func(t *testing.T) {
+				t.Parallel()
+				d := dir(t)
+				server := serve(t, d, "--log-format", format, "--listen", tt.kind+":"+hostile)
+				status, stdout, stderr := run(t, d, "", "client", "--log-format", format, "--connect", tt.kind+":./"+hostile,
+					"--bind", hostile+"client", "--chunk", "1024", hostile)
+				if status != 0 || stdout != hostile {
+					t.Errorf("exit status %d, output %q", status, stdout)
+				}
+				server.Err.Await(t, 1, tt.last)
+				server.Stop(t)
+				wantPrintable(t, stderr)
+				wantPrintable(t, server.Err.String())
+				if n := strings.Count(server.Err.String(), "\n"); n != tt.lines {
+					t.Errorf("%d lines, want %d:\n%s", n, tt.lines, &server.Err)
+				}
+				if format != "plain" { // the peer is named
+					wantWords(t, server.Err.String(), "xaeclient")
+				}
+			})
+		}
 	}
 }
 
@@ -267,3 +267,97 @@ while received < len(message):
     sys.stdout.buffer.write(data)
 sock.close()
 `
+
+func TestLimitIsInTheErrorAndSndbufIsTheCure(t *testing.T) {
+	t.Parallel()
+	limit, highest := testkit.Setting(t, "core/wmem_default")-32, 2*testkit.Setting(t, "core/wmem_max")
+	large, sndbuf, tooHigh := min(400_000, highest-32), strconv.Itoa(min(1_000_000, highest)), strconv.Itoa(highest+2)
+	random := make([]byte, max(large, limit+1))
+	_, _ = rand.NewChaCha8([32]byte{}).Read(random)
+	tooMuch := fmt.Sprintf("send buffer of %s bytes: the system allows %d; raise net.core.wmem_max", tooHigh, highest)
+	for _, kind := range kinds[1:] {
+		d, cured := dir(t), dir(t)
+		serve(t, d, "--listen", kind+":s")
+		server := serve(t, cured, "--listen", kind+":s", "--sndbuf", sndbuf)
+		for _, tt := range []struct {
+			d      string
+			bytes  int
+			sndbuf string // 0: the system's
+			err    string
+		}{
+			{d, limit, "0", ""},
+			{d, limit + 1, "0", fmt.Sprintf("client: message too long (EMSGSIZE): %d bytes, the socket sends at most %d; raise SO_SNDBUF\n", limit+1, limit)},
+			{cured, large, sndbuf, ""},
+			{d, 1, tooHigh, tooMuch},
+		} {
+			message := string(random[:tt.bytes])
+			status, stdout, stderr := run(t, tt.d, message, "client", "--log-level", "warn", "--connect", kind+":s", "--sndbuf", tt.sndbuf, "-")
+			if failed := status == 1 && stdout == "" && tt.err != ""; !failed && (status != 0 || stdout != message) {
+				t.Errorf("%s, %+v: exit status %d, %d bytes of output", kind, tt, status, len(stdout))
+			}
+			wantWords(t, stderr, tt.err)
+		}
+		wantFiles(t, d, ".s.lock", "s")
+		server.Stop(t)
+		status, _, stderr := run(t, cured, "", "server", "--listen", kind+":s", "--sndbuf", tooHigh)
+		if status != 1 {
+			t.Errorf("exit status %d", status)
+		}
+		wantWords(t, stderr, "server: listen "+kind+":s: ", tooMuch)
+		wantFiles(t, cured)
+	}
+}
+
+// A privileged client can send more than the server has room for. Here the
+// server sees a system with a smaller limit: another file is mounted over the
+// limit's file in its mount namespace.
+func TestF27TruncatedMessageIsRefusedAndNoPrefixEchoed(t *testing.T) {
+	t.Parallel()
+	const rounds = 10
+	const wmem = 5000 // the kernel doubles it and reserves 32 bytes
+	fits, large := strings.Repeat("x", 2*wmem-32), strings.Repeat("x", 2*wmem-31)
+	for kind, tt := range map[string]struct{ timeout, server, client string }{
+		"datagram":  {"200ms", "dropped a message: ", "client: no answer for 200ms: received 0 messages"},
+		"seqpacket": {"0s", "disconnected a client: ", "client: received 0 messages, but not the next one of "},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			d := dir(t)
+			// A user namespace as well, if the test does not run as root.
+			args := []string{"unshare", "--mount"}
+			if os.Geteuid() != 0 {
+				args = append(args, "--map-root-user")
+			}
+			testkit.NeedNamespace(t, args[1:]...)
+			check(t, os.WriteFile(d+"/wmem_max", []byte(strconv.Itoa(wmem)+"\n"), 0o600))
+			server := serving(t, start(t, d, append(args, "sh", "-euc", `
+				mount --bind wmem_max /proc/sys/net/core/wmem_max
+				rm wmem_max
+				exec "$0" --listen "$1"`, testkit.Program("server"), kind+":s")...))
+
+			for i := range rounds {
+				status, stdout, stderr := run(t, d, large, "client", "--connect", kind+":s", "--timeout", tt.timeout, "-")
+				if status != 1 || stdout != "" {
+					t.Errorf("exit status %d, %d bytes of output", status, len(stdout))
+				}
+				wantWords(t, stderr, tt.client)
+				if i < 5 { // the log has at most 5 lines a second
+					server.Err.Await(t, i+1, fmt.Sprintf("%smessage is larger than the receive buffer: %d bytes, %d fit", tt.server, len(large), len(fits)))
+				}
+				status, stdout, stderr = run(t, d, fits, "client", "--connect", kind+":s", "-")
+				if status != 0 || stdout != fits {
+					t.Errorf("exit status %d, %d bytes of output, error %q", status, len(stdout), stderr)
+				}
+			}
+			server.Stop(t)
+			if n := strings.Count(server.Err.String(), "sending data back"); n != rounds {
+				t.Errorf("%d of %d messages that fit were sent back:\n%s", n, rounds, &server.Err)
+			}
+		})
+	}
+	testkit.ReportFault(t, testkit.FaultRow{
+		ID:      "F27",
+		Done:    "datagrams and records of one byte more than the server has room for, each followed by one that fits",
+		Count:   2 * rounds,
+		Outcome: "each refused, counted and logged with both numbers; no byte of it sent back; the next one echoed whole",
+	})
+}

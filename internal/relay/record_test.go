@@ -194,7 +194,7 @@ func TestShowPostgreSQLToTshark(t *testing.T) {
 	server := start(t, d, "setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "sh", "-ec", `PATH=$0:$PATH; mkdir run; echo secret >pw
 		initdb -D data -U postgres -A scram-sha-256 --pwfile=pw -N >&2; exec postgres -D $PWD/data -k $PWD/run -c listen_addresses= -c fsync=off`, strings.TrimSpace(string(programs)))
 	server.Err.Await(t, 1, "ready to accept connections")
-	relay := forward(t, d, "stream:r/.s.PGSQL.5432", "stream:run/.s.PGSQL.5432", "--show", "f.pcapng")
+	relay := forward(t, d, "stream:r/.s.PGSQL.5432", "stream:run/.s.PGSQL.5432", "--show", "f.pcapng", "--show-port", "5432")
 	if status, out, stderr := run(t, d, "", "env", "PGPASSWORD=secret", "psql", "-h", d+"/r", "-U", "postgres", "-Atc", "SELECT 6*7"); status != 0 || out != "42\n" {
 		t.Errorf("psql printed %q, %s", out, stderr)
 	}

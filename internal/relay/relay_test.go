@@ -25,16 +25,17 @@ func relayHere(t testing.TB, kind addr.Type, from, to string) (stop func()) {
 	l, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: kind, Path: from})
 	check(t, err)
 	target := addr.Addr{Type: kind, Path: to}
-	config := server.Config{Chunk: 16, Log: zerolog.Nop(), DrainTimeout: testkit.Patience}
-	config.Relay, err = relay.New(relay.Config{
-		Target: target, Log: zerolog.Nop(),
-		Dial:  func(ctx context.Context) (*sock.Conn, error) { return addr.Dial(ctx, target, sock.DialConfig{}) },
-		Check: func(unix.Ucred) error { return nil },
+	srv, err := server.New(server.Config{Log: zerolog.Nop(), DrainTimeout: testkit.Patience})
+	check(t, err)
+	r, err := relay.New(srv, relay.Config{
+		Target: target,
+		Dial:   func(ctx context.Context) (*sock.Conn, error) { return addr.Dial(ctx, target, sock.DialConfig{}) },
+		Check:  func(unix.Ucred) error { return nil },
 	})
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving errgroup.Group
-	serving.Go(func() error { return config.Serve(ctx, l) })
+	serving.Go(func() error { return srv.Serve(ctx, server.Service{Socket: l, Handler: r}) })
 	return func() {
 		cancel()
 		check(t, serving.Wait())

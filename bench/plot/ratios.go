@@ -1,32 +1,35 @@
-//go:build !noplot
-
-package bench
+package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"image/color"
 	"io"
-	"path/filepath"
-	"strings"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/plotutil"
 	"gonum.org/v1/plot/vg"
-	"gonum.org/v1/plot/vg/draw"
-	"gonum.org/v1/plot/vg/vgimg"
-	"gonum.org/v1/plot/vg/vgsvg"
+
+	"github.com/udsecho/udsecho/internal/bench"
 )
 
 // slot is the width of a bar with the gap beside it.
 const slot = 22 * vg.Millimeter / 3
 
-// WritePlot draws the ratio of each address to the baseline, with its range over
-// the rounds, for each size and number of connections. The file is an SVG if path
-// ends in .svg, and otherwise a PNG.
-func (r *Result) WritePlot(path string) error {
+// ratios draws the ratio of each address to the baseline, with its range over the
+// rounds, for each size and number of connections.
+func ratios(in io.Reader) ([]*plot.Plot, vg.Length, error) {
+	var r bench.Result
+	if err := json.NewDecoder(in).Decode(&r); err != nil {
+		return nil, 0, err
+	}
+	if len(r.Rows) == 0 {
+		return nil, 0, errors.New("it has no rows")
+	}
 	p := plot.New()
-	p.Title.Text = "Messages per second, as a ratio to " + r.baseline()
+	p.Title.Text = "Messages per second, as a ratio to " + baseline(&r)
 	p.Y.Label.Text = "median ratio, and its range over the rounds"
 	p.Y.Min = 0
 	grid := plotter.NewGrid()
@@ -35,18 +38,18 @@ func (r *Result) WritePlot(path string) error {
 	p.Legend.Top, p.Legend.Padding = true, vg.Millimeter
 
 	var groups []plot.Tick
-	addresses := r.addresses()
+	n := addresses(&r)
 	var at float64 // the next bar, in slots
 	for i, row := range r.Rows {
-		if i%addresses == 0 {
+		if i%n == 0 {
 			at++ // a gap between groups
-			groups = append(groups, plot.Tick{Value: at + float64(addresses-1)/2, Label: title(row)})
+			groups = append(groups, plot.Tick{Value: at + float64(n-1)/2, Label: title(row)})
 		}
-		bar, err := ratio(p, row, at, plotutil.Color(i%addresses))
+		bar, err := ratio(p, row, at, plotutil.Color(i%n))
 		if err != nil {
-			return err
+			return nil, 0, err
 		}
-		if i < addresses {
+		if i < n {
 			p.Legend.Add(row.Address, bar)
 		}
 		at++
@@ -54,25 +57,12 @@ func (r *Result) WritePlot(path string) error {
 	p.X.Min, p.X.Max = 0, at
 	p.X.Tick.Marker = plot.ConstantTicks(groups)
 	p.X.Tick.Length = 0
-	p.Y.Max *= 1.05 + 0.07*float64(addresses) // room for the legend
-
-	width, height := slot*vg.Length(at)+25*vg.Millimeter, 4*vg.Inch
-	var canvas interface {
-		vg.CanvasSizer
-		io.WriterTo
-	} = vgimg.PngCanvas{Canvas: vgimg.New(width, height)}
-	if strings.EqualFold(filepath.Ext(path), ".svg") {
-		canvas = vgsvg.New(width, height)
-	}
-	p.Draw(draw.New(canvas))
-	return WriteFile(path, func(w io.Writer) error {
-		_, err := canvas.WriteTo(w)
-		return err
-	})
+	p.Y.Max *= 1.05 + 0.07*float64(n) // room for the legend
+	return []*plot.Plot{p}, slot*vg.Length(at) + 30*vg.Millimeter, nil
 }
 
 // addresses returns the number of addresses, which each group of rows has.
-func (r *Result) addresses() int {
+func addresses(r *bench.Result) int {
 	for i, row := range r.Rows[1:] {
 		if row.Address == r.Rows[0].Address {
 			return i + 1
@@ -82,7 +72,7 @@ func (r *Result) addresses() int {
 }
 
 // baseline names what the ratios are to.
-func (r *Result) baseline() string {
+func baseline(r *bench.Result) string {
 	if r.Base > 1 {
 		return fmt.Sprintf("the fastest of the first %d addresses", r.Base)
 	}
@@ -90,7 +80,7 @@ func (r *Result) baseline() string {
 }
 
 // title names a group of rows.
-func title(row *Row) string {
+func title(row *bench.Row) string {
 	s := fmt.Sprintf("%d B × %d", row.Size, row.Connections)
 	if row.Size%1024 == 0 {
 		s = fmt.Sprintf("%d KiB × %d", row.Size/1024, row.Connections)
@@ -102,7 +92,7 @@ func title(row *Row) string {
 }
 
 // ratio adds the bar of a row to a plot, at slot number at.
-func ratio(p *plot.Plot, row *Row, at float64, fill color.Color) (*plotter.BarChart, error) {
+func ratio(p *plot.Plot, row *bench.Row, at float64, fill color.Color) (*plotter.BarChart, error) {
 	bar, err := plotter.NewBarChart(plotter.Values{row.Ratio}, slot*4/5)
 	if err != nil {
 		return nil, err
