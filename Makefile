@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help engine demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt tidy clean examples bench-examples recording documents
+.PHONY: help engine demo test stress soak crash faults options model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt tidy clean examples bench-examples recording documents
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -47,6 +47,9 @@ crash: # a start, both sides of a takeover and of a transfer, killed at every sy
 faults: # docs/faults.csv, as the tests that show its rows see it now
 	STRESS=1 FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./uds/... ./integration
 	go test -count=1 -run EveryRow ./internal/testkit
+
+options: # docs/options.md, from the flags of the programs
+	OPTIONS=write go test -count=1 -p 1 -run '^TestOptions' ./server ./client
 
 model: # the takeover's protocol, in every order of steps, deaths and signals
 	@tools/model.sh

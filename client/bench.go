@@ -19,19 +19,19 @@ import (
 )
 
 type benchCmd struct {
-	Connect     []addr.Addr   `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo. Repeatable, or with commas (default: ${default})."`
-	Size        []int         `default:"64" placeholder:"BYTES,..." help:"Sizes of a message (default: ${default})."`
-	Connections []int         `default:"1" placeholder:"N,..." help:"Numbers of connections (default: ${default})."`
-	Window      int           `default:"1" placeholder:"N" help:"Messages in flight on each connection (default: ${default})."`
-	Rate        float64       `default:"0" placeholder:"N" help:"Messages a second in all, in an open loop: a latency starts at the time when the message should have been sent. 0: as fast as the echoes arrive (default: ${default})."`
-	Duration    time.Duration `default:"1s" placeholder:"DURATION" help:"Measured time, for each address in each round (default: ${default})."`
-	Warmup      time.Duration `default:"200ms" placeholder:"DURATION" help:"Time before the measured time (default: ${default})."`
-	Rounds      int           `default:"5" placeholder:"N" help:"Number of rounds. Each measures all addresses in turn, in an order that rotates (default: ${default})."`
-	Baseline    int           `default:"1" placeholder:"N" help:"Ratios compare with the fastest of the first N addresses in the round (default: ${default})."`
-	Spin        time.Duration `default:"100us" placeholder:"DURATION" help:"How long the client polls before it sleeps, as the server's --spin (default: ${default})."`
+	Connect     []addr.Addr   `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo."`
+	Size        []int         `default:"64" placeholder:"BYTES" help:"Sizes of a message; each with each number of connections."`
+	Connections []int         `default:"1" placeholder:"N" help:"Numbers of connections."`
+	Window      int           `default:"1" placeholder:"N" help:"Messages in flight on each connection."`
+	Rate        float64       `default:"0" placeholder:"N" help:"Messages a second in all, in an open loop; 0: as fast as the echoes arrive."`
+	Duration    time.Duration `default:"1s" placeholder:"DURATION" help:"Measured time, for each address in each round."`
+	Warmup      time.Duration `default:"200ms" placeholder:"DURATION" help:"Time before the measured time."`
+	Rounds      int           `default:"5" placeholder:"N" help:"Number of rounds; each measures all addresses in turn, in an order that rotates."`
+	Baseline    int           `default:"1" placeholder:"N" help:"Ratios compare with the fastest of the first N addresses in the round."`
+	Spin        time.Duration `default:"100us" placeholder:"DURATION" help:"How long the client polls before it sleeps."`
 	Bind        string        `placeholder:"DIR/" help:"Directory in which datagram clients bind their names (default: beside the server's socket)."`
-	Retry       time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
-	JSON        string        `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file; with -, write them to standard output instead of the table."`
+	Retry       time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet."`
+	JSON        string        `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file; with -, to standard output instead of the table."`
 }
 
 // Validate rejects values that make no sense.

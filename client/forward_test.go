@@ -631,7 +631,6 @@ func TestForwardUsage(t *testing.T) {
 	for _, tt := range []struct{ args, words string }{
 		{"", "missing flags: --connect"},
 		{"--listen datagram:r --connect s", "datagram and stream do not join"},
-		{"--listen udp:127.0.0.1:7000 --connect s", "the relay joins stream and tcp"},
 		{"--listen files:r --connect files:s", "the relay joins stream and tcp"},
 		{"--listen r --connect r", "the relay listens there itself"},
 		{"--listen r --connect tcp:127.0.0.1:1 --pass-files", "--pass-files: no descriptors pass to tcp"},
@@ -639,6 +638,7 @@ func TestForwardUsage(t *testing.T) {
 		{"--listen tcp::7000 --connect s --allow-uid 1", "need a Unix socket"},
 		{"--listen r --connect tcp:127.0.0.1:1 --require-uid 1", "the kernel does not report the server's user for a tcp socket"},
 		{"--listen r --connect s --show text", "write hex, json, or the name of a file that ends in .pcapng"},
+		{"--listen r --connect s --show hex --show-port 5432", "only a capture has ports; write --show FILE.pcapng"},
 		{"--listen r --connect s --bind auto", "only sockets towards a datagram target have names"},
 		{"--listen datagram:r --connect datagram:s --bind me", "write auto, DIR/ or none"},
 		{"--listen r --connect s --retry=-1s", "choose 0s or more"},

@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -167,45 +166,6 @@ func TestSeqpacketServerThatClosesEarlyIsFailure(t *testing.T) {
 	}
 	wantWords(t, p.Err.String(), "client: received 0 messages, but not the next one of 5 bytes, before the server closed the connection")
 	wantFiles(t, d, "s")
-}
-
-func TestUDPClientReportsHowManyAreLost(t *testing.T) {
-	t.Parallel()
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	check(t, err)
-	done := make(chan struct{})
-	defer func() {
-		check(t, conn.Close())
-		<-done
-	}()
-	go func() {
-		defer close(done)
-		buf := make([]byte, 100)
-		for n := 1; ; n++ {
-			size, client, err := conn.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			if n%3 != 0 { // every third is lost
-				_, _ = conn.WriteToUDPAddrPort(buf[:size], client)
-			}
-		}
-	}()
-	var in, want bytes.Buffer
-	for i := range 12 {
-		fmt.Fprintf(&in, "%02d\n", i)
-		if i%3 != 2 {
-			fmt.Fprintf(&want, "%02d\n", i)
-		}
-	}
-	status, stdout, stderr := run(t, dir(t), in.String(), "--connect", "udp:"+conn.LocalAddr().String(),
-		"--chunk", "3", "--window", "4", "--timeout", "500ms", "--log-level", "warn", "-")
-	if status != 1 || stderr != "client: 4 of 12 messages were not echoed\n" {
-		t.Errorf("exit status %d, error %q", status, stderr)
-	}
-	if diff := cmp.Diff(want.String(), stdout); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
-	}
 }
 
 // The original server with other messages, over the two other types.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/bench"
+	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
@@ -42,10 +43,10 @@ func serve(t testing.TB) (addrs []addr.Addr) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() {
-		server := server.Config{Chunk: 64 << 10, Spin: loop.Spin, Log: zerolog.Nop()}
-		done <- server.Serve(ctx, sockets...)
-	}()
+	s, err := server.New(server.Config{Spin: loop.Spin, Log: zerolog.Nop()})
+	testkit.Check(t, err)
+	h := echo.New(s, echo.Config{Chunk: 64 << 10})
+	go func() { done <- s.Serve(ctx, server.Services(h, sockets...)...) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {

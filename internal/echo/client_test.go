@@ -17,7 +17,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
@@ -70,7 +69,7 @@ func quiet(timeout time.Duration) *echo.Client {
 func TestCopyOfMuchIsByteExact(t *testing.T) {
 	t.Parallel()
 	size := testkit.Count[int64](8<<20, 64<<20)
-	srv := serve(t, server.Config{Chunk: 64 << 10}, zerolog.Disabled)
+	srv := serve(t, config{Chunk: 64 << 10}, zerolog.Disabled)
 	journal := newJournal()
 	client := echo.Client{Chunk: 64 << 10, Log: journal.logger(zerolog.InfoLevel)}
 	conn := dial(t, srv.addr)
@@ -86,7 +85,7 @@ func TestCopyOfMuchIsByteExact(t *testing.T) {
 
 func TestCopyOfNothingEnds(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.Disabled)
+	srv := serve(t, config{}, zerolog.Disabled)
 	out := &bytes.Buffer{}
 	check(t, quiet(0).Copy(t.Context(), dial(t, srv.addr), strings.NewReader(""), out))
 	check(t, quiet(0).Message(t.Context(), dial(t, srv.addr), nil, out))
@@ -280,7 +279,7 @@ func (l *late) Write(p []byte) (int, error) {
 // bytes are no longer due by then.
 func TestWriteThatReturnsLateIsNotATimeout(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{Chunk: len(message)}, zerolog.Disabled)
+	srv := serve(t, config{Chunk: len(message)}, zerolog.Disabled)
 	written, back := make(chan struct{}), make(chan struct{})
 	asked, over := make(chan struct{}), make(chan struct{})
 	waits := make(chan struct{})
@@ -338,7 +337,7 @@ func (b broken) Write([]byte) (int, error) { return 0, b.err }
 
 func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.Disabled)
+	srv := serve(t, config{}, zerolog.Disabled)
 	err := quiet(0).Copy(t.Context(), dial(t, srv.addr), broken{unix.EIO}, io.Discard)
 	if !errors.Is(err, unix.EIO) {
 		t.Errorf("error is %v", err)
@@ -353,7 +352,7 @@ func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 
 func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.InfoLevel)
+	srv := serve(t, config{}, zerolog.InfoLevel)
 	check(t, echo.Check(t.Context(), srv.addr))
 	conn := dial(t, srv.addr)
 	wantEcho(t, conn, "hello")
@@ -375,7 +374,7 @@ func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 
 func TestHealthCheckIsLoggedAtDebugLevel(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.DebugLevel)
+	srv := serve(t, config{}, zerolog.DebugLevel)
 	check(t, echo.Check(t.Context(), srv.addr))
 	srv.log.await(t, 1, "no data from")
 	for _, e := range srv.log.all() {

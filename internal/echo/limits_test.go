@@ -62,7 +62,7 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 			t.Parallel()
 			const timeout = time.Second
 			stats := new(server.Stats)
-			srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
+			srv := serveSocket(t, listenOn(t, typ), config{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
 			began := time.Now()
 			idle, honest := dial(t, srv.addr), dial(t, srv.addr)
 			over := make(chan struct{})
@@ -99,7 +99,7 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 func TestIdleTimeIsNeverShort(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
-	srv := serve(t, server.Config{IdleTimeout: timeout}, zerolog.Disabled)
+	srv := serve(t, config{IdleTimeout: timeout}, zerolog.Disabled)
 	wantEcho(t, dial(t, srv.addr), "ready")
 	apart := time.NewTicker(150 * time.Millisecond)
 	defer apart.Stop()
@@ -137,7 +137,7 @@ func TestClientsThatDoNotReadAreDisconnected(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			stats := new(server.Stats)
-			srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
+			srv := serveSocket(t, listenOn(t, typ), config{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
 			lazy, idle := dial(t, srv.addr), dial(t, srv.addr)
 			fill(t, lazy, 4096)
 			srv.log.await(t, 1, "disconnected a client: it has not read for 1s")
@@ -157,7 +157,7 @@ func TestClientThatReadsSlowlyIsNotDisconnected(t *testing.T) {
 			t.Parallel()
 			const timeout = 2 * time.Second
 			stats := new(server.Stats)
-			srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
+			srv := serveSocket(t, listenOn(t, typ), config{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
 			slow := dial(t, srv.addr)
 			fill(t, slow, 2048)
 			again := time.NewTicker(timeout / 10)
@@ -182,7 +182,7 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			stats := new(server.Stats)
-			srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
+			srv := serveSocket(t, listenOn(t, typ), config{Chunk: 100, MaxConnections: 10, MaxConnectionsPerUser: 3, Stats: stats}, zerolog.WarnLevel)
 			r := sock.NewReceiver(100)
 			for round := range uint64(3) {
 				var conns []*sock.Conn
@@ -210,7 +210,7 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 func TestAllRefusalsAreCountedAndFewAreLogged(t *testing.T) {
 	t.Parallel()
 	stats := new(server.Stats)
-	srv := serve(t, server.Config{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
+	srv := serve(t, config{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
 	first := dial(t, srv.addr)
 	wantEcho(t, first, message)
 	began := time.Now()

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
@@ -129,6 +130,45 @@ func listenOn(t testing.TB, typ addr.Type) *addr.Socket {
 	return s
 }
 
+// A config is that of a server which echoes.
+type config struct {
+	Chunk, SendBuffer                       int
+	IdleTimeout, WriteTimeout, DrainTimeout time.Duration
+	MaxConnections, MaxConnectionsPerUser   int
+	Memory                                  *server.Pool
+	Allow                                   func(unix.Ucred) bool
+	Handover                                *sock.Handover
+	Stats                                   *server.Stats
+	Log                                     zerolog.Logger
+}
+
+func (c config) make() (*server.Server, *echo.Handler, error) {
+	s, err := server.New(server.Config{
+		DrainTimeout: c.DrainTimeout, MaxConnections: c.MaxConnections, MaxConnectionsPerUser: c.MaxConnectionsPerUser,
+		Memory: c.Memory, Allow: c.Allow, Handover: c.Handover, Stats: c.Stats, Log: c.Log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, echo.New(s, echo.Config{Chunk: c.Chunk, SendBuffer: c.SendBuffer, IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout}), nil
+}
+
+func (c config) Serve(ctx context.Context, sockets ...*addr.Socket) error {
+	s, h, err := c.make()
+	if err != nil {
+		return err
+	}
+	return s.Serve(ctx, server.Services(h, sockets...)...)
+}
+
+func (c config) ServeConn(ctx context.Context, fd int) error {
+	s, h, err := c.make()
+	if err != nil {
+		return err
+	}
+	return s.ServeConn(ctx, fd, h)
+}
+
 // running is a running server. Its log is at info level unless the server has
 // one.
 type running struct {
@@ -138,12 +178,12 @@ type running struct {
 	done chan error
 }
 
-func serve(t testing.TB, s server.Config, level zerolog.Level) *running {
+func serve(t testing.TB, s config, level zerolog.Level) *running {
 	t.Helper()
 	return serveSocket(t, listen(t), s, level)
 }
 
-func serveSocket(t testing.TB, socket *addr.Socket, s server.Config, level zerolog.Level) *running {
+func serveSocket(t testing.TB, socket *addr.Socket, s config, level zerolog.Level) *running {
 	t.Helper()
 	r := &running{addr: socket.Addr, log: newJournal(), done: make(chan error, 1)}
 	s.Log = zerolog.Nop()
@@ -210,8 +250,7 @@ func random(seed byte, n int64) io.Reader {
 	return io.LimitReader(rand.NewChaCha8([32]byte{seed}), n)
 }
 
-// boundTo returns the address of a TCP or UDP socket whose port the kernel
-// chose.
+// boundTo returns the address of a TCP socket whose port the kernel chose.
 func boundTo(t testing.TB, s *addr.Socket) string {
 	t.Helper()
 	sa, err := unix.Getsockname(s.FD())

@@ -16,7 +16,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
@@ -37,7 +36,7 @@ func TestMessagesComeBackWhole(t *testing.T) {
 	for _, typ := range []addr.Type{addr.Datagram, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			srv := serveSocket(t, listenOn(t, typ), server.Config{}, zerolog.Disabled)
+			srv := serveSocket(t, listenOn(t, typ), config{}, zerolog.Disabled)
 			conn, r := dial(t, srv.addr), sock.NewReceiver(sock.MaxMessage())
 			// The server answers each message, whatever came before it.
 			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
@@ -56,7 +55,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	empty := 0
 	for _, typ := range []addr.Type{addr.Datagram, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
-			srv := serveSocket(t, listenOn(t, typ), server.Config{}, zerolog.Disabled)
+			srv := serveSocket(t, listenOn(t, typ), config{}, zerolog.Disabled)
 			conn, r := dial(t, srv.addr), sock.NewReceiver(100)
 			for range rounds {
 				// First one at a time, and then all of them in flight at once.
@@ -96,7 +95,7 @@ func TestServesAllTypesAtOnce(t *testing.T) {
 		want = append(want, "starting up on "+s.Addr.Path)
 	}
 	journal := newJournal()
-	srv := server.Config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	srv := config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- srv.Serve(ctx, sockets...) }()
@@ -122,7 +121,7 @@ func TestHealthCheckOfEachTypePassesAndIsNotLogged(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
-				srv := serveSocket(t, listenOn(t, typ), server.Config{}, level)
+				srv := serveSocket(t, listenOn(t, typ), config{}, level)
 				if level == zerolog.InfoLevel {
 					srv.log.await(t, 1, "waiting for a")
 				}
@@ -137,7 +136,7 @@ func TestHealthCheckOfEachTypePassesAndIsNotLogged(t *testing.T) {
 					}
 				}
 			}
-			srv := serveSocket(t, listenOn(t, typ), server.Config{}, zerolog.DebugLevel)
+			srv := serveSocket(t, listenOn(t, typ), config{}, zerolog.DebugLevel)
 			srv.log.await(t, 1, "waiting for a")
 			check(t, echo.Check(t.Context(), srv.addr))
 			srv.log.await(t, 1, "received 'are you well?")
@@ -188,7 +187,7 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s with %d in flight", tt.typ, tt.window), func(t *testing.T) {
 			t.Parallel()
-			srv := serveSocket(t, listenOn(t, tt.typ), server.Config{}, zerolog.WarnLevel)
+			srv := serveSocket(t, listenOn(t, tt.typ), config{}, zerolog.WarnLevel)
 			sent, out := numbered(tt.messages), &bytes.Buffer{}
 			client := echo.Client{Chunk: 7, Window: tt.window, Log: zerolog.Nop()}
 			conn := dial(t, srv.addr)
@@ -319,7 +318,7 @@ func TestReplyOfAnotherLengthIsAnError(t *testing.T) {
 
 func TestMessageClientFails(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.Disabled)
 	reason := errors.New("enough")
 	for name, tt := range map[string]struct {
 		in    io.Reader
@@ -348,67 +347,12 @@ func TestMessageClientFails(t *testing.T) {
 
 func quietMessages() *echo.Client { return &echo.Client{Log: zerolog.Nop()} }
 
-func TestUDPClientCountsWhatIsLost(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		messages int
-		want     string
-	}{
-		{2, ""},
-		{3, "1 of 3 messages were not echoed"},
-		{30, "10 of 30 messages were not echoed"},
-	} {
-		conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
-		check(t, err)
-		n := 0
-		answerAll(t, conn, func(message []byte) [][]byte {
-			if n++; n%3 == 0 {
-				return nil
-			}
-			return [][]byte{message}
-		})
-		want := &bytes.Buffer{}
-		for i := range tt.messages {
-			if (i+1)%3 != 0 {
-				fmt.Fprintf(want, "%06d\n", i)
-			}
-		}
-		out := &bytes.Buffer{}
-		client := echo.Client{Chunk: 7, Window: 4, Timeout: 500 * time.Millisecond, Log: zerolog.Nop()}
-		err = client.Copy(t.Context(), dial(t, addr.Addr{Type: addr.UDP, Path: conn.LocalAddr().String()}), bytes.NewReader(numbered(tt.messages)), out)
-		if err == nil && tt.want != "" || err != nil && err.Error() != tt.want {
-			t.Errorf("of %d messages: %v, not %q", tt.messages, err, tt.want)
-		}
-		if diff := cmp.Diff(want.String(), out.String()); diff != "" {
-			t.Errorf("of %d messages (-want +got):\n%s", tt.messages, diff)
-		}
-	}
-}
-
-func TestUDPEcho(t *testing.T) {
-	t.Parallel()
-	s, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.UDP, Path: "127.0.0.1:0"})
-	check(t, err)
-	s.Addr.Path = boundTo(t, s)
-	srv := serveSocket(t, s, server.Config{}, zerolog.InfoLevel)
-	conn, r := dial(t, srv.addr), sock.NewReceiver(sock.MaxMessage())
-	for _, size := range []int{0, 1, 16, 17, 65_507, 0} {
-		wantBack(t, conn, r, strings.Repeat("x", size))
-	}
-	srv.log.await(t, 6, "sending data back to the client")
-	for _, e := range srv.log.all()[2:] {
-		if strings.HasPrefix(e.Message, "received") && e.Peer != conn.LocalAddr().String() {
-			t.Errorf("the peer is %s, not %s", e.Peer, conn.LocalAddr())
-		}
-	}
-}
-
 func TestTCPEcho(t *testing.T) {
 	t.Parallel()
 	s, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.TCP, Path: "127.0.0.1:0"})
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
-	srv := serveSocket(t, s, server.Config{}, zerolog.InfoLevel)
+	srv := serveSocket(t, s, config{}, zerolog.InfoLevel)
 	conn, out := dial(t, srv.addr), &bytes.Buffer{}
 	check(t, quiet(0).Copy(t.Context(), conn, strings.NewReader(message), out))
 	if out.String() != message {

@@ -13,7 +13,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -62,7 +61,7 @@ func TestNoEchoReceivesMuchWhileItSends(t *testing.T) {
 	for _, typ := range []addr.Type{addr.Stream, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			s := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 4096}, zerolog.Disabled)
+			s := serveSocket(t, listenOn(t, typ), config{Chunk: 4096}, zerolog.Disabled)
 			var want, got bytes.Buffer
 			_, err := io.Copy(&want, random(2, 4<<20))
 			check(t, err)

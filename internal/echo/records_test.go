@@ -18,7 +18,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -42,7 +41,7 @@ func wantRecords(t *testing.T, conn *sock.Conn, records []string) {
 
 func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
 	for _, records := range [][]string{{}, {""}, {"", "", ""}, {"one", ""}, {"", "one", "", "", "two", "", "", ""}} {
 		for range 20 { // the end may arrive before or after the server gets to it
 			conn := dial(t, srv.addr)
@@ -74,7 +73,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 				check(t, conn.Send([]byte(r)))
 			}
 			check(t, conn.CloseWrite())
-			serveSocket(t, socket, server.Config{SendBuffer: 5000}, zerolog.Disabled)
+			serveSocket(t, socket, config{SendBuffer: 5000}, zerolog.Disabled)
 			wantRecords(t, conn, records)
 		})
 	}
@@ -82,7 +81,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 
 func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
 	lazy := dial(t, srv.addr)
 	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
 	var taken []string
@@ -106,7 +105,7 @@ func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 
 func TestSeqpacketTranscripts(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.InfoLevel)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.InfoLevel)
 	journal, out := newJournal(), &bytes.Buffer{}
 	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
 	conn := dial(t, srv.addr)
@@ -137,7 +136,7 @@ func TestSeqpacketTranscripts(t *testing.T) {
 
 func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
 	var clients sync.WaitGroup
 	for i := range 10 {
 		conn := dial(t, srv.addr)
@@ -162,7 +161,7 @@ func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 
 func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{SendBuffer: 5000}, zerolog.InfoLevel)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{SendBuffer: 5000}, zerolog.InfoLevel)
 	conn := dial(t, srv.addr)
 	check(t, conn.Send(make([]byte, 4968)))
 	if got, err := conn.Receive(sock.NewReceiver(sock.MaxMessage())); err != nil || len(got) != 4968 {
@@ -176,7 +175,7 @@ func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T)
 
 func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.InfoLevel)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.InfoLevel)
 	conn := dial(t, srv.addr)
 	sendDescriptor(t, conn.Conn, nil)
 	if got, err := conn.Receive(sock.NewReceiver(100)); err != io.EOF {
@@ -198,7 +197,7 @@ func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
 
 func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{DrainTimeout: patience}, zerolog.DebugLevel)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{DrainTimeout: patience}, zerolog.DebugLevel)
 	conn, r := dial(t, srv.addr), sock.NewReceiver(100)
 	wantBack(t, conn, r, "before")
 	srv.stop()
@@ -225,7 +224,7 @@ func TestSeqpacketDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	srv := server.Config{DrainTimeout: patience, Log: zerolog.Nop()}
+	srv := config{DrainTimeout: patience, Log: zerolog.Nop()}
 	check(t, srv.Serve(ctx, socket))
 	for i, conn := range conns {
 		wantRecords(t, conn, []string{fmt.Sprintf("client %d", i), ""})

@@ -14,7 +14,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/logtext"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
@@ -27,7 +26,7 @@ type renewing struct {
 	stop context.CancelFunc
 }
 
-func serveIn(t *testing.T, typ addr.Type, config sock.ListenConfig, takeover bool) *renewing {
+func serveIn(t *testing.T, typ addr.Type, listen sock.ListenConfig, takeover bool) *renewing {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds\x1b*")
 	check(t, err)
@@ -35,14 +34,14 @@ func serveIn(t *testing.T, typ addr.Type, config sock.ListenConfig, takeover boo
 	r := &renewing{dir: d}
 	r.running = &running{log: newJournal(), done: make(chan error, 1)}
 	r.addr = addr.Addr{Type: typ, Path: d + "/s"}
-	s := server.Config{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
+	s := config{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
 	var sockets []*addr.Socket
 	if takeover {
 		var err error
-		sockets, s.Handover, err = addr.Handover(config, r.addr)
+		sockets, s.Handover, err = addr.Handover(listen, r.addr)
 		check(t, err)
 	} else {
-		socket, err := addr.Listen(config, r.addr)
+		socket, err := addr.Listen(listen, r.addr)
 		check(t, err)
 		sockets = append(sockets, socket)
 	}
@@ -279,7 +278,7 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 			check(t, os.Remove(srv.addr.Path))
 			srv.log.await(t, 1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
 
-			generate(t, server.Config{}, srv.addr).log.await(t, 1, "took over ")
+			generate(t, config{}, srv.addr).log.await(t, 1, "took over ")
 			check(t, srv.ends(t))
 			wantEchoOf(t, srv.addr)
 		})
@@ -350,7 +349,7 @@ func TestRemovedControlSocketIsRecreated(t *testing.T) {
 			t.Fatal("it is not recreated")
 		}
 	}
-	generate(t, server.Config{}, srv.addr).log.await(t, 1, "took over ")
+	generate(t, config{}, srv.addr).log.await(t, 1, "took over ")
 	check(t, srv.ends(t))
 	wantEchoOf(t, srv.addr)
 }

@@ -17,7 +17,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
@@ -113,7 +112,7 @@ func TestDatagramsContinueAfterSilence(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dead := listenOn(t, addr.Datagram)
-			srv := serveSocket(t, listenOn(t, addr.Datagram), server.Config{}, zerolog.Disabled)
+			srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.Disabled)
 			c := resumes(t, srv.addr, patience)
 			c.Timeout = 50 * time.Millisecond
 			out := &bytes.Buffer{}
@@ -127,7 +126,7 @@ func TestDatagramsContinueAfterSilence(t *testing.T) {
 
 func TestEmptyMessageIsSentAgain(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
 	c := resumes(t, srv.addr, patience)
 	check(t, c.Message(t.Context(), dial(t, stubs(t, addr.Seqpacket, ends)), nil, io.Discard))
 	if n := c.again.Load(); n != 1 {
@@ -138,7 +137,7 @@ func TestEmptyMessageIsSentAgain(t *testing.T) {
 func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 	t.Parallel()
 	for _, typ := range connecting {
-		for name, s := range map[string]server.Config{
+		for name, s := range map[string]config{
 			"refused": {Allow: func(unix.Ucred) bool { return false }},
 			"full":    {MaxConnections: 1},
 		} {
@@ -167,7 +166,7 @@ func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 
 func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 	t.Parallel()
-	s := server.Config{Allow: func(unix.Ucred) bool { return false }}
+	s := config{Allow: func(unix.Ucred) bool { return false }}
 	srv := serveSocket(t, listenOn(t, addr.Datagram), s, zerolog.Disabled)
 	c := resumes(t, srv.addr, patience)
 	wantWords(t, c.Message(t.Context(), dial(t, srv.addr), []byte(message), io.Discard), "it denies uid ")
@@ -234,7 +233,7 @@ func TestErrorsOfInputAndOutputAreNotTheConnections(t *testing.T) {
 		} {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
-				srv := serveSocket(t, listenOn(t, typ), server.Config{}, zerolog.Disabled)
+				srv := serveSocket(t, listenOn(t, typ), config{}, zerolog.Disabled)
 				c := resumes(t, srv.addr, patience)
 				wantWords(t, c.Copy(t.Context(), dial(t, srv.addr), tt.in, tt.out), tt.words)
 				if n := c.again.Load(); n != 0 {
@@ -269,20 +268,6 @@ func TestOtherAnswersAreNotTakenForTheEcho(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-// UDP loses messages, so the client cannot know to which one a reply belongs.
-func TestUDPIsNotResumed(t *testing.T) {
-	t.Parallel()
-	socket, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: addr.UDP, Path: "127.0.0.1:0"})
-	check(t, err)
-	a := addr.Addr{Type: addr.UDP, Path: boundTo(t, socket)}
-	check(t, socket.Close())
-	c := resumes(t, a, patience)
-	wantWords(t, c.Message(t.Context(), dial(t, a), []byte(message), io.Discard), "refused")
-	if n := c.again.Load(); n != 0 {
-		t.Errorf("connected again %d times", n)
 	}
 }
 
@@ -352,7 +337,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 // keeps.
 func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), server.Config{}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
 	c := resumes(t, srv.addr, patience)
 	c.Chunk, c.Lines = 0, true
 	err := c.Copy(t.Context(), dial(t, srv.addr), zeros{}, io.Discard)
@@ -364,7 +349,7 @@ func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 // bad is a proxy before a server.
 func bad(t *testing.T, typ addr.Type, seed uint64, most int) (a addr.Addr) {
 	t.Helper()
-	srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 4096}, zerolog.Disabled)
+	srv := serveSocket(t, listenOn(t, typ), config{Chunk: 4096}, zerolog.Disabled)
 	a = addr.Addr{Type: typ, Path: srv.addr.Path + ".bad"}
 	testkit.StartProxy(t, seed, a.Network(), a.Path, srv.addr.Path, most)
 	return a

@@ -29,7 +29,7 @@ func TestF55ClientsThatDoNotReadShareTheMemory(t *testing.T) {
 				t.Parallel()
 				pool := server.NewPool(limit, clients+1, 1, sock.DefaultSendBuffer())
 				counted := new(server.Stats)
-				srv := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 16 << 10, Memory: pool, Stats: counted}, zerolog.WarnLevel)
+				srv := serveSocket(t, listenOn(t, typ), config{Chunk: 16 << 10, Memory: pool, Stats: counted}, zerolog.WarnLevel)
 				message := bytes.Repeat([]byte{byte(size)}, size)
 				honest := dial(t, srv.addr)
 				var behind [clients]*sock.Conn

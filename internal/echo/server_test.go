@@ -27,7 +27,7 @@ const message = "This is the message.  It will be repeated."
 
 func TestTranscripts(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.InfoLevel)
+	srv := serve(t, config{}, zerolog.InfoLevel)
 	journal, out := newJournal(), &bytes.Buffer{}
 	client := echo.Client{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
 	conn := dial(t, srv.addr)
@@ -66,7 +66,7 @@ func TestTranscripts(t *testing.T) {
 
 func TestEventsNameTheirClientInFields(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.InfoLevel)
+	srv := serve(t, config{}, zerolog.InfoLevel)
 	name := sock.AutoName("@")
 	for served := range 2 {
 		conn, err := addr.Dial(t.Context(), srv.addr, sock.DialConfig{Bind: name})
@@ -98,7 +98,7 @@ func TestEventsNameTheirClientInFields(t *testing.T) {
 
 func TestManyClientsAtOnceGetTheirOwnBytes(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.Disabled)
+	srv := serve(t, config{}, zerolog.Disabled)
 	var wg sync.WaitGroup
 	for i := range 100 {
 		conn := dial(t, srv.addr)
@@ -125,7 +125,7 @@ func TestServesSeveralSockets(t *testing.T) {
 	t.Parallel()
 	a, b := listen(t), listen(t)
 	journal := newJournal()
-	srv := server.Config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	srv := config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- srv.Serve(ctx, a, b) }()
@@ -145,7 +145,7 @@ func TestServesSeveralSockets(t *testing.T) {
 
 func TestClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{Chunk: 4096}, zerolog.Disabled)
+	srv := serve(t, config{Chunk: 4096}, zerolog.Disabled)
 	sent, err := io.ReadAll(random(1, 8<<20))
 	check(t, err)
 
@@ -171,7 +171,7 @@ func TestClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 
 func TestF24HalfCloseLosesNothing(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{Chunk: 64 << 10}, zerolog.Disabled)
+	srv := serve(t, config{Chunk: 64 << 10}, zerolog.Disabled)
 	const n, size = 3, 16 << 20
 	for round := range byte(n) {
 		sent, err := io.ReadAll(random(round, size))
@@ -201,7 +201,7 @@ func TestF24HalfCloseLosesNothing(t *testing.T) {
 
 func TestClientThatDisconnectsDoesNotDisturbOthers(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.InfoLevel)
+	srv := serve(t, config{}, zerolog.InfoLevel)
 	for range 5 {
 		conn := dial(t, srv.addr)
 		_, err := conn.Write(make([]byte, 1000))
@@ -215,7 +215,7 @@ func TestClientThatDisconnectsDoesNotDisturbOthers(t *testing.T) {
 
 func TestDrainLetsRunningEchoesEnd(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{DrainTimeout: patience}, zerolog.DebugLevel)
+	srv := serve(t, config{DrainTimeout: patience}, zerolog.DebugLevel)
 	conn := dial(t, srv.addr)
 	wantEcho(t, conn, "before")
 	srv.stop()
@@ -251,7 +251,7 @@ func TestDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
-	srv := server.Config{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
+	srv := config{Chunk: 16, DrainTimeout: patience, Log: zerolog.Nop()}
 	check(t, srv.Serve(ctx, socket))
 	for i, conn := range conns {
 		got, err := io.ReadAll(conn)
@@ -264,7 +264,7 @@ func TestDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {
 
 func TestDrainTimeoutClosesClientThatNeverEnds(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{DrainTimeout: 50 * time.Millisecond}, zerolog.InfoLevel)
+	srv := serve(t, config{DrainTimeout: 50 * time.Millisecond}, zerolog.InfoLevel)
 	conn := dial(t, srv.addr)
 	wantEcho(t, conn, "before")
 	srv.stop()
@@ -278,7 +278,7 @@ func TestDrainTimeoutClosesClientThatNeverEnds(t *testing.T) {
 
 func TestStopWithoutClientsIsImmediate(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{DrainTimeout: time.Hour}, zerolog.InfoLevel)
+	srv := serve(t, config{DrainTimeout: time.Hour}, zerolog.InfoLevel)
 	srv.log.await(t, 1, "waiting for a connection")
 	srv.stop()
 	srv.ended(t)
@@ -287,7 +287,7 @@ func TestStopWithoutClientsIsImmediate(t *testing.T) {
 func TestMaxConnectionsRejectsFurtherClients(t *testing.T) {
 	t.Parallel()
 	counts := new(server.Stats)
-	srv := serve(t, server.Config{MaxConnections: 2, Stats: counts}, zerolog.InfoLevel)
+	srv := serve(t, config{MaxConnections: 2, Stats: counts}, zerolog.InfoLevel)
 	first, second := dial(t, srv.addr), dial(t, srv.addr)
 	wantEcho(t, first, "first")
 	wantEcho(t, second, "second")
@@ -320,7 +320,7 @@ func TestLateStopWritesToNoOtherDescriptor(t *testing.T) {
 		client.send(t, "wake up") // so that the loop does not wait for the word
 		ctx, stop := context.WithCancel(t.Context())
 		stop()
-		check(t, (&server.Config{Log: zerolog.Nop(), DrainTimeout: patience}).Serve(ctx, socket))
+		check(t, (config{Log: zerolog.Nop(), DrainTimeout: patience}).Serve(ctx, socket))
 		var counters []int
 		for range 4 {
 			fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
@@ -344,7 +344,7 @@ func TestLateStopWritesToNoOtherDescriptor(t *testing.T) {
 // Serve does not change its caller's Config.
 func TestTwoServeByOneServer(t *testing.T) {
 	t.Parallel()
-	s := &server.Config{Chunk: 16, Log: zerolog.Nop()}
+	s := &config{Chunk: 16, Log: zerolog.Nop()}
 	ctx, stop := context.WithCancel(t.Context())
 	var serving sync.WaitGroup
 	sockets := []*addr.Socket{listen(t), listen(t)}

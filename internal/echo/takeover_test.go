@@ -15,7 +15,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
@@ -29,7 +28,7 @@ type generation struct {
 
 // generate starts a generation on all of addrs. It listens in the background,
 // because the running server has to answer.
-func generate(t testing.TB, s server.Config, addrs ...addr.Addr) *generation {
+func generate(t testing.TB, s config, addrs ...addr.Addr) *generation {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	g := &generation{newJournal(), stop, make(chan error, 1)}
@@ -90,13 +89,13 @@ func wantEchoOf(t testing.TB, a addr.Addr) {
 func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
-	old := generate(t, server.Config{}, addrs...)
+	old := generate(t, config{}, addrs...)
 	old.log.await(t, 1, "waiting for a connection")
 	stream, record := dial(t, addrs[0]), dial(t, addrs[2])
 	wantEcho(t, stream, message)
 	wantBack(t, record, sock.NewReceiver(100), message)
 
-	next := generate(t, server.Config{}, addrs...)
+	next := generate(t, config{}, addrs...)
 	next.log.await(t, 3, "took over ")
 	old.log.await(t, 3, "handing over ")
 	for _, a := range addrs {
@@ -115,11 +114,11 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[0]
-	old := generate(t, server.Config{DrainTimeout: 50 * time.Millisecond}, addr)
+	old := generate(t, config{DrainTimeout: 50 * time.Millisecond}, addr)
 	old.log.await(t, 1, "waiting for a connection")
 	idle := dial(t, addr)
 	wantEcho(t, idle, message)
-	next := generate(t, server.Config{}, addr)
+	next := generate(t, config{}, addr)
 	next.log.await(t, 1, "took over ")
 	check(t, old.end(t))
 	old.log.await(t, 1, "drain timeout is over: closing all connections")
@@ -131,7 +130,7 @@ func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
 func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
-	old := generate(t, server.Config{}, addr)
+	old := generate(t, config{}, addr)
 	old.log.await(t, 1, "waiting for a message")
 	client := correspond(t, addr)
 	const early, all = 100, 300
@@ -140,7 +139,7 @@ func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 	}
 	old.log.await(t, early, "sending data back to the client")
 
-	next := generate(t, server.Config{}, addr)
+	next := generate(t, config{}, addr)
 	old.log.await(t, 1, "handing over ")
 	var sending sync.WaitGroup
 	sending.Go(func() {
@@ -164,14 +163,14 @@ func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
-	old := generate(t, server.Config{DrainTimeout: 50 * time.Millisecond}, addr)
+	old := generate(t, config{DrainTimeout: 50 * time.Millisecond}, addr)
 	old.log.await(t, 1, "waiting for a message")
 	stuck := correspond(t, addr)
 	for range 2 * queueLength(t) {
 		stuck.send(t, message)
 	}
 	old.log.await(t, 2*queueLength(t), "sending data back to the client")
-	generate(t, server.Config{}, addr).log.await(t, 1, "took over ")
+	generate(t, config{}, addr).log.await(t, 1, "took over ")
 	wantEchoOf(t, addr)
 	check(t, old.end(t))
 	old.log.await(t, 1, "dropped replies to a client: it has not read for 50ms, the limit of a handover")
@@ -180,10 +179,10 @@ func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
 func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
-	old := generate(t, server.Config{}, addrs...)
+	old := generate(t, config{}, addrs...)
 	old.log.await(t, 1, "waiting for a connection")
 	for range 10 {
-		a, b := generate(t, server.Config{}, addrs...), generate(t, server.Config{}, addrs[2], addrs[1], addrs[0])
+		a, b := generate(t, config{}, addrs...), generate(t, config{}, addrs[2], addrs[1], addrs[0])
 		check(t, old.end(t))
 		// The loser failed, or had not asked yet and took over from the
 		// winner.
@@ -236,7 +235,7 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				t.Parallel()
 				d := places(t)[0].Path
 				addr := addr.Addr{Type: typ, Path: d}
-				old := generate(t, server.Config{}, addr)
+				old := generate(t, config{}, addr)
 				old.log.await(t, 1, "waiting for a ")
 				sockets, next := ask(t, addr)
 				old.stop()
@@ -252,7 +251,7 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				}
 				ctx, stop := context.WithCancel(t.Context())
 				served := make(chan error, 1)
-				srv := server.Config{Chunk: 16, DrainTimeout: patience, Handover: next, Log: zerolog.Nop()}
+				srv := config{Chunk: 16, DrainTimeout: patience, Handover: next, Log: zerolog.Nop()}
 				go func() { served <- srv.Serve(ctx, sockets...) }()
 				check(t, old.end(t))
 				wantEchoOf(t, addr)
@@ -271,7 +270,7 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 		t.Run(fmt.Sprint(step), func(t *testing.T) {
 			t.Parallel()
 			addrs := places(t)
-			old := generate(t, server.Config{}, addrs...)
+			old := generate(t, config{}, addrs...)
 			old.log.await(t, 1, "waiting for a connection")
 			conn := dial(t, addrs[0])
 			wantEcho(t, conn, message)
@@ -306,7 +305,7 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 			}
 			wantEcho(t, conn, "still there")
 			check(t, conn.Close())
-			next := generate(t, server.Config{}, addrs...)
+			next := generate(t, config{}, addrs...)
 			next.log.await(t, 3, "took over ")
 			check(t, old.end(t))
 		})
@@ -317,7 +316,7 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
-	old := generate(t, server.Config{}, addr)
+	old := generate(t, config{}, addr)
 	old.log.await(t, 1, "waiting for a message")
 	slow := correspond(t, addr)
 	n := 2 * queueLength(t)
@@ -325,7 +324,7 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 		slow.send(t, fmt.Sprint(i))
 	}
 	old.log.await(t, n, "sending data back to the client")
-	next := generate(t, server.Config{}, addr)
+	next := generate(t, config{}, addr)
 	old.log.await(t, 1, "handing over ")
 	slow.send(t, fmt.Sprint(n)) // no server receives at this moment
 	next.stop()
@@ -342,12 +341,12 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[0]
-	old := generate(t, server.Config{}, addr)
+	old := generate(t, config{}, addr)
 	old.log.await(t, 1, "waiting for a connection")
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	sockets, h := ask(t, addr)
-	srv := server.Config{Chunk: 16, DrainTimeout: patience, Handover: h, Log: zerolog.Nop()}
+	srv := config{Chunk: 16, DrainTimeout: patience, Handover: h, Log: zerolog.Nop()}
 	check(t, srv.Serve(ctx, sockets...))
 	wantEchoOf(t, addr)
 }
@@ -355,7 +354,7 @@ func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
 func TestTakeoverUnderLoad(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
-	last := generate(t, server.Config{}, addrs...)
+	last := generate(t, config{}, addrs...)
 	last.log.await(t, 1, "waiting for a connection")
 	var (
 		over    = make(chan struct{})
@@ -383,7 +382,7 @@ func TestTakeoverUnderLoad(t *testing.T) {
 		})
 	}
 	for range 10 {
-		next := generate(t, server.Config{}, addrs...)
+		next := generate(t, config{}, addrs...)
 		check(t, last.end(t))
 		next.log.await(t, 3, "took over ")
 		last = next

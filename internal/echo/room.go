@@ -1,4 +1,4 @@
-package server
+package echo
 
 import (
 	"slices"
@@ -6,13 +6,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/addr"
+	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // What a connection may hold of the server's memory: a send buffer, and one
-// chunk or record that the client does not take. Package memory has the bounds
-// for all connections together.
+// chunk or record that the client does not take. [server.Pool] has the
+// bounds for all connections together.
 //
 // As long as there is room, all of this costs nothing. If room is short,
 // streams receive less at a time; and a record stays in the queue of its
@@ -23,14 +23,14 @@ import (
 const maxSpare = 64
 
 // takeBuffer gives a new connection its send buffer.
-func (c *conn) takeBuffer(t addr.Type) {
-	c.buffer = int32(c.server.config.Memory.Buffer(c.uid))
+func (c *conn) takeBuffer() {
+	c.buffer = int32(c.echo.srv.Memory.Buffer(c.UID))
 	switch {
 	case c.buffer > 0:
-		_ = sock.SetSendBuffer(c.fd, int(c.buffer))
-	case c.server.config.SendBuffer > 0 && t.Unix():
-		if err := sock.SetSendBuffer(c.fd, c.server.config.SendBuffer); err != nil {
-			c.server.refuse(CauseSystem, 0).Err(err).Msg(err.Error())
+		_ = sock.SetSendBuffer(c.FD(), int(c.buffer))
+	case c.echo.config.SendBuffer > 0 && c.Type().Unix():
+		if err := sock.SetSendBuffer(c.FD(), c.echo.config.SendBuffer); err != nil {
+			c.echo.srv.Refuse(server.CauseSystem, 0).Err(err).Msg(err.Error())
 		}
 	}
 }
@@ -46,12 +46,12 @@ func (c *conn) growBuffer() bool {
 // growTo lets the send buffer grow to size, if that leaves rest times as much
 // room for others.
 func (c *conn) growTo(size, rest int) bool {
-	pool := c.server.config.Memory
+	pool := c.echo.srv.Memory
 	size = min(size, pool.Full)
-	if !pool.Grow(c.uid, int(c.buffer), size, rest) {
+	if !pool.Grow(c.UID, int(c.buffer), size, rest) {
 		return false
 	}
-	_ = sock.SetSendBuffer(c.fd, size)
+	_ = sock.SetSendBuffer(c.FD(), size)
 	if c.buffer = int32(size); size == pool.Full {
 		c.buffer = 0
 	}
@@ -60,9 +60,9 @@ func (c *conn) growTo(size, rest int) bool {
 
 // mostBytes returns how many bytes a stream may receive now.
 func (c *conn) mostBytes() int {
-	chunk := c.server.config.Chunk
-	if chunk > SmallKept && c.server.config.Memory.Short(c.uid, Kept(chunk)) {
-		return SmallKept
+	chunk := c.echo.config.Chunk
+	if chunk > server.SmallKept && c.echo.srv.Memory.Short(c.UID, server.Kept(chunk)) {
+		return server.SmallKept
 	}
 	return chunk
 }
@@ -71,11 +71,11 @@ func (c *conn) mostBytes() int {
 // the send buffer, and to keep it if the client does not take the echo now. If
 // not, the connection waits for room.
 func (c *conn) makeRoom() bool {
-	pool := c.server.config.Memory
-	if pool == nil || c.buffer == 0 && !pool.Short(c.uid, Kept(pool.Full)) {
+	pool := c.echo.srv.Memory
+	if pool == nil || c.buffer == 0 && !pool.Short(c.UID, server.Kept(pool.Full)) {
 		return true
 	}
-	size, err := sock.NextRecord(c.fd)
+	size, err := sock.NextRecord(c.FD())
 	if err != nil || size > pool.Full-sock.Overhead {
 		return true // receiving reports the error; of a record that is too large in any case, sending does
 	}
@@ -83,13 +83,11 @@ func (c *conn) makeRoom() bool {
 	if c.buffer == 0 {
 		grow = 0
 	}
-	if need := pool.Cost(grow) + Kept(size); need > pool.Share() {
-		c.turnAway(CauseTruncated, "a record of %d bytes needs %d bytes of memory; the memory limit leaves %d for one user", size, need, pool.Share())
+	if need := pool.Cost(grow) + server.Kept(size); need > pool.Share() {
+		c.turnAway(server.CauseTruncated, "a record of %d bytes needs %d bytes of memory; the memory limit leaves %d for one user", size, need, pool.Share())
 		return false
-	} else if pool.Short(c.uid, need) {
-		c.blocked = true
-		c.server.parked = append(c.server.parked, c)
-		c.server.loop.Watch(c.fd, 0)
+	} else if pool.Short(c.UID, need) {
+		c.park()
 		return false
 	}
 	return grow == 0 || c.growTo(int(c.buffer)+grow, 0)
@@ -102,40 +100,45 @@ func (c *conn) waitsForRoom() bool { return c.blocked && c.rest == nil }
 // roomPause is the time after which connections that wait for room try again.
 const roomPause = 20 * time.Millisecond
 
+// park lets a connection wait for room.
+func (c *conn) park() {
+	c.blocked = true
+	c.Loop().Watch(c.FD(), 0)
+	h := c.echo
+	if h.parked = append(h.parked, c); len(h.parked) == 1 {
+		c.Loop().After(roomPause, h.unpark)
+	}
+}
+
 // unpark lets the connections that wait for room try again, and takes room back
 // from those that do not use it.
-func (s *server) unpark(now time.Time) {
-	if len(s.parked) == 0 || now.Before(s.unparked.Add(roomPause)) {
-		return
-	}
-	s.unparked = now
-	pool := s.config.Memory
-	for h := range s.loop.Handlers {
-		c, ok := h.(*conn)
-		if !ok || c.blocked && !c.waitsForRoom() || int(c.buffer) == pool.Floor {
+func (h *Handler) unpark() {
+	pool := h.srv.Memory
+	for c := range h.conns {
+		if c.blocked && !c.waitsForRoom() || int(c.buffer) == pool.Floor {
 			continue
 		}
-		if unread, err := unix.IoctlGetInt(c.fd, unix.SIOCOUTQ); err == nil && unread == 0 {
-			pool.ReturnBuffer(c.uid, int(c.buffer))
+		if unread, err := unix.IoctlGetInt(c.FD(), unix.SIOCOUTQ); err == nil && unread == 0 {
+			pool.ReturnBuffer(c.UID, int(c.buffer))
 			c.buffer = int32(pool.Floor)
-			_ = sock.SetSendBuffer(c.fd, pool.Floor)
+			_ = sock.SetSendBuffer(c.FD(), pool.Floor)
 		}
 	}
-	for _, c := range s.parked {
+	for _, c := range h.parked {
 		c.blocked = false
-		s.loop.Watch(c.fd, c.events)
+		c.Loop().Watch(c.FD(), c.events)
 	}
-	s.parked = s.parked[:0]
+	h.parked = h.parked[:0]
 }
 
 // keep copies the rest, which the client does not take now. There is room for
 // it, see mostBytes and makeRoom.
 func (c *conn) keep() {
-	s := c.server
-	s.config.Memory.Keep(c.uid, Kept(len(c.rest)))
+	h := c.echo
+	h.srv.Memory.Keep(c.UID, server.Kept(len(c.rest)))
 	c.kept = []byte{} // not nil for an empty record, see waitsForRoom
-	if n := len(s.spare) - 1; n >= 0 {
-		c.kept, s.spare = s.spare[n][:0], s.spare[:n]
+	if n := len(h.spare) - 1; n >= 0 {
+		c.kept, h.spare = h.spare[n][:0], h.spare[:n]
 	}
 	c.kept = append(c.kept, c.rest...)
 	c.rest = c.kept
@@ -146,20 +149,20 @@ func (c *conn) drop() {
 	if c.kept == nil {
 		return
 	}
-	s := c.server
-	s.config.Memory.Keep(c.uid, -Kept(len(c.kept)))
-	if len(s.spare) < maxSpare && !s.config.Memory.Short(c.uid, maxSpare*Kept(cap(c.kept))) {
-		s.spare = append(s.spare, c.kept)
+	h := c.echo
+	h.srv.Memory.Keep(c.UID, -server.Kept(len(c.kept)))
+	if len(h.spare) < maxSpare && !h.srv.Memory.Short(c.UID, maxSpare*server.Kept(cap(c.kept))) {
+		h.spare = append(h.spare, c.kept)
 	}
 	c.kept = nil
 }
 
 // giveRoomBack is called when the connection ends.
 func (c *conn) giveRoomBack() {
-	s := c.server
+	h := c.echo
 	if c.waitsForRoom() {
-		s.parked = slices.DeleteFunc(s.parked, func(other *conn) bool { return other == c })
+		h.parked = slices.DeleteFunc(h.parked, func(other *conn) bool { return other == c })
 	}
 	c.drop()
-	s.config.Memory.ReturnBuffer(c.uid, int(c.buffer))
+	h.srv.Memory.ReturnBuffer(c.UID, int(c.buffer))
 }
