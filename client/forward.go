@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,12 +28,13 @@ import (
 
 type forwardCmd struct {
 	server.ListenFlag
-	Connect   addr.Addr     `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, which may be mixed with the other one in --listen; seqpacket:PATH; datagram:PATH."`
-	Bind      string        `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
-	Retry     time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client, if there is no target yet. For a target whose backlog is full the relay waits as long as the client does (default: ${default})."`
-	PassFiles bool          `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag, a message with descriptors ends its connection; a datagram is dropped, or its sender gets EPERM (Linux 6.16)."`
-	Show      string        `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
-	server.LimitFlags
+	Connect           addr.Addr     `required:"" placeholder:"ADDR" help:"The target: of the same type as --listen, or stream:PATH and tcp:HOST:PORT in any combination."`
+	Bind              string        `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/ or none (default: auto)."`
+	Retry             time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client."`
+	PassFiles         bool          `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag they end the connection."`
+	Show              string        `placeholder:"FORM" help:"Show the forwarded data: hex or json on standard output, or a capture for Wireshark in a new FILE.pcapng."`
+	ShowPort          uint16        `placeholder:"PORT" help:"The target's port in a capture, by which Wireshark chooses the protocol: 5432 for PostgreSQL, for example (default: the port of a tcp target, otherwise 80)."`
+	server.LimitFlags `set:"idle=0s"`
 	requireFlags
 	cli.LogFlags
 }
@@ -58,6 +60,8 @@ func (c *forwardCmd) Validate() error {
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.PassFiles && !c.Connect.Type.Unix():
 		return fmt.Errorf("--pass-files: no descriptors pass to %s; use a Unix socket on both sides", c.Connect)
+	case c.ShowPort != 0 && !strings.HasSuffix(c.Show, ".pcapng"):
+		return fmt.Errorf("--show-port %d: only a capture has ports; write --show FILE.pcapng", c.ShowPort)
 	case c.Bind != "" && c.Connect.Type != addr.Datagram:
 		return fmt.Errorf("--bind %s: only sockets towards a datagram target have names", c.Bind)
 	case c.Bind != "" && c.Bind != "auto" && c.Bind != "none" && !strings.HasSuffix(c.Bind, "/"):
@@ -75,7 +79,7 @@ func (c *forwardCmd) Validate() error {
 func (c *forwardCmd) joins(a addr.Addr) error {
 	bytes := func(t addr.Type) bool { return t == addr.Stream || t == addr.TCP }
 	switch {
-	case a.Type == addr.UDP || a.Type == addr.Files || c.Connect.Type == addr.UDP || c.Connect.Type == addr.Files:
+	case a.Type == addr.Files || c.Connect.Type == addr.Files:
 		return fmt.Errorf("--listen %s, --connect %s: the relay joins stream and tcp, seqpacket and seqpacket, datagram and datagram", a, c.Connect)
 	case a.Type != c.Connect.Type && (!bytes(a.Type) || !bytes(c.Connect.Type)):
 		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join; use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)
@@ -93,11 +97,11 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if err := c.CheckOpenFiles(c.Listen); err != nil {
 		return err
 	}
-	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
+	listen := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog}
 	if !c.PassFiles {
-		config.Control = addr.RefuseRights()
+		listen.Control = addr.RefuseRights()
 	}
-	sockets, _, err := server.Sockets(config, c.Listen, false)
+	sockets, _, err := server.Sockets(listen, c.Listen, false)
 	for _, s := range sockets {
 		if err == nil {
 			err = c.joins(s.Addr) // the address may come from systemd
@@ -115,7 +119,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	var recorder *record.Recorder
 	if c.Show != "" {
-		if recorder, err = record.New(c.Show, std.Out, isTerminal(std.Out), log); err != nil {
+		if recorder, err = record.New(c.Show, c.showPort(), std.Out, isTerminal(std.Out), log); err != nil {
 			server.CloseSockets(sockets, nil)
 			return err
 		}
@@ -128,28 +132,43 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.Connect.Type == addr.Seqpacket { // any record that a process can send has to fit
 		sendBuffer = sock.MaxMessage() + sock.Overhead
 	}
-	s := c.Config(sockets, 2, beside, 2, sendBuffer, log)
-	s.Chunk = 1024 // for health checks
-	s.RelayFiles = c.PassFiles
-	s.Relay, err = relay.New(relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), Memory: s.Memory, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout, MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser,
-		Record: recorder, Log: log,
+	s, err := server.New(c.Config(sockets, 2, beside, 2, sendBuffer, log))
+	if err != nil {
+		server.CloseSockets(sockets, nil)
+		return err
+	}
+	r, err := relay.New(s, relay.Config{
+		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
+		MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser, Record: recorder,
 	})
 	if err != nil {
 		server.CloseSockets(sockets, nil)
 		return err
 	}
 	c.removeStale(log)
-	return s.Serve(ctx, sockets...)
+	handler := server.SplitHealthChecks(r, echo.New(s, echo.Config{Chunk: 1024}))
+	services := server.Services(handler, sockets...)
+	for i := range services {
+		services[i].Files = c.PassFiles
+	}
+	return s.Serve(ctx, services...)
+}
+
+// showPort returns the target's port in a capture. For HTTP's, Wireshark finds
+// HTTP/2 and gRPC, too.
+func (c *forwardCmd) showPort() uint16 {
+	var port uint64
+	if c.Connect.Type == addr.TCP {
+		_, text, _ := net.SplitHostPort(c.Connect.Path)
+		port, _ = strconv.ParseUint(text, 10, 16)
+	}
+	return cmp.Or(c.ShowPort, uint16(port), 80)
 }
 
 func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
-	var config sock.DialConfig
+	config := sock.DialConfig{Bind: ownName(c.Bind, c.Connect)} // a new name for each
 	if !c.PassFiles {
 		config.Control = func(fd int) error { sock.RefuseRights(fd); return nil }
-	}
-	if c.Connect.Type == addr.Datagram {
-		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
 	conn, err := c.dialRequired(ctx, c.Connect, config, 0)
 	if err != nil && c.Retry > 0 && !errors.Is(err, unix.EAGAIN) && sock.NotThereYet(err) { // for a full backlog the relay waits in any case

@@ -16,7 +16,7 @@ import (
 )
 
 type pairCmd struct {
-	Message string `arg:"" optional:"" default:"${message}" help:"What to send (default: a message of 42 bytes)."`
+	messageArg
 	cli.LogFlags
 }
 
@@ -65,8 +65,11 @@ type pairChildCmd struct {
 // because the parent handles them: a terminal sends a signal to both.
 func (c *pairChildCmd) Run(ctx context.Context, std cli.Std) error {
 	log := c.Logger(std.Err).With().Str("process", "child").Logger()
-	server := server.Config{Chunk: 16, Log: log}
-	if err := server.ServeConn(context.WithoutCancel(ctx), 3); err != nil {
+	s, err := server.New(server.Config{Log: log})
+	if err == nil {
+		err = s.ServeConn(context.WithoutCancel(ctx), 3, echo.New(s, echo.Config{Chunk: 16}))
+	}
+	if err != nil {
 		return fmt.Errorf("as the child of client pair: %w", err)
 	}
 	return nil

@@ -9,7 +9,7 @@
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
 // stream:PATH. On files:PATH it reads the files that clients send. For
-// comparison there are tcp:HOST:PORT and udp:HOST:PORT.
+// comparison there is tcp:HOST:PORT.
 package main
 
 import (
@@ -35,8 +35,7 @@ type commands struct {
 
 func main() {
 	os.Exit(cli.Main("server", "Echo everything received on Unix domain sockets.", &commands{},
-		[]os.Signal{syscall.SIGTERM, syscall.SIGINT},
-		kong.Vars{"idle": "10m", "idle_help": "Disconnect clients that send nothing for this long."}))
+		[]os.Signal{syscall.SIGTERM, syscall.SIGINT}))
 }
 
 type healthcheckCmd struct{ server.Healthcheck }

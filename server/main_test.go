@@ -5,8 +5,9 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/udsecho/udsecho/internal/testkit"
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 func TestMain(m *testing.M) { testkit.Main(m, ".", "../client") }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
+	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/files"
 	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/internal/server"
@@ -20,14 +21,14 @@ import (
 
 type serveCmd struct {
 	server.ListenFlag
-	server.LimitFlags
-	Chunk        int           `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
-	Sndbuf       int           `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
-	Spin         time.Duration `default:"100us" placeholder:"DURATION" help:"How long the server polls after its last activity before it sleeps. Polling gives faster answers and costs CPU time. 0s: no polling; with one processor there is none (default: ${default})."`
-	Takeover     bool          `help:"Take the sockets over from the server that runs at these paths, if there is one and it was started with --takeover too. That server hands its sockets over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
-	WriteTimeout time.Duration `default:"30s" placeholder:"DURATION" help:"Disconnect clients that have data to read but read nothing for this long. 0s: no limit (default: ${default})."`
-	Admin        *addr.Addr    `placeholder:"ADDR" help:"Serve metrics and status over HTTP at this address, to the server's own user: stream:PATH, always of mode 0600 (default: none)."`
-	Identity     string        `placeholder:"TEXT" help:"A name for this server, its node's name for example. It is a field of every event, and of --admin's status (default: none)."`
+	server.LimitFlags `set:"idle=10m"`
+	Chunk             int           `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream."`
+	Sndbuf            int           `placeholder:"BYTES" help:"Send buffer (SO_SNDBUF) of datagram and seqpacket sockets; a message may be 32 bytes less (default: the system's)."`
+	Spin              time.Duration `default:"100us" placeholder:"DURATION" help:"How long to poll before sleeping, for faster answers at the cost of CPU time; 0s: no polling."`
+	Takeover          bool          `help:"Take the sockets over from the running server, and hand them over to the next one; each needs this flag. No client is refused."`
+	WriteTimeout      time.Duration `default:"30s" placeholder:"DURATION" help:"Disconnect clients that have data to read but read nothing for this long; 0s: no limit."`
+	Admin             *addr.Addr    `placeholder:"ADDR" help:"Serve metrics and status over HTTP at this address, stream:PATH, for the server's own user."`
+	Identity          string        `placeholder:"TEXT" help:"A name for this server, its node's name for example, in every event and in --admin's status."`
 	cli.LogFlags
 }
 
@@ -69,8 +70,8 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if err := c.CheckOpenFiles(c.Listen); err != nil {
 		return err
 	}
-	config := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Control: addr.RefuseRights(c.Listen...)}
-	sockets, handover, err := server.Sockets(config, c.Listen, c.Takeover)
+	listen := sock.ListenConfig{Mode: c.Mode.Exact(), Backlog: c.Backlog, SendBuffer: c.Sndbuf, Control: addr.RefuseRights(c.Listen...)}
+	sockets, handover, err := server.Sockets(listen, c.Listen, c.Takeover)
 	stopAdmin := func() {}
 	if err == nil {
 		// The admin socket comes after the sockets: a client that gets an
@@ -89,13 +90,22 @@ func (c *serveCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.Admin != nil {
 		beside = adminConnections
 	}
-	s := c.Config(sockets, each, beside, 1, c.Sndbuf, log)
-	s.Chunk, s.Spin, s.SendBuffer, s.WriteTimeout = c.Chunk, c.Spin, c.Sndbuf, c.WriteTimeout
-	s.Handover, s.OwnDirectory, s.Stats = handover, c.absolute(), stats
-	reader := files.New(files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout, Stats: stats, Log: log})
-	defer reader.Stop()
-	s.Files, s.FilesSweep = reader.Serve, reader.Sweep
-	return s.Serve(ctx, sockets...)
+	config := c.Config(sockets, each, beside, 1, c.Sndbuf, log)
+	config.Spin, config.Handover, config.OwnDirectory, config.Stats = c.Spin, handover, c.absolute(), stats
+	s, err := server.New(config)
+	if err != nil {
+		server.CloseSockets(sockets, handover)
+		return err
+	}
+	echoes := echo.New(s, echo.Config{Chunk: c.Chunk, SendBuffer: c.Sndbuf, IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout})
+	reader := files.New(s, files.Config{IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout})
+	services := server.Services(echoes, sockets...)
+	for i := range services {
+		if services[i].Addr.Type == addr.Files {
+			services[i].Handler = reader
+		}
+	}
+	return s.Serve(ctx, services...)
 }
 
 // startAdmin serves --admin until stop is called, also while echoes in flight

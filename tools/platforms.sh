@@ -28,8 +28,8 @@ for arch in arm 386 arm64; do
 done
 
 for os in darwin freebsd windows; do
-	GOOS=$os CGO_ENABLED=0 go vet ./uds
-	echo "$os: package uds compiles, with its tests"
+	GOOS=$os CGO_ENABLED=0 go vet ./uds/...
+	echo "$os: the library compiles, with its tests"
 done
 for os in darwin windows; do
 	for program in server client; do

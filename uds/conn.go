@@ -2,13 +2,11 @@ package uds
 
 import (
 	"context"
-	"crypto/rand"
-	"fmt"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
 	"syscall"
+
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Dial connects to a Unix socket, as [net.Dial] does: network is "unix",
@@ -77,20 +75,7 @@ func (c *Conn) Close() error { return c.close() }
 // has: a path in directory dir, or an abstract name if dir is "@". The process
 // id alone is not unique, because every client is process 1 of its container;
 // so the name also contains the host name and a random part.
-func AutoName(dir string) string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	if len(host) > 12 { // enough for a container id; sun_path is short
-		host = host[:12]
-	}
-	name := fmt.Sprintf("client.%s.%d.%s", host, os.Getpid(), strings.ToLower(rand.Text()[:8]))
-	if dir == "@" {
-		return dir + name
-	}
-	return filepath.Join(dir, name)
-}
+func AutoName(dir string) string { return sock.AutoName(dir) }
 
 // NotThereYet reports whether a dial failed with err because the server may
 // still be starting or may be briefly busy: its path is missing or stale, its

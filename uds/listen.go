@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"net"
 	"syscall"
+
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Listen listens on a Unix socket, as [net.Listen] does: network is "unix" or
@@ -77,7 +79,7 @@ func (c ListenConfig) open(ctx context.Context, network, address string) (*Liste
 	if err != nil {
 		return nil, err
 	}
-	if c.Takeover && isAbstract(path) {
+	if c.Takeover && sock.IsAbstract(path) {
 		return nil, fmt.Errorf("only a path can be taken over, not an abstract name: %w", errors.ErrUnsupported)
 	}
 	return c.listen(ctx, network, path)

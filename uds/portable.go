@@ -12,21 +12,9 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+
+	"github.com/udsecho/udsecho/uds/sock"
 )
-
-var (
-	errAddress           = errors.New("bad address")
-	errInUse       error = inUseError{}
-	errNotSocket         = errors.New("not a socket")
-	errDescriptors       = errors.New("message carries file descriptors")
-	errOpenFiles         = errors.New("no room for another open file")
-	errTruncated         = errors.New("message is larger than the receive buffer")
-)
-
-type inUseError struct{}
-
-func (inUseError) Error() string        { return "in use" }
-func (inUseError) Is(target error) bool { return target == syscall.EADDRINUSE }
 
 func (c ListenConfig) listen(ctx context.Context, network, path string) (*Listener, error) {
 	if c.Takeover || c.Renew {
@@ -77,7 +65,7 @@ type place struct {
 
 // claim locks a path and removes a stale socket.
 func claim(path string) (*place, error) {
-	if isAbstract(path) {
+	if sock.IsAbstract(path) {
 		return &place{}, nil
 	}
 	p := &place{path: path}
@@ -193,7 +181,7 @@ func (d Dialer) dial(ctx context.Context, network, path string) (net.Conn, error
 	if _, err := where(d.Name); err != nil {
 		return nil, fmt.Errorf("the client's own name: %w", err)
 	}
-	if !isAbstract(d.Name) {
+	if !sock.IsAbstract(d.Name) {
 		if _, err := os.Lstat(d.Name); err == nil {
 			return nil, fmt.Errorf("%w: something is at %s already, and is left alone; choose another name", ErrInUse, d.Name)
 		}

@@ -258,7 +258,7 @@ func TestCloseDuringAHandover(t *testing.T) {
 		next := successor(t, old)
 		if owns {
 			next.Claim()
-			wait(t, next) // for yours
+			wait(t, next) // for its yield
 		}
 		check(t, old.Close())
 		next.Claim()

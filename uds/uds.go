@@ -39,6 +39,8 @@ import (
 	"net"
 	"strings"
 	"syscall"
+
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // Errors to distinguish with errors.Is. Each comes in an error that names the
@@ -46,28 +48,28 @@ import (
 var (
 	// ErrAddress means that the address cannot be valid: it is empty, longer
 	// than [MaxPath], or has a NUL byte.
-	ErrAddress = errAddress
+	ErrAddress = sock.ErrAddress
 	// ErrInUse means that a running server has the address. It is also an
 	// EADDRINUSE to errors.Is.
-	ErrInUse = errInUse
+	ErrInUse = sock.ErrInUse
 	// ErrNotSocket means that the file at the path is not a socket.
-	ErrNotSocket = errNotSocket
+	ErrNotSocket = sock.ErrNotSocket
 	// ErrDescriptors means that a message came with more descriptors than
 	// allowed. They are all closed.
-	ErrDescriptors = errDescriptors
+	ErrDescriptors = sock.ErrDescriptors
 	// ErrOpenFiles means that a message's descriptors could not be received,
 	// because this process has reached its limit of open files. Those that
 	// did arrive are closed.
-	ErrOpenFiles = errOpenFiles
+	ErrOpenFiles = sock.ErrOpenFiles
 	// ErrTruncated means that a message is larger than the buffer. The bytes in
 	// the buffer are only its start.
-	ErrTruncated = errTruncated
+	ErrTruncated = sock.ErrTruncated
 )
 
 // MaxPath is the largest number of bytes in a path: sun_path also holds the
 // closing NUL, unix(7), "Address format". It is 107 on Linux and 103 on BSD and
 // macOS. A longer path can be reached through a relative one.
-const MaxPath = len(syscall.RawSockaddrUnix{}.Path) - 1
+const MaxPath = sock.MaxPath
 
 // where returns the path of an address, or its abstract name.
 func where(address string) (path string, err error) {
@@ -80,21 +82,8 @@ func where(address string) (path string, err error) {
 			}
 		}
 	}
-	switch {
-	case path == "" || path == "@":
-		return "", fmt.Errorf("%w %q: the path is empty", ErrAddress, address)
-	case strings.IndexByte(path, 0) >= 0:
-		return "", fmt.Errorf("%w %q: the path holds a NUL byte; leave it out", ErrAddress, address)
-	case strings.HasSuffix(path, "/"):
-		return "", fmt.Errorf("%w %q: the path is a directory; name the socket file in it", ErrAddress, address)
-	case len(path) > MaxPath:
-		return "", fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d; choose a shorter path, or change to its directory and use a relative one",
-			ErrAddress, address, len(path), MaxPath)
-	}
-	return path, nil
+	return path, sock.CheckPath(path)
 }
-
-func isAbstract(path string) bool { return strings.HasPrefix(path, "@") }
 
 // opError returns err as package net would, with the address.
 func opError(op, network, address string, err error) error {

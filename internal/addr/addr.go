@@ -1,5 +1,5 @@
-// Package transport connects the programs by the addresses of their command
-// line: Unix sockets, which package sock makes, and for comparison TCP and UDP.
+// Package addr connects the programs by the addresses of their command line:
+// Unix sockets, which package sock makes, and for comparison TCP.
 package addr
 
 import (
@@ -16,7 +16,7 @@ import (
 func TypeOf(c *sock.Conn) Type { return Type(c.Type()) }
 
 // Type is a transport: a socket type under the field's name, the type files,
-// which is seqpacket for another purpose, or tcp or udp for comparison.
+// which is seqpacket for another purpose, or tcp for comparison.
 type Type string
 
 // The types.
@@ -26,21 +26,19 @@ const (
 	Seqpacket = Type(sock.Seqpacket)
 	Files     = Type("files") // seqpacket: messages that carry descriptors of files
 	TCP       = Type("tcp")   // an internet stream
-	UDP       = Type("udp")   // internet datagrams
 )
 
 // Unix reports whether the type is one of AF_UNIX.
-func (t Type) Unix() bool { return t != TCP && t != UDP }
+func (t Type) Unix() bool { return t != TCP }
 
 // Messages reports whether the type keeps the boundaries of messages.
-func (t Type) Messages() bool { return t == Datagram || t == Seqpacket || t == Files || t == UDP }
+func (t Type) Messages() bool { return t == Datagram || t == Seqpacket || t == Files }
 
 // Connects reports whether a server of the type accepts connections.
-func (t Type) Connects() bool { return t != Datagram && t != UDP }
+func (t Type) Connects() bool { return t != Datagram }
 
 // Addr is the address of one end, as written on the command line: TYPE:PATH,
-// files:PATH, tcp:HOST:PORT or udp:HOST:PORT. For the last two, Path is
-// HOST:PORT.
+// files:PATH, or tcp:HOST:PORT with HOST:PORT as the Path.
 type Addr struct {
 	Type Type
 	Path string
@@ -62,7 +60,7 @@ func ParseAddr(s string) (Addr, error) {
 		}
 		return Addr{t, path}, nil
 	case ok && !strings.ContainsAny(form, "/@.") && t != Stream && t != Datagram && t != Seqpacket:
-		return Addr{}, fmt.Errorf("%w %q: unknown form %q; write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./%s for a path with a colon",
+		return Addr{}, fmt.Errorf("%w %q: unknown form %q; write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, or ./%s for a path with a colon",
 			sock.ErrAddress, s, form, s)
 	}
 	a, err := sock.ParseAddr(s)

@@ -34,8 +34,8 @@ func TestParseAddr(t *testing.T) {
 		{"@a:b", addr.Addr{Type: addr.Stream, Path: "@a:b"}, "unix", true},
 		{"datagram:@name", addr.Addr{Type: addr.Datagram, Path: "@name"}, "unixgram", true},
 		{"tcp:127.0.0.1:7000", addr.Addr{Type: addr.TCP, Path: "127.0.0.1:7000"}, "tcp", false},
-		{"udp:[::1]:7000", addr.Addr{Type: addr.UDP, Path: "[::1]:7000"}, "udp", false},
-		{"udp::7000", addr.Addr{Type: addr.UDP, Path: ":7000"}, "udp", false},
+		{"tcp:[::1]:7000", addr.Addr{Type: addr.TCP, Path: "[::1]:7000"}, "tcp", false},
+		{"tcp::7000", addr.Addr{Type: addr.TCP, Path: ":7000"}, "tcp", false},
 		{"tcp:server:0", addr.Addr{Type: addr.TCP, Path: "server:0"}, "tcp", false},
 		{"./tcp:7000", addr.Addr{Type: addr.Stream, Path: "./tcp:7000"}, "unix", false},
 		{"with space\nand more", addr.Addr{Type: addr.Stream, Path: "with space\nand more"}, "unix", false},
@@ -67,7 +67,7 @@ func TestParseAddrRejectsInvalidAddresses(t *testing.T) {
 		"stream:@":                     "path is empty",
 		"a\x00b":                       "NUL",
 		"stream:\x00":                  "NUL",
-		"unix:/run/s":                  `unknown form "unix"; write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, udp:HOST:PORT, or ./unix:/run/s for a path with a colon`,
+		"unix:/run/s":                  `unknown form "unix"; write stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH, tcp:HOST:PORT, or ./unix:/run/s for a path with a colon`,
 		"STREAM:/run/s":                `unknown form "STREAM"`,
 		":/run/s":                      `unknown form ""`,
 		"/run/uds/":                    "is a directory",
@@ -76,9 +76,10 @@ func TestParseAddrRejectsInvalidAddresses(t *testing.T) {
 		"@" + strings.Repeat("s", 107): "path is 108 bytes",
 		"tcp:":                         `"" is not HOST:PORT; write 127.0.0.1:7000`,
 		"tcp:7000":                     "is not HOST:PORT",
-		"udp:localhost":                "is not HOST:PORT",
-		"udp:localhost:":               "is not HOST:PORT",
-		"udp:localhost:http":           "is not HOST:PORT",
+		"tcp:localhost":                "is not HOST:PORT",
+		"tcp:localhost:":               "is not HOST:PORT",
+		"tcp:localhost:http":           "is not HOST:PORT",
+		"udp:127.0.0.1:7000":           `unknown form "udp"`,
 		"tcp:127.0.0.1:65536":          "is not HOST:PORT",
 		"tcp:127.0.0.1:-1":             "is not HOST:PORT",
 		"tcp:::1:7000":                 "is not HOST:PORT; write 127.0.0.1:7000, or [::1]:7000",
@@ -99,7 +100,6 @@ func TestTypesByWhatTheyDo(t *testing.T) {
 		addr.Seqpacket: {true, true, true},
 		addr.Files:     {true, true, true},
 		addr.TCP:       {false, false, true},
-		addr.UDP:       {false, true, false},
 	} {
 		if got := [3]bool{typ.Unix(), typ.Messages(), typ.Connects()}; got != want {
 			t.Errorf("%s: of AF_UNIX, keeps boundaries, connects: %v, not %v", typ, got, want)
@@ -108,7 +108,7 @@ func TestTypesByWhatTheyDo(t *testing.T) {
 }
 
 func FuzzParseAddr(f *testing.F) {
-	for _, s := range []string{"stream:/run/uds/s", "./uds_socket", "datagram:@name", "seqpacket:a:b", "tcp:[::1]:7000", "udp::0",
+	for _, s := range []string{"stream:/run/uds/s", "./uds_socket", "datagram:@name", "seqpacket:a:b", "tcp:[::1]:7000",
 		"", "@", "stream:", "unix:s", "a\x00b", "dir/", "\xff", strings.Repeat("s", 108)} {
 		f.Add(s)
 	}

@@ -13,11 +13,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = testkit.Patience
-
-var (
-	check = testkit.Check
-)
+var check = testkit.Check
 
 func listen(t testing.TB, c sock.ListenConfig, a addr.Addr) *addr.Socket {
 	t.Helper()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"slices"
@@ -22,9 +21,8 @@ type Socket struct {
 	Bound
 }
 
-// Bound is what a server needs of a socket: a [sock.Socket], or a TCP or UDP
-// socket, which has no files, is not shared with other processes, and cannot be
-// half closed.
+// Bound is what a server needs of a socket: a [sock.Socket], or a TCP socket,
+// which has no files, and is not shared with other processes.
 type Bound interface {
 	FD() int
 	Unlink()
@@ -35,8 +33,8 @@ type Bound interface {
 	Close() error
 }
 
-// Listen makes a socket at a, see [sock.ListenConfig.Listen]. For a TCP or UDP
-// socket only the backlog counts.
+// Listen makes a socket at a, see [sock.ListenConfig.Listen]. For a TCP socket
+// only the backlog counts.
 func Listen(c sock.ListenConfig, a Addr) (*Socket, error) {
 	if a.Type.Unix() {
 		s, err := c.Listen(a.Sock())
@@ -45,11 +43,11 @@ func Listen(c sock.ListenConfig, a Addr) (*Socket, error) {
 		}
 		return &Socket{a, s}, nil
 	}
-	fd, err := listenInternet(a, c.Backlog)
+	fd, err := listenTCP(a.Path, c.Backlog)
 	if err != nil {
 		return nil, fmt.Errorf("listen %s: %w", a, err)
 	}
-	s := internet(fd)
+	s := tcp(fd)
 	return &Socket{a, &s}, nil
 }
 
@@ -85,7 +83,7 @@ func RefuseRights(addrs ...Addr) func(sock.Addr, int) error {
 	}
 }
 
-// Unix returns the socket of package sock; nil if this is a TCP or UDP socket.
+// Unix returns the socket of package sock; nil if this is a TCP socket.
 func (s *Socket) Unix() *sock.Socket {
 	own, _ := s.Bound.(*sock.Socket)
 	return own
@@ -100,17 +98,17 @@ func (s *Socket) Renew() (*Socket, error) {
 	return &Socket{s.Addr, renewed}, nil
 }
 
-// An internet is the descriptor of a TCP or UDP socket, -1 once closed.
-type internet int
+// A tcp is the descriptor of a TCP socket, -1 once closed.
+type tcp int
 
-func (s *internet) FD() int              { return int(*s) }
-func (s *internet) Unlink()              {}
-func (s *internet) Is(*unix.Stat_t) bool { return false }
-func (s *internet) Lost() bool           { return false }
-func (s *internet) Shared() bool         { return false }
-func (s *internet) Refuse() error        { return nil }
+func (s *tcp) FD() int              { return int(*s) }
+func (s *tcp) Unlink()              {}
+func (s *tcp) Is(*unix.Stat_t) bool { return false }
+func (s *tcp) Lost() bool           { return false }
+func (s *tcp) Shared() bool         { return false }
+func (s *tcp) Refuse() error        { return nil }
 
-func (s *internet) Close() error {
+func (s *tcp) Close() error {
 	if *s < 0 {
 		return nil
 	}
@@ -119,36 +117,21 @@ func (s *internet) Close() error {
 	return os.NewSyscallError("close", err)
 }
 
-// listenInternet makes package net look up the address, and takes over its
-// socket.
-func listenInternet(a Addr, backlog int) (fd int, err error) {
-	var l interface {
-		syscall.Conn
-		io.Closer
-	}
-	if a.Type == TCP {
-		var n net.Listener
-		var c net.ListenConfig
-		c.SetMultipathTCP(false) // Multipath TCP connections do not inherit the listener's options
-		if n, err = c.Listen(context.Background(), "tcp", a.Path); err == nil {
-			l = n.(*net.TCPListener)
-		}
-	} else {
-		var n net.PacketConn
-		if n, err = net.ListenPacket("udp", a.Path); err == nil {
-			l = n.(*net.UDPConn)
-		}
-	}
+// listenTCP makes package net look up the address, and takes over its socket.
+func listenTCP(hostPort string, backlog int) (fd int, err error) {
+	var c net.ListenConfig
+	c.SetMultipathTCP(false) // Multipath TCP connections do not inherit the listener's options
+	l, err := c.Listen(context.Background(), "tcp", hostPort)
 	if err != nil {
 		return -1, err
 	}
 	defer func() { _ = l.Close() }()
-	raw, err := l.SyscallConn()
+	raw, err := l.(*net.TCPListener).SyscallConn()
 	if err != nil {
 		return -1, err
 	}
 	ctrlErr := raw.Control(func(theirs uintptr) {
-		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil && a.Type == TCP {
+		if fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0); err == nil {
 			sock.InlineUrgent(fd)
 			keepAlive(fd)
 			err = unix.Listen(fd, cmp.Or(backlog, unix.SOMAXCONN)) // again: package net has no setting for the backlog
@@ -167,8 +150,8 @@ func keepAlive(fd int) {
 	}
 }
 
-// Dial connects to a, see [sock.Dial] and its errors. For a TCP or UDP socket c
-// does not count.
+// Dial connects to a, see [sock.Dial] and its errors. For a TCP socket c does not
+// count.
 func Dial(ctx context.Context, a Addr, c sock.DialConfig) (*sock.Conn, error) {
 	if a.Type.Unix() {
 		set := c.Control
@@ -184,9 +167,6 @@ func Dial(ctx context.Context, a Addr, c sock.DialConfig) (*sock.Conn, error) {
 		return sock.Dial(ctx, a.Sock(), c)
 	}
 	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
-		if a.Type == UDP {
-			return nil
-		}
 		return raw.Control(func(fd uintptr) { sock.InlineUrgent(int(fd)) })
 	}}
 	conn, err := dialer.DialContext(ctx, string(a.Type), a.Path)

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"net"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/bench"
+	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
@@ -43,10 +43,10 @@ func serve(t testing.TB) (addrs []addr.Addr) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() {
-		server := server.Config{Chunk: 64 << 10, Spin: loop.Spin, Log: zerolog.Nop()}
-		done <- server.Serve(ctx, sockets...)
-	}()
+	s, err := server.New(server.Config{Spin: loop.Spin, Log: zerolog.Nop()})
+	testkit.Check(t, err)
+	h := echo.New(s, echo.Config{Chunk: 64 << 10})
+	go func() { done <- s.Serve(ctx, server.Services(h, sockets...)...) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -179,21 +179,6 @@ func TestTableAndJSONHoldTheSameNumbers(t *testing.T) {
 	testkit.Check(t, back.WriteTable(&again))
 	if d := cmp.Diff(table.String(), again.String()); d != "" {
 		t.Errorf("table (-measured +from JSON):\n%s", d)
-	}
-}
-
-func TestPlotsBothFormats(t *testing.T) {
-	c := config(serve(t)[:2]...)
-	c.Connections = []int{1, 2}
-	result, err := c.Run(t.Context())
-	testkit.Check(t, err)
-	for ext, start := range map[string]string{".svg": "<?xml", ".png": "\x89PNG"} {
-		path := filepath.Join(t.TempDir(), "plot"+ext)
-		testkit.Check(t, result.WritePlot(path))
-		content, err := os.ReadFile(path)
-		if err != nil || !strings.HasPrefix(string(content), start) {
-			t.Errorf("%s: %v, %.20q", ext, err, content)
-		}
 	}
 }
 

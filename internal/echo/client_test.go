@@ -17,7 +17,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
@@ -70,26 +69,26 @@ func quiet(timeout time.Duration) *echo.Client {
 func TestCopyOfMuchIsByteExact(t *testing.T) {
 	t.Parallel()
 	size := testkit.Count[int64](8<<20, 64<<20)
-	srv := serve(t, server.Config{Chunk: 64 << 10}, zerolog.Disabled)
+	srv := serve(t, config{Chunk: 64 << 10}, zerolog.Disabled)
 	journal := newJournal()
-	client := echo.Client{Chunk: 64 << 10, Log: journal.logger(zerolog.InfoLevel)}
-	conn := dial(t, srv.addr)
+	client := echo.Client{Chunk: 64 << 10, Log: journal.Logger(zerolog.InfoLevel)}
+	conn := dial(t, srv.Addr)
 	sent, got := sha256.New(), sha256.New()
 	check(t, client.Copy(t.Context(), conn, io.TeeReader(random(3, size), sent), got))
 	if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
 		t.Error("the echo differs from the bytes sent")
 	}
-	if diff := cmp.Diff([]string{"sending standard input"}, journal.messages()); diff != "" {
+	if diff := cmp.Diff([]string{"sending standard input"}, journal.Messages()); diff != "" {
 		t.Errorf("at info level (-want +got):\n%s", diff)
 	}
 }
 
 func TestCopyOfNothingEnds(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.Disabled)
+	srv := serve(t, config{}, zerolog.Disabled)
 	out := &bytes.Buffer{}
-	check(t, quiet(0).Copy(t.Context(), dial(t, srv.addr), strings.NewReader(""), out))
-	check(t, quiet(0).Message(t.Context(), dial(t, srv.addr), nil, out))
+	check(t, quiet(0).Copy(t.Context(), dial(t, srv.Addr), strings.NewReader(""), out))
+	check(t, quiet(0).Message(t.Context(), dial(t, srv.Addr), nil, out))
 	if out.Len() > 0 {
 		t.Errorf("output is %q", out)
 	}
@@ -280,11 +279,11 @@ func (l *late) Write(p []byte) (int, error) {
 // bytes are no longer due by then.
 func TestWriteThatReturnsLateIsNotATimeout(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{Chunk: len(message)}, zerolog.Disabled)
+	srv := serve(t, config{Chunk: len(message)}, zerolog.Disabled)
 	written, back := make(chan struct{}), make(chan struct{})
 	asked, over := make(chan struct{}), make(chan struct{})
 	waits := make(chan struct{})
-	conn := &late{&watched{dial(t, srv.addr).Conn.(*net.UnixConn), waits}, written, back}
+	conn := &late{&watched{dial(t, srv.Addr).Conn.(*net.UnixConn), waits}, written, back}
 	result, out := make(chan error), &bytes.Buffer{}
 	go func() {
 		// Long enough for the echo, on a machine that may be busy.
@@ -338,13 +337,13 @@ func (b broken) Write([]byte) (int, error) { return 0, b.err }
 
 func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.Disabled)
-	err := quiet(0).Copy(t.Context(), dial(t, srv.addr), broken{unix.EIO}, io.Discard)
+	srv := serve(t, config{}, zerolog.Disabled)
+	err := quiet(0).Copy(t.Context(), dial(t, srv.Addr), broken{unix.EIO}, io.Discard)
 	if !errors.Is(err, unix.EIO) {
 		t.Errorf("error is %v", err)
 	}
 	wantWords(t, err, "read the input")
-	err = quiet(0).Message(t.Context(), dial(t, srv.addr), []byte(message), broken{unix.EPIPE})
+	err = quiet(0).Message(t.Context(), dial(t, srv.Addr), []byte(message), broken{unix.EPIPE})
 	if !errors.Is(err, unix.EPIPE) {
 		t.Errorf("error is %v", err)
 	}
@@ -353,14 +352,14 @@ func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 
 func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.InfoLevel)
-	check(t, echo.Check(t.Context(), srv.addr))
-	conn := dial(t, srv.addr)
+	srv := serve(t, config{}, zerolog.InfoLevel)
+	check(t, echo.Check(t.Context(), srv.Addr))
+	conn := dial(t, srv.Addr)
 	wantEcho(t, conn, "hello")
 	check(t, conn.Close())
-	srv.log.await(t, 2, "waiting for a connection")
+	srv.Log.Await(t, 2, "waiting for a connection")
 	if diff := cmp.Diff([]string{
-		"starting up on " + srv.addr.Path,
+		"starting up on " + srv.Addr.Path,
 		"waiting for a connection",
 		"connection from",
 		"received 'hello'",
@@ -368,17 +367,17 @@ func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 		"received ''",
 		"no data from",
 		"waiting for a connection",
-	}, srv.log.messages()); diff != "" {
+	}, srv.Log.Messages()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
 func TestHealthCheckIsLoggedAtDebugLevel(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, server.Config{}, zerolog.DebugLevel)
-	check(t, echo.Check(t.Context(), srv.addr))
-	srv.log.await(t, 1, "no data from")
-	for _, e := range srv.log.all() {
+	srv := serve(t, config{}, zerolog.DebugLevel)
+	check(t, echo.Check(t.Context(), srv.Addr))
+	srv.Log.Await(t, 1, "no data from")
+	for _, e := range srv.Log.All() {
 		if e.Message == "connection from" && e.Level != "debug" {
 			t.Errorf("a health check is an event of level %s", e.Level)
 		}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -62,12 +61,12 @@ func TestNoEchoReceivesMuchWhileItSends(t *testing.T) {
 	for _, typ := range []addr.Type{addr.Stream, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			s := serveSocket(t, listenOn(t, typ), server.Config{Chunk: 4096}, zerolog.Disabled)
+			s := serveSocket(t, listenOn(t, typ), config{Chunk: 4096}, zerolog.Disabled)
 			var want, got bytes.Buffer
 			_, err := io.Copy(&want, random(2, 4<<20))
 			check(t, err)
 			c := &echo.Client{NoEcho: true, Chunk: 4096, Log: zerolog.Nop()}
-			check(t, c.Copy(t.Context(), dial(t, s.addr), random(2, 4<<20), &got))
+			check(t, c.Copy(t.Context(), dial(t, s.Addr), random(2, 4<<20), &got))
 			if !bytes.Equal(want.Bytes(), got.Bytes()) {
 				t.Errorf("received %d of %d bytes, or other bytes", got.Len(), want.Len())
 			}

@@ -12,7 +12,6 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -26,19 +25,19 @@ func servePair(t *testing.T, ctx context.Context, log zerolog.Logger) (conn *soc
 	check(t, err)
 	check(t, other.Close())
 	result := make(chan error, 1)
-	go func() { result <- (&server.Config{Chunk: 16, Log: log}).ServeConn(ctx, fd) }()
+	go func() { result <- (config{Chunk: 16, Log: log}).ServeConn(ctx, fd) }()
 	return conn, result
 }
 
 func TestServeConnServesOneConnectionToItsEnd(t *testing.T) {
 	t.Parallel()
 	log := newJournal()
-	conn, ended := servePair(t, t.Context(), log.logger(zerolog.InfoLevel))
+	conn, ended := servePair(t, t.Context(), log.Logger(zerolog.InfoLevel))
 	wantEcho(t, conn, "hello")
 	check(t, conn.Close())
 	check(t, <-ended)
 	want := []string{"received 'hello'", "sending data back to the client", "received ''", "no data from"}
-	if diff := cmp.Diff(want, log.messages()); diff != "" {
+	if diff := cmp.Diff(want, log.Messages()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -77,7 +76,7 @@ func TestServeConnClosesSocketsOfOtherTypes(t *testing.T) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	defer func() { check(t, unix.Close(fds[1])) }()
-	err = (&server.Config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), fds[0])
+	err = (config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), fds[0])
 	wantWords(t, err, "is not a stream socket")
 	if !sock.HungUp(fds[1]) {
 		t.Error("the other end is still connected")
@@ -89,7 +88,7 @@ func TestServeConnRejectsOtherDescriptors(t *testing.T) {
 	r, w, err := os.Pipe()
 	check(t, err)
 	defer func() { check(t, errors.Join(r.Close(), w.Close())) }()
-	err = (&server.Config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), int(r.Fd()))
+	err = (config{Chunk: 16, Log: zerolog.Nop()}).ServeConn(t.Context(), int(r.Fd()))
 	wantWords(t, err, "is not a stream socket")
 	if _, err := unix.FcntlInt(r.Fd(), unix.F_GETFD, 0); err != nil {
 		t.Errorf("it has closed a descriptor that it did not take over: %v", err)

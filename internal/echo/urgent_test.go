@@ -14,7 +14,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
@@ -56,7 +55,7 @@ func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 		if typ == addr.TCP {
 			socket = listenTCP(t)
 		}
-		return dial(t, serveSocket(t, socket, server.Config{Chunk: chunk}, zerolog.Disabled).addr)
+		return dial(t, serveSocket(t, socket, config{Chunk: chunk}, zerolog.Disabled).Addr)
 	}
 	pair, _ := servePair(t, t.Context(), zerolog.Nop())
 	count := 0

@@ -53,18 +53,17 @@ func serveAs(t *testing.T, acceptor server.Config, c files.Config) *running {
 	r := &running{addr: addr.Addr{Type: addr.Files, Path: testkit.Dir(t) + "/f"}, log: new(testkit.Text), stats: new(server.Stats)}
 	socket, err := addr.Listen(sock.ListenConfig{}, r.addr)
 	check(t, err)
-	c.Log, c.Stats = zerolog.New(r.log), r.stats
-	s := files.New(c)
-	r.files = s
-	acceptor.Files, acceptor.FilesSweep, acceptor.Log, acceptor.Stats = s.Serve, s.Sweep, c.Log, r.stats
+	acceptor.Log, acceptor.Stats = zerolog.New(r.log), r.stats
+	srv, err := server.New(acceptor)
+	check(t, err)
+	r.files = files.New(srv, c)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if err := acceptor.Serve(ctx, socket); err != nil {
+		if err := srv.Serve(ctx, server.Service{Socket: socket, Handler: r.files}); err != nil {
 			t.Error(err)
 		}
-		s.Stop()
 	}()
 	r.stop = func() { cancel(); <-ended }
 	t.Cleanup(r.stop)

@@ -1,4 +1,3 @@
-// Package fileserver is the server's side of passing files, see package
 package files
 
 import (
@@ -24,14 +23,15 @@ import (
 // A Handler reads the files that clients send.
 type Handler struct {
 	config Config
-	warn   zerolog.Logger // for events that a client can cause as often as it likes
+	srv    *server.Server
 
 	// A part of a file is read in a turn. So neither a huge file nor many files
 	// make other users wait, or use more memory, or more threads if a read
 	// hangs. Health checks have turns of their own.
 	turns, checks *turns
 	buffers       sync.Pool
-	// Receiving has turns too, as one message may bring many descriptors.
+	// Receiving has turns too, as one message may bring many descriptors. A user
+	// has one at a time: if closing them hangs, the other users have theirs.
 	receives *turns
 	closers  *server.Closers
 	stopped  context.Context
@@ -39,91 +39,77 @@ type Handler struct {
 
 	mu      sync.Mutex
 	conns   map[*conn]bool
-	lastID  uint64
 	serving sync.WaitGroup
 }
 
-// A Config configures a [Handler].
-type Config struct {
-	// As in package echoserver: clients that request nothing for this long, or
-	// do not read an answer, are disconnected; 0: no limit.
-	IdleTimeout, WriteTimeout time.Duration
-	Stats                     *server.Stats // counts rejected and disconnected clients
-	Log                       zerolog.Logger
-}
+// A Config configures a [Handler]: clients that request nothing for this long, or
+// do not read an answer, are disconnected; 0: no limit.
+type Config struct{ IdleTimeout, WriteTimeout time.Duration }
 
-// New returns a server that waits for connections, see [Handler.Serve].
-func New(c Config) *Handler {
-	s := &Handler{config: c, conns: map[*conn]bool{}}
-	s.stopped, s.stop = context.WithCancel(context.Background())
-	s.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+// New returns a handler for the clients of srv.
+func New(srv *server.Server, c Config) *Handler {
+	h := &Handler{config: c, srv: srv, conns: map[*conn]bool{}, closers: server.NewClosers(srv.Log)}
+	h.stopped, h.stop = context.WithCancel(context.Background())
 	// Leave one processor to the echo.
 	turns := max(runtime.GOMAXPROCS(0)-1, 1)
-	s.turns, s.checks, s.receives = newTurns(turns, mayHang, turns), newTurns(1, 0, 1), newTurns(mayHang, 0, 1)
-	s.buffers.New = func() any { return new([bufferSize]byte) }
-	s.closers = server.NewClosers(c.Log)
-	return s
+	h.turns, h.checks, h.receives = newTurns(turns, turns), newTurns(1, 1), newTurns(maxReceives, 1)
+	h.buffers.New = func() any { return new([bufferSize]byte) }
+	return h
 }
 
-// Serve serves a connection in the background, and takes it over. It calls
-// done when it has closed the connection. A quiet connection is not logged at
-// info level.
-func (s *Handler) Serve(fd int, quiet bool, done func()) {
-	c := &conn{server: s, quiet: quiet}
-	f := os.NewFile(uintptr(fd), "")
-	err := c.open(f)
-	if err != nil {
-		s.warn.Warn().Err(err).Msgf("cannot serve a client: %v", err)
-		s.closers.Close(-1, func() {
+// Serve serves a connection in the background.
+func (h *Handler) Serve(of server.Conn) {
+	c := &conn{Conn: of, handler: h, user: of.UID}
+	if c.HealthCheck() {
+		c.user = healthCheck
+	}
+	f := os.NewFile(uintptr(of.FD()), "")
+	if err := c.open(f); err != nil {
+		c.TurnAway(server.CauseSystem, "%v", err)
+		h.closers.Close(-1, func() {
 			_ = f.Close()
-			done()
+			c.Done()
 		})
 		return
 	}
 	_ = f.Close() // c has a duplicate
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lastID++
-	c.id = s.lastID
-	s.conns[c] = true
-	s.serving.Go(func() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.conns[c] = true
+	h.serving.Go(func() {
 		c.serve()
-		s.mu.Lock()
-		delete(s.conns, c)
-		s.mu.Unlock()
-		s.closers.Close(c.user, func() {
+		h.mu.Lock()
+		delete(h.conns, c)
+		h.mu.Unlock()
+		h.closers.Close(c.user, func() {
 			_ = c.conn.Close() // which closes the descriptors that still lie in it
-			done()
+			c.Done()
 		})
 	})
 }
 
+// Receive has nothing to do: datagrams have no files: sockets.
+func (h *Handler) Receive(server.Message) (more bool) { return true }
+
+// Busy is for clients that have no connection.
+func (h *Handler) Busy() int { return 0 }
+
 // Sweep disconnects clients that have requested nothing, or read nothing, for
-// too long. Call it about once a second; now is a time that grows. As in
-// package echoserver, a client's time begins with the first sweep after its
-// last activity, and again if the process itself was stopped.
-func (s *Handler) Sweep(now time.Duration, stopped bool) {
-	s.closers.Sweep()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.conns {
+// too long. As with the echo, a client's time begins with the first sweep after
+// its last activity, and again if the process itself was stopped.
+func (h *Handler) Sweep(now time.Duration, stopped bool) {
+	h.closers.Sweep()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for c := range h.conns {
 		c.sweep(now, stopped)
 	}
 }
 
-// open sets up the connection on a duplicate of f, and reads the peer's
-// credentials.
-func (c *conn) open(f *os.File) (err error) {
-	fd := int(f.Fd())
-	c.peer = sock.PeerName(fd)
-	if c.cred, err = sock.PeerCred(fd); err != nil {
-		return err
-	}
-	c.user = int64(c.cred.Uid)
-	if c.quiet {
-		c.user = healthCheck
-	}
-	if err := sock.PassCred(fd); err != nil {
+// open sets up the connection on a duplicate of f.
+func (c *conn) open(f *os.File) error {
+	c.peer, c.cred = c.Peer(), c.Cred()
+	if err := sock.PassCred(c.FD()); err != nil {
 		return err
 	}
 	u, err := net.FileConn(f)
@@ -135,22 +121,21 @@ func (c *conn) open(f *os.File) (err error) {
 	return err
 }
 
-// stopPatience is how long Stop waits for readers.
+// stopPatience is how long Close waits for readers.
 const stopPatience = 500 * time.Millisecond
 
-// Stop closes the open connections. If reading or closing hangs because the
-// file's own file system does, Stop leaves that to the end of the process.
-// Serve must not be called any more.
-func (s *Handler) Stop() {
-	s.stop()
-	s.mu.Lock()
-	for c := range s.conns {
+// Close closes the open connections. If reading or closing hangs because the
+// file's own file system does, Close leaves that to the end of the process.
+func (h *Handler) Close() {
+	h.stop()
+	h.mu.Lock()
+	for c := range h.conns {
 		c.interrupt()
 	}
-	s.mu.Unlock()
+	h.mu.Unlock()
 	served := make(chan struct{})
 	go func() {
-		s.serving.Wait()
+		h.serving.Wait()
 		close(served)
 	}()
 	select {
@@ -161,20 +146,22 @@ func (s *Handler) Stop() {
 
 // A conn is one client.
 type conn struct {
-	server *Handler
-	conn   *net.UnixConn
-	raw    syscall.RawConn
-	cred   *unix.Ucred
-	peer   string
-	id     uint64
-	quiet  bool          // it checks the server's health, and is not logged at info level
-	user   int64         // whose turns it takes: its uid, or healthCheck
-	closed chan struct{} // the last request's file is closed; nil: there was none
+	server.Conn
+	handler *Handler
+	conn    *net.UnixConn
+	raw     syscall.RawConn
+	peer    string
+	cred    *unix.Ucred
+	user    int64         // whose turns it takes: its uid, or healthCheck
+	closed  chan struct{} // the last request's file is closed; nil: there was none
 
 	mu    sync.Mutex
 	waits wait
 	still time.Duration // the first sweep since it waits; 0: not yet
 }
+
+// maxReceives is how many users may be received from at a time.
+const maxReceives = 4
 
 // healthCheck is the user that health checks count as.
 const healthCheck = -2
@@ -193,7 +180,7 @@ func (c *conn) waitFor(w wait) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.waits, c.still = w, 0
-	if c.server.stopped.Err() == nil {
+	if c.handler.stopped.Err() == nil {
 		_ = c.conn.SetDeadline(time.Time{})
 	}
 }
@@ -212,7 +199,7 @@ var past = time.Unix(1, 0)
 func (c *conn) sweep(now time.Duration, stopped bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	limit := [...]time.Duration{request: c.server.config.IdleTimeout, reading: c.server.config.WriteTimeout}[c.waits]
+	limit := [...]time.Duration{request: c.handler.config.IdleTimeout, reading: c.handler.config.WriteTimeout}[c.waits]
 	switch {
 	case c.still == 0 || stopped:
 		c.still = now
@@ -222,21 +209,20 @@ func (c *conn) sweep(now time.Duration, stopped bool) {
 }
 
 func (c *conn) serve() {
-	logtext.WithCred(c.event(), c.cred).Msg("connection from")
 	buf := make([]byte, MaxRecord)
 	for {
 		c.waitFor(request)
 		record, fds, err := c.receive(buf)
 		c.waitFor(nothing)
 		switch {
-		case c.server.stopped.Err() != nil:
+		case c.handler.stopped.Err() != nil:
 			c.discard(fds...)
 			return
 		case err == io.EOF:
-			c.event().Msg("no data from")
+			c.Event().Msg("no data from")
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			c.turnAway(server.CauseIdle, fmt.Errorf("it has requested nothing for %v", c.server.config.IdleTimeout))
+			c.turnAway(server.CauseIdle, fmt.Errorf("it has requested nothing for %v", c.handler.config.IdleTimeout))
 			return
 		case errors.Is(err, sock.ErrDescriptors):
 			c.turnAway(server.CauseDescriptors, fmt.Errorf("more than one descriptor was received, and all are closed; send one at a time"))
@@ -264,14 +250,14 @@ func (c *conn) serve() {
 			c.refuse(server.CauseRequest, err).Msgf("cannot read the received file: %v", err)
 			answer = "error " + err.Error()
 		}
-		c.event().Int("bytes", len(answer)).Msg("sending " + logtext.Quote([]byte(answer)))
+		c.Event().Int("bytes", len(answer)).Msg("sending " + logtext.Quote([]byte(answer)))
 		c.waitFor(reading)
 		switch _, err := c.conn.Write([]byte(answer)); {
 		case err == nil:
-		case c.server.stopped.Err() != nil:
+		case c.handler.stopped.Err() != nil:
 			return
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			c.turnAway(server.CauseUnread, fmt.Errorf("it has not read for %v", c.server.config.WriteTimeout))
+			c.turnAway(server.CauseUnread, fmt.Errorf("it has not read for %v", c.handler.config.WriteTimeout))
 			return
 		default:
 			c.lost(err)
@@ -288,21 +274,21 @@ func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
 	if c.closed != nil {
 		select {
 		case <-c.closed:
-		case <-c.server.stopped.Done():
-			return nil, nil, c.server.stopped.Err()
+		case <-c.handler.stopped.Done():
+			return nil, nil, c.handler.stopped.Err()
 		}
 	}
 	var n int
-	receives := c.own(c.server.receives)
+	receives := c.own(c.handler.receives)
 	waitErr := c.raw.Read(func(fd uintptr) bool {
-		if err = receives.begin(c.server.stopped, c.user); err != nil {
+		if err = receives.begin(c.handler.stopped, c.user); err != nil {
 			return true
 		}
 		n, fds, _, err = sock.ReceiveFiles(int(fd), buf, sock.MaxRights)
 		if len(fds) > 1 {
 			strays := fds
 			n, fds, err = 0, nil, sock.ErrDescriptors
-			c.server.closers.Close(c.user, func() {
+			c.handler.closers.Close(c.user, func() {
 				sock.CloseFiles(strays...)
 				receives.end(c.user)
 			})
@@ -321,7 +307,7 @@ func (c *conn) receive(buf []byte) (record []byte, fds []int, err error) {
 func (c *conn) discard(fds ...int) {
 	closed := make(chan struct{})
 	c.closed = closed
-	c.server.closers.Close(c.user, func() {
+	c.handler.closers.Close(c.user, func() {
 		sock.CloseFiles(fds...)
 		close(closed)
 	})
@@ -334,7 +320,7 @@ func (e *protocolError) Error() string { return e.text }
 
 // answer reads the received file, and closes it.
 func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
-	c.event().Int("bytes", len(record)).Int("descriptors", len(fds)).Msg("received " + logtext.Quote(record))
+	c.Event().Int("bytes", len(record)).Int("descriptors", len(fds)).Msg("received " + logtext.Quote(record))
 	if len(fds) == 0 {
 		return "", &protocolError{fmt.Sprintf("no descriptor came with the request; send %q with one", Request)}
 	}
@@ -356,7 +342,7 @@ func (c *conn) answer(record []byte, fds []int) (answer string, err error) {
 	started := time.Now()
 	sum, err := in.sum(c.turn)
 	if err == nil {
-		c.event().Int64("size", in.size).Int64("mapped", in.mapped).Dur("duration", time.Since(started)).Msg("read all of it")
+		c.Event().Int64("size", in.size).Int64("mapped", in.mapped).Dur("duration", time.Since(started)).Msg("read all of it")
 	}
 	return sum.String(), err
 }
@@ -366,34 +352,26 @@ var errLeft = errors.New("the client left before the answer")
 // turn does one part of the work, when it is this client's turn, unless the
 // client or the server has ended.
 func (c *conn) turn(work func(buf []byte) error) error {
-	turns := c.own(c.server.turns)
-	if err := turns.begin(c.server.stopped, c.user); err != nil {
+	turns := c.own(c.handler.turns)
+	if err := turns.begin(c.handler.stopped, c.user); err != nil {
 		return err
 	}
 	defer turns.end(c.user)
-	defer turns.watch()()
 	if c.left() {
 		return errLeft
 	}
-	buf := c.server.buffers.Get().(*[bufferSize]byte)
-	defer c.server.buffers.Put(buf)
+	buf := c.handler.buffers.Get().(*[bufferSize]byte)
+	defer c.handler.buffers.Put(buf)
 	return work(buf[:])
 }
 
 // own returns the turns that this client takes: t, or those of health checks.
 func (c *conn) own(t *turns) *turns {
-	if c.quiet {
-		return c.server.checks
+	if c.user == healthCheck {
+		return c.handler.checks
 	}
 	return t
 }
-
-// mayHang is how many further files may hang the goroutines that read them,
-// without stopping others: files of a file system that does not answer.
-const mayHang = 4
-
-// turnPatience is how long a turn may take before a spare turn is added.
-const turnPatience = time.Second
 
 // left reports whether the client has closed its end.
 func (c *conn) left() (left bool) {
@@ -404,8 +382,8 @@ func (c *conn) left() (left bool) {
 // refuse counts a request that is not served, and returns the event that logs
 // it.
 func (c *conn) refuse(why server.Cause, err error) *zerolog.Event {
-	ev := c.server.warn.Warn().Stringer("cause", why).Uint64("refused", c.server.config.Stats.Refuse(why, 1))
-	return logtext.WithCred(ev.Uint64("conn", c.id).Str("peer", logtext.Escape(c.peer)).Err(err), c.cred)
+	ev := c.handler.srv.Refuse(why, 1)
+	return logtext.WithCred(ev.Uint64("conn", c.ID).Str("peer", logtext.Escape(c.peer)).Err(err), c.cred)
 }
 
 // turnAway tells the client, and logs, why it is rejected. The caller closes
@@ -422,14 +400,5 @@ func (c *conn) lost(err error) {
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled) {
 		return // the drain timeout, which is logged already
 	}
-	c.event().Err(err).Msgf("lost the connection: %v", err)
-}
-
-// event returns an event about this client.
-func (c *conn) event() *zerolog.Event {
-	level := zerolog.InfoLevel
-	if c.quiet {
-		level = zerolog.DebugLevel
-	}
-	return c.server.config.Log.WithLevel(level).Uint64("conn", c.id).Str("peer", logtext.Escape(c.peer))
+	c.Event().Err(err).Msgf("lost the connection: %v", err)
 }

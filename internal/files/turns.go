@@ -4,24 +4,22 @@ import (
 	"context"
 	"slices"
 	"sync"
-	"time"
 )
 
 // turns lets a bounded number of goroutines work at a time. If more want to,
 // their users take turns, so that a user waits for the other users' next turns
 // and never for all that one of them has to do.
 type turns struct {
-	mu     sync.Mutex
-	free   int // turns that may begin now
-	spares int // added while turns hang, see [turnPatience]
-	each   int // the most turns of one user at a time: one whose turns hang harms only itself
-	held   map[int64]int
-	wait   map[int64][]chan struct{}
-	order  []int64 // the users in wait, the next one first
+	mu    sync.Mutex
+	free  int // turns that may begin now
+	each  int // the most turns of one user at a time
+	held  map[int64]int
+	wait  map[int64][]chan struct{}
+	order []int64 // the users in wait, the next one first
 }
 
-func newTurns(n, spares, each int) *turns {
-	return &turns{free: n, spares: spares, each: each, held: map[int64]int{}, wait: map[int64][]chan struct{}{}}
+func newTurns(n, each int) *turns {
+	return &turns{free: n, each: each, held: map[int64]int{}, wait: map[int64][]chan struct{}{}}
 }
 
 // begin waits for a turn of a user, or for the end of ctx.
@@ -73,30 +71,4 @@ func (t *turns) end(user int64) {
 		delete(t.held, user)
 	}
 	t.next()
-}
-
-// watch adds a spare turn if the turn that has just begun is not over after
-// [turnPatience].
-func (t *turns) watch() (over func()) {
-	added, ended := false, false
-	late := time.AfterFunc(turnPatience, func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if !ended && t.spares > 0 {
-			added = true
-			t.spares--
-			t.free++
-			t.next()
-		}
-	})
-	return func() {
-		late.Stop()
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		ended = true
-		if added {
-			t.spares++
-			t.free-- // below 0 if the spare turn is in use, until that ends
-		}
-	}
 }

@@ -7,6 +7,8 @@ import (
 	"context"
 	"os"
 	"runtime"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -38,7 +40,8 @@ type Handler interface {
 	Ready(events uint32)
 }
 
-// A Loop belongs to one goroutine; only Interrupt may be called from others.
+// A Loop belongs to one goroutine; only Post and Interrupt may be called from
+// others.
 type Loop struct {
 	epoll    int
 	wake     int // an eventfd(2)
@@ -50,6 +53,11 @@ type Loop struct {
 	busy bool // the last wait found something
 	miss int  // spins in a row that found nothing
 	sit  int  // waits that the next spin skips, so that misses cost less and less
+
+	mu     sync.Mutex
+	posted []func()
+	closed bool
+	some   atomic.Bool // posted is not empty
 }
 
 // New makes a loop that polls for the duration spin before it sleeps; see
@@ -84,8 +92,44 @@ func New(spin time.Duration) (l *Loop, err error) {
 	return l, nil
 }
 
-// Close closes the loop, but not the descriptors that were added to it.
+// Post makes the loop's goroutine call f once the handlers of its turn have been
+// called, and reports whether it will: not if the loop is closed.
+func (l *Loop) Post(f func()) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return false
+	}
+	l.posted = append(l.posted, f)
+	l.some.Store(true)
+	l.Interrupt()
+	return true
+}
+
+// After posts f once d has passed.
+func (l *Loop) After(d time.Duration, f func()) { time.AfterFunc(d, func() { l.Post(f) }) }
+
+// CallPosted calls what was posted.
+func (l *Loop) CallPosted() {
+	if l.some.Load() {
+		l.mu.Lock()
+		posted := l.posted
+		l.posted = nil
+		l.some.Store(false)
+		l.mu.Unlock()
+		for _, f := range posted {
+			f()
+		}
+	}
+}
+
+// Close calls what was posted, and closes the loop, but not the descriptors that
+// were added to it.
 func (l *Loop) Close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.CallPosted()
 	for _, fd := range []int{l.wake, l.epoll} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
@@ -138,7 +182,8 @@ func (l *Loop) Handlers(yield func(Handler) bool) {
 }
 
 // Wait sleeps until a descriptor is ready, or for timeout if it is not
-// negative, and calls the handler of each ready descriptor once.
+// negative, and calls the handler of each ready descriptor once, and then what
+// was posted.
 func (l *Loop) Wait(timeout time.Duration) error {
 	n, err := l.await(timeout)
 	if err != nil {
@@ -156,6 +201,7 @@ func (l *Loop) Wait(timeout time.Duration) error {
 			l.handlers[ev.Fd].Ready(ev.Events)
 		}
 	}
+	l.CallPosted()
 	return nil
 }
 

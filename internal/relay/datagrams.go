@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 type peer struct {
 	relay    *Relay
 	client   server.Sender
+	cred     *unix.Ucred // of its first message
 	id       uint64
 	record   *record.Conn
 	conn     *sock.Conn // owns the name of the socket; nil while it is being dialled
@@ -31,24 +33,23 @@ type peer struct {
 	last     uint64 // when something passed last, in messages of all peers
 }
 
-// Message forwards a message, which is valid until Message returns, with its
-// descriptors. It reports whether the relay can take another; if not, it has
-// called Pause.
-func (r *Relay) Message(s server.Sender, message []byte, files []int) bool {
-	p := r.peers[s.Key]
+// Receive forwards a message.
+func (r *Relay) Receive(m server.Message) (more bool) {
+	p := r.peers[m.Key()]
 	if p == nil {
-		if !r.makeRoom(s) {
-			r.warn.Warn().Str("peer", logtext.Escape(s.Address)).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
-			s.Close(files...)
+		cred := m.Cred()
+		if !r.makeRoom(cred) {
+			r.warn.Warn().Str("peer", logtext.Escape(m.Address())).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
+			m.Close(m.Files...)
 			return true
 		}
 		r.lastID++
-		p = &peer{relay: r, client: s, id: r.lastID, record: r.record(r.lastID, s.Address, s.Cred), fd: -1}
-		r.peers[s.Key] = p
-		logtext.WithCred(r.config.Log.Info().Uint64("conn", p.id).Str("peer", logtext.Escape(s.Address)), s.Cred).Msg("message from a new client")
+		p = &peer{relay: r, client: m.Clone(), cred: cred, id: r.lastID, record: r.record(r.lastID, m.Address(), cred), fd: -1}
+		r.peers[p.client.Key()] = p
+		logtext.WithCred(r.srv.Log.Info().Uint64("conn", p.id).Str("peer", logtext.Escape(m.Address())), cred).Msg("message from a new client")
 	}
-	p.record.Data(true, message, files)
-	return p.send(message, files)
+	p.record.Data(true, m.Bytes, m.Files)
+	return p.send(m.Bytes, m.Files)
 }
 
 // makeRoom closes a peer if there are too many, because datagram clients do not
@@ -56,37 +57,26 @@ func (r *Relay) Message(s server.Sender, message []byte, files []int) bool {
 // those that the target owes no answer, or else of all: many targets never
 // answer. It reports whether there is room; a peer whose message the target has
 // not accepted yet stays.
-func (r *Relay) makeRoom(s server.Sender) bool {
-	same := func(p *peer) bool { return s.Cred != nil && p.client.Cred != nil && s.Cred.Uid == p.client.Cred.Uid }
-	all, own := 0, 0
-	var victim, victimOwn *peer
-	better := func(p, than *peer) bool {
-		switch {
-		case p.rest != nil:
-			return false
-		case than == nil:
-			return true
-		case (p.owed == 0) != (than.owed == 0):
-			return p.owed == 0
+func (r *Relay) makeRoom(cred *unix.Ucred) bool {
+	same := func(p *peer) bool { return cred != nil && p.cred != nil && cred.Uid == p.cred.Uid }
+	own := 0
+	for _, p := range r.peers {
+		if same(p) {
+			own++
 		}
-		return p.last < than.last
+	}
+	tooManyOwn := r.config.MaxPeersPerUser > 0 && own >= r.config.MaxPeersPerUser
+	if !tooManyOwn && (r.config.MaxPeers == 0 || len(r.peers) < r.config.MaxPeers) {
+		return true
+	}
+	var victim *peer
+	order := func(a, b *peer) int {
+		return cmp.Or(cmp.Compare(min(a.owed, 1), min(b.owed, 1)), cmp.Compare(a.last, b.last))
 	}
 	for _, p := range r.peers {
-		if all++; better(p, victim) {
+		if p.rest == nil && (same(p) || !tooManyOwn) && (victim == nil || order(p, victim) < 0) {
 			victim = p
 		}
-		if !same(p) {
-			continue
-		}
-		if own++; better(p, victimOwn) {
-			victimOwn = p
-		}
-	}
-	switch {
-	case r.config.MaxPeersPerUser > 0 && own >= r.config.MaxPeersPerUser:
-		victim = victimOwn
-	case r.config.MaxPeers == 0 || all < r.config.MaxPeers:
-		return true
 	}
 	if victim == nil {
 		return false
@@ -105,13 +95,10 @@ func (p *peer) touch() {
 // the peer keeps it and receives nothing more until it is sent.
 func (p *peer) send(message []byte, files []int) bool {
 	p.touch()
-	err := error(unix.EBADF)
-	if p.fd >= 0 {
-		err = sock.ReplyFiles(p.fd, message, files, "")
-	}
+	_, err := sock.SendFiles(p.fd, message, files, "") // EBADF while it is being dialled
 	switch {
 	case err == nil:
-		if p.client.Address != "" { // otherwise no answer can reach it
+		if p.client.Address() != "" { // otherwise no answer can reach it
 			p.owed++
 		}
 		if p.rest != nil {
@@ -146,7 +133,7 @@ func (p *peer) keep(message []byte, files []int) {
 
 // lose drops a message and its descriptors.
 func (p *peer) lose(files []int, err error) {
-	p.relay.warn.Warn().Err(err).Str("peer", logtext.Escape(p.client.Address)).Msgf("dropped a message to the target: %s", escape(err))
+	p.relay.warn.Warn().Err(err).Str("peer", logtext.Escape(p.client.Address())).Msgf("dropped a message to the target: %s", escape(err))
 	p.again = false
 	p.client.Close(files...)
 	if p.rest != nil {
@@ -157,7 +144,7 @@ func (p *peer) lose(files []int, err error) {
 
 func (p *peer) connected(conn *sock.Conn, err error) {
 	r := p.relay
-	if r.ctx.Err() != nil || r.peers[p.client.Key] != p {
+	if r.ctx.Err() != nil || r.peers[p.client.Key()] != p {
 		if conn != nil {
 			_ = conn.Close()
 		}
@@ -168,12 +155,9 @@ func (p *peer) connected(conn *sock.Conn, err error) {
 		p.fd, err = conn.Detach()
 	}
 	if err == nil {
-		if !r.config.PassFiles {
-			sock.RefuseRights(p.fd)
-		}
 		p.noRights = sock.RefusesRights(p.fd)
 		_ = sock.SetSendBuffer(p.fd, sock.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
-		err = r.loop.Add(p.fd, p, unix.EPOLLIN)
+		err = r.srv.Loop.Add(p.fd, p, unix.EPOLLIN)
 	}
 	if err != nil {
 		p.lose(p.files, err)
@@ -212,15 +196,20 @@ func (p *peer) Ready(events uint32) {
 		p.touch()
 		p.owed = max(p.owed-1, 0)
 		p.record.Data(false, message, files)
-		if p.client.Address == "" {
+		if p.client.Address() == "" {
 			p.client.Close(files...)
 			continue
 		}
-		p.client.Reply(message, files)
+		p.client.Reply(message, files...)
 		if !p.client.Ready() {
 			p.slow = true
 			p.watch()
-			p.relay.slow = append(p.relay.slow, p)
+			p.client.WhenReady(func() {
+				if p.slow { // otherwise it has hung up meanwhile
+					p.slow = false
+					p.watch()
+				}
+			})
 		}
 	}
 }
@@ -234,14 +223,14 @@ func (p *peer) watch() {
 	if p.rest != nil {
 		want |= unix.EPOLLOUT
 	}
-	p.relay.loop.Watch(p.fd, want)
+	p.relay.srv.Loop.Watch(p.fd, want)
 }
 
 // hangUp closes the socket to the target.
 func (p *peer) hangUp() {
 	p.owed, p.slow = 0, false
 	if p.fd >= 0 {
-		p.relay.loop.Remove(p.fd)
+		p.relay.srv.Loop.Remove(p.fd)
 		if p.noRights {
 			_ = unix.Close(p.fd)
 		} else {
@@ -262,5 +251,5 @@ func (p *peer) close() {
 	}
 	p.record.End(true)
 	p.record.End(false)
-	delete(p.relay.peers, p.client.Key)
+	delete(p.relay.peers, p.client.Key())
 }

@@ -1,7 +1,7 @@
 // Package relay forwards what the clients of a server send to one target, and
-// returns what the target sends: bytes, whole messages, and descriptors. The
-// server of package echoserver listens, accepts, limits and drains. The relay
-// uses its loop, and everything except dialling runs on the loop's goroutine.
+// returns what the target sends: bytes, whole messages, and descriptors. Package
+// server listens, accepts, limits and drains. The relay uses its loop, and
+// everything except dialling runs on the loop's goroutine.
 //
 // The contract:
 //
@@ -18,9 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"net"
 	"os"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +28,6 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/logtext"
-	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/relay/record"
 	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/uds/sock"
@@ -40,7 +37,8 @@ import (
 type Config struct {
 	Target addr.Addr
 	// Dial connects to the target, however long that takes, and checks the
-	// user that serves there. It is called from many goroutines.
+	// user that serves there. Without PassFiles its sockets refuse descriptors.
+	// It is called from many goroutines.
 	Dial func(context.Context) (*sock.Conn, error)
 	// Check is the check alone, for a Unix target to which the relay could
 	// connect at once.
@@ -49,40 +47,35 @@ type Config struct {
 	// the target leads back here. 0: no check.
 	Process int
 	// PassFiles passes descriptors on; otherwise they end their connection.
-	PassFiles bool
-	// Memory is shared by all connections, each with two ends; nil: no bounds.
-	Memory      *server.Pool
+	PassFiles   bool
 	IdleTimeout time.Duration // connections on which nothing passes for this long are closed; 0: none
 	// Limits for datagram clients at the same time, in all and for one user. A
 	// further client takes the place of the one that has been silent for
 	// longest. 0: no limit.
 	MaxPeers, MaxPeersPerUser int
 	Record                    *record.Recorder
-	Log                       zerolog.Logger
 }
 
-// A Relay is the state of a running relay.
+// A Relay is the state of a running relay, see [server.Handler].
 type Relay struct {
 	config Config
-	loop   *loop.Loop
+	srv    *server.Server
 	ctx    context.Context
 	cancel context.CancelFunc
 	warn   zerolog.Logger // rate limited, as a client can cause warnings as often as it likes
 
 	links      map[*link]struct{}
 	peers      map[server.SenderKey]*peer
-	lastID     uint64   // of the last peer
-	passed     uint64   // messages of all peers
-	slow       []*peer  // peers whose replies wait for their clients
-	parked     []*end   // see room.go
-	buf        []byte   // for the next receive
-	free       [][]byte // for an end that keeps buf
-	pipes      []*pipe  // empty
+	lastID     uint64       // of the last peer
+	passed     uint64       // messages of all peers
+	parked     []*direction // see room.go
+	buf        []byte       // for the next receive
+	free       sync.Pool    // of *[bufSize]byte, to take its place if a direction keeps it
+	pipes      []*pipe      // empty
 	madePipes  int
-	files      usage // descriptors that were received, and are not closed yet
-	flying     usage // descriptors that were sent, and may not be received yet
-	mostFlying int   // of one user
-	closers    *server.Closers
+	files      usage   // descriptors that were received, and are not closed yet
+	flying     usage   // descriptors that were sent, and may not be received yet
+	mostFlying int     // of one user
 	noRights   bool    // no descriptors come from the target, see [sock.RefusesRights]
 	placer     *placer // nil without PassFiles
 	replies    *sock.Receiver
@@ -90,25 +83,21 @@ type Relay struct {
 	dials  sync.WaitGroup
 	first  chan struct{} // held by the first in the queue of a full backlog, see [Relay.queue]
 	queued atomic.Int32  // dials in that queue
-	mu     sync.Mutex
-	posted []func() // calls for the loop's goroutine; guarded by mu
-	ended  bool     // the loop calls nothing more; guarded by mu
-	some   atomic.Bool
 }
 
-// The size of one receive, and the share of one end before the others get
+// The size of one receive, and the share of one direction before the others get
 // their turn.
 const (
 	bufSize = 64 << 10
 	maxTurn = 4
-	maxFree = 16 // buffers kept for the next end that has to wait
 )
 
-// New makes a relay. It fails if there is no memory.
-func New(c Config) (*Relay, error) {
-	r := &Relay{config: c, first: make(chan struct{}, 1), links: map[*link]struct{}{}, peers: map[server.SenderKey]*peer{}}
+// New makes a relay for the clients of srv, whose memory all connections share,
+// each with two ends. It fails if there is no memory.
+func New(srv *server.Server, c Config) (*Relay, error) {
+	r := &Relay{config: c, srv: srv, first: make(chan struct{}, 1), links: map[*link]struct{}{}, peers: map[server.SenderKey]*peer{}}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.warn = c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+	r.warn = server.Bounded(srv.Log)
 	size := bufSize
 	if c.Target.Type.Messages() {
 		size = sock.MaxMessage()
@@ -116,14 +105,14 @@ func New(c Config) (*Relay, error) {
 		r.replies.TakeRights() // so that no close of theirs is on the loop
 	}
 	r.buf = make([]byte, size)
-	r.closers = server.NewClosers(c.Log)
 	r.noRights = !c.PassFiles && sock.CanRefuseRights()
-	r.files.users, r.flying.users = map[int64]int{}, map[int64]int{}
+	r.files, r.flying = newUsage(), newUsage()
+	r.free.New = func() any { return new([bufSize]byte) }
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return nil, os.NewSyscallError("getrlimit", err)
 	}
-	r.mostFlying = max(int(min(limit.Cur, math.MaxInt32))/4, maxFiles)
+	r.mostFlying = max(int(min(limit.Cur, math.MaxInt32))/4, sock.MaxRights)
 	var err error
 	if c.PassFiles {
 		r.placer, err = newPlacer()
@@ -131,8 +120,30 @@ func New(c Config) (*Relay, error) {
 	return r, err
 }
 
-// Begin sets the loop that serves the relay's sockets.
-func (r *Relay) Begin(l *loop.Loop) { r.loop = l }
+// connect connects to the target if that takes no time: to a Unix socket that
+// is served and has room in its backlog. On any failure, [Relay.dial] finds
+// the reason.
+func (r *Relay) connect() (fd int, ok bool) {
+	if !r.config.Target.Type.Unix() || r.queued.Load() > 0 {
+		return -1, false
+	}
+	fd, err := sock.DialConfig{Control: func(fd int) error {
+		sock.InlineUrgent(fd)
+		if !r.config.PassFiles {
+			sock.RefuseRights(fd)
+		}
+		return nil
+	}}.Connect(r.config.Target.Sock())
+	if err != nil {
+		return -1, false
+	}
+	cred, err := sock.PeerCred(fd)
+	if err != nil || r.config.Check(*cred) != nil {
+		_ = unix.Close(fd)
+		return -1, false
+	}
+	return fd, true
+}
 
 // dial connects to the target, unless ctx ends before, and makes the loop's
 // goroutine call then.
@@ -144,29 +155,7 @@ func (r *Relay) dial(ctx context.Context, then func(*sock.Conn, error)) {
 			conn, err = r.queue(ctx)
 			r.queued.Add(-1)
 		}
-		r.post(func() { then(conn, err) })
-	})
-}
-
-// post makes the loop's goroutine call f.
-func (r *Relay) post(f func()) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.ended {
-		r.posted = append(r.posted, f)
-		r.some.Store(true)
-		r.loop.Interrupt()
-	}
-}
-
-// after makes the loop's goroutine call f once d has passed.
-func (r *Relay) after(d time.Duration, f func()) {
-	r.dials.Go(func() {
-		select {
-		case <-time.After(d):
-			r.post(f)
-		case <-r.ctx.Done():
-		}
+		r.srv.Loop.Post(func() { then(conn, err) })
 	})
 }
 
@@ -188,36 +177,8 @@ func (r *Relay) queue(ctx context.Context) (*sock.Conn, error) {
 		if !errors.Is(err, unix.EAGAIN) {
 			return conn, err
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
+		time.Sleep(pause) // Dial notices the end of ctx
 	}
-}
-
-// Turn does the work due at each turn of the loop.
-func (r *Relay) Turn() {
-	if r.some.Load() {
-		r.mu.Lock()
-		posted := r.posted
-		r.posted = nil
-		r.some.Store(false)
-		r.mu.Unlock()
-		for _, f := range posted {
-			f()
-		}
-	}
-	waiting := r.slow[:0]
-	for _, p := range r.slow {
-		if p.fd >= 0 && !p.client.Ready() {
-			waiting = append(waiting, p)
-		} else if p.fd >= 0 {
-			p.slow = false
-			p.watch()
-		}
-	}
-	r.slow = waiting
 }
 
 // Sweep closes connections that have been idle for too long. now is the time
@@ -225,7 +186,6 @@ func (r *Relay) Turn() {
 // connection begins with the first sweep after bytes passed, or after the
 // process was stopped.
 func (r *Relay) Sweep(now time.Duration, stopped bool) {
-	r.closers.Sweep()
 	idle := func(still *time.Duration) bool {
 		if r.config.IdleTimeout == 0 {
 			return false
@@ -260,21 +220,18 @@ func (r *Relay) Busy() (n int) {
 	return n
 }
 
-// End closes everything. The loop must still be open.
-func (r *Relay) End() {
+// Close closes everything. It waits for the dials, which end at once.
+func (r *Relay) Close() {
 	r.cancel()
 	r.dials.Wait()
-	r.Turn()
-	r.mu.Lock()
-	r.ended = true
-	r.mu.Unlock()
+	r.srv.Loop.CallPosted()
 	lost := 0
 	for l := range r.links {
-		lost += l.client.unsent() + l.target.unsent()
+		lost += l.unsent()
 		l.close()
 	}
 	if lost > 0 {
-		r.config.Log.Warn().Int("lost", lost).Msgf("%d bytes were received and not delivered, because their readers do not read", lost)
+		r.srv.Log.Warn().Int("lost", lost).Msgf("%d bytes were received and not delivered, because their readers do not read", lost)
 	}
 	for _, p := range r.peers {
 		p.close()
@@ -283,52 +240,16 @@ func (r *Relay) End() {
 		p.close()
 	}
 	if n := r.config.Record.Close(); n > 0 {
-		r.config.Log.Warn().Uint64("lost", n).Msgf("the record lacks %d pieces that passed", n)
+		r.srv.Log.Warn().Uint64("lost", n).Msgf("the record lacks %d pieces that passed", n)
 	}
 }
 
 // record records a connection, if anything is recorded.
 func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
-	c := record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path}
-	if r.config.Target.Type == addr.TCP {
-		_, port, _ := net.SplitHostPort(c.Target)
-		n, _ := strconv.ParseUint(port, 10, 16)
-		c.Port = uint16(n)
-	}
-	return r.config.Record.Open(c)
-}
-
-// spare keeps an end's rest, which is part of buf, until the other end accepts
-// it: a small rest as a copy, a large one with its buffer, unless memory is
-// short.
-func (r *Relay) spare(rest []byte, short bool) (kept, buf []byte) {
-	if short || len(rest) <= bufSize/8 || len(r.buf) != bufSize {
-		return append([]byte{}, rest...), nil
-	}
-	buf = r.buf
-	if n := len(r.free); n > 0 {
-		r.buf, r.free = r.free[n-1], r.free[:n-1]
-	} else {
-		r.buf = make([]byte, bufSize)
-	}
-	return rest, buf
-}
-
-func (r *Relay) giveBack(buf []byte) {
-	if buf != nil && len(r.free) < maxFree {
-		r.free = append(r.free, buf)
-	}
+	return r.config.Record.Open(record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path})
 }
 
 func escape(err error) string { return logtext.Escape(err.Error()) }
-
-// maxFiles is the largest number of descriptors in a message, unix(7),
-// SCM_MAX_FD.
-const maxFiles = 253
-
-// MaxHeld is how many descriptors may wait in a relay, over all connections:
-// until they are sent, and closed. One user may have three quarters of them.
-const MaxHeld = 1024
 
 // unwanted reports whether err is about what a peer sent, not about the
 // connection.

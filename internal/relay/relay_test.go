@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -20,26 +19,23 @@ import (
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-var check = testkit.Check
-
-// start relays from one path to another in this process; stop ends it.
-func start(t testing.TB, kind addr.Type, from, to string) (stop func()) {
+// relayHere relays from one path to another in this process; stop ends it.
+func relayHere(t testing.TB, kind addr.Type, from, to string) (stop func()) {
 	t.Helper()
 	l, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: kind, Path: from})
 	check(t, err)
 	target := addr.Addr{Type: kind, Path: to}
-	config := server.Config{Chunk: 16, Log: zerolog.Nop(), DrainTimeout: testkit.Patience}
-	config.Relay, err = relay.New(relay.Config{
-		Target: target, Log: zerolog.Nop(),
-		Dial:  func(ctx context.Context) (*sock.Conn, error) { return addr.Dial(ctx, target, sock.DialConfig{}) },
-		Check: func(unix.Ucred) error { return nil },
+	srv, err := server.New(server.Config{Log: zerolog.Nop(), DrainTimeout: testkit.Patience})
+	check(t, err)
+	r, err := relay.New(srv, relay.Config{
+		Target: target,
+		Dial:   func(ctx context.Context) (*sock.Conn, error) { return addr.Dial(ctx, target, sock.DialConfig{}) },
+		Check:  func(unix.Ucred) error { return nil },
 	})
 	check(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving errgroup.Group
-	serving.Go(func() error { return config.Serve(ctx, l) })
+	serving.Go(func() error { return srv.Serve(ctx, server.Service{Socket: l, Handler: r}) })
 	return func() {
 		cancel()
 		check(t, serving.Wait())
@@ -60,7 +56,7 @@ func FuzzRelay(f *testing.F) {
 		l, err := net.Listen("unix", d+"/s")
 		check(t, err)
 		defer func() { _ = l.Close() }()
-		defer start(t, addr.Stream, d+"/r", d+"/s")()
+		defer relayHere(t, addr.Stream, d+"/r", d+"/s")()
 		client, err := net.Dial("unix", d+"/r")
 		check(t, err)
 		target, err := l.Accept()

@@ -26,9 +26,43 @@ const healthName = "@udsecho.healthcheck."
 
 // isHealthCheck reports whether a client checks the server's health: its name
 // says so, and it runs as the server's own user, which is what the server
-// trusts.
+// trusts. It is not logged at info level, and served in addition to the limits.
 func isHealthCheck(name string, cred *unix.Ucred) bool {
 	return cred != nil && strings.HasPrefix(name, healthName) && sock.IsOwnUser(cred.Uid)
+}
+
+// SplitHealthChecks returns a handler that gives health checks to checks, and all
+// other clients to h.
+func SplitHealthChecks(h, checks Handler) Handler { return &split{h, checks} }
+
+type split struct {
+	Handler
+	checks Handler
+}
+
+func (h *split) Serve(c Conn) {
+	if c.HealthCheck() {
+		h.checks.Serve(c)
+	} else {
+		h.Handler.Serve(c)
+	}
+}
+
+func (h *split) Receive(m Message) (more bool) {
+	if m.HealthCheck() {
+		return h.checks.Receive(m)
+	}
+	return h.Handler.Receive(m)
+}
+
+func (h *split) Sweep(now time.Duration, stopped bool) {
+	h.checks.Sweep(now, stopped)
+	h.Handler.Sweep(now, stopped)
+}
+
+func (h *split) Close() {
+	h.checks.Close()
+	h.Handler.Close()
 }
 
 // CheckHealth connects to the server at a as a health check, and asks it to do
@@ -71,7 +105,7 @@ func checkOwn(conn *sock.Conn) error {
 // Healthcheck is the part of the command that programs share.
 type Healthcheck struct {
 	ListenFlag
-	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"The longest time for all answers together (default: ${default})."`
+	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"The longest time for all answers together."`
 }
 
 // Validate rejects values that make no sense.

@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -80,17 +79,17 @@ type name struct {
 	address sock.Sender
 }
 
-func newNames(l *loop.Loop) names {
+func newNames(s *Server) names {
 	return names{
 		workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}, map[client]bool{}, map[uint64]bool{},
-		searches{loop: l, asked: map[client]bool{}, users: map[uint32]int{}},
+		searches{found: s.found, post: s.Loop.Post, asked: map[client]bool{}, users: map[uint32]int{}},
 	}
 }
 
 // look returns the address for replies to a client. The error is errNotOwn, an
-// errno of open(2), or EAGAIN: then the search takes time, and [server.collect]
+// errno of open(2), or EAGAIN: then the search takes time, and [Server.found]
 // gets its result.
-func (s *server) look(c client) (sock.Sender, error) {
+func (s *Server) look(c client) (sock.Sender, error) {
 	if !c.address.IsPath() {
 		if s.names.owned[c] {
 			return c.address, nil
@@ -105,7 +104,7 @@ func (s *server) look(c client) (sock.Sender, error) {
 }
 
 // startSearch starts a search for a client.
-func (s *server) startSearch(c client) {
+func (s *Server) startSearch(c client) {
 	var own []uint64
 	for _, d := range s.datagrams {
 		if d.inode != 0 {
@@ -119,7 +118,7 @@ func (s *server) startSearch(c client) {
 // the kernel's cache, openat2(2), RESOLVE_CACHED. That is the rule, because the
 // client has just bound it. EAGAIN means that it is not there, or that the owner
 // of the file does not decide.
-func (s *server) openCached(c client) (n name, err error) {
+func (s *Server) openCached(c client) (n name, err error) {
 	fd, err := s.names.open(c.address.String())
 	switch err {
 	case nil:
@@ -156,7 +155,7 @@ func judge(c client, st *unix.Stat_t) error {
 }
 
 // keepFile remembers the file of a client, and takes over its descriptor.
-func (s *server) keepFile(c client, fd int, st *unix.Stat_t) (name, error) {
+func (s *Server) keepFile(c client, fd int, st *unix.Stat_t) (name, error) {
 	if s.isOwn(st) {
 		_ = unix.Close(fd)
 		return name{}, errNotOwn
@@ -170,43 +169,40 @@ func (s *server) keepFile(c client, fd int, st *unix.Stat_t) (name, error) {
 	return n, nil
 }
 
-// collect gets the results of searches, and drops the replies that cannot be
-// sent.
-func (s *server) collect() {
-	for _, f := range s.names.take() {
-		switch {
-		case f.err == unix.EMFILE && s.names.evict():
-			continue // the replies start another search
-		case f.err != nil:
-			f.close()
-		case f.fd < 0 && s.isOwnName(f.client.address.String()):
-			f.err = errNotOwn
-		case f.fd < 0:
-			s.names.owned[f.client] = true
-		default:
-			if f.plain {
-				s.names.plain[f.st.Dev] = true
-			}
-			_, f.err = s.keepFile(f.client, f.fd, &f.st)
+// found gets the result of a search, and drops the replies that cannot be sent.
+func (s *Server) found(f finding) {
+	switch {
+	case f.err == unix.EMFILE && s.names.evict():
+		return // the replies start another search
+	case f.err != nil:
+		f.close()
+	case f.fd < 0 && s.isOwnName(f.client.address.String()):
+		f.err = errNotOwn
+	case f.fd < 0:
+		s.names.owned[f.client] = true
+	default:
+		if f.plain {
+			s.names.plain[f.st.Dev] = true
 		}
-		for _, d := range s.datagrams {
-			d.pause = minPause // replies wait for the result
-			if q := d.queues[f.client]; q != nil && f.err != nil {
-				d.dropQueue(f.client, q, f.err)
-				delete(d.queues, f.client)
-			}
+		_, f.err = s.keepFile(f.client, f.fd, &f.st)
+	}
+	for _, d := range s.datagrams {
+		d.pause = minPause // replies wait for the result
+		if q := d.queues[f.client]; q != nil && f.err != nil {
+			d.dropQueue(f.client, q, f.err)
+			d.end(f.client, q)
 		}
 	}
 }
 
 // isOwn reports whether a file is a socket that this server receives from: the
 // server would reply to itself without end.
-func (s *server) isOwn(st *unix.Stat_t) bool {
+func (s *Server) isOwn(st *unix.Stat_t) bool {
 	return slices.ContainsFunc(s.datagrams, func(d *datagrams) bool { return d.socket.Is(st) })
 }
 
 // isOwnName is isOwn for an abstract name.
-func (s *server) isOwnName(name string) bool {
+func (s *Server) isOwnName(name string) bool {
 	return slices.ContainsFunc(s.datagrams, func(d *datagrams) bool { return d.socket.Addr.Path == name })
 }
 
@@ -262,4 +258,9 @@ func (n *names) forgetAll() {
 	}
 	clear(n.owned)
 	clear(n.plain) // another file system may get the device's number
+}
+
+func (n *names) close() {
+	n.forgetAll()
+	n.dir.close()
 }

@@ -6,9 +6,10 @@ import (
 	"os"
 	"time"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -18,42 +19,32 @@ import (
 // fails. It leaves a descriptor that is not a socket alone: a number that the
 // parent did not pass on may be a descriptor of the Go runtime. It logs
 // neither an accepted connection nor that the server waits for another one.
-func (c Config) ServeConn(ctx context.Context, fd int) error {
+func (s *Server) ServeConn(ctx context.Context, fd int, h Handler) error {
+	s.handlers, s.phase, s.stopBy = []Handler{h}, draining, time.Now() // it accepts no other client
+	defer s.close()
 	if sotype, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || sotype != unix.SOCK_STREAM {
 		if err == nil {
 			_ = unix.Close(fd)
 		}
 		return fmt.Errorf("descriptor %d is not a stream socket", fd)
 	}
-	l, err := loop.New(c.Spin)
-	if err != nil {
+	if err := unix.SetNonblock(fd, true); err != nil { // otherwise the loop would wait in read(2)
 		_ = unix.Close(fd)
-		return err
+		return os.NewSyscallError("fcntl", err)
 	}
-	// Like a server that drains, it accepts no other client.
-	s := newServer(c, l)
-	s.streams, s.drainUntil = sock.NewReceiver(c.Chunk), time.Now()
-	s.streams.TakeRights()
-	defer s.close()
 	sock.InlineUrgent(fd)
-	err = unix.SetNonblock(fd, true) // otherwise the loop would wait in read(2)
-	if err == nil {
-		err = l.Add(fd, &conn{server: s, fd: fd, events: unix.EPOLLIN, id: 1, uid: -1}, unix.EPOLLIN)
-	}
-	if err != nil {
-		_ = unix.Close(fd)
-		return os.NewSyscallError("serve a connection", err)
-	}
-	s.opened(1)
-	defer l.InterruptAt(ctx)()
+	ln := &listener{server: s, socket: &addr.Socket{Addr: addr.Addr{Type: addr.Stream}}}
+	c := Conn{ln: ln, fd: int32(fd), level: zerolog.InfoLevel, UID: -1}
+	s.count(&c, nil)
+	h.Serve(c)
+	defer s.Loop.InterruptAt(ctx)()
 	for s.open-s.closing > 0 {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := l.Wait(-1); err != nil {
+		if err := s.Loop.Wait(-1); err != nil {
 			return err
 		}
-		s.ended.each()
 	}
 	return nil
 }

@@ -12,21 +12,20 @@ import (
 
 // hasFiles reports whether there is a socket file that other processes could
 // remove.
-func (s *server) hasFiles() bool {
-	return s.drainUntil.IsZero() && len(s.listeners)+len(s.datagrams) > 0
+func (s *Server) hasFiles() bool {
+	return !s.stopping() && len(s.listeners)+len(s.datagrams) > 0
 }
 
 // renew makes new sockets for those whose file was removed, because no client
 // could connect to them any more. If something else is at the path by now, the
 // server ends as if it had been told to stop.
-func (s *server) renew() {
-	if !s.acceptAgain.IsZero() {
-		return // not all waiting connections could be accepted
+func (s *Server) renew() {
+	if s.phase == serving && s.acceptAgain.IsZero() { // a successor finds the missing file itself; and all waiting connections must be accepted first
+		s.atHome(s.renewSockets)
 	}
-	if s.claimed() {
-		return // the successor finds the missing file itself
-	}
-	s.goHome()
+}
+
+func (s *Server) renewSockets() {
 	for _, ln := range slices.Clone(s.listeners) {
 		if !ln.socket.Lost() {
 			continue
@@ -43,7 +42,7 @@ func (s *server) renew() {
 		_ = ln.socket.Refuse()
 		ln.acceptAll()
 		s.listeners = slices.DeleteFunc(s.listeners, func(other *listener) bool { return other == ln })
-		s.loop.Remove(ln.socket.FD())
+		s.Loop.Remove(ln.socket.FD())
 		_ = ln.socket.Close()
 	}
 	for _, d := range slices.Clone(s.datagrams) {
@@ -64,7 +63,7 @@ const maxReplaced = 4
 // been silent for longest. All that has been sent to such a socket gets its
 // reply first. Its clients learn it as they learn the end of a server, by
 // ECONNREFUSED, and find the new socket when they connect again.
-func (s *server) retire() {
+func (s *Server) retire() {
 	var replaced []*datagrams
 	for _, d := range s.datagrams {
 		if d.replaced && !d.retired {
@@ -86,7 +85,8 @@ func (s *server) retire() {
 	})
 }
 
-func (s *server) replace(old *addr.Socket) bool {
+// replace makes a new socket in place of one whose file was removed.
+func (s *Server) replace(old *addr.Socket) bool {
 	if s.failed = s.refuseSuccessor(); s.failed != nil { // the successor has the old socket
 		return false
 	}
@@ -97,35 +97,34 @@ func (s *server) replace(old *addr.Socket) bool {
 		s.displaced = err
 		return false
 	case err != nil:
-		s.refuse(CauseSystem, 0).Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, logtext.Escape(err.Error()))
+		s.Refuse(CauseSystem, 0).Err(err).Msgf("%s was removed, and cannot be recreated now: %s", path, logtext.Escape(err.Error()))
 		return false
 	}
-	s.config.Log.Warn().Str("listen", logtext.Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)
-	if err = s.serve(renewed); err != nil {
+	s.Log.Warn().Str("listen", logtext.Escape(old.Addr.String())).Msgf("%s was removed: listening again", path)
+	of := &s.services[slices.IndexFunc(s.services, func(of Service) bool { return of.Socket == old })]
+	of.Socket = renewed
+	if s.Handover != nil {
+		s.Handover.Replace(old.Unix(), renewed.Unix())
+	}
+	if s.failed = s.serve(*of); s.failed != nil {
 		_ = renewed.Close()
-		s.failed = err
-		return false
 	}
-	s.sockets[slices.Index(s.sockets, old)] = renewed
-	if s.handover != nil {
-		s.handover.Replace(old.Unix(), renewed.Unix())
-	}
-	return true
+	return s.failed == nil
 }
 
 // renewControl recreates the control socket if its file was removed. If that
 // fails, the server continues to serve, but no other server can take over
 // meanwhile.
-func (s *server) renewControl() {
-	if s.handover == nil || s.pending() || !s.handover.Lost() {
+func (s *Server) renewControl() {
+	if s.Handover == nil || !s.Handover.Lost() {
 		return
 	}
 	s.unfollow()
-	err := s.handover.Renew()
+	err := s.Handover.Renew()
 	if err == nil {
 		err = s.follow()
 	}
 	if err != nil {
-		s.refuse(CauseSystem, 0).Err(err).Msg(logtext.Escape(err.Error()))
+		s.Refuse(CauseSystem, 0).Err(err).Msg(logtext.Escape(err.Error()))
 	}
 }

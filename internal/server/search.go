@@ -6,12 +6,10 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/uds/sock/why"
 )
 
@@ -26,14 +24,10 @@ const (
 // take long: a file system may not answer, and the kernel's list of sockets may
 // be long.
 type searches struct {
-	loop  *loop.Loop
-	asked map[client]bool // in progress; only the loop uses it
-	users map[uint32]int  // searches in progress for a user; only the loop uses it
-
-	mu     sync.Mutex
-	found  []finding
-	some   atomic.Bool // found is not empty
-	closed bool
+	found func(finding)     // gets the result of each, on the loop's goroutine
+	post  func(func()) bool // of the loop
+	asked map[client]bool   // in progress; only the loop uses it
+	users map[uint32]int    // searches in progress for a user; only the loop uses it
 
 	list   sync.Mutex // held while the kernel lists the sockets
 	listed time.Time  // when the kernel began the last list
@@ -63,16 +57,24 @@ func (s *searches) ask(c client, home int, own []uint64) {
 	s.users[c.uid]++
 	go func() {
 		f := s.search(c, home, own)
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.closed {
+		if !s.post(func() { s.end(f) }) {
 			f.close()
-			return
 		}
-		s.found = append(s.found, f)
-		s.some.Store(true)
-		s.loop.Interrupt()
 	}()
+}
+
+// end ends a search.
+func (s *searches) end(f finding) {
+	delete(s.asked, f.client)
+	if s.users[f.client.uid]--; s.users[f.client.uid] == 0 {
+		delete(s.users, f.client.uid)
+	}
+	if len(s.asked) == 0 {
+		s.list.Lock()
+		s.owners = nil // the list may be long; no search uses it
+		s.list.Unlock()
+	}
+	s.found(f)
 }
 
 func (s *searches) search(c client, home int, own []uint64) finding {
@@ -153,39 +155,6 @@ func (s *searches) listSince(t time.Time) (*why.Owners, error) {
 		s.owners, s.err = why.DatagramOwners()
 	}
 	return s.owners, s.err
-}
-
-// take returns what was found since the last call. The caller closes the
-// descriptors.
-func (s *searches) take() []finding {
-	if !s.some.Load() {
-		return nil
-	}
-	s.mu.Lock()
-	found := s.found
-	s.found = nil
-	s.some.Store(false)
-	s.mu.Unlock()
-	for _, f := range found {
-		delete(s.asked, f.client)
-		if s.users[f.client.uid]--; s.users[f.client.uid] == 0 {
-			delete(s.users, f.client.uid)
-		}
-	}
-	if len(s.asked) == 0 {
-		s.owners = nil // the list may be long; no search uses it
-	}
-	return found
-}
-
-// close does not wait for searches.
-func (s *searches) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closed = true
-	for _, f := range s.found {
-		f.close()
-	}
 }
 
 func (f *finding) close() {

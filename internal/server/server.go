@@ -1,8 +1,8 @@
-// Package echoserver is the server's side of the echo: one event loop for the
-// sockets of all types. It handles the connections, the limits, the drain at
-// the end, and the handover to a successor.
+// Package server accepts the clients of sockets of all types on one event loop,
+// limits them, drains at the end, makes removed sockets again, and hands its
+// sockets over to a successor. A [Handler] decides what happens to a client.
 //
-// The texts of its events are a contract, the transcript: a program that reads
+// The texts of the events are a contract, the transcript: a program that reads
 // them finds the same words in every format and every version.
 package server
 
@@ -14,43 +14,23 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-// A Config configures a server that echoes to any number of clients at once.
+// A Config configures a server for any number of clients at once.
 type Config struct {
-	Chunk        int           // size of one receive on a stream, in bytes
 	Spin         time.Duration // how long to poll before sleeping, see package loop; 0: not at all
-	SendBuffer   int           // SO_SNDBUF of connections, in bytes; 0: the system's default
 	Memory       *Pool         // what all clients together may make the server hold; nil: no bounds
-	DrainTimeout time.Duration // how long echoes in flight may take once the server is told to stop
+	DrainTimeout time.Duration // how long clients may continue once the server is told to stop
 
 	// Further clients are rejected, except [HealthChecks]; 0: no limit. TCP
 	// connections have no user, so only the first limit applies to them.
 	MaxConnections, MaxConnectionsPerUser int
-	// Clients that send nothing for this long, or read nothing of what the
-	// server has to send, are disconnected within two seconds more; 0: no
-	// limit.
-	IdleTimeout, WriteTimeout time.Duration
 	// Allow reports whether a client may be served, by the credentials that
-	// the kernel reports. TCP and UDP sockets have none. nil: all clients may.
+	// the kernel reports. TCP sockets have none. nil: all clients may.
 	Allow func(unix.Ucred) bool
-	// Files serves a connection of a files: socket, and takes it over. It
-	// calls done, from any goroutine, when it has closed the connection. A
-	// quiet connection is not logged at info level.
-	Files func(fd int, quiet bool, done func())
-	// FilesSweep is called about once a second with a time that grows, and
-	// whether this process was stopped meanwhile; nil: there are no files.
-	FilesSweep func(now time.Duration, stopped bool)
-	// Relay takes connections and messages in place of the echo, except health
-	// checks, which are echoed; nil: the server echoes everything.
-	Relay Relay
-	// RelayFiles hands descriptors that come with datagrams to Relay. Without
-	// it, such a message is dropped.
-	RelayFiles bool
 	// OwnDirectory lets the server change the working directory of the
 	// process, because none of its paths is relative. The server then sends
 	// datagram replies faster.
@@ -62,53 +42,122 @@ type Config struct {
 	Log      zerolog.Logger
 }
 
-// Serve serves sockets, and takes them over, until ctx ends. Then it removes
-// the socket files, accepts the connections that were made before, lets every
-// echo continue to its end or to the drain timeout, and returns nil.
-func (c Config) Serve(ctx context.Context, sockets ...*addr.Socket) error {
+// A phase is what a server does with its sockets. takeover.pml has the same
+// phases.
+type phase int
+
+const (
+	claiming phase = iota // they belong to another server
+	serving
+	yielding // a successor claims them: no datagram is received, and the last replies are sent
+	yielded  // the successor may serve them, and has not said so yet
+	draining // no client comes any more, and those that are there are served to their end
+)
+
+// A Server is the state of a running server. One goroutine owns all of it, that
+// of the loop.
+type Server struct {
+	Config
+	Loop    *loop.Loop
+	Closers *Closers
+
+	phase     phase
+	stopBy    time.Time // when the clients of a server that was told to stop have had their time; zero: it was not told
+	failed    error     // the error that ends the server
+	displaced error     // another server has its path: it stops
+
+	services        []Service
+	handlers        []Handler
+	listeners       []*listener
+	datagrams       []*datagrams
+	datagramSockets int            // that share the room for replies
+	receiver        *sock.Receiver // one receiver, shared by all datagram sockets
+	followed        int            // the descriptor of the handover that the loop waits for; -1 if none
+	yieldBy         time.Time      // when replies that wait have had their time, while yielding
+	names           names
+	ownThread       bool // the loop has its own thread, whose working directory is not set yet
+
+	open        int            // connections
+	perUser     map[uint32]int // open connections of each user
+	lastID      uint64
+	closing     int                    // connections that are being closed beside the loop, and still count
+	strays      int                    // descriptors that came with messages, and are being closed
+	rejected    int                    // connections that are being closed and count for no limit
+	warn        [Causes]zerolog.Logger // each rate limited, as a client can cause them as often as it likes
+	warnDropped zerolog.Logger         // rate limited too
+	started     time.Time
+	swept       time.Duration // time since the start at the last sweep
+	acceptAgain time.Time     // when to accept again, while the system lacks descriptors
+}
+
+// New makes a server. [Server.Serve] or [Server.ServeConn] ends it.
+func New(c Config) (*Server, error) {
 	l, err := loop.New(c.Spin)
 	if err != nil {
-		for _, socket := range sockets {
-			_ = socket.Close()
-		}
-		return err
+		return nil, err
 	}
-	if c.Relay != nil {
-		c.Relay.Begin(l)
+	if c.Stats == nil {
+		c.Stats = new(Stats)
 	}
-	s := newServer(c, l)
-	s.sockets = slices.Clone(sockets)
+	s := &Server{Config: c, Loop: l, Closers: NewClosers(c.Log), phase: serving, followed: -1, started: time.Now(), perUser: map[uint32]int{}}
+	s.names = newNames(s)
+	for cause := range s.warn {
+		s.warn[cause] = Bounded(c.Log)
+	}
+	s.warnDropped = Bounded(c.Log)
+	return s, nil
+}
+
+// Bounded returns a log for events that a client can cause as often as it likes.
+func Bounded(log zerolog.Logger) zerolog.Logger {
+	return log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second})
+}
+
+// Serve serves sockets, and takes them over, until ctx ends. Then it removes
+// the socket files, accepts the connections that were made before, lets every
+// client continue to its end or to the drain timeout, and returns nil.
+func (s *Server) Serve(ctx context.Context, services ...Service) error {
+	s.services = slices.Clone(services)
 	defer s.close()
 	waiting := "waiting for a message"
-	for i, socket := range sockets {
-		c.Log.Info().Str("listen", logtext.Escape(socket.Addr.String())).Msg("starting up on " + logtext.Escape(socket.Addr.Path))
-		if !s.pending() {
-			err = s.serve(socket)
+	if s.Handover != nil && s.Handover.Pending() {
+		s.phase = claiming
+	}
+	for _, of := range services {
+		if !slices.Contains(s.handlers, of.Handler) {
+			s.handlers = append(s.handlers, of.Handler)
 		}
-		if err != nil {
-			for _, socket := range sockets[i:] {
-				_ = socket.Close()
+		if of.Addr.Type.Connects() {
+			waiting = waitingConnection
+		} else {
+			s.datagramSockets++
+		}
+	}
+	for i, of := range services {
+		s.Log.Info().Str("listen", logtext.Escape(of.Addr.String())).Msg("starting up on " + logtext.Escape(of.Addr.Path))
+		if s.phase == claiming {
+			continue
+		}
+		if err := s.serve(of); err != nil {
+			for _, unserved := range services[i:] {
+				_ = unserved.Close()
 			}
 			return err
 		}
-		if socket.Addr.Type.Connects() {
-			waiting = waitingConnection
-		}
 	}
-	c.Log.Info().Msg(waiting)
-	switch {
-	case s.pending() && ctx.Err() != nil:
-		return nil // the server that serves them may continue
-	case s.pending():
-		s.handover.Claim()
+	s.Log.Info().Msg(waiting)
+	if s.phase == claiming {
+		if ctx.Err() != nil {
+			return nil // the server that serves them may continue
+		}
+		s.Handover.Claim()
 	}
 	if err := s.follow(); err != nil {
 		return err
 	}
 
-	defer l.InterruptAt(ctx)()
-	s.ownThread = slices.ContainsFunc(sockets, func(socket *addr.Socket) bool { return socket.Addr.Type == addr.Datagram })
-	if s.ownThread {
+	defer s.Loop.InterruptAt(ctx)()
+	if s.ownThread = s.datagramSockets > 0; s.ownThread {
 		return onOwnThread(func() error { return s.run(ctx) })
 	}
 	return s.run(ctx)
@@ -116,144 +165,79 @@ func (c Config) Serve(ctx context.Context, sockets ...*addr.Socket) error {
 
 const waitingConnection = "waiting for a connection"
 
-// serve adds a socket to the loop, with the buffers that its type needs.
-func (s *server) serve(socket *addr.Socket) error {
-	t := socket.Addr.Type
-	if !t.Messages() && s.streams == nil {
-		s.streams = sock.NewReceiver(s.config.Chunk)
-		s.streams.TakeRights()
+// serve adds a socket to the loop.
+func (s *Server) serve(of Service) error {
+	if of.Addr.Type.Connects() {
+		ln := &listener{server: s, socket: of.Socket, handler: of.Handler, noRights: sock.RefusesRights(of.FD())}
+		s.listeners = append(s.listeners, ln)
+		return s.Loop.Add(of.FD(), ln, unix.EPOLLIN)
 	}
-	if t.Messages() && s.receiver == nil {
+	if s.receiver == nil {
 		s.receiver = sock.NewReceiver(sock.MaxMessage())
 		s.receiver.TakeRights()
 	}
-	if t.Connects() {
-		ln := &listener{server: s, socket: socket, noRights: sock.RefusesRights(socket.FD())}
-		s.listeners = append(s.listeners, ln)
-		return s.loop.Add(socket.FD(), ln, unix.EPOLLIN)
-	}
-	d, err := newDatagrams(s, socket)
+	d, err := newDatagrams(s, of)
 	if err != nil {
 		return err
 	}
 	s.datagrams = append(s.datagrams, d)
-	return s.loop.Add(socket.FD(), d, unix.EPOLLIN)
+	return s.Loop.Add(of.FD(), d, unix.EPOLLIN)
 }
 
-// A server is the state of a running server. One goroutine owns all of it.
-type server struct {
-	config      Config
-	loop        *loop.Loop
-	listeners   []*listener
-	datagrams   []*datagrams
-	spare       [][]byte  // buffers for the unsent bytes of blocked connections
-	parked      []*conn   // they wait for room, see room.go
-	unparked    time.Time // when they tried last
-	sockets     []*addr.Socket
-	handover    *sock.Handover // nil: the sockets are not handed over, or have been
-	followed    int            // the descriptor of the handover that the loop waits for; -1 if none
-	emptyBy     time.Time      // when replies that wait have had their time, while a successor claims the sockets
-	names       names
-	ownThread   bool           // the loop has its own thread, whose working directory is not set yet
-	open        int            // connections
-	perUser     map[uint32]int // open connections of each user
-	lastID      uint64
-	streams     *sock.Receiver // one receiver, shared by all stream connections
-	receiver    *sock.Receiver
-	warn        [Causes]zerolog.Logger // each rate limited, as a client can cause them as often as it likes
-	warnDropped zerolog.Logger         // rate limited too
-	started     time.Time
-	swept       time.Duration // time since the start at the last sweep
-	acceptAgain time.Time     // when to accept again, while the system lacks descriptors
-	ended       endings
-	closers     *Closers
-	closing     int // connections that are being closed beside the loop, and still count
-	strays      int // descriptors that came with messages, and are being closed
-	rejected    int // connections that are being closed and count for no limit
-	drainUntil  time.Time
-	failed      error // the error that ends the server
-	displaced   error // another server has its path: it ends once its clients are served
-}
-
-func newServer(c Config, l *loop.Loop) *server {
-	if c.Stats == nil {
-		c.Stats = new(Stats)
-	}
-	s := &server{config: c, loop: l, handover: c.Handover, followed: -1, started: time.Now(), perUser: map[uint32]int{}}
-	s.names = newNames(l)
-	bounded := func() zerolog.Logger { return c.Log.Sample(&zerolog.BurstSampler{Burst: 5, Period: time.Second}) }
-	for cause := range s.warn {
-		s.warn[cause] = bounded()
-	}
-	s.warnDropped = bounded()
-	s.closers = NewClosers(c.Log)
-	return s
-}
-
-func (s *server) run(ctx context.Context) error {
+func (s *Server) run(ctx context.Context) error {
 	for {
-		if s.ownThread && !s.pending() { // taking over looks up paths
+		if s.ownThread && s.phase != claiming { // taking over looks up paths
 			s.ownThread = false
-			s.names.dir = newWorkDir(s.config.OwnDirectory)
+			s.names.dir = newWorkDir(s.OwnDirectory)
 		}
-		if err := s.loop.Wait(s.timeout()); err != nil {
+		if err := s.Loop.Wait(s.timeout()); err != nil {
 			return err
 		}
 		if s.failed != nil {
 			return s.failed
 		}
-		s.ended.each()
-		s.collect()
-		busy := 0
-		if s.config.Relay != nil {
-			s.config.Relay.Turn()
-			busy = s.config.Relay.Busy()
-		}
 		now := time.Now()
-		s.unpark(now)
 		s.sweep(now.Sub(s.started))
-		if (ctx.Err() != nil || s.displaced != nil) && s.drainUntil.IsZero() {
-			if s.open == 0 {
-				s.config.Log.Debug().Msg("draining")
-			} else {
-				s.config.Log.Info().Int("connections", s.open).Msgf("draining for up to %v: connections are open; another signal ends them at once", s.config.DrainTimeout)
-			}
-			s.drainUntil = now.Add(s.config.DrainTimeout)
-			if err := s.drain(); err != nil {
-				return err
-			}
+		if (ctx.Err() != nil || s.displaced != nil) && !s.stopping() {
+			s.stop(now)
 		}
 		if !s.acceptAgain.IsZero() && now.After(s.acceptAgain) {
 			s.acceptAgain = time.Time{}
-			if s.drainUntil.IsZero() {
-				s.watchListeners(unix.EPOLLIN)
-			} else if err := s.drain(); err != nil {
-				return err
-			}
+			s.watchListeners(unix.EPOLLIN)
+			s.drainListeners()
 		}
 		waiting := 0
 		for _, d := range s.datagrams {
 			d.sendWaiting(now)
 			waiting += d.waiting
 		}
-		s.config.Stats.Waiting.Store(int64(waiting))
-		s.handOver(now)
-		if s.drainUntil.IsZero() {
-			continue
-		}
-		if s.open-s.closing+waiting+busy+len(s.listeners) == 0 && !s.asked() {
+		s.Stats.Waiting.Store(int64(waiting))
+		s.yield(now)
+		switch {
+		case s.failed != nil:
+			return s.failed
+		case !s.stopping():
+		case !s.asked() && s.served(waiting):
 			return s.displaced
-		}
-		if now.After(s.drainUntil) {
-			s.config.Log.Warn().Int("connections", s.open).Int("replies", waiting).Dur("drain_timeout", s.config.DrainTimeout).
+		case now.After(s.stopBy):
+			s.Log.Warn().Int("connections", s.open).Int("replies", waiting).Dur("drain_timeout", s.DrainTimeout).
 				Msg("drain timeout is over: closing all connections")
 			return s.displaced
 		}
 	}
 }
 
+// served reports whether no client needs this server any more.
+func (s *Server) served(waiting int) bool {
+	n := s.open - s.closing + waiting + len(s.listeners)
+	for _, h := range s.handlers {
+		n += h.Busy()
+	}
+	return n == 0
+}
+
 // timeout returns how long the loop may sleep, -1 for no limit.
-func (s *server) timeout() time.Duration {
+func (s *Server) timeout() time.Duration {
 	var first time.Time
 	earlier := func(t time.Time) {
 		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
@@ -263,16 +247,13 @@ func (s *server) timeout() time.Duration {
 	if s.open > 0 || s.hasFiles() || s.strays+s.rejected > 0 {
 		earlier(s.started.Add(s.swept + sweepPeriod))
 	}
-	if len(s.parked) > 0 {
-		earlier(s.unparked.Add(roomPause))
-	}
-	earlier(s.drainUntil)
+	earlier(s.stopBy)
 	earlier(s.acceptAgain)
 	for _, d := range s.datagrams {
 		earlier(d.tryAgain)
 	}
-	if s.handover != nil && s.handover.State() == sock.Yielding {
-		earlier(s.emptyBy)
+	if s.phase == yielding {
+		earlier(s.yieldBy)
 	}
 	if first.IsZero() {
 		return -1
@@ -280,177 +261,161 @@ func (s *server) timeout() time.Duration {
 	return max(time.Until(first), 0)
 }
 
-// goHome must be called before anything that looks up a path on the loop's
-// thread.
-func (s *server) goHome() { s.names.dir.goHome() }
-
 // sweepPeriod is the time between two sweeps.
 const sweepPeriod = time.Second
 
-// sweep disconnects clients that have sent or read nothing for too long, and
-// recreates socket files that were removed.
-//
-// The time of a client begins with the first sweep after its last activity. So
-// it is never too short, and costs nothing in between. If the process itself
-// was stopped, the time begins again: the server has not seen what clients did
-// meanwhile.
-func (s *server) sweep(now time.Duration) {
+// sweep does what is due about once a second: handlers disconnect clients that
+// have sent or read nothing for too long, and socket files that were removed
+// are made again.
+func (s *Server) sweep(now time.Duration) {
 	if now-s.swept < sweepPeriod {
 		return
 	}
 	stopped := now-s.swept > 3*sweepPeriod
 	s.swept = now
 	s.names.forgetAll() // look them up again
-	s.closers.Sweep()
-	if s.config.Relay != nil {
-		s.config.Relay.Sweep(now, stopped)
+	s.Closers.Sweep()
+	for _, h := range s.handlers {
+		h.Sweep(now, stopped)
 	}
-	if s.config.FilesSweep != nil {
-		s.config.FilesSweep(now, stopped)
-	}
-	for h := range s.loop.Handlers {
-		c, ok := h.(*conn)
-		if !ok {
-			continue
-		}
-		if c.hasRead() || c.still == 0 || stopped {
-			c.still = now
-			continue
-		}
-		switch still := now - c.still; {
-		case c.blocked && s.config.WriteTimeout > 0 && still >= s.config.WriteTimeout:
-			c.turnAway(CauseUnread, "it has not read for %v", s.config.WriteTimeout)
-		case !c.blocked && s.config.IdleTimeout > 0 && still >= s.config.IdleTimeout:
-			c.turnAway(CauseIdle, "it has sent nothing for %v", s.config.IdleTimeout)
-		}
-	}
-	if s.drainUntil.IsZero() {
+	if !s.stopping() {
 		s.renew()
 	}
 }
 
-// pending reports whether the sockets still belong to another server.
-func (s *server) pending() bool { return s.handover != nil && s.handover.Pending() }
+// stopping reports whether the server was told to stop, or has handed its
+// sockets over.
+func (s *Server) stopping() bool { return !s.stopBy.IsZero() }
+
+// stop begins the end: new clients are rejected, and those that are there have
+// the drain timeout. If another server has just asked for the sockets, they are
+// left to it, or drained when it has ended. Sockets that do not belong to this
+// server yet are given back.
+func (s *Server) stop(now time.Time) {
+	if s.open == 0 {
+		s.Log.Debug().Msg("draining")
+	} else {
+		s.Log.Info().Int("connections", s.open).Msgf("draining for up to %v: connections are open; another signal ends them at once", s.DrainTimeout)
+	}
+	s.stopBy = now.Add(s.DrainTimeout)
+	if s.phase == claiming && s.Handover.Orphaned() {
+		s.step() // they are this server's own now
+	}
+	if s.failed == nil && s.phase != draining && !s.asked() {
+		s.enter(draining)
+	}
+}
+
+// enter enters another phase. The order of the phases is that of their
+// declaration; a successor that ends brings the server back to serving.
+func (s *Server) enter(p phase) {
+	from := s.phase
+	s.phase = p
+	switch {
+	case p == serving && from == claiming:
+		s.takeOver()
+	case p == serving:
+		s.takeBack(from)
+	case p == yielding:
+		s.stopReceiving()
+	case p == yielded:
+		for _, ln := range s.listeners {
+			s.Loop.Remove(ln.socket.FD())
+		}
+		s.Handover.Yield()
+	case p == draining && from == claiming:
+		s.unfollow()
+		s.Handover.Close()
+	case p == draining && from == yielded:
+		s.handedOver()
+	case p == draining:
+		s.drain()
+	}
+}
 
 // drain rejects new clients. The files are removed first, so that a new client
 // finds no socket instead of a closed one; clients that had connected by then
-// are served. If another server has just asked for the sockets, they are left
-// to it, or drained when it has ended. Sockets that do not belong to this
-// server yet are given back.
-func (s *server) drain() error {
-	s.goHome()
-	if s.pending() {
-		if s.handover.Orphaned() {
-			s.step()
-		}
-		if s.failed != nil {
-			return s.failed
-		}
-		if s.pending() {
+// are served.
+func (s *Server) drain() {
+	s.atHome(func() {
+		if s.Handover != nil {
 			s.unfollow()
-			s.handover.Close()
-			return nil
+			s.Handover.Leave()
 		}
-	}
-	if s.asked() {
-		return nil
-	}
-	if s.handover != nil {
-		s.unfollow()
-		s.handover.Leave()
-	}
-	var kept []*listener
-	for _, ln := range s.listeners {
-		ln.socket.Unlink()
-		if !ln.socket.Shared() { // otherwise the other servers accept the waiting clients
-			ln.acceptAll()
-			if err := ln.socket.Refuse(); err != nil {
-				return err
-			}
-			if !ln.acceptAll() {
-				kept = append(kept, ln) // and drained again when acceptAgain comes
-				continue
-			}
+		for _, of := range s.services {
+			of.Unlink()
 		}
-		s.loop.Remove(ln.socket.FD())
-		if err := ln.socket.Close(); err != nil {
-			return err
-		}
-	}
-	s.listeners = kept
+	})
+	s.drainListeners()
 	for _, d := range s.datagrams {
-		d.socket.Unlink()
-		if d.socket.Shared() {
+		if d.socket.Shared() { // the other servers receive what is waiting
 			d.stop()
 			continue
 		}
-		if err := d.socket.Refuse(); err != nil {
-			return err
+		if s.failed = s.orFailed(d.socket.Refuse()); s.failed != nil {
+			return
 		}
 		d.drain()
 	}
-	if s.handover != nil {
-		s.handover.Close()
+	if s.Handover != nil {
+		s.Handover.Close()
 	}
-	return nil
 }
 
-func (s *server) close() {
-	if s.config.Relay != nil {
-		s.config.Relay.End()
+// drainListeners accepts the last clients and closes the listeners. Those whose
+// clients could not all be accepted stay, until acceptAgain.
+func (s *Server) drainListeners() {
+	if s.phase != draining {
+		return
 	}
-	if s.handover != nil {
+	var kept []*listener
+	for _, ln := range s.listeners {
+		if !ln.socket.Shared() { // otherwise the other servers accept the waiting clients
+			ln.acceptAll()
+			if s.failed = s.orFailed(ln.socket.Refuse()); s.failed != nil {
+				return
+			}
+			if !ln.acceptAll() {
+				kept = append(kept, ln)
+				continue
+			}
+		}
+		s.Loop.Remove(ln.socket.FD())
+		s.failed = s.orFailed(ln.socket.Close())
+	}
+	s.listeners = kept
+}
+
+func (s *Server) orFailed(err error) error {
+	if s.failed != nil {
+		return s.failed
+	}
+	return err
+}
+
+// close ends everything, in this order: the clients, while the sockets that
+// answer them are there; the sockets; the loop; the clients that could not be
+// accepted, for whom descriptors are free now; at last the locks.
+func (s *Server) close() {
+	for _, h := range s.handlers {
+		h.Close()
+	}
+	if s.Handover != nil {
 		s.unfollow()
-		s.handover.Leave()
+		s.Handover.Leave()
 	}
 	for _, d := range s.datagrams {
 		d.close()
 	}
-	for h := range s.loop.Handlers {
-		if c, ok := h.(*conn); ok {
-			s.reject(c.fd, c.noRights, nil)
-		}
-	}
-	s.names.forgetAll()
+	s.Loop.Close()
 	s.names.close()
-	s.names.dir.close()
-	s.ended.close()
-	s.loop.Close()
-	if !s.drainUntil.IsZero() {
+	if s.stopping() {
 		s.turnAwayAll()
 	}
 	for _, ln := range s.listeners {
 		_ = ln.socket.Close()
 	}
-	if s.handover != nil {
-		s.handover.Close()
+	if s.Handover != nil {
+		s.Handover.Close()
 	}
-}
-
-// allowed reports whether Allow admits a client. A client without credentials
-// is denied.
-func (s *server) allowed(cred *unix.Ucred) bool {
-	return s.config.Allow == nil || cred != nil && s.config.Allow(*cred)
-}
-
-func (s *server) watchListeners(events uint32) {
-	for _, ln := range s.listeners {
-		s.loop.Watch(ln.socket.FD(), events)
-	}
-	if s.followed >= 0 && s.handover.State() == sock.Serving {
-		s.loop.Watch(s.followed, events)
-	}
-}
-
-// about returns an event about a client, or nil if its level is off: a health
-// check is not logged at info level.
-func (s *server) about(quiet bool) *zerolog.Event {
-	level := zerolog.InfoLevel
-	if quiet {
-		level = zerolog.DebugLevel
-	}
-	if s.config.Log.GetLevel() > level {
-		return nil
-	}
-	return s.config.Log.WithLevel(level)
 }

@@ -12,49 +12,56 @@ import (
 )
 
 // follow makes the loop wait for the next step of the handover.
-func (s *server) follow() error {
+func (s *Server) follow() error {
 	s.unfollow()
-	if s.handover == nil || s.handover.FD() < 0 {
+	if s.Handover == nil || s.Handover.FD() < 0 {
 		return nil
 	}
-	if err := s.loop.Add(s.handover.FD(), &steps{s}, unix.EPOLLIN); err != nil {
+	if err := s.Loop.Add(s.Handover.FD(), &steps{s}, unix.EPOLLIN); err != nil {
 		return err
 	}
-	s.followed = s.handover.FD()
+	s.followed = s.Handover.FD()
 	return nil
 }
 
 // unfollow must be called before the handover's descriptor changes.
-func (s *server) unfollow() {
+func (s *Server) unfollow() {
 	if s.followed >= 0 {
-		s.loop.Remove(s.followed)
+		s.Loop.Remove(s.followed)
 		s.followed = -1
 	}
 }
 
 // steps takes the steps of the handover.
-type steps struct{ server *server }
+type steps struct{ server *Server }
 
 func (n *steps) Ready(uint32) { n.server.step() }
 
-// step does what the handover's new state asks for, see [sock.State].
-func (s *server) step() {
-	s.goHome()
+// step takes the handover's next step, and enters the phase that its new state
+// asks for, see [sock.State].
+func (s *Server) step() {
 	s.unfollow()
-	before := s.handover.State()
-	state, err := s.handover.Step()
+	before := s.Handover.State()
+	var state sock.State
+	var err error
+	s.atHome(func() { state, err = s.Handover.Step() })
 	switch {
 	case err != nil && before != sock.Serving:
 		s.failed = err
 	case state == before:
 	case state == sock.Claimed:
-		s.takeOver()
+		s.enter(serving)
 	case state == sock.Yielding:
-		s.prepare()
+		s.enter(yielding)
 	case state == sock.Released:
-		s.handedOver()
+		s.enter(draining)
 	case state == sock.Serving:
-		s.takeBack(before)
+		if s.phase != serving { // otherwise the successor has claimed nothing yet
+			s.enter(serving)
+		}
+		if s.stopping() && s.failed == nil {
+			s.enter(draining)
+		}
 	}
 	if s.failed == nil {
 		s.failed = s.follow()
@@ -66,42 +73,39 @@ func (s *server) step() {
 	if _, ok := err.(unix.Errno); ok { // no server was accepted
 		s.acceptLater(what, err)
 	} else {
-		s.refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s", what, logtext.Escape(err.Error()))
+		s.Refuse(CauseSystem, 0).Err(err).Msgf("cannot %s: %s", what, logtext.Escape(err.Error()))
 	}
 }
 
 // takeOver serves the sockets, which the other server has stopped serving, and
 // then tells that server to release them. If this server dies before that, the
 // other one continues to serve.
-func (s *server) takeOver() {
-	for _, socket := range s.sockets {
-		if s.failed = s.serve(socket); s.failed != nil {
+func (s *Server) takeOver() {
+	for _, of := range s.services {
+		if s.failed = s.serve(of); s.failed != nil {
 			return
 		}
 	}
-	for _, socket := range s.sockets {
-		s.config.Log.Info().Str("listen", logtext.Escape(socket.Addr.String())).Msg("took over " + logtext.Escape(socket.Addr.Path))
+	s.logSockets("took over")
+	s.Handover.Commit()
+}
+
+func (s *Server) logSockets(what string) {
+	for _, of := range s.services {
+		s.Log.Info().Str("listen", logtext.Escape(of.Addr.String())).Msg(what + " " + logtext.Escape(of.Addr.Path))
 	}
-	s.handover.Commit()
 }
 
 // asked reports whether another server has copies of the sockets' descriptors.
-func (s *server) asked() bool {
-	return s.handover != nil && (s.handover.State() == sock.Offering || s.claimed())
+func (s *Server) asked() bool {
+	return s.phase == yielding || s.phase == yielded || s.Handover != nil && s.Handover.State() == sock.Offering
 }
 
-// claimed reports whether another server claims the sockets, or has them.
-func (s *server) claimed() bool {
-	return s.handover != nil && (s.handover.State() == sock.Yielding || s.handover.State() == sock.Yielded)
-}
-
-// prepare stops receiving datagrams, so that replies can be sent before the
-// sockets are yielded.
-func (s *server) prepare() {
-	for _, socket := range s.sockets {
-		s.config.Log.Info().Str("listen", logtext.Escape(socket.Addr.String())).Msg("handing over " + logtext.Escape(socket.Addr.Path))
-	}
-	s.emptyBy = time.Now().Add(s.config.DrainTimeout)
+// stopReceiving stops receiving datagrams, so that replies can be sent before
+// the sockets are yielded.
+func (s *Server) stopReceiving() {
+	s.logSockets("handing over")
+	s.yieldBy = time.Now().Add(s.DrainTimeout)
 	for _, d := range s.datagrams {
 		if !d.replaced {
 			d.stop()
@@ -109,79 +113,67 @@ func (s *server) prepare() {
 	}
 }
 
-// handOver yields the sockets to a server that claims them, once clients have
-// taken all replies or the replies have had their time. Otherwise the
-// successor's replies would arrive first. Until then the server accepts
-// connections as usual.
-func (s *server) handOver(now time.Time) {
-	if s.handover == nil || s.handover.State() != sock.Yielding {
+// yield yields the sockets to a server that claims them, once clients have taken
+// all replies or the replies have had their time. Otherwise the successor's
+// replies would arrive first. Until then the server accepts connections as
+// usual.
+func (s *Server) yield(now time.Time) {
+	if s.phase != yielding {
 		return
 	}
 	for _, d := range s.datagrams {
-		if !d.replaced && d.waiting > 0 && !now.After(s.emptyBy) {
+		if !d.replaced && d.waiting > 0 && !now.After(s.yieldBy) {
 			return
 		}
 	}
 	for _, d := range s.datagrams {
 		if !d.replaced {
-			d.dropAll(fmt.Errorf("it has not read for %v, the limit of a handover", s.config.DrainTimeout))
+			d.dropAll(fmt.Errorf("it has not read for %v, the limit of a handover", s.DrainTimeout))
 		}
 	}
-	for _, ln := range s.listeners {
-		s.loop.Remove(ln.socket.FD())
-	}
-	s.handover.Yield()
+	s.enter(yielded)
 }
 
-// handedOver forgets the sockets, which a successor serves now.
-func (s *server) handedOver() {
-	s.handover = nil
+// handedOver forgets the sockets, which a successor serves now, and ends the
+// server once its clients are served.
+func (s *Server) handedOver() {
+	s.Handover = nil
 	s.listeners = nil
 	s.datagrams = slices.DeleteFunc(s.datagrams, func(d *datagrams) bool { return !d.replaced })
-	s.leave()
-}
-
-// takeBack continues to serve after a successor has ended.
-func (s *server) takeBack(from sock.State) {
-	if from != sock.Offering {
-		s.config.Log.Warn().Msg("the server that was taking over has ended; continuing to serve")
-	}
-	for _, d := range s.datagrams {
-		if from != sock.Offering && !d.replaced && s.failed == nil {
-			s.failed = s.loop.Add(d.socket.FD(), d, unix.EPOLLIN)
-		}
-	}
-	for _, ln := range s.listeners {
-		if from == sock.Yielded && s.failed == nil {
-			s.failed = s.loop.Add(ln.socket.FD(), ln, unix.EPOLLIN)
-		}
-	}
-	if s.failed == nil && !s.drainUntil.IsZero() {
-		s.failed = s.drain()
-	}
-}
-
-// refuseSuccessor keeps the sockets from a successor that does not own them
-// yet.
-func (s *server) refuseSuccessor() error {
-	if s.handover == nil || s.pending() || s.handover.State() == sock.Yielded {
-		return nil
-	}
-	s.unfollow()
-	s.handover.Refuse()
-	return s.follow()
-}
-
-// leave ends a server that has handed over its sockets, once its clients are
-// served.
-func (s *server) leave() {
-	if !s.drainUntil.IsZero() {
+	if s.stopping() {
 		return
 	}
-	s.drainUntil = time.Now().Add(s.config.DrainTimeout)
+	s.stopBy = time.Now().Add(s.DrainTimeout)
 	for _, d := range s.datagrams {
 		_ = d.socket.Refuse()
 		d.receiveAll()
 		d.stop()
 	}
+}
+
+// takeBack continues to serve after a successor that claimed the sockets has
+// ended.
+func (s *Server) takeBack(from phase) {
+	s.Log.Warn().Msg("the server that was taking over has ended; continuing to serve")
+	for _, d := range s.datagrams {
+		if !d.replaced && s.failed == nil {
+			s.failed = s.Loop.Add(d.socket.FD(), d, unix.EPOLLIN)
+		}
+	}
+	for _, ln := range s.listeners {
+		if from == yielded && s.failed == nil {
+			s.failed = s.Loop.Add(ln.socket.FD(), ln, unix.EPOLLIN)
+		}
+	}
+}
+
+// refuseSuccessor keeps the sockets from a successor that has not claimed them
+// yet.
+func (s *Server) refuseSuccessor() error {
+	if s.Handover == nil {
+		return nil
+	}
+	s.unfollow()
+	s.Handover.Refuse()
+	return s.follow()
 }

@@ -6,6 +6,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// atHome calls f, which looks up paths, in the directory where the process was
+// started. The loop looks up paths in no other way.
+func (s *Server) atHome(f func()) {
+	s.names.dir.goHome()
+	f()
+}
+
 // A workDir is the working directory of the loop's thread, which changes while
 // the server sends to datagram clients with paths.
 //
@@ -16,29 +23,11 @@ import (
 // than root, while the rest takes 4 µs. From the working directory
 // /proc/self/fd, one look-up is enough.
 //
-// The thread stays there until something else looks up a path: [server.goHome]
-// must be called before the loop uses files in any other way.
+// The thread stays there until something else looks up a path on the loop: see
+// [Server.atHome].
 type workDir struct {
 	home, fds int // O_PATH descriptors; AT_FDCWD if there is only one directory
 	away      bool
-}
-
-// onOwnThread runs f on a thread that ends with f, so that f's changes to its
-// thread stay there.
-func onOwnThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread does not end, and /proc/PID/cwd shows its
-			// directory.
-			defer runtime.UnlockOSThread()
-			done <- onOwnThread(f)
-			return
-		}
-		done <- f()
-	}()
-	return <-done
 }
 
 // newWorkDir needs no privilege, unshare(2): CLONE_FS. In containers, the
@@ -83,7 +72,6 @@ func (w *workDir) leave() error {
 	return err
 }
 
-// goHome must be called before anything that looks up a path.
 func (w *workDir) goHome() {
 	if w.away {
 		w.away = unix.Fchdir(w.home) != nil
@@ -95,4 +83,22 @@ func (w *workDir) close() {
 		_ = unix.Close(w.fds)
 		_ = unix.Close(w.home)
 	}
+}
+
+// onOwnThread runs f on a thread that ends with f, so that f's changes to its
+// thread stay there.
+func onOwnThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// The main thread does not end, and /proc/PID/cwd shows its
+			// directory.
+			defer runtime.UnlockOSThread()
+			done <- onOwnThread(f)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
 }

@@ -341,9 +341,9 @@ func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
 		"nothing":     func(int) error { return nil },
 		"empty":       func(fd int) error { return unix.Send(fd, nil, 0) },
 		"other words": func(fd int) error { return unix.Send(fd, []byte("ours"), 0) },
-		"more words":  func(fd int) error { return unix.Send(fd, []byte("mine, all of it"), 0) },
+		"more words":  func(fd int) error { return unix.Send(fd, []byte("claim, all of it"), 0) },
 		"descriptors": func(fd int) error {
-			err := unix.Sendmsg(fd, []byte("mine"), unix.UnixRights(int(null.Fd())), nil, 0)
+			err := unix.Sendmsg(fd, []byte("claim"), unix.UnixRights(int(null.Fd())), nil, 0)
 			if err == unix.EPERM { // Linux 6.16 or later refuses them
 				err = nil
 			}
@@ -370,7 +370,7 @@ func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
 }
 
 // Not parallel: it counts the descriptors of the process.
-func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
+func TestNonsenseInsteadOfAnOfferIsRefusedAndNoDescriptorKept(t *testing.T) {
 	a := stream(dir(t) + "/s")
 	control := bound(t, sock.Addr{Type: sock.Seqpacket, Path: beside(a.Path, ".takeover")})
 	null, err := os.Open(os.DevNull)
@@ -390,15 +390,15 @@ func TestNonsenseInsteadOfHelloIsRefusedAndNoDescriptorKept(t *testing.T) {
 		words  string
 	}{
 		{"hello", nil, `the running server sent "hello"; is it another version?`},
-		{"udsecho takeover 2", nil, "is it another version?"},
+		{"udsecho takeover 3", nil, "is it another version?"},
 		{"udsecho takeover 1 stream", files(3), `the running server sent "udsecho takeover 1 stream"`},
-		{"udsecho takeover 2 stream", files(2), "is it another version?"},
-		{"udsecho takeover 2 strange", files(3), "is it another version?"},
-		{"udsecho takeover 2 stream stream", files(3), "is it another version?"},
-		{"udsecho takeover 2 stream", files(253), "is it another version?"},
-		{"udsecho takeover 2 stream" + strings.Repeat(" ", 10_000), files(3), "larger than the receive buffer"},
-		{"no", nil, "in use: the running server has given its sockets to another server, or is ending"},
-		{"udsecho takeover 2 stream", files(3), "the running server holds another lock than " + beside(a.Path, ".lock")},
+		{"udsecho takeover 3 stream", files(2), "is it another version?"},
+		{"udsecho takeover 3 strange", files(3), "is it another version?"},
+		{"udsecho takeover 3 stream stream", files(3), "is it another version?"},
+		{"udsecho takeover 3 stream", files(253), "is it another version?"},
+		{"udsecho takeover 3 stream" + strings.Repeat(" ", 10_000), files(3), "larger than the receive buffer"},
+		{"refuse", nil, "in use: the running server has given its sockets to another server, or is ending"},
+		{"udsecho takeover 3 stream", files(3), "the running server holds another lock than " + beside(a.Path, ".lock")},
 	} {
 		asking := succeed(a)
 		readable(t, control)
@@ -546,7 +546,7 @@ func TestServerIsKilledDuringTheHandover(t *testing.T) {
 	}
 }
 
-func TestServerEndsInsteadOfHello(t *testing.T) {
+func TestServerEndsInsteadOfAnOffer(t *testing.T) {
 	t.Parallel()
 	a := stream(dir(t) + "/s")
 	old := handover(t, a)

@@ -1,7 +1,7 @@
 // Package testkit holds what the tests of several packages share: checks,
 // waiting for events, our programs as processes, an unreliable connection
-// between client and server (see [Proxy]), and the matrix of faults (see
-// [FaultRow]).
+// between client and server (see [Proxy]), the matrix of faults (see
+// [FaultRow]), and the flags in docs/options.md (see [ReportOptions]).
 //
 // Only tests import it, so no released program contains package testing. It
 // imports no other package of this project, so the tests of each package can

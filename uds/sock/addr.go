@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -7,10 +9,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// MaxPath is the largest number of path bytes that fit sun_path together with
-// the closing NUL, unix(7), "Address format".
-const MaxPath = len(unix.RawSockaddrUnix{}.Path) - 1
 
 // Type is a socket type, under the name that socket(2) gives it.
 type Type string
@@ -24,25 +22,21 @@ const (
 
 var types = []Type{Stream, Datagram, Seqpacket}
 
+// numbers are those of socket(2), networks the names of package net.
+var (
+	numbers  = map[Type]int{Stream: unix.SOCK_STREAM, Datagram: unix.SOCK_DGRAM, Seqpacket: unix.SOCK_SEQPACKET}
+	networks = map[Type]string{Stream: "unix", Datagram: "unixgram", Seqpacket: "unixpacket"}
+)
+
 // TypeOf returns the type for a number of socket(2), SOCK_STREAM for example; ""
 // if unix(7) has no such type.
 func TypeOf(sotype int) Type {
-	i := slices.IndexFunc(types, func(t Type) bool { return t.sotype() == sotype })
-	if i < 0 {
-		return ""
+	for t, n := range numbers {
+		if n == sotype {
+			return t
+		}
 	}
-	return types[i]
-}
-
-func (t Type) sotype() int {
-	switch t {
-	case Datagram:
-		return unix.SOCK_DGRAM
-	case Seqpacket:
-		return unix.SOCK_SEQPACKET
-	default:
-		return unix.SOCK_STREAM
-	}
+	return ""
 }
 
 // Addr is the address of one end, written TYPE:PATH. A path that starts with @
@@ -54,9 +48,7 @@ type Addr struct {
 }
 
 // ParseAddr reads TYPE:PATH; a bare path means stream. It returns an
-// [ErrAddress] for an address that can never be bound or dialled, whatever the
-// file system holds. Without this check, bind(2) would silently choose an
-// abstract name for an empty path, and cut a path at its first NUL byte.
+// [ErrAddress] for an unknown type, or a path that [CheckPath] rejects.
 func ParseAddr(s string) (Addr, error) {
 	a := Addr{Stream, s}
 	if form, path, ok := strings.Cut(s, ":"); ok && !strings.ContainsAny(form, "/@.") {
@@ -66,52 +58,22 @@ func ParseAddr(s string) (Addr, error) {
 				ErrAddress, s, form, s)
 		}
 	}
-	switch {
-	case a.Path == "" || a.Path == "@":
+	if a.Path == "" || a.Path == "@" {
 		return Addr{}, fmt.Errorf("%w %q: the path is empty; write %s:PATH", ErrAddress, s, a.Type)
-	case strings.HasSuffix(a.Path, "/"):
-		return Addr{}, fmt.Errorf("%w %q: the path is a directory; name the socket file in it", ErrAddress, s)
 	}
-	if err := checkPath(a.Path); err != nil {
+	if err := CheckPath(a.Path); err != nil {
 		return Addr{}, err
 	}
 	return a, nil
 }
 
-// checkPath rejects paths that the kernel would silently read as another path:
-// an empty path or abstract name, for which it chooses a name itself, and a
-// path with a NUL byte, which it cuts there.
-func checkPath(path string) error {
-	switch {
-	case path == "" || path == "@":
-		return fmt.Errorf("%w %q: the path is empty", ErrAddress, path)
-	case strings.IndexByte(path, 0) >= 0:
-		return fmt.Errorf("%w %q: the path holds a NUL byte; leave it out", ErrAddress, path)
-	case len(path) > MaxPath:
-		return fmt.Errorf("%w %q: path is %d bytes, sun_path holds %d; choose a shorter path, or change to its directory and use a relative one",
-			ErrAddress, path, len(path), MaxPath)
-	}
-	return nil
-}
-
-func isAbstract(path string) bool { return strings.HasPrefix(path, "@") }
-
 // Abstract reports whether the address is a name in the network namespace and
 // not a file, unix(7), "abstract".
-func (a Addr) Abstract() bool { return isAbstract(a.Path) }
+func (a Addr) Abstract() bool { return IsAbstract(a.Path) }
 
 // Network returns the name that package net uses for the type; with it an Addr
 // is a [net.Addr].
-func (a Addr) Network() string {
-	switch a.Type {
-	case Datagram:
-		return "unixgram"
-	case Seqpacket:
-		return "unixpacket"
-	default:
-		return "unix"
-	}
-}
+func (a Addr) Network() string { return networks[a.Type] }
 
 // String returns the address in the form that [ParseAddr] reads.
 func (a Addr) String() string { return string(a.Type) + ":" + a.Path }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -60,53 +62,65 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 // closes it. Package net no longer reads or writes the connection. Close still
 // removes the client's own socket file.
 func (c *Conn) Detach() (fd int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	ctrlErr := raw.Control(func(theirs uintptr) {
-		fd, err = unix.FcntlInt(theirs, unix.F_DUPFD_CLOEXEC, 0)
-	})
-	if err := errors.Join(ctrlErr, os.NewSyscallError("fcntl", err)); err != nil {
+	if err := c.control(func(theirs int) error {
+		fd, err = unix.FcntlInt(uintptr(theirs), unix.F_DUPFD_CLOEXEC, 0)
+		return os.NewSyscallError("fcntl", err)
+	}); err != nil {
 		return -1, err
 	}
 	return fd, c.Conn.Close() // Close removes the client's name later
 }
 
-// Closed reports [HungUp] of the connection.
-func (c *Conn) Closed() bool {
+// control calls f with the descriptor.
+func (c *Conn) control(f func(fd int) error) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return false
+		return err
 	}
-	closed := false
-	err = raw.Control(func(fd uintptr) { closed = HungUp(int(fd)) })
+	ctrlErr := raw.Control(func(fd uintptr) { err = f(int(fd)) })
+	return errors.Join(ctrlErr, err)
+}
+
+// Closed reports [HungUp] of the connection.
+func (c *Conn) Closed() (closed bool) {
+	err := c.control(func(fd int) error { closed = HungUp(fd); return nil })
 	return closed || err != nil
 }
 
 // GrowSendBuffer makes SO_SNDBUF at least n bytes, as the kernel counts them, or
 // as many of them as the system allows, socket(7).
 func (c *Conn) GrowSendBuffer(n int) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = raw.Control(func(fd uintptr) {
-		if limit, err := SendLimit(int(fd)); err == nil && limit+Overhead < n {
-			_ = SetSendBuffer(int(fd), n)
+	_ = c.control(func(fd int) error {
+		if limit, err := SendLimit(fd); err == nil && limit+Overhead < n {
+			_ = SetSendBuffer(fd, n)
 		}
+		return nil
 	})
 }
 
 // Send sends a message over a connection, whole or not at all. A message larger
 // than [SendLimit] gets a [SizeError].
 func (c *Conn) Send(message []byte) error {
+	return c.send(func(fd int) error { return ExplainSize(fd, len(message), ReplyTo(fd, message, "")) })
+}
+
+// SendFiles sends a message with descriptors, see [SendFiles]. It waits for room;
+// a stream may still take only a part of a large message.
+func (c *Conn) SendFiles(message []byte, fds ...int) error {
+	return c.send(func(fd int) error {
+		_, err := SendFiles(fd, message, fds, "")
+		return err
+	})
+}
+
+// send calls f, again when there is room if it returns EAGAIN.
+func (c *Conn) send(f func(fd int) error) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err
 	}
 	waitErr := raw.Write(func(fd uintptr) bool {
-		err = ExplainSize(int(fd), len(message), ReplyTo(int(fd), message, ""))
+		err = f(int(fd))
 		return err != unix.EAGAIN
 	})
 	if waitErr != nil {

@@ -1,15 +1,15 @@
+//go:build linux
+
 package sock
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -45,7 +45,7 @@ func Dial(ctx context.Context, a Addr, c DialConfig) (*Conn, error) {
 
 // Dial is [Dial] without the address in its errors.
 func (c DialConfig) Dial(ctx context.Context, a Addr) (*Conn, error) {
-	if err := checkPath(a.Path); err != nil {
+	if err := CheckPath(a.Path); err != nil {
 		return nil, err
 	}
 	var name *file
@@ -127,10 +127,10 @@ func dialer(prepare func(fd int) error) *net.Dialer {
 const clientMode, unconnectedMode fs.FileMode = 0o666, 0o600
 
 func bindClient(fd int, path string) (*file, error) {
-	if err := checkPath(path); err != nil {
+	if err := CheckPath(path); err != nil {
 		return nil, &ownError{path, err}
 	}
-	if isAbstract(path) {
+	if IsAbstract(path) {
 		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
 			return nil, &ownError{path, err}
 		}
@@ -153,25 +153,6 @@ func (e *ownError) Error() string {
 	return fmt.Sprintf("bind the client's own name %s: %v", e.path, e.err)
 }
 func (e *ownError) Unwrap() error { return e.err }
-
-// AutoName returns a name for the client's own socket that no other client
-// has: a path in directory dir, or an abstract name if dir is "@". The process
-// id alone is not unique, because every client is process 1 of its container;
-// so the name also contains the host name and a random part.
-func AutoName(dir string) string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown"
-	}
-	if len(host) > 12 { // enough for a container id; sun_path is short
-		host = host[:12]
-	}
-	name := fmt.Sprintf("client.%s.%d.%s", host, os.Getpid(), strings.ToLower(rand.Text()[:8]))
-	if dir == "@" {
-		return dir + name
-	}
-	return filepath.Join(dir, name)
-}
 
 // NotThereYet reports whether a dial failed with err because the server may
 // still be starting or may be briefly busy: its path is missing or stale, its

@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -292,7 +294,7 @@ func connects(t Type, path string, connected func(t Type, fd int) error) error {
 }
 
 func socket(t Type) (int, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, t.sotype()|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(unix.AF_UNIX, numbers[t]|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if errors.Is(err, unix.EMFILE) {
 		return -1, fmt.Errorf("%w (EMFILE); raise the limit of open files", err)
 	}

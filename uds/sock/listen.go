@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -58,7 +60,7 @@ func (c ListenConfig) Listen(a Addr) (*Socket, error) {
 }
 
 func (c ListenConfig) listen(s *Socket) (err error) {
-	if err := checkPath(s.addr.Path); err != nil {
+	if err := CheckPath(s.addr.Path); err != nil {
 		return err
 	}
 	if s.fd, err = socket(s.addr.Type); err != nil {

@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -16,21 +18,20 @@ import (
 type SizeError struct {
 	Size, Limit int // in bytes
 	err         error
-	cure        string
 }
 
 func (e *SizeError) Error() string {
 	if e.err == ErrTruncated {
 		return fmt.Sprintf("%v: %d bytes, %d fit", e.err, e.Size, e.Limit)
 	}
-	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d; %s", e.err, e.Size, e.Limit, e.cure)
+	return fmt.Sprintf("%v (EMSGSIZE): %d bytes, the socket sends at most %d; raise SO_SNDBUF", e.err, e.Size, e.Limit)
 }
 
 // Unwrap returns ErrTruncated or EMSGSIZE.
 func (e *SizeError) Unwrap() error { return e.err }
 
-// A Receiver receives messages from datagram, seqpacket and UDP sockets, one
-// at a time and whole, and can send a reply to the sender of the last one.
+// A Receiver receives messages from datagram and seqpacket sockets, one at a
+// time and whole, and can send a reply to the sender of the last one.
 // From stream sockets it receives the available bytes. It does not allocate
 // after it is made.
 type Receiver struct {
@@ -295,28 +296,6 @@ func ReplyTo(fd int, message []byte, to Sender) error {
 	return err
 }
 
-// ReplyFiles is ReplyTo with descriptors; to is "" for the other end of a
-// connection.
-func ReplyFiles(fd int, message []byte, files []int, to Sender) error {
-	if len(files) == 0 {
-		return ReplyTo(fd, message, to)
-	}
-	rights := unix.UnixRights(files...)
-	iov := unix.Iovec{Base: unsafe.SliceData(message)}
-	iov.SetLen(len(message))
-	header := unix.Msghdr{Iov: &iov, Control: &rights[0]}
-	header.SetIovlen(1)
-	header.SetControllen(len(rights))
-	if to != "" {
-		header.Name, header.Namelen = unsafe.StringData(string(to)), uint32(len(to))
-	}
-	_, err := raw.SendMessage(fd, &header)
-	if err == unix.ETOOMANYREFS {
-		err = fmt.Errorf("%w (ETOOMANYREFS): this user has as many descriptors in flight as one process may have open", err)
-	}
-	return err
-}
-
 // ExplainSize turns EMSGSIZE into a [SizeError] with the limit of fd, and
 // returns other errors unchanged.
 func ExplainSize(fd, size int, err error) error {
@@ -330,11 +309,7 @@ func ExplainSize(fd, size int, err error) error {
 	if limitErr != nil {
 		return err
 	}
-	cure := "raise SO_SNDBUF"
-	if limit == maxUDP {
-		cure = "send smaller ones"
-	}
-	return &SizeError{size, limit, err, cure}
+	return &SizeError{size, limit, err}
 }
 
 func hostPort(ip []byte, port uint16) string {

@@ -1,6 +1,9 @@
+//go:build linux
+
 package sock
 
 import (
+	"errors"
 	"net"
 	"os"
 
@@ -22,16 +25,20 @@ func NetListener(fd int) (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
-// NetPacketConn makes a connection of package net from a copy of fd, a
-// datagram socket, which the caller still has to close.
-func NetPacketConn(fd int) (*net.UnixConn, error) {
+// NetConn makes a connection of package net from a copy of fd, a socket that does
+// not listen, which the caller still has to close.
+func NetConn(fd int) (*net.UnixConn, error) {
 	f, err := duplicate(fd)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = f.Close() }()
-	c, err := net.FilePacketConn(f)
-	if err != nil {
+	return netConn(f)
+}
+
+// netConn closes f, which package net duplicates.
+func netConn(f *os.File) (*net.UnixConn, error) {
+	c, err := net.FileConn(f)
+	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, err
 	}
 	return c.(*net.UnixConn), nil
@@ -44,11 +51,5 @@ func Accept(fd int) (*net.UnixConn, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("accept4", err)
 	}
-	f := os.NewFile(uintptr(n), "connection")
-	defer func() { _ = f.Close() }() // FileConn duplicates it
-	c, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
-	}
-	return c.(*net.UnixConn), nil
+	return netConn(os.NewFile(uintptr(n), "connection"))
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -12,9 +14,6 @@ import (
 // Overhead is the part of the send buffer that unix(7) reserves: the largest
 // message is SO_SNDBUF less 32 bytes.
 const Overhead = 32
-
-// maxUDP is the largest payload in bytes of a UDP datagram over IPv4, udp(7).
-const maxUDP = 65507
 
 // MaxMessage returns the size in bytes of the largest message that any process
 // without privileges can send on this system: twice net.core.wmem_max, which
@@ -31,9 +30,6 @@ func MaxMessage() int {
 
 // SendLimit returns the size in bytes of the largest message that fd can send.
 func SendLimit(fd int) (int, error) {
-	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err != nil || domain != unix.AF_UNIX {
-		return maxUDP, os.NewSyscallError("getsockopt SO_DOMAIN", err)
-	}
 	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF)
 	return n - Overhead, os.NewSyscallError("getsockopt SO_SNDBUF", err)
 }

@@ -1,9 +1,10 @@
+//go:build linux
+
 package sock
 
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -20,8 +21,8 @@ func Pair() (own *Conn, other *os.File, err error) {
 		return nil, nil, fmt.Errorf("socketpair: %w (%s)", err, unix.ErrnoName(err.(unix.Errno)))
 	}
 	first, second := os.NewFile(uintptr(fds[0]), "socketpair"), os.NewFile(uintptr(fds[1]), "socketpair")
-	conn, err := net.FileConn(first) // FileConn duplicates it
-	if err := errors.Join(err, first.Close()); err != nil {
+	conn, err := netConn(first)
+	if err != nil {
 		return nil, nil, errors.Join(err, second.Close())
 	}
 	return &Conn{Conn: conn, sotype: Stream}, second, nil

@@ -1,7 +1,8 @@
+//go:build linux
+
 package sock
 
 import (
-	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -27,12 +28,11 @@ func PeerCred(fd int) (*unix.Ucred, error) {
 
 // PeerCred is [PeerCred] of the connection.
 func (c *Conn) PeerCred() (cred *unix.Ucred, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	ctrlErr := raw.Control(func(fd uintptr) { cred, err = PeerCred(int(fd)) })
-	return cred, errors.Join(ctrlErr, err)
+	err = c.control(func(fd int) (err error) {
+		cred, err = PeerCred(fd)
+		return err
+	})
+	return cred, err
 }
 
 // PeerName returns the address of the other end of a connection, see

@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -11,11 +13,6 @@ import (
 
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
-
-// ErrOpenFiles means that this process could not receive a message's
-// descriptors, because it has reached its limit of open files. The descriptors
-// that did arrive are closed.
-var ErrOpenFiles = errors.New("no room for another open file")
 
 // soPassRights is SO_PASSRIGHTS, of Linux 6.16, which lets a socket receive
 // descriptors. If it is off, sendmsg(2) fails with EPERM at the other end. A
@@ -41,7 +38,7 @@ func CanRefuseRights() bool {
 }
 
 // RefusesRights reports whether no descriptor can come through a socket,
-// because the kernel refuses them or because it is a TCP or UDP socket. Then
+// because the kernel refuses them or because it is a TCP socket. Then
 // use [Receiver.Read].
 func RefusesRights(fd int) bool {
 	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
@@ -56,40 +53,31 @@ func PeekRights(fd int) bool {
 	return err == nil && flags&unix.MSG_CTRUNC != 0
 }
 
-// SendFiles sends a message over a connection, and with it descriptors of this
-// process. The receiver gets new descriptors of the same open files, unix(7),
-// SCM_RIGHTS. The sender may close its own right after the call. An empty
-// message cannot carry descriptors: the kernel would add a byte. It waits for
-// room; a stream may still take only a part of a large message.
-func (c *Conn) SendFiles(message []byte, fds ...int) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
+// SendFiles sends a message, and with it descriptors of this process: to an
+// address as [ReplyTo] does, or to the other end of a connection if to is "". The
+// receiver gets new descriptors of the same open files, unix(7), SCM_RIGHTS. The
+// sender may close its own right after the call. An empty message over a stream
+// carries none.
+//
+// It returns how many bytes were sent: of a message over a stream it may be a
+// part, which has all descriptors. The error is EAGAIN if there is no room.
+func SendFiles(fd int, message []byte, fds []int, to Sender) (n int, err error) {
+	if len(fds) == 0 {
+		return raw.SendTo(fd, message, string(to))
 	}
-	waitErr := raw.Write(func(fd uintptr) bool {
-		_, err = SendFiles(int(fd), message, fds...)
-		return err != unix.EAGAIN
-	})
-	if waitErr != nil {
-		return waitErr
+	rights := unix.UnixRights(fds...)
+	iov := unix.Iovec{Base: unsafe.SliceData(message)}
+	iov.SetLen(len(message))
+	header := unix.Msghdr{Iov: &iov, Control: &rights[0]}
+	header.SetIovlen(1)
+	header.SetControllen(len(rights))
+	if to != "" {
+		header.Name, header.Namelen = unsafe.StringData(string(to)), uint32(len(to))
 	}
-	return err
-}
-
-// SendFiles is [Conn.SendFiles] for a descriptor. It does not wait: the error
-// is EAGAIN if there is no room. It returns how many bytes were sent: of a
-// message over a stream it may be a part, which has all descriptors.
-func SendFiles(fd int, message []byte, fds ...int) (n int, err error) {
-	var rights []byte
-	if len(fds) > 0 {
-		rights = unix.UnixRights(fds...)
-	}
-	n, err = raw.Retry(func() (int, error) {
-		return unix.SendmsgN(fd, message, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	})
+	n, err = raw.SendMessage(fd, &header)
 	switch err {
 	case unix.EINVAL:
-		err = fmt.Errorf("%w (EINVAL): %d descriptors: a message carries at most 253", err, len(fds))
+		err = fmt.Errorf("%w (EINVAL): %d descriptors: a message carries at most %d", err, len(fds), MaxRights)
 	case unix.ETOOMANYREFS:
 		err = fmt.Errorf("%w (ETOOMANYREFS): this user has as many descriptors in flight as one process may have open; wait until they are received", err)
 	}

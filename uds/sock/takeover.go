@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -21,32 +23,33 @@ import (
 // type seqpacket, mode 0600. Each step is one record:
 //
 //	successor  connects
-//	server     hello and the types, with the descriptors of the sockets, of their locks, and the control socket
-//	successor  mine
-//	server     yours, once it has stopped accepting and receiving; otherwise no
-//	successor  serving
+//	server     offer: the types, with the descriptors of the sockets, of their locks, and the control socket
+//	successor  claim
+//	server     yield, once it has stopped accepting and receiving; otherwise refuse
+//	successor  commit, once it serves
 //
-// Until "serving" the server keeps everything, and it continues to serve if
-// the connection ends. So a successor may die at any moment. From "yours" on
-// the successor owns the sockets as long as it lives. If the server dies, it
-// leaves the sockets to the successor, even to one that has sent nothing yet:
-// the connection ends without a "no". Only one successor has descriptors at a
+// Until "commit" the server keeps everything, and it continues to serve if the
+// connection ends. So a successor may die at any moment. From "yield" on the
+// successor owns the sockets as long as it lives. If the server dies, the
+// successor owns the sockets, even before its "claim". It knows because the
+// connection ends and no "refuse" came. Only one successor has descriptors at a
 // time. If two had them, one could read the old server's end as permission to
 // serve, while the other serves already. Further successors wait to be
 // accepted: the first one accepts them once it serves. The sockets are never
 // closed, so no client is refused meanwhile: its connection waits to be
 // accepted.
 //
-// takeover.pml is a model of this protocol; `make model` checks it.
+// The methods of [Handover] have the same verbs, and so has takeover.pml, a
+// model of this protocol; `make model` checks it.
 const (
-	takeoverHello   = "udsecho takeover 2" // followed by one word for each socket, its type
-	takeoverMine    = "mine"
-	takeoverYours   = "yours"
-	takeoverServing = "serving"
-	takeoverNo      = "no"
+	wordOffer  = "udsecho takeover 3" // followed by one word for each socket, its type
+	wordClaim  = "claim"
+	wordYield  = "yield"
+	wordCommit = "commit"
+	wordRefuse = "refuse"
 )
 
-// takeoverPatience is the longest time in which a server must send hello.
+// takeoverPatience is the longest time in which a server must send its offer.
 const takeoverPatience = 5 * time.Second
 
 // maxHandover is the largest number of sockets that can be handed over at
@@ -54,9 +57,9 @@ const takeoverPatience = 5 * time.Second
 // each socket takes two.
 const maxHandover = (253 - 1) / 2
 
-// errNobodyOffers means that no server hands the sockets over, or that it has
+// errNoOffer means that no server hands the sockets over, or that it has
 // ended.
-var errNobodyOffers = errors.New("no server offers its sockets")
+var errNoOffer = errors.New("no server offers its sockets")
 
 // A State is how far a handover is. All rules of the protocol are in
 // [Handover.Step] and the methods that leave a state. A server only does what
@@ -117,13 +120,13 @@ func (c ListenConfig) Handover(ctx context.Context, addrs ...Addr) (*Handover, e
 }
 
 func (h *Handover) listen(ctx context.Context, addrs []Addr) error {
-	if err := checkPath(h.path); err != nil {
+	if err := CheckPath(h.path); err != nil {
 		return fmt.Errorf("control socket for a takeover: %w", err)
 	}
 	switch err := h.ask(ctx, addrs); err {
 	case nil:
 		return nil
-	case errNobodyOffers:
+	case errNoOffer:
 	default:
 		return fmt.Errorf("take over: %w", err)
 	}
@@ -169,7 +172,7 @@ func (h *Handover) ask(ctx context.Context, addrs []Addr) (err error) {
 	case nil:
 	case unix.ENOENT, unix.ECONNREFUSED:
 		closeFD(&h.peer)
-		return errNobodyOffers
+		return errNoOffer
 	case unix.EACCES:
 		// Another user's server made it, and may have been killed: then its
 		// sockets are stale, or gone. It makes the control socket after them.
@@ -182,7 +185,7 @@ func (h *Handover) ask(ctx context.Context, addrs []Addr) (err error) {
 			return fmt.Errorf("remove the stale socket %s: %w", h.path, explainFile(h.path, removed))
 		}
 		closeFD(&h.peer)
-		return errNobodyOffers
+		return errNoOffer
 	default:
 		return Explain(h.path, err)
 	}
@@ -193,10 +196,10 @@ func (h *Handover) ask(ctx context.Context, addrs []Addr) (err error) {
 	if !trusted(cred) {
 		return fmt.Errorf("%s is served by user %d, and this process is user %d; let one user run both", h.path, cred.Uid, os.Geteuid())
 	}
-	types, fds, err := receiveHello(ctx, h.peer)
+	types, fds, err := receiveOffer(ctx, h.peer)
 	if errors.Is(err, io.EOF) {
 		closeFD(&h.peer)
-		return errNobodyOffers
+		return errNoOffer
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", h.path, err)
@@ -273,9 +276,9 @@ func fileAt(path string) (*file, error) {
 // same user, and to or from root, which can do anything anyway.
 func trusted(cred *unix.Ucred) bool { return IsOwnUser(cred.Uid) || cred.Uid == 0 }
 
-// receiveHello receives n types and the descriptors: n sockets, n locks, the
+// receiveOffer receives n types and the descriptors: n sockets, n locks, the
 // control socket. The error is io.EOF if the server has ended instead.
-func receiveHello(ctx context.Context, conn int) (handed []Type, _ []int, _ error) {
+func receiveOffer(ctx context.Context, conn int) (handed []Type, _ []int, _ error) {
 	patient, cancel := context.WithTimeout(ctx, takeoverPatience)
 	defer cancel()
 	switch err := Wait(patient, conn); {
@@ -286,7 +289,7 @@ func receiveHello(ctx context.Context, conn int) (handed []Type, _ []int, _ erro
 	case err != nil:
 		return nil, nil, err
 	}
-	message := make([]byte, len(takeoverHello)+maxHandover*(1+len(Seqpacket)))
+	message := make([]byte, len(wordOffer)+maxHandover*(1+len(Seqpacket)))
 	n, fds, _, err := ReceiveFiles(conn, message, 2*maxHandover+1)
 	switch {
 	case err == unix.ECONNRESET:
@@ -294,14 +297,14 @@ func receiveHello(ctx context.Context, conn int) (handed []Type, _ []int, _ erro
 	case err != nil:
 		return nil, nil, err
 	}
-	words, ok := strings.CutPrefix(string(message[:n]), takeoverHello)
+	words, ok := strings.CutPrefix(string(message[:n]), wordOffer)
 	for word := range strings.FieldsSeq(words) {
 		handed = append(handed, Type(word))
 		ok = ok && slices.Contains(types, Type(word))
 	}
 	switch {
-	case string(message[:n]) == takeoverNo && len(fds) == 0:
-		return nil, nil, errGivenAway
+	case string(message[:n]) == wordRefuse && len(fds) == 0:
+		return nil, nil, errRefused
 	case !ok || len(handed) == 0 || len(fds) != 2*len(handed)+1:
 		CloseFiles(fds...)
 		return nil, nil, fmt.Errorf("the running server sent %q; is it another version?", message[:n])
@@ -309,8 +312,8 @@ func receiveHello(ctx context.Context, conn int) (handed []Type, _ []int, _ erro
 	return handed, fds, nil
 }
 
-// errGivenAway is the error for a "no".
-var errGivenAway = fmt.Errorf("%w: the running server has given its sockets to another server, or is ending", ErrInUse)
+// errRefused is the error for a "refuse".
+var errRefused = fmt.Errorf("%w: the running server has given its sockets to another server, or is ending", ErrInUse)
 
 // State returns the state, as the last step has left it.
 func (h *Handover) State() State { return h.state }
@@ -332,7 +335,7 @@ func (h *Handover) Pending() bool { return h.state <= Claimed }
 
 // Claim asks the running server to stop serving. The handover is [Claimed]
 // when that server has answered.
-func (h *Handover) Claim() { say(h.peer, takeoverMine) }
+func (h *Handover) Claim() { say(h.peer, wordClaim) }
 
 // Step takes the step that the other server's last word asks for, if there is
 // one, and returns the state. It does not wait.
@@ -364,12 +367,12 @@ func (h *Handover) claimed() error {
 	switch word, err := hear(h.peer); {
 	case err == unix.EAGAIN:
 		return nil
-	case err == io.EOF: // the server has ended without a no
+	case err == io.EOF: // the server has ended without a refuse
 	case err != nil:
 		return fmt.Errorf("take over: %w", err)
-	case word == takeoverNo:
-		return fmt.Errorf("take over: %w", errGivenAway)
-	case word != takeoverYours:
+	case word == wordRefuse:
+		return fmt.Errorf("take over: %w", errRefused)
+	case word != wordYield:
 		return fmt.Errorf("take over: the running server sent %q; is it another version?", word)
 	}
 	for _, s := range h.Sockets {
@@ -397,7 +400,7 @@ func (h *Handover) Commit() {
 	for _, s := range h.Sockets {
 		s.shared = false
 	}
-	say(h.peer, takeoverServing)
+	say(h.peer, wordCommit)
 	closeFD(&h.peer)
 	h.state = Serving
 }
@@ -436,7 +439,7 @@ func (h *Handover) offer() error {
 	if err != nil {
 		return err
 	}
-	if err := h.hello(fd); err != nil {
+	if err := h.sendOffer(fd); err != nil {
 		_ = unix.Close(fd)
 		return err
 	}
@@ -444,7 +447,7 @@ func (h *Handover) offer() error {
 	return nil
 }
 
-func (h *Handover) hello(fd int) error {
+func (h *Handover) sendOffer(fd int) error {
 	cred, err := PeerCred(fd)
 	if err != nil {
 		return err
@@ -452,7 +455,7 @@ func (h *Handover) hello(fd int) error {
 	if !trusted(cred) {
 		return fmt.Errorf("user %d asks for the sockets, and this process is user %d; let one user run both", cred.Uid, os.Geteuid())
 	}
-	words := takeoverHello
+	words := wordOffer
 	var sockets, locks []int
 	for _, s := range h.Sockets {
 		words += " " + string(s.addr.Type)
@@ -467,9 +470,9 @@ func (h *Handover) next() error {
 	word, err := hear(h.peer)
 	switch {
 	case err == unix.EAGAIN:
-	case err == nil && word == takeoverMine && h.state == Offering:
+	case err == nil && word == wordClaim && h.state == Offering:
 		h.state = Yielding
-	case err == nil && word == takeoverServing && h.state == Yielded:
+	case err == nil && word == wordCommit && h.state == Yielded:
 		h.release()
 	default: // it has ended, or does not know the protocol: the sockets stay here
 		yielded := h.state == Yielded
@@ -485,14 +488,14 @@ func (h *Handover) next() error {
 // Yield tells the server that claims the sockets that this one no longer
 // accepts or receives.
 func (h *Handover) Yield() {
-	say(h.peer, takeoverYours)
+	say(h.peer, wordYield)
 	h.state = Yielded
 }
 
 // Refuse keeps the sockets from a server to which they are not yielded.
 func (h *Handover) Refuse() {
 	if h.state == Offering || h.state == Yielding {
-		say(h.peer, takeoverNo)
+		say(h.peer, wordRefuse)
 		closeFD(&h.peer)
 		h.state = Serving
 	}
@@ -563,7 +566,7 @@ func say(fd int, word string) { _ = unix.Send(fd, []byte(word), unix.MSG_DONTWAI
 // hear receives a word. The error is EAGAIN if there is none, and io.EOF at
 // the end of the connection.
 func hear(fd int) (string, error) {
-	word := make([]byte, len(takeoverServing)+1)
+	word := make([]byte, len(wordCommit)+1)
 	n, _, _, err := ReceiveFiles(fd, word, 0)
 	if err == unix.ECONNRESET { // the peer closed before it had read everything; its own words come after this error
 		n, _, _, err = ReceiveFiles(fd, word, 0)

@@ -20,16 +20,16 @@
  * And in the end, when nothing can move any more: no process that lives has
  * descriptors of a socket that no process serves; none waits for another for ever.
  *
- * The states are those of State in takeover.go. Both faces of the handover have
- * them: the server's loop, internal/echoserver, and the library's goroutine, the
- * keeper of package uds. Each step names its function. Who changes one changes
- * the other.
+ * The states are those of State in takeover.go, and the words those of its
+ * protocol. Each step names the function of package sock. Two programs take these
+ * steps: the server's loop and, in package uds, the keeper's goroutine. Who
+ * changes one of them changes the model.
  */
 
 #define SERVERS 3 /* process 0 is the server that runs, 1 and 2 want to succeed it */
 #define NONE    9
 
-mtype = { hello, mine, yours, serving, no, done }
+mtype = { offer, claim, yield, commit, refuse, done }
 mtype = { Claiming, Claimed, Serving, Offering, Yielding, Yielded, Released }
 
 /* The connection of a successor, by its number, to the process that accepts it.
@@ -43,7 +43,7 @@ bool alive[SERVERS];
 bool serves[SERVERS];   /* it accepts and receives */
 bool has[SERVERS];      /* it has descriptors of sockets, locks and control socket */
 bool waits[SERVERS];    /* it has connected to the control socket, and is not accepted */
-byte charge = 0;        /* who is to serve: the old server until "serving" */
+byte charge = 0;        /* who is to serve: the old server until "commit" */
 bool ended[SERVERS];    /* it was told to end, and has */
 bool file = true;       /* the sockets' files are there */
 
@@ -75,7 +75,7 @@ inline giveBack(me) {
 	atomic { has[me] = false; succClosed[me] = true; waits[me] = false; ended[me] = true; alive[me] = false; goto gone }
 }
 
-/* Handover.Leave, then Socket.Close and Handover.Close: server.close, keeper.close */
+/* Handover.Leave, then Socket.Close and Handover.Close */
 inline leave(me) {
 	if
 	:: state[me] == Yielded -> /* the files are the successor's */
@@ -83,7 +83,7 @@ inline leave(me) {
 		file = false;
 #endif
 		serverClosed[customer] = true
-	:: state[me] == Offering || state[me] == Yielding -> toSucc[customer]!no; serverClosed[customer] = true; file = false
+	:: state[me] == Offering || state[me] == Yielding -> toSucc[customer]!refuse; serverClosed[customer] = true; file = false
 	:: state[me] == Serving -> file = false
 	fi;
 	serves[me] = false; has[me] = false; ended[me] = true; alive[me] = false; goto gone
@@ -99,14 +99,14 @@ proctype Server(byte me) {
 	:: else
 	fi;
 
-	/* Handover.ask: connect, receiveHello */
+	/* Handover.ask: connect, receiveOffer */
 	if
 	:: atomic { held && !ended[charge] -> waits[me] = true }
-	:: atomic { else -> goto gone } /* errNobodyOffers: a usual start */
+	:: atomic { else -> goto gone } /* errNoOffer: a usual start */
 	fi;
 	do
-	:: atomic { toSucc[me]?hello -> has[me] = true; state[me] = Claiming; break }
-	:: atomic { toSucc[me]?no -> succClosed[me] = true; goto gone }
+	:: atomic { toSucc[me]?offer -> has[me] = true; state[me] = Claiming; break }
+	:: atomic { toSucc[me]?refuse -> succClosed[me] = true; goto gone }
 	:: atomic { len(toSucc[me]) == 0 && (serverClosed[me] || waits[me] && !held) -> waits[me] = false; succClosed[me] = true; goto gone }
 #ifdef GIVES_UP
 	:: giveBack(me) /* Wait: ctx has ended, or takeoverPatience */
@@ -114,7 +114,7 @@ proctype Server(byte me) {
 	:: die(me)
 	od;
 
-	/* Handover.verify may fail; so may be told to end: server.Serve, keeper.sockets */
+	/* Handover.verify may fail; or the successor is told to end: Handover.Close */
 	if
 	:: skip
 	:: giveBack(me)
@@ -122,13 +122,13 @@ proctype Server(byte me) {
 	fi;
 
 	/* Handover.Claim */
-	atomic { if :: !serverClosed[me] -> toServer[me]!mine :: else fi };
+	atomic { if :: !serverClosed[me] -> toServer[me]!claim :: else fi };
 	do
 	/* Handover.claimed */
-	:: atomic { toSucc[me]?yours -> break }
-	:: atomic { toSucc[me]?no -> giveBack(me) }
-	:: atomic { len(toSucc[me]) == 0 && serverClosed[me] -> break } /* the server is gone without a no */
-	/* server.drain while the sockets are pending; ctx of the library's Listen */
+	:: atomic { toSucc[me]?yield -> break }
+	:: atomic { toSucc[me]?refuse -> giveBack(me) }
+	:: atomic { len(toSucc[me]) == 0 && serverClosed[me] -> break } /* the server is gone without a refuse */
+	/* Handover.Close: SIGTERM, or ctx of the library's Listen */
 	:: atomic { !serverClosed[me] -> giveBack(me) }
 	:: die(me)
 	od;
@@ -138,7 +138,7 @@ proctype Server(byte me) {
 	:: die(me)
 	:: giveBack(me) /* adopt failed */
 	fi;
-	serves[me] = true; /* server.takeOver: all of them are in the loop */
+	serves[me] = true; /* all of them */
 	if
 	:: skip
 	:: die(me)
@@ -146,7 +146,7 @@ proctype Server(byte me) {
 	/* Handover.Commit */
 	atomic {
 		charge = me;
-		if :: !serverClosed[me] -> toServer[me]!serving :: else fi;
+		if :: !serverClosed[me] -> toServer[me]!commit :: else fi;
 		succClosed[me] = true
 	};
 
@@ -155,18 +155,18 @@ serve:
 end_serve:
 	do
 	/* Handover.offer */
-	:: atomic { state[me] == Serving && !told && !deaf && waits[1] -> waits[1] = false; customer = 1; toSucc[1]!hello; state[me] = Offering }
-	:: atomic { state[me] == Serving && !told && !deaf && waits[2] -> waits[2] = false; customer = 2; toSucc[2]!hello; state[me] = Offering }
+	:: atomic { state[me] == Serving && !told && !deaf && waits[1] -> waits[1] = false; customer = 1; toSucc[1]!offer; state[me] = Offering }
+	:: atomic { state[me] == Serving && !told && !deaf && waits[2] -> waits[2] = false; customer = 2; toSucc[2]!offer; state[me] = Offering }
 #ifdef EMFILE_ENDS
 	/* accept4(2) failed. Today that is no step: it is taken again later. */
 	:: atomic { state[me] == Serving && !deaf && (waits[1] || waits[2]) -> deaf = true }
 #endif
-	/* Handover.next: server.prepare; Listener.pause */
-	:: atomic { state[me] == Offering && toServer[customer]?[mine] -> toServer[customer]?mine; state[me] = Yielding }
-	/* server.handOver once replies are sent; keeper.step: Handover.Yield */
-	:: atomic { state[me] == Yielding -> serves[me] = false; state[me] = Yielded; toSucc[customer]!yours }
-	/* Handover.next: release; server.handedOver; Listener.finish */
-	:: atomic { state[me] == Yielded && toServer[customer]?[serving] -> toServer[customer]?serving;
+	/* Handover.next; Listener.pause */
+	:: atomic { state[me] == Offering && toServer[customer]?[claim] -> toServer[customer]?claim; state[me] = Yielding }
+	/* Handover.Yield, once datagram clients have their replies */
+	:: atomic { state[me] == Yielding -> serves[me] = false; state[me] = Yielded; toSucc[customer]!yield }
+	/* Handover.next: release; Listener.finish */
+	:: atomic { state[me] == Yielded && toServer[customer]?[commit] -> toServer[customer]?commit;
 		state[me] = Released; serverClosed[customer] = true; ended[me] = true;
 #ifdef KEEPS
 		goto released
@@ -174,15 +174,15 @@ end_serve:
 		has[me] = false; alive[me] = false; goto gone
 #endif
 		}
-	/* Handover.next: the successor has ended; takeBack; server.takeBack, Listener.resume */
+	/* Handover.next: the successor has ended; takeBack; Listener.resume */
 	:: atomic { customer != NONE && len(toServer[customer]) == 0 && succClosed[customer] ->
 		serverClosed[customer] = true; customer = NONE; state[me] = Serving; serves[me] = true }
-	/* Handover.Refuse: a socket file was removed, so this successor is late; server.replace, keeper.renewSocket */
-	:: atomic { (state[me] == Offering || state[me] == Yielding) -> toSucc[customer]!no; serverClosed[customer] = true; customer = NONE; state[me] = Serving }
-	/* SIGTERM: server.drain. Another server that has asked may still get the sockets. */
+	/* Handover.Refuse: a socket file was removed, so this successor is late */
+	:: atomic { (state[me] == Offering || state[me] == Yielding) -> toSucc[customer]!refuse; serverClosed[customer] = true; customer = NONE; state[me] = Serving }
+	/* SIGTERM: it drains. Another server that has asked may still get the sockets. */
 	:: atomic { !told && mortal -> told = true }
 	:: atomic { told && customer == NONE -> leave(me) }
-	/* the drain timeout: server.close; Listener.Close at any moment */
+	/* the end of its drain timeout; Listener.Close at any moment */
 	:: atomic { customer != NONE && mortal -> leave(me) }
 	:: die(me)
 	od;
@@ -201,7 +201,7 @@ gone:
 #else
 
 /* The protocol of before: every socket changed hands by itself. Both successors
- * have copies of everything; who says "mine" first of a socket gets it. */
+ * have copies of everything; who says "claim" first of a socket gets it. */
 bool serving_of[6]; /* process + 3 * socket */
 byte chargeOf[2];
 
@@ -210,7 +210,7 @@ proctype Old() {
 	alive[0] = true; serving_of[0] = true; serving_of[3] = true;
 end_old:
 	do
-	:: atomic { toServer[1]?mine -> serving_of[0 + 3 * socket] = false; toSucc[1]!done; socket++; if :: socket == 2 -> goto gone :: else fi }
+	:: atomic { toServer[1]?claim -> serving_of[0 + 3 * socket] = false; toSucc[1]!done; socket++; if :: socket == 2 -> goto gone :: else fi }
 	:: atomic { len(toServer[1]) == 0 && succClosed[1] -> goto end_served }
 	:: atomic { alive[0] = false; serving_of[0] = false; serving_of[3] = false; goto gone }
 	od;
@@ -227,7 +227,7 @@ proctype Successor() {
 	:: socket == 2 -> break
 	:: else ->
 		if
-		:: toServer[1]!mine
+		:: toServer[1]!claim
 		:: atomic { alive[1] = false; serving_of[1] = false; serving_of[4] = false; succClosed[1] = true; goto gone }
 		fi;
 		if

@@ -1,3 +1,5 @@
+//go:build linux
+
 package sock
 
 import (
@@ -11,7 +13,7 @@ import (
 // peer, with any number of descriptors. Only the words of the protocol may
 // have an effect, and no unexpected descriptor may stay open.
 func FuzzTakeover(f *testing.F) {
-	for _, s := range []string{takeoverHello, takeoverHello + " stream", takeoverHello + " stream files", takeoverMine, takeoverYours, takeoverServing, takeoverNo, "", "mine ", "min", "udsecho takeover 1 stream"} {
+	for _, s := range []string{wordOffer, wordOffer + " stream", wordOffer + " stream files", wordClaim, wordYield, wordCommit, wordRefuse, "", "claim ", "clai", "udsecho takeover 1 stream"} {
 		for _, n := range []uint8{0, 1, 2, 3, 4, 253} {
 			f.Add([]byte(s), n)
 		}
@@ -24,7 +26,7 @@ func FuzzTakeover(f *testing.F) {
 
 		// A successor reads from a server.
 		ours, heard := overhear(t, said, int(n))
-		types, fds, err := receiveHello(t.Context(), ours)
+		types, fds, err := receiveOffer(t.Context(), ours)
 		if believed := err == nil; believed && (len(types) == 0 || len(fds) != 2*len(types)+1 || int(n) != len(fds)) || !believed && len(fds) > 0 {
 			t.Errorf("of %q with %d descriptors %d are believed, for %q, %v", said, n, len(fds), types, err)
 		}
@@ -36,7 +38,7 @@ func FuzzTakeover(f *testing.F) {
 		successor := &Handover{state: Claiming, peer: ours}
 		_, err = successor.Step()
 		// The end of the connection is a yes, too: the server has ended.
-		if claimed := n == 0 && (word == takeoverYours || word == ""); claimed != (err == nil && successor.state == Claimed) {
+		if claimed := n == 0 && (word == wordYield || word == ""); claimed != (err == nil && successor.state == Claimed) {
 			t.Errorf("claimed from a server that sends %q with %d descriptors: %v", said, n, err)
 		}
 		_ = unix.Close(ours)
@@ -47,9 +49,9 @@ func FuzzTakeover(f *testing.F) {
 			want := Serving
 			switch {
 			case n > 0:
-			case word == takeoverMine && before == Offering:
+			case word == wordClaim && before == Offering:
 				want = Yielding
-			case word == takeoverServing && before == Yielded:
+			case word == wordCommit && before == Yielded:
 				want = Released
 			}
 			ours, heard = overhear(t, said, int(n))

@@ -2,11 +2,8 @@ package record
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"net"
-	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/gopacket/gopacket"
@@ -16,7 +13,7 @@ import (
 
 // A stream shows a connection as TCP would have carried it. Its addresses are
 // invented: the client of connection N is 10.x.y.z with N for x.y.z, the
-// target is 127.0.0.1. Wireshark chooses the protocol by the port.
+// target is 127.0.0.1. Wireshark chooses the protocol by the target's port.
 type stream struct {
 	port uint16
 	next [2]uint32 // sequence numbers of the client, and of the target
@@ -28,10 +25,11 @@ const (
 	maxSegment = 65535 - 20 - 20 // fits IPv4 with its header and TCP's
 )
 
-// capture turns pieces into blocks of a pcapng file, and returns the header of
-// such a file. The size of lost pieces is not known. So their stream continues
-// as if they had not existed; the block states how many were lost.
-func capture() (encode func(*piece) ([]byte, error), header []byte, err error) {
+// capture turns pieces into blocks of a pcapng file, in which the target has
+// this port, and returns the header of such a file. The size of lost pieces is
+// not known. So their stream continues as if they had not existed; the block
+// states how many were lost.
+func capture(port uint16) (encode func(*piece) ([]byte, error), header []byte, err error) {
 	var out bytes.Buffer
 	w, err := pcapgo.NewNgWriterInterface(&out, pcapgo.NgInterface{
 		Name: "relay", Description: "client forward: each connection as a TCP stream with made-up addresses",
@@ -43,7 +41,7 @@ func capture() (encode func(*piece) ([]byte, error), header []byte, err error) {
 	header = bytes.Clone(out.Bytes())
 	return func(p *piece) ([]byte, error) {
 		out.Reset()
-		if err := p.packets(w); err != nil {
+		if err := p.packets(w, port); err != nil {
 			return nil, err
 		}
 		if err := w.Flush(); err != nil {
@@ -53,15 +51,11 @@ func capture() (encode func(*piece) ([]byte, error), header []byte, err error) {
 	}, header, err
 }
 
-// packets writes a piece. A stream begins with its first bytes, which may
-// identify the protocol.
-func (p *piece) packets(w *pcapgo.NgWriter) error {
+// packets writes a piece.
+func (p *piece) packets(w *pcapgo.NgWriter, port uint16) error {
 	s := p.conn.stream
 	if s == nil {
-		if p.what == opened {
-			return nil
-		}
-		s = &stream{port: p.conn.port(p.payload), note: []string{"opened" + p.who()}}
+		s = &stream{port: port, note: []string{"opened" + p.who()}}
 		p.conn.stream = s
 		if err := s.packet(w, p, true, layers.TCP{SYN: true, Options: wide}, nil); err != nil {
 			return err
@@ -72,6 +66,9 @@ func (p *piece) packets(w *pcapgo.NgWriter) error {
 		if err := s.packet(w, p, true, layers.TCP{ACK: true}, nil); err != nil {
 			return err
 		}
+	}
+	if p.what == opened {
+		return nil
 	}
 	if len(p.files) > 0 {
 		s.note = append(s.note, "with descriptors: "+strings.Join(p.files, ", "))
@@ -129,37 +126,4 @@ func (s *stream) packet(w *pcapgo.NgWriter, p *piece, toTarget bool, tcp layers.
 	s.note = nil
 	n := len(packet.Bytes())
 	return w.WritePacketWithOptions(gopacket.CaptureInfo{Timestamp: p.when, CaptureLength: n, Length: n}, packet.Bytes(), options)
-}
-
-// port returns the target's port. If it has none, port returns the usual port
-// of the protocol that the name of its socket or the first bytes suggest, or
-// else that of HTTP. Wireshark finds HTTP/2 and gRPC there too.
-func (c *Conn) port(first []byte) uint16 {
-	name := filepath.Base(c.Target)
-	digits := func(prefix string) (n uint64, ok bool) {
-		text, ok := strings.CutPrefix(name, prefix)
-		n, err := strconv.ParseUint(text, 10, 16)
-		return n, ok && err == nil
-	}
-	if c.Port != 0 {
-		return c.Port
-	}
-	if n, ok := digits(".s.PGSQL."); ok {
-		return uint16(n)
-	}
-	if n, ok := digits("X"); ok && n < 1000 {
-		return uint16(6000 + n)
-	}
-	is := func(code uint32) bool { return len(first) >= 8 && binary.BigEndian.Uint32(first[4:]) == code }
-	switch {
-	case is(3 << 16), is(80877103): // StartupMessage, SSLRequest
-		return 5432
-	case bytes.HasPrefix(first, []byte("l\x00\x0b\x00")), bytes.HasPrefix(first, []byte("B\x00\x00\x0b")):
-		return 6000
-	case bytes.HasPrefix(first, []byte("*")) && bytes.Contains(first, []byte("\r\n$")):
-		return 6379 // Redis
-	case strings.Contains(name, "mysql"):
-		return 3306
-	}
-	return 80
 }

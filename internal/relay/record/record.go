@@ -53,7 +53,6 @@ type Conn struct {
 	Peer   string      // the client's address; "" if it has none
 	Cred   *unix.Ucred // nil if not known
 	Target string      // the target's address
-	Port   uint16      // the target's TCP port; 0 if it has none
 
 	recorder *Recorder
 	stream   *stream // of a capture; used by the writing goroutine only
@@ -89,8 +88,9 @@ func Check(form string) error {
 
 // New starts a record. form is hex or json, to out, or the name of a file that
 // ends in .pcapng. New creates that file with mode 0600, and fails if it
-// exists.
-func New(form string, out io.Writer, colour bool, log zerolog.Logger) (*Recorder, error) {
+// exists. In it the target has this port, by which Wireshark chooses the
+// protocol.
+func New(form string, port uint16, out io.Writer, colour bool, log zerolog.Logger) (*Recorder, error) {
 	r := &Recorder{out: out, log: log, queue: make(chan *piece, maxPieces), ended: make(chan struct{})}
 	switch form {
 	case "hex":
@@ -107,7 +107,7 @@ func New(form string, out io.Writer, colour bool, log zerolog.Logger) (*Recorder
 		}
 		r.out, r.file = file, file
 		var header []byte
-		if r.encode, header, err = capture(); err == nil {
+		if r.encode, header, err = capture(port); err == nil {
 			err = r.write(header)
 		}
 		if err != nil {
@@ -199,9 +199,6 @@ func (r *Recorder) run() {
 			continue
 		}
 		text, err := r.encode(p)
-		if err == nil && len(text) == 0 {
-			continue // the next piece carries the count
-		}
 		if err == nil {
 			err = r.write(text)
 		}

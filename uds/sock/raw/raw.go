@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package raw makes the system calls that every message needs, without telling
 // the Go scheduler: announcing a call that may block costs a good part of the
 // call itself, and none of these calls blocks. The descriptors are

@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package why finds out why a socket at a path does not work: a mount, a file
 // system, permissions, an access control list, a user namespace, labels. Each
 // reason comes with its cure. The errors of package uds and `client inspect`
