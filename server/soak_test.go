@@ -64,7 +64,7 @@ func TestSoak(t *testing.T) {
 			server.Signal(t, syscall.SIGCONT)
 		},
 		"socket file removed": func() {
-			n, _ := server.Err.Count("listening again")
+			n := server.Err.Count("listening again")
 			check(t, os.Remove(addrs[rng.IntN(3)].Path))
 			server.Err.Await(t, n+1, "listening again")
 		},
