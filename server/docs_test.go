@@ -10,8 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"github.com/udsecho/udsecho/internal/cli"
 )
 
 // A user who searches for a line that a program has written must find it.
@@ -82,18 +80,6 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 			}
 			if anchor != "" && !anchors[path][anchor] {
 				t.Errorf("%s: %s has no such heading", document, link[1])
-			}
-		}
-	}
-}
-
-func TestVersionNeedsNoOtherOption(t *testing.T) {
-	t.Parallel()
-	for _, program := range []string{"server", "client"} {
-		for _, option := range []string{"--version", "-V"} {
-			status, stdout, stderr := run(t, dir(t), "", program, option)
-			if want := program + " " + cli.Version + "\n"; status != 0 || stdout != want || stderr != "" {
-				t.Errorf("%s %s: exit status %d, output %q, error %q; want %q", program, option, status, stdout, stderr, want)
 			}
 		}
 	}

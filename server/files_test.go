@@ -19,73 +19,6 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-func TestFilesAreSummedAsSha256sumDoes(t *testing.T) {
-	t.Parallel()
-	need(t, "sha256sum", "coreutils")
-	d := dir(t)
-	server := serve(t, d, "--listen", "files:uds_files", "--listen", "uds_socket", "--log-format", "plain")
-	elsewhere := t.TempDir()
-	names := []string{"plain", "with space", "new\nline", "back\\slash", "return\r", "-"}
-	for i, name := range names {
-		check(t, os.WriteFile(filepath.Join(elsewhere, name), []byte(strings.Repeat(name, i*100_000)), 0o600))
-		names[i] = "./" + name
-	}
-	_, want, _ := run(t, elsewhere, "", append([]string{"sha256sum"}, names...)...)
-	for _, command := range []string{"send-file", "share"} {
-		status, stdout, stderr := run(t, elsewhere, "", append([]string{"client", command, "--connect", "files:" + d + "/uds_files"}, names...)...)
-		if status != 0 || stdout != want {
-			t.Errorf("%s: exit status %d, output %q, want %q, error %q", command, status, stdout, want, stderr)
-		}
-	}
-	_, want, _ = run(t, elsewhere, message, "sha256sum", "-")
-	status, stdout, stderr := run(t, elsewhere, message, "client", "share", "--connect", "files:"+d+"/uds_files", "-")
-	if status != 0 || stdout != want {
-		t.Errorf("exit status %d, output %q, want %q, error %q", status, stdout, want, stderr)
-	}
-	if status, stdout, _ := run(t, d, "", "client", "hello"); status != 0 || stdout != "hello" {
-		t.Errorf("the echo beside it: exit status %d, output %q", status, stdout)
-	}
-	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:uds_files,uds_socket"); status != 0 {
-		t.Errorf("health check: exit status %d, error %q", status, stderr)
-	}
-	server.Stop(t)
-}
-
-func TestFilesCalledWronglyOrInVain(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--listen", "files:uds_files", "--listen", "seqpacket:q")
-	check(t, unix.Mkfifo(d+"/pipe", 0o600))
-	for _, tt := range []struct {
-		status int
-		args   []string
-		words  string
-	}{
-		{2, []string{"--connect", "files:uds_files"}, "takes files, not bytes; use client send-file or client share"},
-		{2, []string{"bench", "--connect", "files:uds_files"}, "takes files and echoes nothing"},
-		{2, []string{"send-file", "--connect", "stream:s", "f"}, "takes bytes, not files; write files:PATH"},
-		{2, []string{"share", "--connect", "stream:s", "f"}, "takes bytes, not files; write files:PATH"},
-		{2, []string{"send-file"}, "expected \"<file>"},
-		{2, []string{"send-file", "-"}, "use client share -"},
-		{2, []string{"send-file", "--timeout=-1s", "f"}, "--timeout -1s"},
-		{1, []string{"send-file", "none"}, "open none: no such file or directory"},
-		{1, []string{"share", "none"}, "open none: no such file or directory"},
-		{1, []string{"share", "."}, "fill memory from .: "},
-		{1, []string{"send-file", "pipe"}, "client: pipe: the server rejected the file: it is a pipe"},
-		{1, []string{"send-file", "/dev/zero"}, "/dev/zero: the server rejected the file: it is a device"},
-		{1, []string{"send-file", "--connect", "files:none", "pipe"}, "(ENOENT)"},
-		{1, []string{"send-file", "--connect", "files:q", "/dev/zero"}, "this may not be a files: address"},
-	} {
-		status, stdout, stderr := run(t, d, "", append([]string{"client"}, tt.args...)...)
-		if status != tt.status || stdout != "" {
-			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
-		}
-		wantWords(t, stderr, tt.words)
-	}
-	check(t, os.Remove(d+"/pipe"))
-	server.Stop(t)
-}
-
 // descriptors returns how many descriptors a process has open, proc(5), except
 // those of epoll: Go's own poller opens two when the first timer is set.
 func descriptors(t *testing.T, p *process) (n int) {
@@ -176,8 +109,6 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--listen", "files:f")
-	var limit unix.Rlimit
-	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, nil, &limit))
 	conn := seqpacket(t, d+"/f")
 	check(t, os.WriteFile(d+"/x", nil, 0o600))
 	file, err := os.Open(d + "/x")
@@ -195,11 +126,11 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	}
 	const rounds = 20
 	for range rounds {
-		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}, nil))
+		lift := limitFiles(t, server, 3)
 		if answer := ask(); answer != "error the server has reached its limit of open files; try again later" {
 			t.Errorf("at the limit: %s", answer)
 		}
-		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &limit, nil))
+		lift()
 		check(t, unix.Close(conn))
 		conn = seqpacket(t, d+"/f")
 		if answer := ask(); !strings.HasPrefix(answer, "sum 1 0 ") {
@@ -213,56 +144,6 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 		ID: "F13", Done: "a file handed over to a server that may open no more", Count: rounds,
 		Outcome: "each time an error that says so, and once the limit is lifted the next is read",
 	})
-}
-
-func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	args := []string{"--takeover", "--listen", "files:uds_files", "--log-format", "plain"}
-	server := serve(t, d, args...)
-	check(t, os.WriteFile(filepath.Join(d, "x"), []byte("hello\n"), 0o644))
-	const sum = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03  x\n"
-	works := func() {
-		t.Helper()
-		if status, stdout, stderr := run(t, d, "", "client", "send-file", "--require-uid", fmt.Sprint(os.Geteuid()), "x"); status != 0 || stdout != sum {
-			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-		}
-	}
-	works()
-	status, stdout, stderr := run(t, d, "", "client", "send-file", "--require-uid", "4242", "x")
-	if status != 1 || stdout != "" {
-		t.Errorf("exit status %d, output %q", status, stdout)
-	}
-	wantWords(t, stderr, "not 4242 as --require-uid requires; nothing was sent")
-
-	next := start(t, d, append([]string{"server"}, args...)...)
-	next.Err.Await(t, 1, "took over uds_files")
-	if status := server.Status(t); status != 0 {
-		t.Errorf("exit status %d:\n%s", status, &server.Err)
-	}
-	works()
-	check(t, os.Remove(filepath.Join(d, "uds_files")))
-	next.Err.Await(t, 1, "uds_files was removed: listening again")
-	works()
-	check(t, os.Remove(filepath.Join(d, "x")))
-	next.Stop(t)
-}
-
-func TestFilesAreReadOnlyForAllowedUsers(t *testing.T) {
-	t.Parallel()
-	testkit.NeedRoot(t, "to be another user")
-	d := dir(t)
-	server := serve(t, d, "--allow-uid", "10002", "--mode", "0666", "--listen", "files:uds_files")
-	check(t, os.WriteFile(filepath.Join(d, "x"), nil, 0o644))
-	for uid, want := range map[int]int{10002: 0, 10003: 1} {
-		p := startAs(t, uid, d, "client", "send-file", "x")
-		if status := p.Status(t); status != want {
-			t.Errorf("user %d: exit status %d, error %q", uid, status, &p.Err)
-		}
-	}
-	server.Err.Await(t, 1, "rejected a client: user 10003, group 10003 is not allowed")
-	check(t, os.Remove(filepath.Join(d, "x")))
-	server.Stop(t)
 }
 
 // lingering returns a TCP socket that takes as long to close as its linger time,

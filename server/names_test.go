@@ -3,7 +3,6 @@ package main_test
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"runtime"
@@ -422,27 +421,6 @@ func TestF57FileSystemThatShowsOneOwnerForAll(t *testing.T) {
 	server.Terminate(t)
 }
 
-// While it sends to paths, the loop's thread is in another directory.
-func TestServerFindsItsFilesAfterItAnsweredAtPaths(t *testing.T) {
-	t.Parallel()
-	need(t, "socat", "socat")
-	d := dir(t)
-	server := serve(t, d, "--listen", "datagram:d")
-	for i, name := range []string{"./me", "me", "you"} {
-		p := start(t, d, "socat", "-", "UNIX-SENDTO:d,bind="+name)
-		_, err := io.WriteString(p.In, message)
-		check(t, err)
-		p.Out.Await(t, 1, message)
-		check(t, p.In.Close())
-		p.Status(t)
-		if i < 2 {
-			check(t, os.Remove(d+"/d"))
-			server.Err.Await(t, i+1, "d was removed: listening again")
-		}
-	}
-	server.Stop(t)
-}
-
 // The server keeps the sockets of some clients, looks them up again if it
 // must, and needs few descriptors. The test is not parallel: a process that
 // another test starts in its own user namespace has copies of the sockets for
@@ -484,8 +462,7 @@ func TestNamesOfManyClients(t *testing.T) {
 	if n := descriptors(t, server); n > 160 { // 128 names, and the server's own
 		t.Errorf("%d descriptors are open", n)
 	}
-	const few = 20
-	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: few, Max: few}, nil))
+	limitFiles(t, server, 20)
 	askAll("third")
 	for i := range fds {
 		check(t, errors.Join(unix.Close(fds[i]), unix.Unlink(name(i))))

@@ -4,18 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
@@ -69,65 +65,6 @@ func healthCheckAll(t *testing.T, d string) {
 	}
 	if status, _, stderr := run(t, d, "", args...); status != 0 {
 		t.Errorf("health check: exit status %d, %q", status, stderr)
-	}
-}
-
-func TestAllowUIDRejectsStrangers(t *testing.T) {
-	t.Parallel()
-	d := open(t)
-	server := serveAll(t, d, "--log-format", "json", "--allow-uid", strconv.Itoa(friend))
-	var want []map[string]any
-	for _, a := range places {
-		client := startAs(t, stranger, d, "client", "--log-level", "warn", "--connect", a, "--bind", "./me")
-		status := client.Status(t)
-		if status != 1 || client.Out.String() != "" || strings.Count(client.Err.String(), "\n") != 1 {
-			t.Errorf("%s: exit status %d, output %q, error %q", a, status, &client.Out, &client.Err)
-		}
-		wantWords(t, client.Err.String(), "uid 10003 gid 10003")
-		peer := "./me"
-		if a == "datagram:./d" {
-			peer = d + "/me"
-		}
-		want = append(want, map[string]any{
-			"message": "rejected a client: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
-			"peer": peer, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Pid()),
-		})
-		// A name that looks like an event field is only a name.
-		for _, name := range []string{"@x;uid=0", d + "/x;uid=0"} {
-			client := startAs(t, stranger, d, "client", "--log-level", "warn", "--connect", a, "--bind", name)
-			if status := client.Status(t); status != 1 || client.Out.String() != "" {
-				t.Errorf("%s from %s: exit status %d, output %q, error %q", a, name, status, &client.Out, &client.Err)
-			}
-			want = append(want, map[string]any{
-				"message": "rejected a client: user 10003, group 10003 is not allowed", "cause": "user", "refused": float64(len(want) + 1),
-				"peer": name, "uid": 10003.0, "gid": 10003.0, "pid": float64(client.Pid()),
-			})
-		}
-	}
-	for _, a := range places {
-		client := startAs(t, friend, d, "client", "--connect", a)
-		if status := client.Status(t); status != 0 || client.Out.String() != message {
-			t.Errorf("the friend is not served: exit status %d, error %q", status, &client.Err)
-		}
-	}
-	healthCheckAll(t, d)
-	server.Stop(t)
-	// The log has five lines a second; each contains the count.
-	byCount := map[any]map[string]any{}
-	for _, e := range want {
-		byCount[e["refused"]] = e
-	}
-	got := refusals(t, server)
-	for _, e := range got {
-		if diff := cmp.Diff(byCount[e["refused"]], e); diff != "" {
-			t.Errorf("(-want +got):\n%s", diff)
-		}
-	}
-	if len(got) < min(5, len(want)) {
-		t.Errorf("%d refusals are in the log of %d", len(got), len(want))
-	}
-	if strings.Count(server.Err.String(), "connection from") != 2 {
-		t.Errorf("a stranger's connection was served:\n%s", &server.Err)
 	}
 }
 
@@ -248,37 +185,6 @@ func TestF10NameThatLies(t *testing.T) {
 	})
 }
 
-func TestAllowListsAddUp(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		args             []string
-		stranger, friend bool
-	}{
-		{[]string{"--allow-gid", "10003"}, true, false},
-		{[]string{"--allow-uid", "10004", "--allow-gid", "10003"}, true, true},
-		{[]string{"--allow-uid", "10003", "--allow-uid", "10004"}, true, true},
-		{[]string{"--allow-uid", "10005", "--allow-gid", "10005"}, false, false},
-		{[]string{"--allow-gid", "0"}, false, false},
-		{nil, true, true},
-	} {
-		t.Run(strings.Join(tt.args, " "), func(t *testing.T) {
-			t.Parallel()
-			d := open(t)
-			server := serveAll(t, d, tt.args...)
-			for _, a := range places {
-				for uid, served := range map[int]bool{stranger: tt.stranger, friend: tt.friend} {
-					client := startAs(t, uid, d, "client", "--connect", a)
-					if status := client.Status(t); (status == 0) != served {
-						t.Errorf("%d at %s: exit status %d, error %q", uid, a, status, &client.Err)
-					}
-				}
-			}
-			healthCheckAll(t, d)
-			server.Stop(t)
-		})
-	}
-}
-
 // A datagram server has no connection to close: it answers with a message that
 // is not an echo. Here the test is the stranger.
 func TestRejectedDatagramIsNotEchoed(t *testing.T) {
@@ -301,68 +207,6 @@ func TestRejectedDatagramIsNotEchoed(t *testing.T) {
 		}
 	}
 	server.Stop(t)
-}
-
-func TestUserFlagsNeedUnixSockets(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		args []string
-		want string
-	}{
-		{[]string{"server", "--allow-uid", "0", "--listen", "s", "--listen", "tcp:127.0.0.1:7000"},
-			"--listen tcp:127.0.0.1:7000: --allow-uid and --allow-gid need a Unix socket"},
-		{[]string{"server", "--allow-gid", "0", "--listen", "tcp:127.0.0.1:7000"}, "need a Unix socket"},
-		{[]string{"server", "--allow-uid", "-1"}, "-1"},
-		{[]string{"server", "--allow-uid", "root"}, "root"},
-		{[]string{"server", "--allow-gid", "4294967296"}, "4294967296"},
-		{[]string{"client", "--require-uid", "0", "--connect", "datagram:d"}, "--require-uid, --require-gid: the kernel does not report the server's user for a datagram socket"},
-		{[]string{"client", "--require-gid", "0", "--connect", "tcp:127.0.0.1:7000"}, "use stream or seqpacket"},
-		{[]string{"client", "--require-uid", "root"}, "root"},
-		{[]string{"server", "--takeover", "--listen", "@s"}, "--takeover needs a path"},
-		{[]string{"server", "--takeover", "--listen", "tcp:127.0.0.1:7000"}, "--takeover needs a path"},
-	} {
-		d := dir(t)
-		status, stdout, stderr := run(t, d, "", tt.args...)
-		if status != 2 || stdout != "" || strings.Count(stderr, "\n") != 1 {
-			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
-		}
-		wantWords(t, stderr, tt.want)
-		wantFiles(t, d)
-	}
-}
-
-func TestClientSendsNothingToServerOfAnotherUser(t *testing.T) {
-	t.Parallel()
-	uid, gid := strconv.Itoa(os.Geteuid()), strconv.Itoa(os.Getegid())
-	for _, a := range places[:2] {
-		d := dir(t)
-		server := serveAll(t, d, "--log-format", "plain")
-		for _, tt := range []struct {
-			flag, id, words string
-		}{
-			{"--require-uid", "4242", "the server runs as user " + uid + ", not 4242 as --require-uid requires; nothing was sent"},
-			{"--require-gid", "4242", "the server runs as group " + gid + ", not 4242 as --require-gid requires; nothing was sent"},
-		} {
-			status, stdout, stderr := run(t, d, "", "client", "--log-level", "warn", "--connect", a, tt.flag, tt.id)
-			if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
-				t.Errorf("%s %s: exit status %d, output %q, error %q", a, tt.flag, status, stdout, stderr)
-			}
-			wantWords(t, stderr, "client: "+a+": ", tt.words)
-		}
-		status, stdout, stderr := run(t, d, "", "client", "--connect", a, "--require-uid", uid, "--require-gid", gid)
-		if status != 0 || stdout != message {
-			t.Errorf("%s: exit status %d, output %q, error %q", a, status, stdout, stderr)
-		}
-		server.Err.Await(t, 4, "waiting for a connection\n")
-		server.Stop(t)
-		nothing := "connection from\nno data from\nwaiting for a connection\n"
-		if a == "stream:./s" {
-			nothing = "connection from\nreceived ''\nno data from\nwaiting for a connection\n"
-		}
-		if n := strings.Count(server.Err.String(), nothing); n != 2 {
-			t.Errorf("%s: nothing was received %d times, not twice:\n%s", a, n, &server.Err)
-		}
-	}
 }
 
 // soPassRights is SO_PASSRIGHTS, of Linux 6.16, which lets a socket receive
@@ -557,7 +401,7 @@ func TestActivationWithOtherDescriptorsFails(t *testing.T) {
 	check(t, err)
 	unbound, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
-	tcp, err := net.Listen("tcp", loopback())
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
 	defer func() { check(t, tcp.Close()) }()
 	internet, err := tcp.(*net.TCPListener).File()
@@ -579,109 +423,4 @@ func TestActivationWithOtherDescriptorsFails(t *testing.T) {
 		wantFiles(t, d, "s")
 		check(t, tt.file.Close())
 	}
-}
-
-func TestSystemdSocketActivate(t *testing.T) {
-	t.Parallel()
-	need(t, "systemd-socket-activate", "systemd")
-	for _, tt := range []struct{ flag, address, bind string }{
-		{"", places[0], "auto"},
-		{"--datagram", places[2], "@" + t.Name()},
-		{"--seqpacket", places[1], "auto"},
-	} {
-		t.Run(tt.address, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			name := tt.address[strings.LastIndexByte(tt.address, '/')+1:]
-			args := []string{"systemd-socket-activate", "-l", d + "/" + name, testkit.Program("server"), "--log-format", "plain"}
-			if tt.flag != "" {
-				args = append(args[:1:1], append([]string{tt.flag}, args[1:]...)...)
-			}
-			p := start(t, d, args...)
-			p.Err.Await(t, 1, "Listening on ")
-			if tt.flag == "--datagram" {
-				// The first message starts the server. It has no credentials, so
-				// the server does not know whose name it comes from.
-				first, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: tt.bind + ".first", Net: "unixgram"})
-				check(t, err)
-				defer func() { check(t, first.Close()) }()
-				_, err = first.WriteTo([]byte("wake up"), &net.UnixAddr{Name: d + "/" + name, Net: "unixgram"})
-				check(t, err)
-				p.Err.Await(t, 1, "cannot reply, because the kernel does not report the client's user here")
-			}
-			status, stdout, stderr := run(t, d, "", "client", "--connect", tt.address, "--bind", tt.bind)
-			if status != 0 || stdout != message {
-				t.Errorf("exit status %d, output %q, error %q; the server wrote:\n%s", status, stdout, stderr, &p.Err)
-			}
-			p.Signal(t, syscall.SIGTERM) // it has become the server
-			if status := p.Status(t); status != 0 {
-				t.Errorf("exit status %d:\n%s", status, &p.Err)
-			}
-			wantFiles(t, d, name)
-		})
-	}
-}
-
-// Variables meant for another process have no effect.
-func TestActivationOfAnotherProcess(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	script := `LISTEN_PID=1 LISTEN_FDS=1 exec "$0"`
-	p := start(t, d, "sh", "-c", script, testkit.Program("server"))
-	p.Err.Await(t, 1, "starting up on ./uds_socket")
-	p.Err.Await(t, 1, "waiting for a connection")
-	p.Stop(t)
-}
-
-func TestHealthCheckDoesNotTrustAnImpostor(t *testing.T) {
-	t.Parallel()
-	testkit.NeedRoot(t, "to be two others")
-	d := open(t)
-	server := startAs(t, stranger, d, "server", "--listen", "s", "--listen", "seqpacket:q", "--listen", "files:f", "--mode", "0666")
-	server.Err.Await(t, 1, "waiting for a connection")
-	for _, a := range []string{"s", "seqpacket:q", "files:f"} {
-		p := startAs(t, friend, d, "server", "healthcheck", "--listen", a)
-		if status := p.Status(t); status != 1 {
-			t.Errorf("%s: exit status %d", a, status)
-		}
-		wantWords(t, p.Err.String(), "user 10003 serves there, and this process is user 10004; find out which server this is")
-	}
-	server.Stop(t)
-}
-
-// The server looks names up in its own file system. If a client's name means
-// another socket there, the server must not write to that socket, or to
-// itself.
-func TestReplyGoesToTheSendersOwnSocketOnly(t *testing.T) {
-	t.Parallel()
-	need(t, "socat", "socat")
-	d := open(t)
-	server := serve(t, d, "--listen", "datagram:d", "--mode", "0666", "--admin", "admin")
-	theirs := filepath.Join(d, "theirs")
-	check(t, os.Mkdir(theirs, 0o777))
-	check(t, os.Chmod(theirs, 0o777))
-	other, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/notify", Net: "unixgram"})
-	check(t, err)
-	defer func() { check(t, other.Close()) }()
-	for i, name := range []string{"d", "notify"} {
-		p := startAs(t, stranger, theirs, "socat", "-u", "-", "UNIX-SENDTO:../d,bind="+name)
-		_, err := io.WriteString(p.In, "stop")
-		check(t, errors.Join(err, p.In.Close()))
-		p.Status(t)
-		server.Err.Await(t, i+1, "cannot reply to a name that is not the client's own socket")
-	}
-	// The server serves a new client, and it answered none before.
-	if status, stdout, stderr := run(t, d, "", "client", "--connect", "datagram:d"); status != 0 || stdout != message {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
-	if s := statusOf(t, d+"/admin"); s.Messages != 3 || s.Refused["nameless"] != 2 {
-		t.Errorf("the status is %+v", s)
-	}
-	check(t, other.SetDeadline(time.Now()))
-	if n, err := other.Read(make([]byte, 10)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("the other socket got %d bytes, %v", n, err)
-	}
-	check(t, os.RemoveAll(theirs))
-	check(t, os.Remove(d+"/notify"))
-	server.Stop(t)
 }

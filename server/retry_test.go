@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -85,47 +84,6 @@ func TestTransferThroughTenKillsIsByteIdentical(t *testing.T) {
 			}
 			wantWords(t, client.Err.String(), "connecting again")
 			server.Stop(t)
-		})
-	}
-}
-
-func TestResumingClientSendsNothingToServerOfAnotherUser(t *testing.T) {
-	testkit.NeedRoot(t, "to be another user")
-	t.Parallel()
-	for _, typ := range []string{"stream", "seqpacket"} {
-		t.Run(typ, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			server := serve(t, d, "--listen", typ+":s", "--log-format", "plain")
-			client := start(t, d, "client", "--retry", "60s", "--require-uid", "0", "--connect", typ+":s", "--chunk", "4", "-")
-			_, err := io.WriteString(client.In, "one\n")
-			check(t, err)
-			client.Out.Await(t, 1, "one\n")
-			server.Signal(t, syscall.SIGKILL)
-			<-server.Ended
-
-			// Another user moves its own socket there.
-			other := d + "/other"
-			check(t, os.Mkdir(other, 0o755))
-			check(t, os.Chown(other, 12345, 12345))
-			impostor := startAs(t, 12345, other, "server", "--mode", "0666", "--listen", typ+":s", "--log-format", "plain")
-			impostor.Err.Await(t, 1, "waiting for a ")
-			check(t, os.Rename(other+"/s", d+"/s"))
-
-			_, err = io.WriteString(client.In, "two\n")
-			check(t, err)
-			if status := client.Status(t); status != 1 {
-				t.Errorf("exit status is %d", status)
-			}
-			wantWords(t, client.Err.String(), "the server runs as user 12345, not 0 as --require-uid requires")
-			if out := client.Out.String(); out != "one\n" {
-				t.Errorf("output is %q", out)
-			}
-			impostor.Signal(t, syscall.SIGTERM)
-			impostor.Status(t)
-			if strings.Contains(impostor.Err.String(), "received 't") {
-				t.Errorf("the other server was sent something:\n%s", &impostor.Err)
-			}
 		})
 	}
 }

@@ -16,8 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
@@ -44,26 +42,6 @@ func wantAllEcho(t *testing.T, d string) {
 			t.Errorf("%s: exit status %d, output %q, error %q", a, status, stdout, stderr)
 		}
 	}
-}
-
-func TestTakeover(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serveTakeover(t, d)
-	wantFiles(t, d, ".d.lock", ".d.takeover", ".q.lock", ".s.lock", "d", "q", "s")
-	var before unix.Stat_t
-	check(t, unix.Lstat(d+"/s", &before))
-	for range 3 {
-		server = overtake(t, server)
-		wantAllEcho(t, d)
-		healthCheckAll(t, d)
-	}
-	var after unix.Stat_t
-	check(t, unix.Lstat(d+"/s", &after))
-	if after.Ino != before.Ino {
-		t.Errorf("inode is %d, was %d", after.Ino, before.Ino)
-	}
-	server.Stop(t)
 }
 
 // 50 clients of all types connect, get an echo and close, or make long
@@ -215,36 +193,6 @@ func exchange(d string, kind int, text string, deadline time.Time) error {
 	return nil
 }
 
-func TestTakeoverFromPausedServer(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serveTakeover(t, d)
-	goOn := server.Pause(t)
-	status, _, stderr := run(t, d, "", "server", "--takeover", "--listen", strings.Join(places, ","))
-	if status != 1 {
-		t.Errorf("exit status %d", status)
-	}
-	wantWords(t, stderr, "server: take over: ./.d.takeover: the running server does not answer within 5s; is it paused, or does it hand over to another?\n")
-	goOn()
-	wantAllEcho(t, d)
-	overtake(t, server).Stop(t)
-}
-
-func TestTakeoverFromServerWithoutIt(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d)
-	status, _, stderr := run(t, d, "", "server", "--takeover")
-	if status != 1 {
-		t.Errorf("exit status %d", status)
-	}
-	wantWords(t, stderr, "server: listen stream:./uds_socket: in use: another server holds ./.uds_socket.lock; stop it first or choose another path", "started without takeover")
-	if status, stdout, _ := run(t, d, "", "client"); status != 0 || stdout != message {
-		t.Errorf("exit status %d, output %q", status, stdout)
-	}
-	server.Stop(t)
-}
-
 // SIGTERM arrives at some moment of a handover. Either one server is left and
 // serves, or none is left.
 func TestSignalsDuringTakeover(t *testing.T) {
@@ -281,57 +229,4 @@ func TestSignalsDuringTakeover(t *testing.T) {
 		server = serveTakeover(t, d)
 	}
 	server.Stop(t)
-}
-
-// Each successor is killed at some moment of its first 100 ms. A datagram
-// client has not read its replies, so no successor gets all sockets before
-// that: the old server serves all the time.
-func TestSuccessorsKilledAtRandomLeaveNoAddressUnserved(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serveTakeover(t, d, "--drain-timeout", "60s")
-	// It is not connected, so its queue holds ten messages.
-	slow, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/slow", Net: "unixgram"})
-	check(t, err)
-	defer func() { check(t, slow.Close()); check(t, os.Remove(d+"/slow")) }()
-	check(t, slow.SetDeadline(time.Now().Add(patience)))
-	send := func() {
-		_, err := slow.WriteTo([]byte(message), &net.UnixAddr{Name: d + "/d", Net: "unixgram"})
-		check(t, err)
-	}
-	for range 30 {
-		send()
-	}
-	server.Err.Await(t, 30, "sending data back to the client")
-	// The server would drop its replies if the client read none for ten seconds.
-	readOne := func() {
-		t.Helper()
-		check(t, slow.SetDeadline(time.Now().Add(patience)))
-		_, err := slow.Read(make([]byte, 100))
-		check(t, err)
-		send()
-	}
-	claimed := 0
-	for i := 0; i < testkit.Count(10, 60) || claimed == 0 && i < 60; i++ {
-		// Built without the race detector, which needs most of 100 ms to
-		// start.
-		next := start(t, d, testkit.Plain(t, "server"), "--takeover", "--log-format", "plain", "--listen", strings.Join(places, ","))
-		timer := time.AfterFunc(rand.N(100*time.Millisecond), func() { _ = next.Cmd.Process.Kill() })
-		<-next.Ended
-		timer.Stop()
-		if strings.Contains(next.Err.String(), "waiting for a ") {
-			claimed++
-		}
-		readOne()
-		wantAllEcho(t, d)
-		readOne()
-	}
-	if claimed == 0 {
-		t.Error("none of them got as far as to claim the sockets")
-	}
-	for range 30 {
-		_, err := slow.Read(make([]byte, 100))
-		check(t, err)
-	}
-	overtake(t, server).Signal(t, syscall.SIGTERM)
 }

@@ -58,7 +58,8 @@ func build() (err error) {
 		err = os.Setenv("GORACE", "log_path="+bin+"/race/report atexit_sleep_ms=0")
 	}
 	// Programs run as other users write reports, too.
-	err = errors.Join(err, os.Chmod(bin, 0o755), os.Mkdir(bin+"/race", 0o700), os.Chmod(bin+"/race", 0o777|os.ModeSticky))
+	err = errors.Join(err, os.Chmod(bin, 0o755), os.Mkdir(bin+"/race", 0o700), os.Chmod(bin+"/race", 0o777|os.ModeSticky),
+		os.WriteFile(Program("as"), []byte(as), 0o755))
 	return errors.Join(err, goBuild(bin, race))
 }
 
@@ -271,6 +272,14 @@ func (p *Process) Status(t testing.TB) int {
 	}
 }
 
+// WantStatus waits for the end, and checks the exit status, -1 after a signal.
+func (p *Process) WantStatus(t testing.TB, want int) {
+	t.Helper()
+	if status := p.Status(t); status != want {
+		t.Errorf("%q: exit status %d, not %d, after:\n%s%s", p.Cmd.Args, status, want, &p.Out, &p.Err)
+	}
+}
+
 // Terminate sends SIGTERM, waits for the end, and returns the exit status.
 func (p *Process) Terminate(t testing.TB) int {
 	t.Helper()
@@ -282,8 +291,7 @@ func (p *Process) Terminate(t testing.TB) int {
 // file behind.
 func (p *Process) Stop(t testing.TB) {
 	t.Helper()
-	if status := p.Terminate(t); status != 0 {
-		t.Errorf("exit status is %d after:\n%s", status, &p.Err)
-	}
+	p.Signal(t, syscall.SIGTERM)
+	p.WantStatus(t, 0)
 	WantFiles(t, p.Cmd.Dir)
 }

@@ -166,13 +166,7 @@ func Await(t testing.TB, poll func() error) {
 // WantFiles checks that a directory contains these files, sorted, and no others.
 func WantFiles(t testing.TB, d string, want ...string) {
 	t.Helper()
-	entries, err := os.ReadDir(d)
-	Check(t, err)
-	var got []string
-	for _, e := range entries {
-		got = append(got, e.Name())
-	}
-	if !slices.Equal(got, want) {
+	if got := names(t, d); !slices.Equal(got, want) {
 		t.Errorf("the directory holds %q, not %q", got, want)
 	}
 }
