@@ -19,12 +19,10 @@ const (
 type (
 	config  = echotest.Config
 	journal = echotest.Journal
-	running = echotest.Running
 )
 
 var (
 	connecting = echotest.Connecting
-	beside     = testkit.Beside
 	check      = testkit.Check
 	gone       = testkit.WantGone
 	wantWords  = testkit.WantError

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"testing"
@@ -14,10 +13,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echo/echotest"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -177,22 +176,12 @@ func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.InfoLevel)
 	conn := dial(t, srv.Addr)
-	sendDescriptor(t, conn.Conn, nil)
+	echotest.SendDescriptor(t, conn.Conn, nil)
 	if got, err := conn.Receive(sock.NewReceiver(100)); err != io.EOF {
 		t.Errorf("received %q, %v", got, err)
 	}
 	srv.Log.Await(t, 1, "disconnected a client: message carries file descriptors")
 	wantBack(t, dial(t, srv.Addr), sock.NewReceiver(100), message)
-}
-
-// sendDescriptor sends a message together with a descriptor.
-func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
-	t.Helper()
-	null, err := os.Open(os.DevNull)
-	check(t, err)
-	defer func() { _ = null.Close() }()
-	_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte("take this"), unix.UnixRights(int(null.Fd())), to)
-	check(t, err)
 }
 
 func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {

@@ -1,5 +1,5 @@
 // Package relay forwards what the clients of a server send to one target, and
-// returns what the target sends: bytes, whole messages, and descriptors. Package
+// returns what the target sends: bytes, whole messages, and descriptors. The
 // server listens, accepts, limits and drains. The relay uses its loop, and
 // everything except dialling runs on the loop's goroutine.
 //

@@ -263,7 +263,7 @@ func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 	for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
 		srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, level)
 		client := correspond(t, srv.Addr)
-		sendDescriptor(t, client.UnixConn, client.Server)
+		echotest.SendDescriptor(t, client.UnixConn, client.Server)
 		client.Send(t, "next")
 		if got := client.Receive(t); got != "next" {
 			t.Errorf("received %q", got)
@@ -343,7 +343,7 @@ type flood struct {
 func (f *flood) Write(line []byte) (int, error) {
 	if bytes.Contains(line, []byte("received")) {
 		if f.n++; f.n == 100 {
-			f.Stop()
+			f.stop()
 		}
 		_, _ = f.Conn.Write([]byte("flood"))
 	}

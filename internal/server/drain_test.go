@@ -146,7 +146,7 @@ func TestLateStopWritesToNoOtherDescriptor(t *testing.T) {
 	for range 100 {
 		socket := listenOn(t, addr.Datagram)
 		client := correspond(t, socket.Addr)
-		client.send(t, "wake up") // so that the loop does not wait for the word
+		client.Send(t, "wake up") // so that the loop does not wait for the word
 		ctx, stop := context.WithCancel(t.Context())
 		stop()
 		check(t, (config{Log: zerolog.Nop(), DrainTimeout: patience}).Serve(ctx, socket))

@@ -22,8 +22,7 @@ import (
 // name contains characters that must not get into the log.
 type renewing struct {
 	*running
-	dir  string
-	stop context.CancelFunc
+	dir string
 }
 
 func serveIn(t *testing.T, typ addr.Type, listen sock.ListenConfig, takeover bool) *renewing {
@@ -32,7 +31,7 @@ func serveIn(t *testing.T, typ addr.Type, listen sock.ListenConfig, takeover boo
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
 	r := &renewing{dir: d}
-	r.running = &running{log: newJournal(), done: make(chan error, 1)}
+	r.running = &running{Log: newJournal(), Done: make(chan error, 1)}
 	r.Addr = addr.Addr{Type: typ, Path: d + "/s"}
 	s := config{Log: r.Log.Logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
 	var sockets []*addr.Socket
@@ -278,7 +277,7 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 			check(t, os.Remove(srv.Addr.Path))
 			srv.Log.Await(t, 1, logtext.Escape(srv.Addr.Path)+" was removed: listening again")
 
-			generate(t, config{}, srv.Addr).log.Await(t, 1, "took over ")
+			generate(t, config{}, srv.Addr).Log.Await(t, 1, "took over ")
 			check(t, srv.ends(t))
 			wantEchoOf(t, srv.Addr)
 		})
@@ -349,7 +348,7 @@ func TestRemovedControlSocketIsRecreated(t *testing.T) {
 			t.Fatal("it is not recreated")
 		}
 	}
-	generate(t, config{}, srv.Addr).log.Await(t, 1, "took over ")
+	generate(t, config{}, srv.Addr).Log.Await(t, 1, "took over ")
 	check(t, srv.ends(t))
 	wantEchoOf(t, srv.Addr)
 }

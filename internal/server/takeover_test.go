@@ -144,7 +144,7 @@ func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 	var sending sync.WaitGroup
 	sending.Go(func() {
 		for i := early; i < all; i++ {
-			if _, err := client.WriteTo([]byte(fmt.Sprint(i)), client.srv); err != nil {
+			if _, err := client.WriteTo([]byte(fmt.Sprint(i)), client.Server); err != nil {
 				t.Error(err)
 				return
 			}
@@ -170,7 +170,7 @@ func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
 		stuck.Send(t, message)
 	}
 	old.Log.Await(t, 2*queueLength(t), "sending data back to the client")
-	generate(t, config{}, addr).log.Await(t, 1, "took over ")
+	generate(t, config{}, addr).Log.Await(t, 1, "took over ")
 	wantEchoOf(t, addr)
 	check(t, old.end(t))
 	old.Log.Await(t, 1, "dropped replies to a client: it has not read for 50ms, the limit of a handover")

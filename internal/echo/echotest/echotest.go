@@ -307,3 +307,13 @@ func QueueLength(t testing.TB) int {
 	testkit.Check(t, err)
 	return n + 1
 }
+
+// SendDescriptor sends a message together with a descriptor.
+func SendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
+	t.Helper()
+	null, err := os.Open(os.DevNull)
+	testkit.Check(t, err)
+	defer func() { _ = null.Close() }()
+	_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte("take this"), unix.UnixRights(int(null.Fd())), to)
+	testkit.Check(t, err)
+}
