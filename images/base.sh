@@ -111,7 +111,10 @@ make_go() {
 	cp -L /etc/ssl/certs/ca-certificates.crt "$work/go/etc/ssl/certs/"
 	GOCACHE="$work/go/go/cache" go list -trimpath -export -deps ./server ./client >/dev/null
 	ls "$root/VERSION" "$root/go.env" "$root/bin/go" "$root"/pkg/include/* "$root"/pkg/tool/*/asm "$root"/pkg/tool/*/compile "$root"/pkg/tool/*/link >>"$work/files"
-	go list -m -f '{{.GoMod}}' all | grep "^$modules/" | sed 'p; s/mod$/ziphash/' | xargs ls 2>/dev/null >>"$work/files" || true
+	# What go asks of modules: the go.mod files of all, which choose the versions, and
+	# more of those that are compiled. In these names an upper-case letter is "!" and the lower-case one.
+	go mod graph | tr ' ' '\n' | sort -u | sed "s/[A-Z]/!\l&/g; s,\(.*\)@\(.*\),$modules/cache/download/\1/@v/\2.mod," |
+		sed 'p; s/mod$/info/p; s/info$/ziphash/' | xargs ls 2>/dev/null >>"$work/files" || true
 	import "$work/go" "$local_go" "$from" 'PATH=/usr/local/go/bin:/usr/local/bin:/bin GOTOOLCHAIN=local GOPATH=/go GOCACHE=/go/cache' \
 		--owner=0 --group=0 -P --transform "s,^$root/,usr/local/go/," --transform "s,^$modules/,go/pkg/mod/," -T "$work/files"
 }

@@ -1,4 +1,4 @@
-package echo_test
+package server_test
 
 import (
 	"context"
@@ -21,9 +21,9 @@ import (
 
 // A generation is a server that takes over from the one before it.
 type generation struct {
-	log  *journal
-	stop context.CancelFunc
-	done chan error
+	Log  *journal
+	Stop context.CancelFunc
+	Done chan error
 }
 
 // generate starts a generation on all of addrs. It listens in the background,
@@ -32,18 +32,18 @@ func generate(t testing.TB, s config, addrs ...addr.Addr) *generation {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	g := &generation{newJournal(), stop, make(chan error, 1)}
-	s.Log, s.Chunk = g.log.logger(zerolog.DebugLevel), 16
+	s.Log, s.Chunk = g.Log.Logger(zerolog.DebugLevel), 16
 	if s.DrainTimeout == 0 {
 		s.DrainTimeout = patience
 	}
 	go func() {
 		sockets, h, err := addr.Handover(sock.ListenConfig{Mode: 0o666}, addrs...)
 		if err != nil {
-			g.done <- err
+			g.Done <- err
 			return
 		}
 		s.Handover = h
-		g.done <- s.Serve(ctx, sockets...)
+		g.Done <- s.Serve(ctx, sockets...)
 	}()
 	t.Cleanup(func() { stop(); _ = g.end(t) })
 	return g
@@ -52,11 +52,11 @@ func generate(t testing.TB, s config, addrs ...addr.Addr) *generation {
 func (g *generation) end(t testing.TB) error {
 	t.Helper()
 	select {
-	case err := <-g.done:
-		g.done <- err
+	case err := <-g.Done:
+		g.Done <- err
 		return err
 	case <-time.After(patience):
-		t.Fatalf("the server does not end; its log is %q", g.log.messages())
+		t.Fatalf("the server does not end; its log is %q", g.Log.Messages())
 		return nil
 	}
 }
@@ -90,14 +90,14 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
 	old := generate(t, config{}, addrs...)
-	old.log.await(t, 1, "waiting for a connection")
+	old.Log.Await(t, 1, "waiting for a connection")
 	stream, record := dial(t, addrs[0]), dial(t, addrs[2])
 	wantEcho(t, stream, message)
 	wantBack(t, record, sock.NewReceiver(100), message)
 
 	next := generate(t, config{}, addrs...)
-	next.log.await(t, 3, "took over ")
-	old.log.await(t, 3, "handing over ")
+	next.Log.Await(t, 3, "took over ")
+	old.Log.Await(t, 3, "handing over ")
 	for _, a := range addrs {
 		wantEchoOf(t, a)
 	}
@@ -107,7 +107,7 @@ func TestTakeoverServesOldClientsToTheEndAndNewOnesAtOnce(t *testing.T) {
 	check(t, record.Close())
 	check(t, old.end(t))
 
-	next.stop()
+	next.Stop()
 	check(t, next.end(t))
 }
 
@@ -115,13 +115,13 @@ func TestHandedOverServerEndsAtTheDrainTimeout(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[0]
 	old := generate(t, config{DrainTimeout: 50 * time.Millisecond}, addr)
-	old.log.await(t, 1, "waiting for a connection")
+	old.Log.Await(t, 1, "waiting for a connection")
 	idle := dial(t, addr)
 	wantEcho(t, idle, message)
 	next := generate(t, config{}, addr)
-	next.log.await(t, 1, "took over ")
+	next.Log.Await(t, 1, "took over ")
 	check(t, old.end(t))
-	old.log.await(t, 1, "drain timeout is over: closing all connections")
+	old.Log.Await(t, 1, "drain timeout is over: closing all connections")
 	wantEchoOf(t, addr)
 }
 
@@ -131,56 +131,56 @@ func TestTakeoverKeepsTheOrderOfDatagrams(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
 	old := generate(t, config{}, addr)
-	old.log.await(t, 1, "waiting for a message")
+	old.Log.Await(t, 1, "waiting for a message")
 	client := correspond(t, addr)
 	const early, all = 100, 300
 	for i := range early {
-		client.send(t, fmt.Sprint(i))
+		client.Send(t, fmt.Sprint(i))
 	}
-	old.log.await(t, early, "sending data back to the client")
+	old.Log.Await(t, early, "sending data back to the client")
 
 	next := generate(t, config{}, addr)
-	old.log.await(t, 1, "handing over ")
+	old.Log.Await(t, 1, "handing over ")
 	var sending sync.WaitGroup
 	sending.Go(func() {
 		for i := early; i < all; i++ {
-			if _, err := client.WriteTo([]byte(fmt.Sprint(i)), client.srv); err != nil {
+			if _, err := client.WriteTo([]byte(fmt.Sprint(i)), client.Server); err != nil {
 				t.Error(err)
 				return
 			}
 		}
 	})
 	for i := range all {
-		if got := client.receive(t); got != fmt.Sprint(i) {
+		if got := client.Receive(t); got != fmt.Sprint(i) {
 			t.Fatalf("reply %d is %q", i, got)
 		}
 	}
 	sending.Wait()
 	check(t, old.end(t))
-	next.log.await(t, all-early, "sending data back to the client")
+	next.Log.Await(t, all-early, "sending data back to the client")
 }
 
 func TestDatagramClientThatDoesNotReadHoldsNoHandoverUp(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
 	old := generate(t, config{DrainTimeout: 50 * time.Millisecond}, addr)
-	old.log.await(t, 1, "waiting for a message")
+	old.Log.Await(t, 1, "waiting for a message")
 	stuck := correspond(t, addr)
 	for range 2 * queueLength(t) {
-		stuck.send(t, message)
+		stuck.Send(t, message)
 	}
-	old.log.await(t, 2*queueLength(t), "sending data back to the client")
-	generate(t, config{}, addr).log.await(t, 1, "took over ")
+	old.Log.Await(t, 2*queueLength(t), "sending data back to the client")
+	generate(t, config{}, addr).Log.Await(t, 1, "took over ")
 	wantEchoOf(t, addr)
 	check(t, old.end(t))
-	old.log.await(t, 1, "dropped replies to a client: it has not read for 50ms, the limit of a handover")
+	old.Log.Await(t, 1, "dropped replies to a client: it has not read for 50ms, the limit of a handover")
 }
 
 func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
 	old := generate(t, config{}, addrs...)
-	old.log.await(t, 1, "waiting for a connection")
+	old.Log.Await(t, 1, "waiting for a connection")
 	for range 10 {
 		a, b := generate(t, config{}, addrs...), generate(t, config{}, addrs[2], addrs[1], addrs[0])
 		check(t, old.end(t))
@@ -188,19 +188,19 @@ func TestOfTwoSuccessorsOneGetsAllSockets(t *testing.T) {
 		// winner.
 		var loser *generation
 		select {
-		case err := <-a.done:
-			a.done <- err
+		case err := <-a.Done:
+			a.Done <- err
 			loser, old = a, b
-		case err := <-b.done:
-			b.done <- err
+		case err := <-b.Done:
+			b.Done <- err
 			loser, old = b, a
 		case <-time.After(patience):
-			t.Fatalf("both serve: %q, %q", a.log.messages(), b.log.messages())
+			t.Fatalf("both serve: %q, %q", a.Log.Messages(), b.Log.Messages())
 		}
 		if err := loser.end(t); err != nil {
 			wantWords(t, err, "in use")
 		}
-		old.log.await(t, 3, "took over ")
+		old.Log.Await(t, 3, "took over ")
 		for _, a := range addrs {
 			wantEchoOf(t, a)
 		}
@@ -236,10 +236,10 @@ func TestSignalDuringTheHandover(t *testing.T) {
 				d := places(t)[0].Path
 				addr := addr.Addr{Type: typ, Path: d}
 				old := generate(t, config{}, addr)
-				old.log.await(t, 1, "waiting for a ")
+				old.Log.Await(t, 1, "waiting for a ")
 				sockets, next := ask(t, addr)
-				old.stop()
-				old.log.await(t, 1, "draining")
+				old.Stop()
+				old.Log.Await(t, 1, "draining")
 				wantEchoOf(t, addr) // it may be claimed at any moment; until then it is served
 				if !claims {
 					next.Close()
@@ -271,7 +271,7 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 			t.Parallel()
 			addrs := places(t)
 			old := generate(t, config{}, addrs...)
-			old.log.await(t, 1, "waiting for a connection")
+			old.Log.Await(t, 1, "waiting for a connection")
 			conn := dial(t, addrs[0])
 			wantEcho(t, conn, message)
 			_, h, err := addr.Handover(sock.ListenConfig{Mode: 0o600, Backlog: 1}, addrs...)
@@ -306,7 +306,7 @@ func TestServerContinuesToServeAfterItsSuccessorEnds(t *testing.T) {
 			wantEcho(t, conn, "still there")
 			check(t, conn.Close())
 			next := generate(t, config{}, addrs...)
-			next.log.await(t, 3, "took over ")
+			next.Log.Await(t, 3, "took over ")
 			check(t, old.end(t))
 		})
 	}
@@ -317,21 +317,21 @@ func TestSignalToTheSuccessorDuringTheHandover(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[1]
 	old := generate(t, config{}, addr)
-	old.log.await(t, 1, "waiting for a message")
+	old.Log.Await(t, 1, "waiting for a message")
 	slow := correspond(t, addr)
 	n := 2 * queueLength(t)
 	for i := range n {
-		slow.send(t, fmt.Sprint(i))
+		slow.Send(t, fmt.Sprint(i))
 	}
-	old.log.await(t, n, "sending data back to the client")
+	old.Log.Await(t, n, "sending data back to the client")
 	next := generate(t, config{}, addr)
-	old.log.await(t, 1, "handing over ")
-	slow.send(t, fmt.Sprint(n)) // no server receives at this moment
-	next.stop()
+	old.Log.Await(t, 1, "handing over ")
+	slow.Send(t, fmt.Sprint(n)) // no server receives at this moment
+	next.Stop()
 	check(t, next.end(t))
-	old.log.await(t, 1, "the server that was taking over has ended; continuing to serve")
+	old.Log.Await(t, 1, "the server that was taking over has ended; continuing to serve")
 	for i := range n + 1 {
-		if got := slow.receive(t); got != fmt.Sprint(i) {
+		if got := slow.Receive(t); got != fmt.Sprint(i) {
 			t.Errorf("reply %d is %q", i, got)
 		}
 	}
@@ -342,7 +342,7 @@ func TestServerThatEndsBeforeItServesTakesNothingOver(t *testing.T) {
 	t.Parallel()
 	addr := places(t)[0]
 	old := generate(t, config{}, addr)
-	old.log.await(t, 1, "waiting for a connection")
+	old.Log.Await(t, 1, "waiting for a connection")
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	sockets, h := ask(t, addr)
@@ -355,7 +355,7 @@ func TestTakeoverUnderLoad(t *testing.T) {
 	t.Parallel()
 	addrs := places(t)
 	last := generate(t, config{}, addrs...)
-	last.log.await(t, 1, "waiting for a connection")
+	last.Log.Await(t, 1, "waiting for a connection")
 	var (
 		over    = make(chan struct{})
 		clients sync.WaitGroup
@@ -384,7 +384,7 @@ func TestTakeoverUnderLoad(t *testing.T) {
 	for range 10 {
 		next := generate(t, config{}, addrs...)
 		check(t, last.end(t))
-		next.log.await(t, 3, "took over ")
+		next.Log.Await(t, 3, "took over ")
 		last = next
 	}
 	close(over)

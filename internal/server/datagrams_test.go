@@ -1,4 +1,4 @@
-package echo_test
+package server_test
 
 import (
 	"bytes"
@@ -19,52 +19,11 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echo/echotest"
 	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
-
-// A correspondent is a datagram client that does not connect: its queue holds
-// one message more than net.unix.max_dgram_qlen.
-type correspondent struct {
-	*net.UnixConn
-	srv *net.UnixAddr
-}
-
-func correspond(t testing.TB, srv addr.Addr) *correspondent {
-	t.Helper()
-	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: sock.AutoName("@"), Net: "unixgram"})
-	check(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	check(t, conn.SetDeadline(time.Now().Add(patience)))
-	return &correspondent{conn, &net.UnixAddr{Name: srv.Path, Net: "unixgram"}}
-}
-
-func (c *correspondent) send(t testing.TB, message string) {
-	t.Helper()
-	_, err := c.WriteTo([]byte(message), c.srv)
-	check(t, err)
-}
-
-func (c *correspondent) receive(t testing.TB) string {
-	t.Helper()
-	buf := make([]byte, 1<<20)
-	n, err := c.Read(buf)
-	check(t, err)
-	return string(buf[:n])
-}
-
-// queueLength returns how many datagrams fit the queue of a socket that is not
-// connected to their sender: the kernel refuses a message if the queue is
-// longer than the limit.
-func queueLength(t testing.TB) int {
-	t.Helper()
-	text, err := os.ReadFile("/proc/sys/net/unix/max_dgram_qlen")
-	check(t, err)
-	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	check(t, err)
-	return n + 1
-}
 
 // kept is how many replies the server keeps for a client that is behind.
 const kept = 1024
@@ -72,26 +31,26 @@ const kept = 1024
 func TestDatagramTranscripts(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.InfoLevel)
-	srv.log.await(t, 1, "waiting for a message")
+	srv.Log.Await(t, 1, "waiting for a message")
 	journal, out := newJournal(), &bytes.Buffer{}
-	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
-	conn := dial(t, srv.addr)
+	client := echo.Client{Log: journal.Logger(zerolog.InfoLevel)}
+	conn := dial(t, srv.Addr)
 	check(t, client.Message(t.Context(), conn, []byte(message), out))
 	if diff := cmp.Diff([]string{
-		"starting up on " + srv.addr.Path,
+		"starting up on " + srv.Addr.Path,
 		"waiting for a message",
 		"received 'This is the message.  It will be repeated.'",
 		"sending data back to the client",
-	}, srv.log.messages()); diff != "" {
+	}, srv.Log.Messages()); diff != "" {
 		t.Errorf("server (-want +got):\n%s", diff)
 	}
-	if e := srv.log.all()[2]; e.Peer != conn.LocalAddr().String() || e.Bytes == nil || *e.Bytes != 42 {
+	if e := srv.Log.All()[2]; e.Peer != conn.LocalAddr().String() || e.Bytes == nil || *e.Bytes != 42 {
 		t.Errorf("event is %+v, the client %s", e, conn.LocalAddr())
 	}
 	if diff := cmp.Diff([]string{
 		"sending 'This is the message.  It will be repeated.'",
 		"received 'This is the message.  It will be repeated.'",
-	}, journal.messages()); diff != "" {
+	}, journal.Messages()); diff != "" {
 		t.Errorf("client (-want +got):\n%s", diff)
 	}
 	if out.String() != message {
@@ -103,7 +62,7 @@ func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	const warning = "cannot reply to a client without a name; it must bind one"
 	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.WarnLevel)
-	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: srv.addr.Path, Net: "unixgram"})
+	nameless, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: srv.Addr.Path, Net: "unixgram"})
 	check(t, err)
 	defer func() { check(t, nameless.Close()) }()
 	check(t, nameless.SetDeadline(time.Now().Add(patience)))
@@ -113,10 +72,10 @@ func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 		check(t, err)
 	}
 	// The server answers it in turn.
-	wantBack(t, dial(t, srv.addr), sock.NewReceiver(100), message)
+	wantBack(t, dial(t, srv.Addr), sock.NewReceiver(100), message)
 	seconds := int(time.Since(began)/time.Second) + 1
-	srv.log.await(t, 1, warning)
-	messages := srv.log.messages()
+	srv.Log.Await(t, 1, warning)
+	messages := srv.Log.Messages()
 	for _, m := range messages {
 		if m != warning {
 			t.Errorf("the server warns of %q", m)
@@ -131,10 +90,10 @@ func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	stats := new(server.Stats)
 	srv := serveSocket(t, listenOn(t, addr.Datagram), config{Stats: stats}, zerolog.WarnLevel)
-	lazy := correspond(t, srv.addr)
+	lazy := correspond(t, srv.Addr)
 	sent := 0
 	for range queueLength(t) + kept + 1 {
-		lazy.send(t, message)
+		lazy.Send(t, message)
 		sent++
 	}
 	// The flooding client continues to send, too.
@@ -147,7 +106,7 @@ func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 				return
 			default:
 			}
-			if _, err := lazy.WriteTo([]byte(message), lazy.srv); err != nil {
+			if _, err := lazy.WriteTo([]byte(message), lazy.Server); err != nil {
 				t.Errorf("the client that never reads: %v", err)
 				return
 			}
@@ -156,7 +115,7 @@ func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	})
 	const others, each = 50, 100
 	for i := range others {
-		conn := dial(t, srv.addr)
+		conn := dial(t, srv.Addr)
 		clients.Go(func() {
 			r := sock.NewReceiver(100)
 			for n := range each {
@@ -175,9 +134,9 @@ func TestF28DatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	clients.Wait()
 	close(over)
 	flood.Wait()
-	srv.log.await(t, 1, "dropped replies to a client: it does not read its replies")
+	srv.Log.Await(t, 1, "dropped replies to a client: it does not read its replies")
 	// This message comes after the whole flood.
-	wantBack(t, dial(t, srv.addr), sock.NewReceiver(100), message)
+	wantBack(t, dial(t, srv.Addr), sock.NewReceiver(100), message)
 	dropped := int(stats.Dropped.Load())
 	if least := sent - queueLength(t) - kept; dropped < least || dropped > sent {
 		t.Errorf("%d replies are dropped of %d, not %d", dropped, sent, least)
@@ -198,13 +157,13 @@ func TestConnectedDatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.ErrorLevel)
-			lazy := dial(t, srv.addr)
+			lazy := dial(t, srv.Addr)
 			for range flood.count {
 				check(t, lazy.Send(make([]byte, flood.size)))
 			}
 			r := sock.NewReceiver(100)
 			for range 50 {
-				wantBack(t, dial(t, srv.addr), r, message)
+				wantBack(t, dial(t, srv.Addr), r, message)
 			}
 		})
 	}
@@ -213,9 +172,9 @@ func TestConnectedDatagramClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.InfoLevel)
-	client := correspond(t, srv.addr)
-	client.send(t, message) // the server knows its owner from then on
-	if got := client.receive(t); got != message {
+	client := correspond(t, srv.Addr)
+	client.Send(t, message) // the server knows its owner from then on
+	if got := client.Receive(t); got != message {
 		t.Fatalf("received %q", got)
 	}
 	total := queueLength(t) + kept
@@ -224,18 +183,18 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 		for i := range total {
 			// Messages of several sizes, none of which may be lost either.
 			want = append(want, fmt.Sprintf("%0*d", i%100, i))
-			client.send(t, want[i])
+			client.Send(t, want[i])
 		}
 		for i := range total {
-			if got := client.receive(t); got != want[i] {
+			if got := client.Receive(t); got != want[i] {
 				t.Fatalf("reply %d is %q, not %q", i, got, want[i])
 			}
 		}
 	}
-	if n := strings.Count(strings.Join(srv.log.messages(), "\n"), "sending data back"); n != 1+2*total {
+	if n := strings.Count(strings.Join(srv.Log.Messages(), "\n"), "sending data back"); n != 1+2*total {
 		t.Errorf("%d replies are logged, not %d", n, 1+2*total)
 	}
-	for _, e := range srv.log.all() {
+	for _, e := range srv.Log.All() {
 		if e.Level != "info" {
 			t.Errorf("an event that should not be: %+v", e)
 		}
@@ -245,15 +204,15 @@ func TestDatagramClientThatIsBehindGetsAllInOrder(t *testing.T) {
 func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.InfoLevel)
-	client := correspond(t, srv.addr)
+	client := correspond(t, srv.Addr)
 	total := queueLength(t) + kept
 	const more = 3 // the log has room for all of them
 	for i := range total + more {
-		client.send(t, strconv.Itoa(i))
+		client.Send(t, strconv.Itoa(i))
 	}
-	srv.log.await(t, more, "dropped replies to a client: it does not read its replies")
+	srv.Log.Await(t, more, "dropped replies to a client: it does not read its replies")
 	var dropped []uint64
-	for _, e := range srv.log.all() {
+	for _, e := range srv.Log.All() {
 		if e.Level == "warn" {
 			dropped = append(dropped, e.Dropped)
 			if e.Peer != client.LocalAddr().String() {
@@ -265,12 +224,12 @@ func TestMoreThanIsKeptForAClientIsDroppedAndCounted(t *testing.T) {
 		t.Errorf("dropped (-want +got):\n%s", diff)
 	}
 	for i := range total {
-		if got := client.receive(t); got != strconv.Itoa(i) {
+		if got := client.Receive(t); got != strconv.Itoa(i) {
 			t.Fatalf("reply %d is %q", i, got)
 		}
 	}
-	client.send(t, "and on it goes")
-	if got := client.receive(t); got != "and on it goes" {
+	client.Send(t, "and on it goes")
+	if got := client.Receive(t); got != "and on it goes" {
 		t.Errorf("then came %q", got)
 	}
 }
@@ -283,33 +242,33 @@ func TestDatagramClientThatEndsDoesNotDisturbOthers(t *testing.T) {
 	defer func() { check(t, os.RemoveAll(d)) }()
 	client, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/client", Net: "unixgram"})
 	check(t, err)
-	behind := &correspondent{client, &net.UnixAddr{Name: srv.addr.Path, Net: "unixgram"}}
+	behind := &echotest.Correspondent{UnixConn: client, Server: &net.UnixAddr{Name: srv.Addr.Path, Net: "unixgram"}}
 	for range queueLength(t) + 5 {
-		behind.send(t, message)
+		behind.Send(t, message)
 	}
 	// The server answers it in turn, so the others' replies are waiting by
 	// now.
 	r := sock.NewReceiver(100)
-	wantBack(t, dial(t, srv.addr), r, message)
+	wantBack(t, dial(t, srv.Addr), r, message)
 	check(t, client.Close())
-	srv.log.await(t, 1, "dropped replies to a client: connection refused")
-	if e := srv.log.all()[0]; e.Dropped != 5 || e.Peer != d+"/client" {
+	srv.Log.Await(t, 1, "dropped replies to a client: connection refused")
+	if e := srv.Log.All()[0]; e.Dropped != 5 || e.Peer != d+"/client" {
 		t.Errorf("event is %+v", e)
 	}
-	wantBack(t, dial(t, srv.addr), r, message)
+	wantBack(t, dial(t, srv.Addr), r, message)
 }
 
 func TestDatagramWithDescriptorsIsRefusedAndTheNextAnswered(t *testing.T) {
 	t.Parallel()
 	for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
 		srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, level)
-		client := correspond(t, srv.addr)
-		sendDescriptor(t, client.UnixConn, client.srv)
-		client.send(t, "next")
-		if got := client.receive(t); got != "next" {
+		client := correspond(t, srv.Addr)
+		echotest.SendDescriptor(t, client.UnixConn, client.Server)
+		client.Send(t, "next")
+		if got := client.Receive(t); got != "next" {
 			t.Errorf("received %q", got)
 		}
-		srv.log.await(t, 1, "dropped a message: message carries file descriptors")
+		srv.Log.Await(t, 1, "dropped a message: message carries file descriptors")
 	}
 }
 
@@ -319,18 +278,18 @@ func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 	client := correspond(t, socket.Addr)
 	n := queueLength(t)
 	for i := range n {
-		client.send(t, strconv.Itoa(i))
+		client.Send(t, strconv.Itoa(i))
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	srv := config{DrainTimeout: patience, Log: zerolog.Nop()}
 	check(t, srv.Serve(ctx, socket))
 	for i := range n {
-		if got := client.receive(t); got != strconv.Itoa(i) {
+		if got := client.Receive(t); got != strconv.Itoa(i) {
 			t.Fatalf("reply %d is %q", i, got)
 		}
 	}
-	_, err := client.WriteTo([]byte("late"), client.srv)
+	_, err := client.WriteTo([]byte("late"), client.Server)
 	if !errors.Is(err, unix.ENOENT) {
 		t.Errorf("a late client gets %v", err)
 	}
@@ -339,21 +298,21 @@ func TestDrainAnswersDatagramsReceivedBefore(t *testing.T) {
 func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Datagram), config{DrainTimeout: patience}, zerolog.DebugLevel)
-	client, connected := correspond(t, srv.addr), dial(t, srv.addr)
+	client, connected := correspond(t, srv.Addr), dial(t, srv.Addr)
 	total := queueLength(t) + 100
 	for i := range total {
-		client.send(t, strconv.Itoa(i))
+		client.Send(t, strconv.Itoa(i))
 	}
-	srv.stop()
-	srv.log.await(t, 1, "draining")
+	srv.Stop()
+	srv.Log.Await(t, 1, "draining")
 	for i := range total {
-		if got := client.receive(t); got != strconv.Itoa(i) {
+		if got := client.Receive(t); got != strconv.Itoa(i) {
 			t.Fatalf("reply %d is %q", i, got)
 		}
 	}
-	srv.ended(t)
-	gone(t, srv.addr.Path)
-	gone(t, beside(srv.addr.Path, ".lock"))
+	srv.Ended(t)
+	gone(t, srv.Addr.Path)
+	gone(t, beside(srv.Addr.Path, ".lock"))
 	if err := connected.Send(nil); !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
 		t.Errorf("a client that sends too late gets %v", err)
 	}
@@ -362,14 +321,14 @@ func TestDrainAnswersDatagramClientThatIsBehind(t *testing.T) {
 func TestDrainTimeoutEndsTheWaitForDatagramClients(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Datagram), config{DrainTimeout: 50 * time.Millisecond}, zerolog.WarnLevel)
-	client := correspond(t, srv.addr)
+	client := correspond(t, srv.Addr)
 	for range queueLength(t) + 5 {
-		client.send(t, message)
+		client.Send(t, message)
 	}
-	srv.stop()
-	srv.ended(t)
-	srv.log.await(t, 1, "drain timeout is over")
-	gone(t, srv.addr.Path)
+	srv.Stop()
+	srv.Ended(t)
+	srv.Log.Await(t, 1, "drain timeout is over")
+	gone(t, srv.Addr.Path)
 }
 
 // A flood sends one more message for each that the server logs: as many as

@@ -1,4 +1,4 @@
-package echo_test
+package server_test
 
 import (
 	"bytes"
@@ -31,11 +31,11 @@ func TestF55ClientsThatDoNotReadShareTheMemory(t *testing.T) {
 				counted := new(server.Stats)
 				srv := serveSocket(t, listenOn(t, typ), config{Chunk: 16 << 10, Memory: pool, Stats: counted}, zerolog.WarnLevel)
 				message := bytes.Repeat([]byte{byte(size)}, size)
-				honest := dial(t, srv.addr)
+				honest := dial(t, srv.Addr)
 				var behind [clients]*sock.Conn
 				var sent [clients]int
 				for i := range behind {
-					behind[i] = dial(t, srv.addr)
+					behind[i] = dial(t, srv.Addr)
 				}
 				for quiet := 0; quiet < 3; quiet++ {
 					for i, conn := range behind {

@@ -1,4 +1,4 @@
-package echo_test
+package server_test
 
 import (
 	"errors"
@@ -13,14 +13,12 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
 // connecting are the types that have connections.
-var connecting = []addr.Type{addr.Stream, addr.Seqpacket}
 
 // refusals returns the refusals that stats count.
 func refusals(counted *server.Stats) map[string]uint64 {
@@ -64,7 +62,7 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 			stats := new(server.Stats)
 			srv := serveSocket(t, listenOn(t, typ), config{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
 			began := time.Now()
-			idle, honest := dial(t, srv.addr), dial(t, srv.addr)
+			idle, honest := dial(t, srv.Addr), dial(t, srv.Addr)
 			over := make(chan struct{})
 			go func() {
 				defer close(over)
@@ -84,7 +82,7 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 			if after := time.Since(began); after < timeout {
 				t.Errorf("disconnected after %v", after)
 			}
-			srv.log.await(t, 1, "disconnected a client: it has sent nothing for 1s")
+			srv.Log.Await(t, 1, "disconnected a client: it has sent nothing for 1s")
 			wantBack(t, honest, r, message)
 			wantRefused(t, stats, "idle", 1)
 			if n := stats.Connections.Load(); n != 1 {
@@ -100,13 +98,13 @@ func TestIdleTimeIsNeverShort(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
 	srv := serve(t, config{IdleTimeout: timeout}, zerolog.Disabled)
-	wantEcho(t, dial(t, srv.addr), "ready")
+	wantEcho(t, dial(t, srv.Addr), "ready")
 	apart := time.NewTicker(150 * time.Millisecond)
 	defer apart.Stop()
 	var clients sync.WaitGroup
 	for range 8 {
 		<-apart.C
-		conn, began := dial(t, srv.addr), time.Now()
+		conn, began := dial(t, srv.Addr), time.Now()
 		clients.Go(func() {
 			_, err := conn.Read(make([]byte, 1))
 			if after := time.Since(began); after < timeout || !errors.Is(err, io.EOF) {
@@ -138,9 +136,9 @@ func TestClientsThatDoNotReadAreDisconnected(t *testing.T) {
 			t.Parallel()
 			stats := new(server.Stats)
 			srv := serveSocket(t, listenOn(t, typ), config{Chunk: 4096, WriteTimeout: time.Second, Stats: stats}, zerolog.WarnLevel)
-			lazy, idle := dial(t, srv.addr), dial(t, srv.addr)
+			lazy, idle := dial(t, srv.Addr), dial(t, srv.Addr)
 			fill(t, lazy, 4096)
-			srv.log.await(t, 1, "disconnected a client: it has not read for 1s")
+			srv.Log.Await(t, 1, "disconnected a client: it has not read for 1s")
 			wantEnd(t, lazy)
 			wantBack(t, idle, sock.NewReceiver(100), message) // no idle timeout is set
 			wantRefused(t, stats, "unread", 1)
@@ -158,7 +156,7 @@ func TestClientThatReadsSlowlyIsNotDisconnected(t *testing.T) {
 			const timeout = 2 * time.Second
 			stats := new(server.Stats)
 			srv := serveSocket(t, listenOn(t, typ), config{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
-			slow := dial(t, srv.addr)
+			slow := dial(t, srv.Addr)
 			fill(t, slow, 2048)
 			again := time.NewTicker(timeout / 10)
 			defer again.Stop()
@@ -170,7 +168,7 @@ func TestClientThatReadsSlowlyIsNotDisconnected(t *testing.T) {
 				}
 			}
 			if got := refusals(stats); len(got) > 0 {
-				t.Errorf("refused are %v: %q", got, srv.log.messages())
+				t.Errorf("refused are %v: %q", got, srv.Log.Messages())
 			}
 		})
 	}
@@ -187,11 +185,11 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 			for round := range uint64(3) {
 				var conns []*sock.Conn
 				for range 3 {
-					conn := dial(t, srv.addr)
+					conn := dial(t, srv.Addr)
 					wantBack(t, conn, r, message)
 					conns = append(conns, conn)
 				}
-				wantEnd(t, dial(t, srv.addr))
+				wantEnd(t, dial(t, srv.Addr))
 				wantRefused(t, stats, "user_connections", round+1)
 				for _, conn := range conns {
 					check(t, conn.Close())
@@ -202,7 +200,7 @@ func TestMaxConnectionsPerUserLeavesRoomForOthersAndIsFreeAgain(t *testing.T) {
 					}
 				}
 			}
-			srv.log.await(t, 3, "rejected a client: connection limit per user (3) reached")
+			srv.Log.Await(t, 3, "rejected a client: connection limit per user (3) reached")
 		})
 	}
 }
@@ -211,22 +209,22 @@ func TestAllRefusalsAreCountedAndFewAreLogged(t *testing.T) {
 	t.Parallel()
 	stats := new(server.Stats)
 	srv := serve(t, config{MaxConnections: 1, Stats: stats}, zerolog.InfoLevel)
-	first := dial(t, srv.addr)
+	first := dial(t, srv.Addr)
 	wantEcho(t, first, message)
 	began := time.Now()
 	n := testkit.Count[uint64](200, 2000)
 	for range n {
-		conn := dial(t, srv.addr)
+		conn := dial(t, srv.Addr)
 		wantEnd(t, conn)
 		check(t, conn.Close())
 	}
 	seconds := int(time.Since(began)/time.Second) + 1
 	wantRefused(t, stats, "connections", n)
-	told := strings.Count(strings.Join(srv.log.messages(), "\n"), "rejected a client")
+	told := strings.Count(strings.Join(srv.Log.Messages(), "\n"), "rejected a client")
 	if told < 1 || told > 5*seconds {
 		t.Errorf("%d refusals in %d s are logged %d times", n, seconds, told)
 	}
-	for _, e := range srv.log.all() {
+	for _, e := range srv.Log.All() {
 		if strings.HasPrefix(e.Message, "rejected") && (e.Level != "warn" || e.Refused == 0 || e.Refused > n) {
 			t.Errorf("%+v", fmt.Sprint(e))
 		}

@@ -1,4 +1,4 @@
-package echo_test
+package server_test
 
 import (
 	"context"
@@ -22,8 +22,7 @@ import (
 // name contains characters that must not get into the log.
 type renewing struct {
 	*running
-	dir  string
-	stop context.CancelFunc
+	dir string
 }
 
 func serveIn(t *testing.T, typ addr.Type, listen sock.ListenConfig, takeover bool) *renewing {
@@ -32,27 +31,27 @@ func serveIn(t *testing.T, typ addr.Type, listen sock.ListenConfig, takeover boo
 	check(t, err)
 	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
 	r := &renewing{dir: d}
-	r.running = &running{log: newJournal(), done: make(chan error, 1)}
-	r.addr = addr.Addr{Type: typ, Path: d + "/s"}
-	s := config{Log: r.log.logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
+	r.running = &running{Log: newJournal(), Done: make(chan error, 1)}
+	r.Addr = addr.Addr{Type: typ, Path: d + "/s"}
+	s := config{Log: r.Log.Logger(zerolog.WarnLevel), Chunk: 100, DrainTimeout: patience}
 	var sockets []*addr.Socket
 	if takeover {
 		var err error
-		sockets, s.Handover, err = addr.Handover(listen, r.addr)
+		sockets, s.Handover, err = addr.Handover(listen, r.Addr)
 		check(t, err)
 	} else {
-		socket, err := addr.Listen(listen, r.addr)
+		socket, err := addr.Listen(listen, r.Addr)
 		check(t, err)
 		sockets = append(sockets, socket)
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	r.stop = stop
-	go func() { r.done <- s.Serve(ctx, sockets...) }()
+	r.Stop = stop
+	go func() { r.Done <- s.Serve(ctx, sockets...) }()
 	t.Cleanup(func() {
 		stop()
 		select {
-		case err := <-r.done: // the test has checked the error, if it matters
-			r.done <- err
+		case err := <-r.Done: // the test has checked the error, if it matters
+			r.Done <- err
 		case <-time.After(patience):
 			t.Error("the server does not end")
 		}
@@ -64,8 +63,8 @@ func serveIn(t *testing.T, typ addr.Type, listen sock.ListenConfig, takeover boo
 func (r *renewing) ends(t *testing.T) error {
 	t.Helper()
 	select {
-	case err := <-r.done:
-		r.done <- err
+	case err := <-r.Done:
+		r.Done <- err
 		return err
 	case <-time.After(patience):
 		t.Fatal("the server does not end")
@@ -103,7 +102,7 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 					t.Parallel()
 					srv := serveIn(t, typ, sock.ListenConfig{Mode: 0o640}, takeover)
 					r := sock.NewReceiver(100)
-					before := dialBound(t, srv.addr)
+					before := dialBound(t, srv.Addr)
 					wantBack(t, before, r, "before")
 					rounds := 1
 					if name == "the file" {
@@ -111,10 +110,10 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 					}
 					for round := range rounds {
 						remove(t, srv.dir)
-						srv.log.await(t, round+1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
-						wantServed(t, srv.addr, "after")
+						srv.Log.Await(t, round+1, logtext.Escape(srv.Addr.Path)+" was removed: listening again")
+						wantServed(t, srv.Addr, "after")
 						wantBack(t, before, r, "continues")
-						info, err := os.Lstat(srv.addr.Path)
+						info, err := os.Lstat(srv.Addr.Path)
 						check(t, err)
 						if info.Mode().Perm() != 0o640 {
 							t.Errorf("mode is %v", info.Mode())
@@ -127,11 +126,11 @@ func TestRemovedSocketFileIsRecreated(t *testing.T) {
 					}
 					srv.wantFiles(t, files...)
 					// No other server gets in between.
-					if _, err := addr.Listen(sock.ListenConfig{}, srv.addr); !errors.Is(err, sock.ErrInUse) {
+					if _, err := addr.Listen(sock.ListenConfig{}, srv.Addr); !errors.Is(err, sock.ErrInUse) {
 						t.Errorf("another server gets %v", err)
 					}
 					check(t, before.Close())
-					srv.stop()
+					srv.Stop()
 					check(t, srv.ends(t))
 					srv.wantFiles(t)
 				})
@@ -164,7 +163,7 @@ func TestClientOfAMovedSocketIsServed(t *testing.T) {
 	t.Parallel()
 	srv := serveIn(t, addr.Stream, sock.ListenConfig{}, false)
 	moved := addr.Addr{Type: addr.Stream, Path: srv.dir + "/moved"}
-	check(t, os.Rename(srv.addr.Path, moved.Path))
+	check(t, os.Rename(srv.Addr.Path, moved.Path))
 	r := sock.NewReceiver(100)
 	for served := 0; ; served++ {
 		conn, err := addr.Dial(t.Context(), moved, sock.DialConfig{})
@@ -176,8 +175,8 @@ func TestClientOfAMovedSocketIsServed(t *testing.T) {
 		wantBack(t, conn, r, message)
 		check(t, conn.Close())
 	}
-	srv.log.await(t, 1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
-	wantServed(t, srv.addr, message)
+	srv.Log.Await(t, 1, logtext.Escape(srv.Addr.Path)+" was removed: listening again")
+	wantServed(t, srv.Addr, message)
 }
 
 func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
@@ -214,16 +213,16 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 				t.Parallel()
 				srv := serveIn(t, typ, sock.ListenConfig{}, false)
 				r := sock.NewReceiver(100)
-				before := dialBound(t, srv.addr)
+				before := dialBound(t, srv.Addr)
 				wantBack(t, before, r, "before")
-				tt.take(t, srv.addr)
-				info, err := os.Lstat(srv.addr.Path)
+				tt.take(t, srv.Addr)
+				info, err := os.Lstat(srv.Addr.Path)
 				check(t, err)
 				if typ.Connects() {
 					// The old server drains: it releases the lock after it has
 					// given up the path.
 					for late := time.Now().Add(patience); name != "another server with its lock"; time.Sleep(time.Millisecond) {
-						if _, err := os.Lstat(beside(srv.addr.Path, ".lock")); errors.Is(err, os.ErrNotExist) {
+						if _, err := os.Lstat(beside(srv.Addr.Path, ".lock")); errors.Is(err, os.ErrNotExist) {
 							break
 						}
 						if time.Now().After(late) {
@@ -236,8 +235,8 @@ func TestSocketWhosePathIsTakenEndsOnceItsClientsAreServed(t *testing.T) {
 				if err := srv.ends(t); !errors.Is(err, tt.want) {
 					t.Errorf("the server ends with %v", err)
 				}
-				if now, err := os.Lstat(srv.addr.Path); err != nil || !os.SameFile(now, info) {
-					t.Errorf("%s is another file now (%v)", srv.addr.Path, err)
+				if now, err := os.Lstat(srv.Addr.Path); err != nil || !os.SameFile(now, info) {
+					t.Errorf("%s is another file now (%v)", srv.Addr.Path, err)
 				}
 				if name == "another server with its lock" {
 					srv.wantFiles(t, ".s.lock", "s")
@@ -256,14 +255,14 @@ func TestServerWhoseDirectoryIsGoneContinuesAndComesBack(t *testing.T) {
 			t.Parallel()
 			srv := serveIn(t, typ, sock.ListenConfig{}, false)
 			r := sock.NewReceiver(100)
-			before := dialBound(t, srv.addr)
+			before := dialBound(t, srv.Addr)
 			check(t, os.RemoveAll(srv.dir))
-			srv.log.await(t, 2, logtext.Escape(srv.addr.Path+" was removed, and cannot be recreated now: listen again on "+
-				srv.addr.String()+": lock "+beside(srv.addr.Path, ".lock")+": no such file or directory (ENOENT): directory "+srv.dir+" does not exist"))
+			srv.Log.Await(t, 2, logtext.Escape(srv.Addr.Path+" was removed, and cannot be recreated now: listen again on "+
+				srv.Addr.String()+": lock "+beside(srv.Addr.Path, ".lock")+": no such file or directory (ENOENT): directory "+srv.dir+" does not exist"))
 			wantBack(t, before, r, "continues")
 			check(t, os.Mkdir(srv.dir, 0o755))
-			srv.log.await(t, 1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
-			wantServed(t, srv.addr, "back")
+			srv.Log.Await(t, 1, logtext.Escape(srv.Addr.Path)+" was removed: listening again")
+			wantServed(t, srv.Addr, "back")
 			wantBack(t, before, r, "continues")
 		})
 	}
@@ -275,12 +274,12 @@ func TestRenewedSocketIsHandedOver(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			srv := serveIn(t, typ, sock.ListenConfig{}, true)
-			check(t, os.Remove(srv.addr.Path))
-			srv.log.await(t, 1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
+			check(t, os.Remove(srv.Addr.Path))
+			srv.Log.Await(t, 1, logtext.Escape(srv.Addr.Path)+" was removed: listening again")
 
-			generate(t, config{}, srv.addr).log.await(t, 1, "took over ")
+			generate(t, config{}, srv.Addr).Log.Await(t, 1, "took over ")
 			check(t, srv.ends(t))
-			wantEchoOf(t, srv.addr)
+			wantEchoOf(t, srv.Addr)
 		})
 	}
 }
@@ -291,13 +290,13 @@ func TestF59ReplacedDatagramSocketsAreClosed(t *testing.T) {
 	t.Parallel()
 	srv := serveIn(t, addr.Datagram, sock.ListenConfig{}, false)
 	r := sock.NewReceiver(100)
-	clients := []*sock.Conn{dialBound(t, srv.addr)}
+	clients := []*sock.Conn{dialBound(t, srv.Addr)}
 	for round := range 5 {
 		wantBack(t, clients[0], r, "continues")
 		wantBack(t, clients[round], r, "before")
-		check(t, os.Remove(srv.addr.Path))
-		srv.log.await(t, round+1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
-		clients = append(clients, dialBound(t, srv.addr))
+		check(t, os.Remove(srv.Addr.Path))
+		srv.Log.Await(t, round+1, logtext.Escape(srv.Addr.Path)+" was removed: listening again")
+		clients = append(clients, dialBound(t, srv.Addr))
 	}
 	testkit.Await(t, func() error {
 		if err := clients[1].Send([]byte("gone")); !errors.Is(err, unix.ECONNREFUSED) {
@@ -320,16 +319,16 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			srv := serveIn(t, typ, sock.ListenConfig{}, true)
-			_, offered := ask(t, srv.addr)
-			check(t, os.Remove(srv.addr.Path))
-			srv.log.await(t, 1, logtext.Escape(srv.addr.Path)+" was removed: listening again")
+			_, offered := ask(t, srv.Addr)
+			check(t, os.Remove(srv.Addr.Path))
+			srv.Log.Await(t, 1, logtext.Escape(srv.Addr.Path)+" was removed: listening again")
 			offered.Claim()
 			if _, err := offered.Step(); !errors.Is(err, sock.ErrInUse) {
 				t.Errorf("it can still be claimed: %v", err)
 			}
 			offered.Close()
-			wantServed(t, srv.addr, message)
-			srv.stop()
+			wantServed(t, srv.Addr, message)
+			srv.Stop()
 			check(t, srv.ends(t))
 			srv.wantFiles(t)
 		})
@@ -339,9 +338,9 @@ func TestSocketThatIsRenewedWhileItIsOffered(t *testing.T) {
 func TestRemovedControlSocketIsRecreated(t *testing.T) {
 	t.Parallel()
 	srv := serveIn(t, addr.Stream, sock.ListenConfig{}, true)
-	check(t, os.Remove(beside(srv.addr.Path, ".takeover")))
+	check(t, os.Remove(beside(srv.Addr.Path, ".takeover")))
 	for late := time.Now().Add(patience); ; time.Sleep(time.Millisecond) { // no event reports it
-		if conn, err := net.Dial("unixpacket", beside(srv.addr.Path, ".takeover")); err == nil {
+		if conn, err := net.Dial("unixpacket", beside(srv.Addr.Path, ".takeover")); err == nil {
 			check(t, conn.Close())
 			break
 		}
@@ -349,7 +348,7 @@ func TestRemovedControlSocketIsRecreated(t *testing.T) {
 			t.Fatal("it is not recreated")
 		}
 	}
-	generate(t, config{}, srv.addr).log.await(t, 1, "took over ")
+	generate(t, config{}, srv.Addr).Log.Await(t, 1, "took over ")
 	check(t, srv.ends(t))
-	wantEchoOf(t, srv.addr)
+	wantEchoOf(t, srv.Addr)
 }
