@@ -3,6 +3,7 @@ package testkit
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -32,6 +33,10 @@ var (
 func Main(m *testing.M, from ...string) {
 	sources = from
 	WaitInParallel()
+	if flag.Lookup("test.fuzz").Value.String() != "" { // in many processes, which start no programs
+		goleak.VerifyTestMain(m)
+		return
+	}
 	if err := build(); err != nil {
 		_ = os.RemoveAll(bin)
 		fmt.Fprintln(os.Stderr, err)
