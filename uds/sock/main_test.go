@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 			unix.Umask(int(octal(args[2])))
 			return sock.ListenConfig{Mode: octal(args[1])}.Listen(parse(args[0]))
 		},
-		// dial ADDRESS NAME , and perhaps a MESSAGE
+		// dial ADDRESS NAME, and perhaps a MESSAGE
 		"dial": func(args []string) (io.Closer, error) {
 			unix.Umask(0)
 			conn, err := sock.Dial(context.Background(), parse(args[0]), sock.DialConfig{Bind: args[1]})
