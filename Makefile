@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help engine demo test stress soak crash faults model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt tidy clean examples bench-examples recording documents
+.PHONY: help engine demo test stress soak crash faults options model platforms fuzz bench bench-peers bench-forward images cluster-demo kubernetes-demo kubernetes-test kubernetes-existing kubernetes-scale lint vuln sbom fmt tidy clean examples bench-examples recording documents
 
 FUZZTIME ?= 60s
 SOAK ?= 5m
@@ -47,6 +47,9 @@ crash: # a start, both sides of a takeover and of a transfer, killed at every sy
 faults: # docs/faults.csv, as the tests that show its rows see it now
 	STRESS=1 FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./uds/... ./integration
 	go test -count=1 -run EveryRow ./internal/testkit
+
+options: # docs/options.md, from the flags of the programs
+	OPTIONS=write go test -count=1 -p 1 -run '^TestOptions' ./server ./client
 
 model: # the takeover's protocol, in every order of steps, deaths and signals
 	@tools/model.sh
@@ -97,7 +100,7 @@ kubernetes-scale: .bin/kubernetes/kubelet .bin/kubernetes/kwok # docs/scale.csv 
 	@echo 'nodes,all Pods ready (s),update 100 % (s),update 10 % (s),update 1 (s),API server (MiB),etcd (MiB),requests a second' >.bin/scale.csv
 	@for nodes in $(SCALE); do deploy/kubernetes.sh scale $$nodes >>.bin/scale.csv || exit 1; done
 	@mv .bin/scale.csv docs/scale.csv
-	@go run ./deploy/plot docs/scale.csv docs/scale.png
+	@go run ./bench/plot docs/scale.csv docs/scale.png
 
 .bin/kubernetes/kubelet: tools/kubernetes/go.mod
 	@echo 'building Kubernetes $(KUBERNETES) (5 to 10 minutes the first time)' >&2
@@ -120,8 +123,7 @@ vuln: # known vulnerabilities in what the programs call
 		[ $$status -eq 3 ] || echo 'vuln: nothing was checked, see above; a copy of the database will do: make vuln VULNDB=file:///DIR' >&2; exit $$status; }
 
 sbom: # what the programs are made of, built as in the images: every module, its version and hash
-	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server
-	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -tags noplot -ldflags='-s -w' -o .bin/ ./client
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server ./client
 	@cd .bin && go version -m server client
 
 tidy: # go mod tidy of both modules; the root's needs the library of this tree for a moment
@@ -130,7 +132,7 @@ tidy: # go mod tidy of both modules; the root's needs the library of this tree f
 	GOWORK=off go mod tidy; status=$$?; go mod edit -dropreplace github.com/udsecho/udsecho/uds; exit $$status
 
 fmt: # gofmt
-	gofmt -w client deploy integration internal server uds
+	gofmt -w bench client integration internal server uds
 
 clean: # the programs, and the images that demo and test keep for the next time
 	@docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=udsecho-*' | xargs -r docker image rm -f # by name: an image built on them keeps their layers

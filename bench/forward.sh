@@ -30,7 +30,7 @@ trap finish EXIT
 trap 'exit 1' INT TERM
 
 (cd bench/peers && GOWORK=off go build -o "$work/" ./relays)
-CGO_ENABLED=0 go build -trimpath -tags noplot -ldflags='-s -w' -o "$work/" ./client
+CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$work/" ./client
 
 # relay NAME ADDRESS COMMAND...: start a relay, wait until it listens.
 relay() {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -20,20 +19,19 @@ import (
 )
 
 type benchCmd struct {
-	Connect     []addr.Addr   `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo. Repeatable, or with commas (default: ${default})."`
-	Size        []int         `default:"64" placeholder:"BYTES,..." help:"Sizes of a message (default: ${default})."`
-	Connections []int         `default:"1" placeholder:"N,..." help:"Numbers of connections (default: ${default})."`
-	Window      int           `default:"1" placeholder:"N" help:"Messages in flight on each connection (default: ${default})."`
-	Rate        float64       `default:"0" placeholder:"N" help:"Messages a second in all, in an open loop: a latency starts at the time when the message should have been sent. 0: as fast as the echoes arrive (default: ${default})."`
-	Duration    time.Duration `default:"1s" placeholder:"DURATION" help:"Measured time, for each address in each round (default: ${default})."`
-	Warmup      time.Duration `default:"200ms" placeholder:"DURATION" help:"Time before the measured time (default: ${default})."`
-	Rounds      int           `default:"5" placeholder:"N" help:"Number of rounds. Each measures all addresses in turn, in an order that rotates (default: ${default})."`
-	Baseline    int           `default:"1" placeholder:"N" help:"Ratios compare with the fastest of the first N addresses in the round (default: ${default})."`
-	Spin        time.Duration `default:"100us" placeholder:"DURATION" help:"How long the client polls before it sleeps, as the server's --spin (default: ${default})."`
+	Connect     []addr.Addr   `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo."`
+	Size        []int         `default:"64" placeholder:"BYTES" help:"Sizes of a message; each with each number of connections."`
+	Connections []int         `default:"1" placeholder:"N" help:"Numbers of connections."`
+	Window      int           `default:"1" placeholder:"N" help:"Messages in flight on each connection."`
+	Rate        float64       `default:"0" placeholder:"N" help:"Messages a second in all, in an open loop; 0: as fast as the echoes arrive."`
+	Duration    time.Duration `default:"1s" placeholder:"DURATION" help:"Measured time, for each address in each round."`
+	Warmup      time.Duration `default:"200ms" placeholder:"DURATION" help:"Time before the measured time."`
+	Rounds      int           `default:"5" placeholder:"N" help:"Number of rounds; each measures all addresses in turn, in an order that rotates."`
+	Baseline    int           `default:"1" placeholder:"N" help:"Ratios compare with the fastest of the first N addresses in the round."`
+	Spin        time.Duration `default:"100us" placeholder:"DURATION" help:"How long the client polls before it sleeps."`
 	Bind        string        `placeholder:"DIR/" help:"Directory in which datagram clients bind their names (default: beside the server's socket)."`
-	Retry       time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
-	JSON        string        `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file; with -, write them to standard output instead of the table."`
-	Plot        string        `placeholder:"FILE" help:"Draw the ratios with their ranges to this file, .svg or .png."`
+	Retry       time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet."`
+	JSON        string        `name:"json" placeholder:"FILE" help:"Write the same numbers as JSON to this file; with -, to standard output instead of the table."`
 }
 
 // Validate rejects values that make no sense.
@@ -69,9 +67,6 @@ func (c *benchCmd) Validate() error {
 	case c.Spin < 0 || c.Spin > time.Second:
 		return fmt.Errorf("--spin %v: choose from 0s to 1s", c.Spin)
 	}
-	if ext := strings.ToLower(filepath.Ext(c.Plot)); c.Plot != "" && ext != ".svg" && ext != ".png" {
-		return fmt.Errorf("--plot %s: unknown format %q; name a file .svg or .png", c.Plot, ext)
-	}
 	return nil
 }
 
@@ -98,9 +93,6 @@ func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 		err = result.WriteJSON(std.Out)
 	} else if err = result.WriteTable(std.Out); err == nil && c.JSON != "" {
 		err = bench.WriteFile(c.JSON, result.WriteJSON)
-	}
-	if err == nil && c.Plot != "" {
-		err = result.WritePlot(c.Plot)
 	}
 	return err
 }

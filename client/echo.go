@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,20 +21,21 @@ import (
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-const defaultMessage = "This is the message.  It will be repeated."
+type messageArg struct {
+	Message string `arg:"" optional:"" default:"This is the message.  It will be repeated." help:"What to send (default: a message of 42 bytes)."`
+}
 
 type echoCmd struct {
-	Message string `arg:"" optional:"" default:"${message}" help:"What to send; - sends standard input (default: a message of 42 bytes)."`
-
-	Connect addr.Addr     `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH, datagram:PATH, seqpacket:PATH, or @NAME for an abstract PATH; for comparison tcp:HOST:PORT (default: ${default})."`
-	Bind    string        `placeholder:"NAME" help:"A name for the client's own socket, with which the server distinguishes clients and answers datagrams: none, auto (beside the server's socket), DIR/ (the same in DIR), or a path (default: none, but auto for datagram)."`
-	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet. If the connection breaks, connect again and continue with the bytes not yet echoed, until no echo has arrived for this long. The client keeps at most 8 MiB of such bytes, and then waits before it reads more input, so that a server that never answers does not fill its memory (default: ${default})."`
-	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo. 0s: no limit (default: ${default})."`
-	Chunk   int           `default:"0" placeholder:"BYTES" help:"Size of one receive on a stream (default: 16, and 65536 for - and --no-echo). On the other types, size of one message of - (default: all of the input is one message)."`
-	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream (default: ${default})."`
-	NoEcho  bool          `help:"Expect no echo: send, then print everything received until the server ends, or is silent for --timeout (default there: no limit, but 1s for datagram). With an empty MESSAGE over a stream, only listen."`
-	Hex     bool          `help:"Print the received bytes as a hex dump: offsets, bytes, ASCII."`
-	Sndbuf  int           `default:"0" placeholder:"BYTES" help:"Send buffer, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's, but for - over a stream 2097152, or as much as the system allows)."`
+	messageArg
+	Connect addr.Addr     `default:"stream:./uds_socket" placeholder:"ADDR" help:"The server: stream:PATH (or just PATH), datagram:PATH, seqpacket:PATH or tcp:HOST:PORT. A PATH of the form @NAME is an abstract name."`
+	Bind    string        `placeholder:"NAME" help:"The name of the client's own socket: none, auto (beside the server's socket), DIR/ (the same in DIR) or a path. A datagram server answers to it (default: none, but auto for datagram)."`
+	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet. If the connection breaks, continue over a new one."`
+	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an echo; 0s: no limit."`
+	Chunk   int           `placeholder:"BYTES" help:"Size of one receive on a stream; on the other types, of one message of - (default: 16, or 65536 for - and --no-echo; one message for all of the input)."`
+	Window  int           `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream."`
+	NoEcho  bool          `help:"Expect no echo: send, then print everything until the server ends, or is silent for --timeout."`
+	Hex     bool          `help:"Print the received bytes as a hex dump."`
+	Sndbuf  int           `placeholder:"BYTES" help:"Send buffer (SO_SNDBUF); a message may be 32 bytes less (default: the system's, but for - over a stream 2097152, or as much as the system allows)."`
 	requireFlags
 	cli.LogFlags
 }
@@ -121,39 +121,38 @@ func (c *echoCmd) dial(ctx context.Context, name string) (*sock.Conn, error) {
 // Over datagrams it is a new name: what a slow server still sends to the old
 // name is not an answer to a message sent under the new one.
 func nextName(name string, t addr.Type) string {
-	switch {
-	case name == "" || t != addr.Datagram:
+	if name == "" || t != addr.Datagram {
 		return name
-	case name[0] == '@':
-		return sock.AutoName("@")
-	default:
-		return sock.AutoName(filepath.Dir(name))
 	}
+	return nameBeside(name)
+}
+
+// nameBeside returns a name in the directory of another; if that is abstract, an
+// abstract one.
+func nameBeside(name string) string {
+	if strings.HasPrefix(name, "@") {
+		return sock.AutoName("@")
+	}
+	return sock.AutoName(filepath.Dir(name))
 }
 
 // ownName returns the name of the client's own socket by --bind, "" for none.
-// For a datagram socket it is absolute, as the server looks it up in its own
-// directory.
+// For a datagram socket it is absolute if that fits sun_path, as the server looks
+// it up in its own directory.
 func ownName(bind string, a addr.Addr) string {
-	if a.Type == addr.Datagram && bind != "none" {
-		return absName(bindName(cmp.Or(bind, "auto"), a))
-	}
-	return bindName(bind, a)
-}
-
-func bindName(bind string, a addr.Addr) string {
+	datagram := a.Type == addr.Datagram
 	switch {
-	case bind == "" || bind == "none" || !a.Type.Unix():
+	case bind == "none" || bind == "" && !datagram || !a.Type.Unix():
 		return ""
-	case bind == "auto" && a.Abstract():
-		return sock.AutoName("@")
-	case bind == "auto":
-		return sock.AutoName(filepath.Dir(a.Path))
+	case bind == "auto" || bind == "":
+		bind = nameBeside(a.Path)
 	case strings.HasSuffix(bind, "/"):
-		return sock.AutoName(bind)
-	default:
-		return bind
+		bind = nameBeside(bind)
 	}
+	if abs, err := filepath.Abs(bind); datagram && bind[0] != '@' && err == nil && len(abs) <= sock.MaxPath {
+		return abs
+	}
+	return bind
 }
 
 // dial connects. It tries again for as long as patience allows if no server is
@@ -169,15 +168,13 @@ func dial(ctx context.Context, a addr.Addr, config sock.DialConfig, patience tim
 		}
 		return conn, err
 	}
-	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back at the same moment
-	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
 	conn, err := backoff.Retry(ctx, func() (*sock.Conn, error) {
 		conn, err := addr.Dial(ctx, a, config)
 		if err != nil && !sock.NotThereYet(err) {
 			err = backoff.Permanent(err)
 		}
 		return conn, err
-	}, backoff.WithBackOff(wait), backoff.WithMaxElapsedTime(patience))
+	}, backoff.WithBackOff(echo.NewBackOff()), backoff.WithMaxElapsedTime(patience))
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
@@ -189,42 +186,33 @@ func dial(ctx context.Context, a addr.Addr, config sock.DialConfig, patience tim
 
 // requireFlags name the user and group that must run the server.
 type requireFlags struct {
-	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user (default: any user)."`
-	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group (default: any group)."`
+	RequireUID *uint32 `name:"require-uid" placeholder:"UID" help:"Send nothing to a server of another user; stream and seqpacket only."`
+	RequireGID *uint32 `name:"require-gid" placeholder:"GID" help:"Send nothing to a server of another effective group; stream and seqpacket only."`
 }
 
 func (f requireFlags) validate(t addr.Type) error {
-	if f.required() && (!t.Unix() || !t.Connects()) {
+	if f != (requireFlags{}) && (!t.Unix() || !t.Connects()) {
 		return fmt.Errorf("--require-uid, --require-gid: the kernel does not report the server's user for a %s socket; use stream or seqpacket", t)
 	}
 	return nil
 }
 
-func (f requireFlags) required() bool { return f.RequireUID != nil || f.RequireGID != nil }
-
-// dialRequired is dial, but it rejects a server that is not the required one.
+// dialRequired is dial, but it rejects a server that is not the required one
+// before a byte is sent to it.
 func (f requireFlags) dialRequired(ctx context.Context, a addr.Addr, config sock.DialConfig, patience time.Duration) (*sock.Conn, error) {
 	conn, err := dial(ctx, a, config, patience)
-	if err != nil {
-		return nil, err
+	if err != nil || f == (requireFlags{}) {
+		return conn, err
 	}
-	if err := f.check(conn); err != nil {
+	cred, err := conn.PeerCred()
+	if err == nil {
+		err = f.checkCred(*cred)
+	}
+	if err != nil {
 		_ = conn.Close()
 		return nil, fmt.Errorf("%s: %w", a, err)
 	}
 	return conn, nil
-}
-
-// check rejects a server of another user or group before a byte is sent to it.
-func (f requireFlags) check(conn *sock.Conn) error {
-	if !f.required() {
-		return nil
-	}
-	cred, err := conn.PeerCred()
-	if err != nil {
-		return err
-	}
-	return f.checkCred(*cred)
 }
 
 func (f requireFlags) checkCred(cred unix.Ucred) error {
@@ -235,15 +223,4 @@ func (f requireFlags) checkCred(cred unix.Ucred) error {
 		return fmt.Errorf("the server runs as group %d, not %d as --require-gid requires; nothing was sent; find out which server this is", cred.Gid, *f.RequireGID)
 	}
 	return nil
-}
-
-// absName makes the path of a client's own socket absolute, so that a server
-// in another directory finds it. It returns other names, and a path that would
-// no longer fit sun_path, unchanged.
-func absName(name string) string {
-	abs, err := filepath.Abs(name)
-	if err != nil || len(abs) > sock.MaxPath || strings.HasPrefix(name, "@") {
-		return name
-	}
-	return abs
 }

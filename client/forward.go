@@ -28,13 +28,13 @@ import (
 
 type forwardCmd struct {
 	server.ListenFlag
-	Connect   addr.Addr     `required:"" placeholder:"ADDR" help:"The target: stream:PATH or tcp:HOST:PORT, which may be mixed with the other one in --listen; seqpacket:PATH; datagram:PATH."`
-	Bind      string        `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/, or none (default: auto)."`
-	Retry     time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client, if there is no target yet. For a target whose backlog is full the relay waits as long as the client does (default: ${default})."`
-	PassFiles bool          `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag, a message with descriptors ends its connection; a datagram is dropped, or its sender gets EPERM (Linux 6.16)."`
-	Show      string        `placeholder:"FORM" help:"Show the forwarded data: hex for people or json for programs, on standard output, or as a capture for Wireshark in a new FILE.pcapng, of mode 0600. The relay does not wait for the reader; it counts lost pieces."`
-	ShowPort  uint16        `placeholder:"PORT" help:"The target's port in a capture, by which Wireshark chooses the protocol: 5432 for PostgreSQL, 6379 for Redis (default: the port of a tcp target, otherwise 80, HTTP)."`
-	server.LimitFlags
+	Connect           addr.Addr     `required:"" placeholder:"ADDR" help:"The target: of the same type as --listen, or stream:PATH and tcp:HOST:PORT in any combination."`
+	Bind              string        `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/ or none (default: auto)."`
+	Retry             time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client."`
+	PassFiles         bool          `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag they end the connection."`
+	Show              string        `placeholder:"FORM" help:"Show the forwarded data: hex or json on standard output, or a capture for Wireshark in a new FILE.pcapng."`
+	ShowPort          uint16        `placeholder:"PORT" help:"The target's port in a capture, by which Wireshark chooses the protocol: 5432 for PostgreSQL, for example (default: the port of a tcp target, otherwise 80)."`
+	server.LimitFlags `set:"idle=0s"`
 	requireFlags
 	cli.LogFlags
 }
@@ -166,12 +166,9 @@ func (c *forwardCmd) showPort() uint16 {
 }
 
 func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
-	var config sock.DialConfig
+	config := sock.DialConfig{Bind: ownName(c.Bind, c.Connect)} // a new name for each
 	if !c.PassFiles {
 		config.Control = func(fd int) error { sock.RefuseRights(fd); return nil }
-	}
-	if c.Connect.Type == addr.Datagram {
-		config.Bind = ownName(c.Bind, c.Connect) // a new name for each
 	}
 	conn, err := c.dialRequired(ctx, c.Connect, config, 0)
 	if err != nil && c.Retry > 0 && !errors.Is(err, unix.EAGAIN) && sock.NotThereYet(err) { // for a full backlog the relay waits in any case

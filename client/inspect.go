@@ -18,8 +18,8 @@ import (
 )
 
 type inspectCmd struct {
-	Path   []string `arg:"" name:"path" help:"What to inspect: a PATH, @NAME for an abstract name, or an address such as stream:PATH. The client connects once, which a server sees as a client that sends nothing."`
-	Format string   `default:"table" enum:"table,json" placeholder:"FORMAT" help:"The output: table for people, or json for programs, one object a line (default: ${default})."`
+	Path   []string `arg:"" name:"path" help:"A PATH, @NAME for an abstract name, or an address such as stream:PATH."`
+	Format string   `default:"table" enum:"table,json" placeholder:"FORMAT" help:"The output: table for people, or json, one object a line."`
 }
 
 // Validate takes the path out of an address, and rejects an invalid one.

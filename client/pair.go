@@ -3,6 +3,7 @@
 package main
 
 import (
+	_ "container/ring"
 	"bytes"
 	"context"
 	"fmt"
@@ -16,7 +17,7 @@ import (
 )
 
 type pairCmd struct {
-	Message string `arg:"" optional:"" default:"${message}" help:"What to send (default: a message of 42 bytes)."`
+	messageArg
 	cli.LogFlags
 }
 
@@ -74,3 +75,4 @@ func (c *pairChildCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	return nil
 }
+// x

@@ -22,9 +22,9 @@ import (
 
 // filesFlags are the flags that the commands that send files share.
 type filesFlags struct {
-	Connect addr.Addr     `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH (default: ${default})."`
-	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet (default: ${default})."`
-	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer; the server needs some seconds for each GiB. 0s: no limit (default: ${default})."`
+	Connect addr.Addr     `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH."`
+	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet."`
+	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer; the server needs some seconds for each GiB. 0s: no limit."`
 	requireFlags
 	cli.LogFlags
 }

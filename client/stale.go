@@ -12,7 +12,6 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/uds/sock"
 )
@@ -23,10 +22,7 @@ var autoName = regexp.MustCompile(`^client\..{1,12}\.[0-9]+\.[a-z2-7]{8}$`)
 // ownDir returns the directory of the relay's own names; "" if they are no
 // files.
 func (c *forwardCmd) ownDir() string {
-	name := ""
-	if c.Connect.Type == addr.Datagram {
-		name = ownName(c.Bind, c.Connect)
-	}
+	name := ownName(c.Bind, c.Connect)
 	if name == "" || name[0] == '@' {
 		return ""
 	}

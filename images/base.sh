@@ -76,8 +76,8 @@ plant_busybox() {
 import() {
 	dir=$1 image=$2 from=$3 env=$4
 	shift 4
-	tar -C "$dir" --numeric-owner "$@" -c . |
-		docker import -c "LABEL $label=\"$from\"" -c "ENV $env" -c 'CMD ["sh"]' - "$image" >/dev/null
+	tar -C "$dir" --numeric-owner "$@" -cf "$work/tar" .
+	docker import -c "LABEL $label=\"$from\"" -c "ENV $env" -c 'CMD ["sh"]' "$work/tar" "$image" >/dev/null
 }
 
 make_base() {
@@ -89,27 +89,36 @@ make_base() {
 	import "$work/base" "$local_base" "$from" PATH=/usr/local/bin:/bin --owner=0 --group=0
 }
 
+# make_go makes the part of Go that compiles the programs: go, its tools, the source
+# files that the programs are made of, and all of these compiled, because a container
+# takes five times as long for that. The rest of Go stays out: a builder without
+# BuildKit looks at each file of the image after each step.
 make_go() {
 	find_busybox
 	command -v go >/dev/null || die "$go_image cannot be pulled, and no Go is installed here to make it from: install Go 1.26"
-	root=$(go env GOROOT)
-	from="$(go env GOVERSION), go.sum $(cksum <go.sum | cut -d ' ' -f 1)"
+	root=$(go env GOROOT) modules=$(go env GOMODCACHE) cache=$PWD/.bin/go-cache
+	export CGO_ENABLED=0
+	go list -deps -f '{{range .GoFiles}}{{$.Dir}}/{{.}}
+{{end}}{{range .SFiles}}{{$.Dir}}/{{.}}
+{{end}}{{range .HFiles}}{{$.Dir}}/{{.}}
+{{end}}{{range .EmbedFiles}}{{$.Dir}}/{{.}}
+{{end}}' ./server ./client | grep -e "^$root/" -e "^$modules/" >"$work/files"
+	from="$(go env GOVERSION), files $(cksum <"$work/files" | cut -d ' ' -f 1)"
 	[ "$(made_from "$local_go")" != "$from" ] || return 0
 	say "$go_image cannot be pulled: making $local_go from $from in $root"
 	plant_busybox "$work/go"
-	mkdir -p "$work/go/etc/ssl/certs" "$work/go/usr/local/go"
+	mkdir -p "$work/go/etc/ssl/certs"
 	cp -L /etc/ssl/certs/ca-certificates.crt "$work/go/etc/ssl/certs/"
-	for part in bin pkg src lib VERSION go.env; do
-		[ ! -e "$root/$part" ] || cp -a "$root/$part" "$work/go/usr/local/go/"
-	done
-	# What the programs import comes along, downloaded and compiled: in a container
-	# that takes five times as long.
-	GOFLAGS=-modcacherw GOMODCACHE="$work/go/go/pkg/mod" GOCACHE="$work/go/go/cache" CGO_ENABLED=0 \
-		go build -trimpath -ldflags='-s -w' -tags noplot -o "$work/bin/" ./server ./client >&2
-	# A builder without BuildKit looks at each file of the image after each step.
-	rm -rf "$work/go/usr/local/go/src/cmd" "$work/go/go/pkg/mod/cache/download"/*/*/@v/*.zip
-	find "$work/go/usr/local/go/src" "$work/go/go/pkg/mod" -depth \( -name testdata -o -name '*_test.go' \) -exec rm -rf {} +
-	import "$work/go" "$local_go" "$from" 'PATH=/usr/local/go/bin:/usr/local/bin:/bin GOTOOLCHAIN=local GOPATH=/go GOCACHE=/go/cache' --owner=0 --group=0
+	GOCACHE=$cache go list -trimpath -export -deps ./server ./client >/dev/null
+	ls -d "$cache" "$root/VERSION" "$root/go.env" "$root/bin/go" "$root"/pkg/include/* \
+		"$root"/pkg/tool/*/asm "$root"/pkg/tool/*/compile "$root"/pkg/tool/*/link >>"$work/files"
+	# What go asks of modules: the go.mod files of all, which choose the versions, and
+	# more of those that are compiled. An upper-case letter is "!" and the lower-case one.
+	go mod graph | tr ' ' '\n' | sort -u | sed "s/[A-Z]/!\l&/g; s,\(.*\)@\(.*\),$modules/cache/download/\1/@v/\2.mod," |
+		sed 'p; s/mod$/info/p; s/info$/ziphash/' | xargs ls 2>/dev/null >>"$work/files" || true
+	import "$work/go" "$local_go" "$from" 'PATH=/usr/local/go/bin:/usr/local/bin:/bin GOTOOLCHAIN=local GOPATH=/go GOCACHE=/go/cache' \
+		--owner=0 --group=0 -P --transform "s,^$root/,usr/local/go/," --transform "s,^$modules/,go/pkg/mod/," \
+		--transform "s,^$cache,go/cache," -T "$work/files"
 }
 
 make_debian() {

@@ -12,7 +12,7 @@ for program in server client; do
 	for arg in GO_IMAGE BASE_IMAGE; do
 		[ -z "$(from $arg)" ] || set -- "$@" --build-arg "$arg=$(from $arg)"
 	done
-	set -- docker build "$@" -f "$program/Dockerfile" -t "udsecho-$program:latest" .
+	set -- docker build "$@" --target "$program" -t "udsecho-$program:latest" .
 	if [ -t 2 ]; then
 		"$@" >&2
 	elif ! log=$("$@" 2>&1); then

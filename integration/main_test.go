@@ -16,6 +16,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/docker/docker/api/types/build"
 	"github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/api/types/image"
@@ -75,15 +76,15 @@ func setUp(ctx context.Context) (err error) {
 		return fmt.Errorf("remove what an aborted run left: %w", err)
 	}
 	for _, name := range []string{"server", "client"} {
-		if err := build(ctx, name); err != nil {
+		if err := buildImage(ctx, name); err != nil {
 			return fmt.Errorf("build the %s image: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// build builds an image as its users do, from its own Dockerfile.
-func build(ctx context.Context, name string) error {
+// buildImage builds an image as its users do, as a target of the Dockerfile.
+func buildImage(ctx context.Context, name string) error {
 	provider, err := testcontainers.NewDockerProvider()
 	if err != nil {
 		return err
@@ -95,13 +96,13 @@ func build(ctx context.Context, name string) error {
 	var log strings.Builder
 	_, err = provider.BuildImage(ctx, &testcontainers.ContainerRequest{
 		FromDockerfile: testcontainers.FromDockerfile{
-			Context:        "..",
-			Dockerfile:     name + "/Dockerfile",
-			Repo:           "udsecho-test-" + name,
-			Tag:            "latest",
-			BuildArgs:      args,
-			KeepImage:      true,
-			BuildLogWriter: &log,
+			Context:              "..",
+			Repo:                 "udsecho-test-" + name,
+			Tag:                  "latest",
+			BuildArgs:            args,
+			KeepImage:            true,
+			BuildLogWriter:       &log,
+			BuildOptionsModifier: func(o *build.ImageBuildOptions) { o.Target = name },
 		},
 	})
 	if err != nil {

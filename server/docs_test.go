@@ -10,68 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
-
-	"github.com/udsecho/udsecho/internal/cli"
 )
-
-// docs/options.md contains every command, with every flag and its variable,
-// and nothing else.
-func TestOptionsAreThoseOfTheHelp(t *testing.T) {
-	t.Parallel()
-	text, err := os.ReadFile("../docs/options.md")
-	check(t, err)
-	documented := map[string][]string{}
-	for _, section := range strings.Split(string(text), "\n## ")[1:] {
-		heading, body, _ := strings.Cut(section, "\n")
-		var options []string
-		for row := range strings.Lines(body) {
-			cells := strings.Split(row, " | ")
-			if !strings.HasPrefix(row, "| `--") || len(cells) < 2 {
-				continue
-			}
-			flags := regexp.MustCompile("`(--[a-z-]+)").FindAllStringSubmatch(cells[0], -1)
-			variables := regexp.MustCompile("`(UDS_[A-Z_]+)`").FindAllStringSubmatch(cells[1], -1)
-			if len(flags) != len(variables) {
-				t.Errorf("docs/options.md, %s: as many variables as flags have to be in the row %s", heading, row)
-				continue
-			}
-			for i := range flags {
-				options = append(options, flags[i][1]+" "+variables[i][1])
-			}
-		}
-		if options != nil {
-			slices.Sort(options)
-			for command := range strings.SplitSeq(heading, ", ") {
-				documented[command] = options
-			}
-		}
-	}
-	d := dir(t)
-	helped := map[string][]string{}
-	for _, program := range []string{"server", "client"} {
-		_, help, _ := run(t, d, "", program, "--help")
-		_, list, _ := strings.Cut(help, "\nCommands:\n")
-		list, _, _ = strings.Cut(list, "\nRun ")
-		for _, command := range regexp.MustCompile(`(?m)^  ([a-z-]+)`).FindAllStringSubmatch(list, -1) {
-			_, help, _ := run(t, d, "", program, command[1], "--help")
-			var options []string
-			for _, flag := range regexp.MustCompile(`(?m)^ {6}--([a-z-]+)`).FindAllStringSubmatch(help, -1) {
-				variable := "UDS_" + strings.ToUpper(strings.ReplaceAll(flag[1], "-", "_"))
-				if !strings.Contains(help, "$"+variable+")") {
-					t.Errorf("the help of %s %s does not name %s", program, command[1], variable)
-				}
-				options = append(options, "--"+flag[1]+" "+variable)
-			}
-			slices.Sort(options)
-			helped[program+" "+command[1]] = options
-		}
-	}
-	if diff := cmp.Diff(helped, documented); diff != "" {
-		t.Errorf("--help and docs/options.md (-help +options.md):\n%s", diff)
-	}
-}
 
 // A user who searches for a line that a program has written must find it.
 // Values that vary, and texts of the system, are not compared.
@@ -141,18 +80,6 @@ func TestLinksOfTheDocumentsLeadSomewhere(t *testing.T) {
 			}
 			if anchor != "" && !anchors[path][anchor] {
 				t.Errorf("%s: %s has no such heading", document, link[1])
-			}
-		}
-	}
-}
-
-func TestVersionNeedsNoOtherOption(t *testing.T) {
-	t.Parallel()
-	for _, program := range []string{"server", "client"} {
-		for _, option := range []string{"--version", "-V"} {
-			status, stdout, stderr := run(t, dir(t), "", program, option)
-			if want := program + " " + cli.Version + "\n"; status != 0 || stdout != want || stderr != "" {
-				t.Errorf("%s %s: exit status %d, output %q, error %q; want %q", program, option, status, stdout, stderr, want)
 			}
 		}
 	}

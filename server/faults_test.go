@@ -3,15 +3,13 @@ package main_test
 import (
 	"bytes"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
+	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,6 +39,12 @@ func connect(t *testing.T, network, path string) *net.UnixConn {
 	t.Cleanup(func() { _ = conn.Close() })
 	check(t, conn.SetDeadline(time.Now().Add(5*patience)))
 	return conn
+}
+
+// connectEither connects to d/s or d/q, a stream or a seqpacket socket, in turns.
+func connectEither(t *testing.T, d string, i int) *net.UnixConn {
+	t.Helper()
+	return connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
 }
 
 // echoed sends words and returns an error if the echo differs.
@@ -94,16 +98,14 @@ func TestF8RemovedSocketFilesAreRecreated(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	var servers []*process
-	var paths, addrs []string
+	var addrs []string
 	for i, more := range [][]string{nil, {"--takeover"}} {
 		var own []string
-		for _, typ := range []string{"stream", "datagram", "seqpacket"} {
-			path := fmt.Sprintf("%s%d", typ, i)
-			paths = append(paths, path)
-			own = append(own, "--listen", typ+":"+path)
+		for _, kind := range kinds {
+			own = append(own, fmt.Sprintf("%[1]s:%[1]s%[2]d", kind, i))
 		}
 		addrs = append(addrs, own...)
-		servers = append(servers, serve(t, d, append(more, own...)...))
+		servers = append(servers, serve(t, d, append(more, "--listen", strings.Join(own, ","))...))
 	}
 	rounds := testkit.Count(2, 5)
 	slowest := time.Duration(0)
@@ -112,15 +114,12 @@ func TestF8RemovedSocketFilesAreRecreated(t *testing.T) {
 		for _, s := range servers {
 			goOn = append(goOn, s.Pause(t))
 		}
-		for _, path := range paths {
+		for _, a := range addrs {
+			_, path, _ := strings.Cut(a, ":")
 			check(t, os.Remove(d+"/"+path))
-		}
-		for i := 0; i < len(addrs); i += 2 {
-			status, _, stderr := run(t, d, "", append([]string{"server", "healthcheck"}, addrs[i:i+2]...)...)
-			if status != 1 {
-				t.Errorf("the health check of a removed socket has exit status %d", status)
-			}
-			wantWords(t, stderr, "no such file or directory (ENOENT)")
+			health := start(t, d, "server", "healthcheck", "--listen", a)
+			health.WantStatus(t, 1)
+			wantWords(t, health.Err.String(), "no such file or directory (ENOENT)")
 		}
 		began := time.Now()
 		for i, s := range servers {
@@ -128,69 +127,13 @@ func TestF8RemovedSocketFilesAreRecreated(t *testing.T) {
 			s.Err.Await(t, 3*(round+1), "was removed: listening again")
 		}
 		slowest = max(slowest, time.Since(began))
-		if status, _, stderr := run(t, d, "", append([]string{"server", "healthcheck", "--timeout", "20s"}, addrs...)...); status != 0 {
-			t.Fatalf("the health check: exit status %d, error %q", status, stderr)
-		}
+		wantHealthy(t, d, addrs...)
 	}
-	servers[0].Signal(t, syscall.SIGTERM)
-	servers[0].Status(t)
+	servers[0].Terminate(t)
 	servers[1].Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F8", Done: "socket files of three types removed, with and without `--takeover`", Count: rounds * len(paths),
+		ID: "F8", Done: "socket files of three types removed, with and without `--takeover`", Count: rounds * len(addrs),
 		Outcome: fmt.Sprintf("the health check failed; every socket was recreated, in %.1f s at most", slowest.Seconds()),
-	})
-}
-
-func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--log-level", "info")
-	pipe := make([]int, 2)
-	check(t, unix.Pipe2(pipe, unix.O_CLOEXEC))
-	defer func() { _ = unix.Close(pipe[0]) }()
-	sent := 0
-	send := func(fd int, fds ...int) {
-		t.Helper()
-		err := unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-		if err != unix.EPERM { // with SO_PASSRIGHTS off the kernel rejects them itself
-			check(t, err)
-		}
-		sent += len(fds)
-	}
-	many := slices.Repeat([]int{pipe[1]}, 253)
-
-	goOn := server.Pause(t)
-	for range 20 { // in the queue of a server that does not read
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		check(t, err)
-		check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: d + "/uds_socket"}))
-		send(fd, many...)
-		send(fd, many...)
-		check(t, unix.Close(fd))
-	}
-	goOn()
-	for range 1000 { // two sockets, each of which is in the other's queue
-		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		check(t, err)
-		send(fds[0], fds[0], pipe[1])
-		send(fds[1], fds[1], pipe[1])
-		check(t, errors.Join(unix.Close(fds[0]), unix.Close(fds[1])))
-	}
-
-	// The pipe ends when the last copy of its other end is closed.
-	check(t, unix.Close(pipe[1]))
-	began := time.Now()
-	if !testkit.Ready(t, pipe[0], 0) {
-		t.Fatal("descriptors stay open")
-	}
-	took := time.Since(began)
-	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
-	server.Stop(t)
-	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F14", Done: "descriptors left unread in the queue of a stopped server, and in cycles of 2 sockets", Count: sent,
-		Outcome: fmt.Sprintf("all closed %.2f s after the last socket", took.Seconds()),
 	})
 }
 
@@ -198,7 +141,7 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	// Its memory is measured, and its speed reported.
-	server := start(t, d, testkit.Plain(t, "server"), "--admin", "admin", "--listen", "s", "--listen", "seqpacket:q", "--chunk", "4096",
+	server := start(t, d, testkit.Plain(t, "server"), "--admin", "admin", "--listen", "s,seqpacket:q", "--chunk", "4096",
 		"--write-timeout", "6s", "--log-level", "warn")
 	awaitServer(t, d+"/admin")
 	honest := connect(t, "unix", d+"/s")
@@ -209,7 +152,7 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 	var taken atomic.Int64
 	var filled sync.WaitGroup
 	for i := range n {
-		conn := connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
+		conn := connectEither(t, d, i)
 		check(t, conn.SetWriteDeadline(time.Now().Add(time.Second)))
 		filled.Go(func() {
 			for {
@@ -224,9 +167,6 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 	filled.Wait()
 	during := footprintOf(t, d+"/admin")
 	beside := p99(t, honest)
-	if during.connections != n+1 {
-		t.Errorf("%d connections are open", during.connections)
-	}
 	// What was taken lies in the kernel's buffers.
 	if mib := float64(taken.Load()) / (1 << 20); during.memory-before.memory > mib/4 {
 		t.Errorf("memory is %.1f MiB, was %.1f, with %.1f MiB taken from the clients", during.memory, before.memory, mib)
@@ -245,13 +185,12 @@ func TestF17ClientsThatNeverRead(t *testing.T) {
 func TestF18SlowAndIdleClients(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	server := start(t, d, "server", "--admin", "admin", "--listen", "s", "--listen", "seqpacket:q",
-		"--idle-timeout", "2s", "--log-level", "warn")
+	server := start(t, d, "server", "--admin", "admin", "--listen", "s,seqpacket:q", "--idle-timeout", "2s", "--log-level", "warn")
 	awaitServer(t, d+"/admin")
 	n := testkit.Count(50, 200)
 	var idle []*net.UnixConn
 	for i := range n {
-		conn := connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
+		conn := connectEither(t, d, i)
 		if i%4 < 2 { // half of them send something first
 			check(t, echoed(conn, "then silence"))
 		}
@@ -284,84 +223,55 @@ func TestF18SlowAndIdleClients(t *testing.T) {
 	})
 }
 
-// crowd is another user's process, this program again: it opens connections
-// until it can open no more, and holds them until its standard input ends.
-func crowd(attempts string) error {
-	n, err := strconv.Atoi(attempts)
-	if err != nil {
-		return err
-	}
-	var held []net.Conn
-	for range n {
-		conn, err := net.Dial("unix", "uds_socket")
-		if err != nil {
-			return err
-		}
-		if echoed(conn, "x") == nil {
-			held = append(held, conn)
-		} else {
-			_ = conn.Close()
-		}
-	}
-	fmt.Printf("held %d\n", len(held))
-	_, err = io.Copy(io.Discard, os.Stdin)
-	return err
-}
-
-// anybodys returns a copy of this program that other users may run.
-func anybodys(t *testing.T) string {
-	t.Helper()
-	theirs := dir(t) + "/crowd"
-	// By a process of its own: another test's child could keep the file open for
-	// writing, and then it cannot be executed (ETXTBSY).
-	check(t, exec.Command("cp", fmt.Sprintf("/proc/%d/exe", os.Getpid()), theirs).Run())
-	check(t, os.Chmod(theirs, 0o755))
-	return theirs
-}
-
 func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
+	testkit.NeedRoot(t, "to be another user")
 	t.Parallel()
-	const limit, perUser, attempts = 10_000, 9_000, 20_000
+	const limit, perUser, attempts, others = 10_000, 9_000, 20_000, 2000
 	d := dir(t)
 	// Its memory is reported.
 	server := start(t, d, testkit.Plain(t, "server"), "--admin", "admin", "--mode", "0666", "--log-level", "warn", "--max-connections", fmt.Sprint(limit))
 	// Once it has served a client, everything that it needs is open.
-	if status, _, stderr := run(t, d, "", "client", "--retry", "60s"); status != 0 {
-		t.Fatal(stderr)
-	}
+	clientEchoes(t, d, "--retry", patience.String())
 	awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == 0 })
 	before := footprintOf(t, d+"/admin")
 
-	var mu sync.Mutex
-	var held []net.Conn
-	var crowd sync.WaitGroup
-	for range 8 {
-		crowd.Go(func() {
-			for range attempts / 8 {
-				conn, err := net.Dial("unix", d+"/uds_socket")
-				for errors.Is(err, unix.EAGAIN) { // the backlog is full
-					conn, err = net.Dial("unix", d+"/uds_socket")
-				}
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				if echoed(conn, "x") != nil {
-					_ = conn.Close()
-					continue
-				}
-				mu.Lock()
-				held = append(held, conn)
-				mu.Unlock()
+	// crowd tries to connect n times, and keeps the connections that are served.
+	crowd := func(n int) (held []net.Conn, _ error) {
+		for range n {
+			conn, err := net.Dial("unix", d+"/uds_socket")
+			for errors.Is(err, unix.EAGAIN) { // the backlog is full
+				conn, err = net.Dial("unix", d+"/uds_socket")
 			}
+			if err != nil {
+				return held, err
+			}
+			if echoed(conn, "x") == nil {
+				held = append(held, conn)
+			} else {
+				_ = conn.Close()
+			}
+		}
+		return held, nil
+	}
+	var mu sync.Mutex
+	var held, theirs []net.Conn
+	var crowds sync.WaitGroup
+	for range 8 {
+		crowds.Go(func() {
+			conns, err := crowd(attempts / 8)
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			held = append(held, conns...)
 		})
 	}
 	over := make(chan struct{})
-	go func() { defer close(over); crowd.Wait() }()
+	go func() { defer close(over); crowds.Wait() }()
 	most := 0
-	watch := func() { most = max(most, statusOf(t, d+"/admin").Connections) }
 	for watching := true; watching; {
-		watch()
+		most = max(most, statusOf(t, d+"/admin").Connections)
 		select {
 		case <-over:
 			watching = false
@@ -371,25 +281,19 @@ func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
 	if len(held) != perUser || most > perUser {
 		t.Errorf("one user holds %d connections, %d at most, not %d", len(held), most, perUser)
 	}
-	refused := statusOf(t, d+"/admin").Refused
-	if n := refused["user_connections"]; n != attempts-perUser {
-		t.Errorf("refused are %v", refused)
-	}
-	const others = 2000
-	other := startAs(t, 10003, d, anybodys(t), "crowd", fmt.Sprint(others))
-	other.Out.Await(t, 1, fmt.Sprintf("held %d\n", limit-perUser))
+	asStranger(t, func() (err error) {
+		theirs, err = crowd(others)
+		return err
+	})
 	during := footprintOf(t, d+"/admin")
-	refused = statusOf(t, d+"/admin").Refused
-	if n := refused["connections"]; during.connections != limit || n != others-(limit-perUser) {
-		t.Errorf("%d connections are open, refused are %v", during.connections, refused)
+	refused := statusOf(t, d+"/admin").Refused
+	if during.connections != limit || len(theirs) != limit-perUser ||
+		refused["user_connections"] != attempts-perUser || refused["connections"] != others-len(theirs) {
+		t.Errorf("%d connections are open, %d of them the other user's; refused are %v", during.connections, len(theirs), refused)
 	}
 	check(t, echoed(held[0], message))
 
-	for _, conn := range held {
-		check(t, conn.Close())
-	}
-	check(t, other.In.Close())
-	other.Status(t)
+	closeAll(t, append(held, theirs...))
 	var after footprint
 	testkit.Await(t, func() error {
 		after = footprintOf(t, d+"/admin")
@@ -398,14 +302,12 @@ func TestF19CrowdAtTheConnectionLimit(t *testing.T) {
 		}
 		return nil
 	})
-	if status, stdout, stderr := run(t, d, "", "client"); status != 0 || stdout != message {
-		t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-	}
+	clientEchoes(t, d)
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F19", Done: "attempts of one user to connect, at `--max-connections 10000`", Count: attempts,
 		Outcome: fmt.Sprintf("%d held, %d refused and counted; another user got the other %d; %d held in all, never more; before: %v; during: %v; after: %v (Go gives memory back over minutes)",
-			len(held), refused["user_connections"], limit-perUser, during.connections, before, during, after),
+			len(held), refused["user_connections"], len(theirs), during.connections, before, during, after),
 	})
 }
 
@@ -430,16 +332,12 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 		client.Err.Await(t, 1, "connecting to")
 		clients = append(clients, client)
 	}
-	status, _, stderr := run(t, d, "", "client", "--retry", "200ms")
-	if status != 1 {
-		t.Errorf("exit status %d", status)
-	}
-	wantWords(t, stderr, "resource temporarily unavailable (EAGAIN): the server's backlog is full", "tried for 200ms")
+	late := start(t, d, "client", "--retry", "200ms")
+	late.WantStatus(t, 1)
+	wantWords(t, late.Err.String(), "resource temporarily unavailable (EAGAIN): the server's backlog is full", "tried for 200ms")
 	goOn()
 	for _, client := range clients {
-		if status := client.Status(t); status != 0 || client.Out.String() != message {
-			t.Errorf("exit status %d, output %q, error %q", status, &client.Out, &client.Err)
-		}
+		gotBack(t, client)
 	}
 	for _, conn := range waiting {
 		check(t, errors.Join(echoed(conn, "x"), conn.Close()))
@@ -454,12 +352,9 @@ func TestF20FullBacklogIsRetried(t *testing.T) {
 func TestF21ServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	server := start(t, d, testkit.Plain(t, "server")) // its processor time is measured
-	server.Err.Await(t, 1, "waiting for a ")
-	var before unix.Rlimit
-	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, nil, &before))
+	server := serving(t, start(t, d, testkit.Plain(t, "server"))) // its processor time is measured
 	busyBefore, lacking := server.CPUTime(t), time.Now()
-	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}, nil))
+	lift := limitFiles(t, server, 3)
 	const n = 20
 	var clients []*process
 	for range n {
@@ -475,11 +370,9 @@ func TestF21ServerWithoutDescriptorsWaitsAndRecovers(t *testing.T) {
 		t.Errorf("the server was busy for %v of %v", busy, lacked)
 	}
 	began := time.Now()
-	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &before, nil))
+	lift()
 	for _, client := range clients {
-		if status := client.Status(t); status != 0 || client.Out.String() != message {
-			t.Errorf("exit status %d, output %q, error %q", status, &client.Out, &client.Err)
-		}
+		gotBack(t, client)
 	}
 	recovered := time.Since(began)
 	server.Stop(t)
@@ -494,37 +387,30 @@ func TestF22StoppedServerContinues(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	// The deadlines are shorter than the stop, which must not count.
-	server := serve(t, d, "--idle-timeout", "3s", "--write-timeout", "3s", "--listen", "s", "--listen", "seqpacket:q")
+	server := serve(t, d, "--idle-timeout", "3s", "--write-timeout", "3s", "--listen", "s,seqpacket:q")
 	const n = 20
 	var conns []*net.UnixConn
-	connected := func(i int) *net.UnixConn {
-		return connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
-	}
 	for i := range n {
-		conns = append(conns, connected(i))
+		conns = append(conns, connectEither(t, d, i))
 		check(t, echoed(conns[i], "before"))
 	}
 	goOn := server.Pause(t)
 	over := time.After(5 * time.Second)
 	for i := range n {
-		conns = append(conns, connected(i))
+		conns = append(conns, connectEither(t, d, i))
 	}
 	for _, conn := range conns {
 		_, err := io.WriteString(conn, message[:16])
 		check(t, err)
 	}
-	for _, tt := range []struct {
-		args  []string
-		words string
-	}{
-		{[]string{"server", "healthcheck", "--listen", "s", "--timeout", "1s"}, "connected, but no echo in time"},
-		{[]string{"client", "--connect", "s", "--timeout", "1s"}, "no answer for 1s"},
+	for _, impatient := range []*process{
+		start(t, d, "server", "healthcheck", "--listen", "s", "--timeout", "1s"),
+		start(t, d, "client", "--connect", "s", "--timeout", "1s"),
 	} {
-		status, _, stderr := run(t, d, "", tt.args...)
-		if status != 1 {
-			t.Errorf("%q: exit status %d", tt.args, status)
+		impatient.WantStatus(t, 1)
+		if !regexp.MustCompile("connected, but no echo in time|no answer for 1s").MatchString(impatient.Err.String()) {
+			t.Errorf("%q: error %q", impatient.Cmd.Args, &impatient.Err)
 		}
-		wantWords(t, stderr, tt.words)
 	}
 	waiting := start(t, d, "client", "--connect", "s")
 	<-over // this is the time that the fault takes
@@ -536,12 +422,8 @@ func TestF22StoppedServerContinues(t *testing.T) {
 		}
 		check(t, conn.Close())
 	}
-	if status := waiting.Status(t); status != 0 || waiting.Out.String() != message {
-		t.Errorf("exit status %d, output %q, error %q", status, &waiting.Out, &waiting.Err)
-	}
-	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "s", "--timeout", "20s"); status != 0 {
-		t.Error(stderr)
-	}
+	gotBack(t, waiting)
+	wantHealthy(t, d, "s")
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F22", Done: "clients that connect and send, half of them connected before, while the server is stopped (SIGSTOP) for 5 s; with `docker pause`: `TestPauseByTheEngineIsWaitedForOrReported`", Count: len(conns),
@@ -555,91 +437,34 @@ func TestF23SIGTERMWithDataInFlight(t *testing.T) {
 	_, err := rand.Read(sent)
 	check(t, err)
 	n := testkit.Count(20, 100)
-	var next, lost atomic.Int64
-	var workers sync.WaitGroup
-	longest := make([]time.Duration, 2)
-	for w := range longest {
-		workers.Go(func() {
-			got := make([]byte, len(sent))
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= n || t.Failed() {
-					return
-				}
-				back, took := terminate(t, sent, got, i*len(sent)/n)
-				lost.Add(int64(len(sent) - back))
-				longest[w] = max(longest[w], took)
-			}
-		})
-	}
-	workers.Wait()
-	if lost.Load() != 0 {
-		t.Errorf("%d bytes are lost", lost.Load())
+	longest := time.Duration(0)
+	for i := range n {
+		server := serve(t, dir(t), "--chunk", "65536", "--log-format", "plain")
+		conn := connect(t, "unix", server.Cmd.Dir+"/uds_socket")
+		written := make(chan error, 1)
+		go func() {
+			_, err := conn.Write(sent)
+			written <- errors.Join(err, conn.CloseWrite())
+		}()
+		got := make([]byte, len(sent))
+		after := i * len(sent) / n
+		_, err := io.ReadFull(conn, got[:after])
+		check(t, err)
+		signalled := time.Now()
+		server.Signal(t, syscall.SIGTERM)
+		_, err = io.ReadFull(conn, got[after:])
+		check(t, errors.Join(err, <-written))
+		if n, err := conn.Read(make([]byte, 1)); n > 0 || !errors.Is(err, io.EOF) || !bytes.Equal(got, sent) {
+			t.Errorf("SIGTERM after %d bytes: received other bytes, and at the end %v", after, err)
+		}
+		server.WantStatus(t, 0)
+		longest = max(longest, time.Since(signalled))
+		wantFiles(t, server.Cmd.Dir)
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F23", Done: "SIGTERM at another hundredth of 16 MiB in flight; with `docker stop`: `TestStopByTheEngineDrains`", Count: n,
-		Outcome: fmt.Sprintf("%d bytes lost, exit 0, at most %.2f s later", lost.Load(), slices.Max(longest).Seconds()),
+		Outcome: fmt.Sprintf("0 bytes lost, exit 0, at most %.2f s later", longest.Seconds()),
 	})
-}
-
-// terminate ends a server when the client has received this many bytes. It
-// returns how many bytes were echoed correctly and how long the server then
-// took. It does not run on the test's goroutine.
-func terminate(t *testing.T, sent, got []byte, after int) (back int, took time.Duration) {
-	d, err := os.MkdirTemp("", "uds")
-	if err != nil {
-		t.Error(err)
-		return 0, 0
-	}
-	defer func() { _ = os.RemoveAll(d) }()
-	p, err := os.StartProcess(testkit.Program("server"), []string{"server", "--chunk", "65536", "--log-level", "error"},
-		&os.ProcAttr{Dir: d, Files: []*os.File{nil, nil, os.Stderr}})
-	if err != nil {
-		t.Error(err)
-		return 0, 0
-	}
-	conn, err := net.Dial("unix", d+"/uds_socket")
-	for late := time.Now().Add(patience); err != nil && time.Now().Before(late); time.Sleep(time.Millisecond) {
-		conn, err = net.Dial("unix", d+"/uds_socket")
-	}
-	if err != nil {
-		_, _ = p.Kill(), err
-		_, _ = p.Wait()
-		t.Error(err)
-		return 0, 0
-	}
-	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(5 * patience))
-	var writer sync.WaitGroup
-	writer.Go(func() {
-		_, err := conn.Write(sent)
-		if err := errors.Join(err, conn.(*net.UnixConn).CloseWrite()); err != nil {
-			t.Error(err)
-		}
-	})
-	n, err := io.ReadFull(conn, got[:after])
-	signalled := time.Now()
-	err = errors.Join(err, p.Signal(syscall.SIGTERM))
-	rest, restErr := io.ReadFull(conn, got[n:])
-	writer.Wait()
-	_, endErr := conn.Read(make([]byte, 1))
-	if errors.Is(endErr, io.EOF) {
-		endErr = nil
-	}
-	if err := errors.Join(err, restErr, endErr); err != nil {
-		t.Errorf("after %d bytes: %v", after, err)
-	}
-	state, err := p.Wait()
-	if err != nil || !state.Success() {
-		t.Errorf("after %d bytes: %v, %v", after, state, err)
-	}
-	if !bytes.Equal(got[:n+rest], sent[:n+rest]) {
-		t.Errorf("after %d bytes: received other bytes", after)
-	}
-	if entries, err := os.ReadDir(d); err != nil || len(entries) > 0 {
-		t.Errorf("left behind are %v, %v", entries, err)
-	}
-	return n + rest, time.Since(signalled)
 }
 
 func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
@@ -647,11 +472,11 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 	need(t, "nsenter", "util-linux")
 	testkit.NeedRoot(t, "to mount")
 	testkit.NeedNamespace(t, "--mount")
-	unshare := []string{"unshare", "--mount"}
-	// A volume of three files: its own directory, a lock, a socket.
-	const mount = `mount -t tmpfs -o "$1" none vol && shift && exec "$@"`
-	on := func(options string, args ...string) []string {
-		return append(append(slices.Clone(unshare), "sh", "-c", mount, "sh", options), args...)
+	on := func(options, path string) *process {
+		d := dir(t)
+		check(t, os.Mkdir(d+"/vol", 0o755))
+		const mount = `mount -t tmpfs -o "$1" none vol && exec "$0" --listen "$2"`
+		return start(t, d, "unshare", "--mount", "sh", "-c", mount, testkit.Program("server"), options, path)
 	}
 	for _, tt := range []struct {
 		name, options, path, words string
@@ -661,50 +486,40 @@ func TestF32VolumeFullReadOnlyOrGone(t *testing.T) {
 		{"read-only", "ro", "vol/s", "read-only file system (EROFS): directory vol is on a read-only file system or mount; mount it writable"},
 		{"gone", "size=4k", "vol/none/s", "no such file or directory (ENOENT): directory vol/none does not exist; create it, or mount the volume there"},
 	} {
-		d := dir(t)
-		check(t, os.Mkdir(d+"/vol", 0o755))
-		status, stdout, stderr := run(t, d, "", on(tt.options, testkit.Program("server"), "--listen", tt.path)...)
-		if status != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 {
-			t.Errorf("%s: exit status %d, output %q, error %q", tt.name, status, stdout, stderr)
+		server := on(tt.options, tt.path)
+		server.WantStatus(t, 1)
+		if stderr := server.Err.String(); server.Out.String() != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, tt.words) {
+			t.Errorf("%s: output %q, error %q", tt.name, &server.Out, stderr)
 		}
-		wantWords(t, stderr, tt.words)
 	}
 
-	d := dir(t)
-	check(t, os.Mkdir(d+"/vol", 0o755))
-	server := start(t, d, on("nr_inodes=3", testkit.Program("server"), "--listen", "vol/s")...)
-	server.Err.Await(t, 1, "waiting for a connection")
+	server := serving(t, on("nr_inodes=3", "vol/s")) // its own directory, a lock, a socket
+	d := server.Cmd.Dir
 	vol := fmt.Sprintf("/proc/%d/cwd/vol", server.Pid())
 	live := connect(t, "unix", vol+"/s")
 	check(t, echoed(live, "before"))
-	enter := []string{"nsenter", fmt.Sprintf("--target=%d", server.Pid()), "--mount"}
-	remount := func(how string) {
+	inside := func(args ...string) {
 		t.Helper()
-		if status, _, stderr := run(t, d, "", append(slices.Clone(enter), "mount", "-o", "remount,"+how, d+"/vol")...); status != 0 {
-			t.Fatal(stderr)
-		}
+		start(t, d, append([]string{"nsenter", fmt.Sprintf("--target=%d", server.Pid()), "--mount"}, append(args, d+"/vol")...)...).WantStatus(t, 0)
 	}
 	// Full: the removed socket uses its inode as long as it is open.
 	check(t, os.Remove(vol+"/s"))
 	server.Err.Await(t, 2, "vol/s was removed, and cannot be recreated now: listen again on stream:vol/s: no space left on device (ENOSPC)")
 	check(t, echoed(live, "the volume is full"))
-	remount("nr_inodes=4")
+	inside("mount", "-o", "remount,nr_inodes=4")
 	server.Err.Await(t, 1, "vol/s was removed: listening again")
 	// Read-only: connecting needs no write access.
-	remount("bind,ro")
+	inside("mount", "-o", "remount,bind,ro")
 	check(t, errors.Join(echoed(live, "the volume is read-only"), echoed(connect(t, "unix", vol+"/s"), "new")))
-	remount("bind,rw")
+	inside("mount", "-o", "remount,bind,rw")
 	// Removed, and then back.
-	if status, _, stderr := run(t, d, "", append(slices.Clone(enter), "umount", "-l", d+"/vol")...); status != 0 {
-		t.Fatal(stderr)
-	}
+	inside("umount", "-l")
 	server.Err.Await(t, 2, "vol/s was removed: listening again") // in the directory below
 	check(t, echoed(live, "the volume is gone"))
 	check(t, echoed(connect(t, "unix", d+"/vol/s"), "new"))
 	check(t, live.Close())
-	if status := server.Terminate(t); status != 0 {
-		t.Errorf("exit status %d after:\n%s", status, &server.Err)
-	}
+	server.Signal(t, syscall.SIGTERM)
+	server.WantStatus(t, 0)
 	wantFiles(t, d+"/vol")
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F32", Done: "volumes full, read-only and gone, at start and under a live connection", Count: 7,
@@ -719,24 +534,25 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 	var took time.Duration
 	for _, format := range []string{"plain", "console", "json"} {
 		d := dir(t)
-		server := start(t, d, "server", "--log-format", format, "--log-level", "warn", "--max-connections", "1", "--admin", "admin",
-			"--listen", "s", "--listen", "datagram:d")
+		server := start(t, d, "server", "--log-format", format, "--log-level", "warn", "--max-connections", "1", "--admin", "admin", "--listen", "s,datagram:d")
 		awaitServer(t, d+"/admin")
 		first := connect(t, "unix", d+"/s")
 		check(t, echoed(first, "mine"))
 		began := time.Now()
-		name := func(i int) *net.UnixAddr {
-			return &net.UnixAddr{Net: "unix", Name: fmt.Sprintf("@%s\x00%s%d", hostile, format, i)}
+		name := func(network string, i int) *net.UnixAddr {
+			return &net.UnixAddr{Net: network, Name: fmt.Sprintf("@%s\x00%s%d", hostile, format, i)}
 		}
 		for i := range n / 2 { // each with a name of its own, and each above the limit
-			conn, err := net.DialUnix("unix", name(i), &net.UnixAddr{Net: "unix", Name: d + "/s"})
+			err := error(unix.EAGAIN)
 			for errors.Is(err, unix.EAGAIN) {
-				conn, err = net.DialUnix("unix", name(i), &net.UnixAddr{Net: "unix", Name: d + "/s"})
+				var conn net.Conn
+				if conn, err = net.DialUnix("unix", name("unix", i), &net.UnixAddr{Net: "unix", Name: d + "/s"}); err == nil {
+					err = conn.Close()
+				}
 			}
 			check(t, err)
-			check(t, conn.Close())
 		}
-		bad, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Net: "unixgram", Name: name(n).Name})
+		bad, err := net.ListenUnixgram("unixgram", name("unixgram", n))
 		check(t, err)
 		nameless, err := net.Dial("unixgram", d+"/d")
 		check(t, err)
@@ -762,16 +578,14 @@ func TestF33BadPeersAndTheLog(t *testing.T) {
 
 		log := server.Err.String()
 		wantPrintable(t, log)
+		if format == "json" {
+			wantJSON(t, log)
+		}
 		got := strings.Count(log, "\n")
 		if got < 2 || got > 15*seconds { // for three causes
 			t.Errorf("%s: %d lines in %d s", format, got, seconds)
 		}
 		lines += got
-		for line := range strings.Lines(log) {
-			if format == "json" && !json.Valid([]byte(line)) {
-				t.Errorf("no JSON: %s", line)
-			}
-		}
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F33", Done: "in each of three formats, bad peers with terminal codes and new lines in their names and messages: too many, nameless, with descriptors", Count: 3 * n,

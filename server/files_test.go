@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,151 +18,37 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-func TestFilesAreSummedAsSha256sumDoes(t *testing.T) {
-	t.Parallel()
-	need(t, "sha256sum", "coreutils")
-	d := dir(t)
-	server := serve(t, d, "--listen", "files:uds_files", "--listen", "uds_socket", "--log-format", "plain")
-	elsewhere := t.TempDir()
-	names := []string{"plain", "with space", "new\nline", "back\\slash", "return\r", "-"}
-	for i, name := range names {
-		check(t, os.WriteFile(filepath.Join(elsewhere, name), []byte(strings.Repeat(name, i*100_000)), 0o600))
-		names[i] = "./" + name
-	}
-	_, want, _ := run(t, elsewhere, "", append([]string{"sha256sum"}, names...)...)
-	for _, command := range []string{"send-file", "share"} {
-		status, stdout, stderr := run(t, elsewhere, "", append([]string{"client", command, "--connect", "files:" + d + "/uds_files"}, names...)...)
-		if status != 0 || stdout != want {
-			t.Errorf("%s: exit status %d, output %q, want %q, error %q", command, status, stdout, want, stderr)
-		}
-	}
-	_, want, _ = run(t, elsewhere, message, "sha256sum", "-")
-	status, stdout, stderr := run(t, elsewhere, message, "client", "share", "--connect", "files:"+d+"/uds_files", "-")
-	if status != 0 || stdout != want {
-		t.Errorf("exit status %d, output %q, want %q, error %q", status, stdout, want, stderr)
-	}
-	if status, stdout, _ := run(t, d, "", "client", "hello"); status != 0 || stdout != "hello" {
-		t.Errorf("the echo beside it: exit status %d, output %q", status, stdout)
-	}
-	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:uds_files,uds_socket"); status != 0 {
-		t.Errorf("health check: exit status %d, error %q", status, stderr)
-	}
-	server.Stop(t)
-}
-
-func TestFilesCalledWronglyOrInVain(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--listen", "files:uds_files", "--listen", "seqpacket:q")
-	check(t, unix.Mkfifo(d+"/pipe", 0o600))
-	for _, tt := range []struct {
-		status int
-		args   []string
-		words  string
-	}{
-		{2, []string{"--connect", "files:uds_files"}, "takes files, not bytes; use client send-file or client share"},
-		{2, []string{"bench", "--connect", "files:uds_files"}, "takes files and echoes nothing"},
-		{2, []string{"send-file", "--connect", "stream:s", "f"}, "takes bytes, not files; write files:PATH"},
-		{2, []string{"share", "--connect", "stream:s", "f"}, "takes bytes, not files; write files:PATH"},
-		{2, []string{"send-file"}, "expected \"<file>"},
-		{2, []string{"send-file", "-"}, "use client share -"},
-		{2, []string{"send-file", "--timeout=-1s", "f"}, "--timeout -1s"},
-		{1, []string{"send-file", "none"}, "open none: no such file or directory"},
-		{1, []string{"share", "none"}, "open none: no such file or directory"},
-		{1, []string{"share", "."}, "fill memory from .: "},
-		{1, []string{"send-file", "pipe"}, "client: pipe: the server rejected the file: it is a pipe"},
-		{1, []string{"send-file", "/dev/zero"}, "/dev/zero: the server rejected the file: it is a device"},
-		{1, []string{"send-file", "--connect", "files:none", "pipe"}, "(ENOENT)"},
-		{1, []string{"send-file", "--connect", "files:q", "/dev/zero"}, "this may not be a files: address"},
-	} {
-		status, stdout, stderr := run(t, d, "", append([]string{"client"}, tt.args...)...)
-		if status != tt.status || stdout != "" {
-			t.Errorf("%q: exit status %d, output %q, error %q", tt.args, status, stdout, stderr)
-		}
-		wantWords(t, stderr, tt.words)
-	}
-	check(t, os.Remove(d+"/pipe"))
-	server.Stop(t)
-}
-
-// descriptors returns how many descriptors a process has open, proc(5), except
-// those of epoll: Go's own poller opens two when the first timer is set.
-func descriptors(t *testing.T, p *process) (n int) {
+// askSum asks for the sum of what descriptors show, and returns the answer.
+func askSum(t *testing.T, conn int, fds ...int) string {
 	t.Helper()
-	return countOpen(t, p, func(target string) bool { return !strings.HasPrefix(target, "anon_inode:[event") })
-}
-
-// openSockets returns how many of them are sockets.
-func openSockets(t *testing.T, p *process) (n int) {
-	t.Helper()
-	return countOpen(t, p, func(target string) bool { return strings.HasPrefix(target, "socket:") })
-}
-
-func countOpen(t *testing.T, p *process, counts func(target string) bool) (n int) {
-	t.Helper()
-	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.Pid()))
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	check(t, unix.Sendmsg(conn, []byte("sum 1"), rights, nil, unix.MSG_NOSIGNAL))
+	answer := make([]byte, 1000)
+	n, err := unix.Read(conn, answer)
 	check(t, err)
-	for _, link := range links {
-		if target, err := os.Readlink(link); err == nil && counts(target) { // otherwise it was closed meanwhile
-			n++
-		}
-	}
-	return n
-}
-
-// seqpacket is a raw client, which can send anything.
-func seqpacket(t *testing.T, path string) int {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	check(t, err)
-	check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: path}))
-	return fd
+	return string(answer[:n])
 }
 
 func TestF12MoreDescriptorsThanThereIsRoomForAreClosed(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--listen", "files:f")
-	null, err := os.Open(os.DevNull)
-	check(t, err)
-	defer func() { check(t, null.Close()) }()
-	wantHealthy := func() {
-		if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:f"); status != 0 {
-			t.Fatalf("exit status %d: %s", status, stderr)
-		}
-	}
-	wantHealthy()
+	fds := nulls(t)
+	wantHealthy(t, d, "files:f")
 	before := descriptors(t, server)
-	fds := make([]int, 253)
-	for i := range fds {
-		fds[i] = int(null.Fd())
-	}
-	answer := make([]byte, 1000)
 	for i := range 1000 {
-		conn := seqpacket(t, d+"/f")
+		conn := rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
 		many := fds[:[]int{253, 2, 0, 1}[i%4]] // the last one is a device
-		var rights []byte
-		if len(many) > 0 {
-			rights = unix.UnixRights(many...)
-		}
-		check(t, unix.Sendmsg(conn, []byte("sum 1"), rights, nil, 0))
-		n, err := unix.Read(conn, answer)
-		if err != nil || !strings.HasPrefix(string(answer[:n]), "error ") {
-			t.Fatalf("the answer is %q, %v", answer[:n], err)
+		if answer := askSum(t, conn, many...); !strings.HasPrefix(answer, "error ") {
+			t.Fatalf("the answer to %d descriptors is %q", len(many), answer)
 		}
 		check(t, unix.Close(conn))
 	}
-	wantHealthy()
-	// The last connections may be about to close.
-	for range 1000 {
-		if descriptors(t, server) == before {
-			break
-		}
-		wantHealthy()
-	}
-	if after := descriptors(t, server); after != before {
-		t.Errorf("%d descriptors are open, %d were before", after, before)
-	}
+	wantHealthy(t, d, "files:f")
+	awaitDescriptors(t, server, before)
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F12", Done: "requests at `files:` with 253 descriptors, with 2, with none, with one of a device", Count: 1000,
@@ -176,33 +61,24 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--listen", "files:f")
-	var limit unix.Rlimit
-	check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, nil, &limit))
-	conn := seqpacket(t, d+"/f")
+	conn := rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
 	check(t, os.WriteFile(d+"/x", nil, 0o600))
 	file, err := os.Open(d + "/x")
 	check(t, err)
 	check(t, os.Remove(d+"/x"))
-	ask := func() string {
-		check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(file.Fd())), nil, 0))
-		answer := make([]byte, 1000)
-		n, err := unix.Read(conn, answer)
-		check(t, err)
-		return string(answer[:n])
-	}
-	if answer := ask(); !strings.HasPrefix(answer, "sum 1 0 ") {
+	if answer := askSum(t, conn, int(file.Fd())); !strings.HasPrefix(answer, "sum 1 0 ") {
 		t.Errorf("at first: %s", answer)
 	}
 	const rounds = 20
 	for range rounds {
-		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}, nil))
-		if answer := ask(); answer != "error the server has reached its limit of open files; try again later" {
+		lift := limitFiles(t, server, 3)
+		if answer := askSum(t, conn, int(file.Fd())); answer != "error the server has reached its limit of open files; try again later" {
 			t.Errorf("at the limit: %s", answer)
 		}
-		check(t, unix.Prlimit(server.Pid(), unix.RLIMIT_NOFILE, &limit, nil))
+		lift()
 		check(t, unix.Close(conn))
-		conn = seqpacket(t, d+"/f")
-		if answer := ask(); !strings.HasPrefix(answer, "sum 1 0 ") {
+		conn = rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
+		if answer := askSum(t, conn, int(file.Fd())); !strings.HasPrefix(answer, "sum 1 0 ") {
 			t.Errorf("later: %s", answer)
 		}
 	}
@@ -215,58 +91,6 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	})
 }
 
-func TestFilesSocketIsTakenOverRenewedAndGuarded(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	args := []string{"--takeover", "--listen", "files:uds_files", "--log-format", "plain"}
-	server := serve(t, d, args...)
-	check(t, os.WriteFile(filepath.Join(d, "x"), []byte("hello\n"), 0o644))
-	const sum = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03  x\n"
-	works := func() {
-		t.Helper()
-		if status, stdout, stderr := run(t, d, "", "client", "send-file", "--require-uid", fmt.Sprint(os.Geteuid()), "x"); status != 0 || stdout != sum {
-			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-		}
-	}
-	works()
-	status, stdout, stderr := run(t, d, "", "client", "send-file", "--require-uid", "4242", "x")
-	if status != 1 || stdout != "" {
-		t.Errorf("exit status %d, output %q", status, stdout)
-	}
-	wantWords(t, stderr, "not 4242 as --require-uid requires; nothing was sent")
-
-	next := start(t, d, append([]string{"server"}, args...)...)
-	next.Err.Await(t, 1, "took over uds_files")
-	if status := server.Status(t); status != 0 {
-		t.Errorf("exit status %d:\n%s", status, &server.Err)
-	}
-	works()
-	check(t, os.Remove(filepath.Join(d, "uds_files")))
-	next.Err.Await(t, 1, "uds_files was removed: listening again")
-	works()
-	check(t, os.Remove(filepath.Join(d, "x")))
-	next.Stop(t)
-}
-
-func TestFilesAreReadOnlyForAllowedUsers(t *testing.T) {
-	t.Parallel()
-	testkit.NeedRoot(t, "to be another user")
-	d := dir(t)
-	server := serve(t, d, "--allow-uid", "10002", "--mode", "0666", "--listen", "files:uds_files")
-	check(t, os.WriteFile(filepath.Join(d, "x"), nil, 0o644))
-	for uid, want := range map[int]int{10002: 0, 10003: 1} {
-		p := startAs(t, uid, d, "client", "send-file", "x")
-		if status := p.Status(t); status != want {
-			t.Errorf("user %d: exit status %d, error %q", uid, status, &p.Err)
-		}
-	}
-	server.Err.Await(t, 1, "rejected a client: user 10003, group 10003 is not allowed")
-	check(t, os.Remove(filepath.Join(d, "x")))
-	server.Stop(t)
-}
-
-// lingering returns a TCP socket that takes as long to close as its linger time,
-// because its peer does not read. The test closes both.
 // The descriptors lie unread in the connections that the server closes.
 func TestF53FilesConnectionsWhoseClosingHangs(t *testing.T) {
 	t.Parallel()
@@ -275,27 +99,20 @@ func TestF53FilesConnectionsWhoseClosingHangs(t *testing.T) {
 	goOn := server.Pause(t)
 	const n = 200
 	for range n {
-		conn := seqpacket(t, d+"/f")
+		conn := rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
 		check(t, unix.Sendmsg(conn, []byte("nonsense"), nil, nil, 0))
-		f := os.NewFile(uintptr(lingering(t)), "lingering")
-		check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(f.Fd())), nil, 0))
-		check(t, errors.Join(f.Close(), unix.Close(conn)))
+		check(t, errors.Join(handOver(t, conn, lingering(t)), unix.Close(conn)))
 	}
 	goOn()
 	awaitStatus(t, d+"/a", func(s status) bool { return s.Refused["request"] == n })
-	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:f,s", "--timeout", patience.String()); status != 0 {
-		t.Errorf("health check: exit status %d, error %q", status, stderr)
-	}
+	wantHealthy(t, d, "files:f", "s")
 	if threads := server.StatusNumber(t, "Threads"); threads >= 64 { // as many as compose.yaml allows
 		t.Errorf("the server has %d threads", threads)
 	}
 	if s := statusOf(t, d+"/a"); s.Connections == 0 {
 		t.Error("no connection whose closing hangs is counted as open")
 	}
-	if status := server.Terminate(t); status != 0 {
-		t.Errorf("exit status %d", status)
-	}
-	wantFiles(t, d)
+	server.Stop(t)
 }
 
 func TestF59FilesClientsOfAServerThatWasStoppedAreNotIdle(t *testing.T) {
@@ -306,7 +123,7 @@ func TestF59FilesClientsOfAServerThatWasStoppedAreNotIdle(t *testing.T) {
 	const n = 30
 	var conns []int
 	for range n {
-		conns = append(conns, seqpacket(t, d+"/f"))
+		conns = append(conns, rawClient(t, unix.SOCK_SEQPACKET, d+"/f"))
 	}
 	awaitStatus(t, d+"/a", func(s status) bool { return s.Connections == n })
 	goOn := server.Pause(t)
@@ -314,13 +131,9 @@ func TestF59FilesClientsOfAServerThatWasStoppedAreNotIdle(t *testing.T) {
 	goOn()
 	f, err := os.Open("files_test.go")
 	check(t, err)
-	answer := make([]byte, 1000)
 	for _, conn := range conns {
-		clear(answer)
-		_ = unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(f.Fd())), nil, unix.MSG_NOSIGNAL)
-		_, err := unix.Read(conn, answer)
-		if err != nil || !bytes.HasPrefix(answer, []byte("sum 1 ")) {
-			t.Errorf("the answer is %.100q, %v", answer, err)
+		if answer := askSum(t, conn, int(f.Fd())); !strings.HasPrefix(answer, "sum 1 ") {
+			t.Errorf("the answer is %q", answer)
 		}
 		check(t, unix.Close(conn))
 	}
@@ -340,14 +153,14 @@ func TestF56FilesOfOneUserDoNotStopAnothers(t *testing.T) {
 	server.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10001, Gid: 10001}}
 	server.Cmd.Env = append(server.Cmd.Env, "GOMAXPROCS=2") // so that one file is read at a time
 	server.Start(t)
-	server.Err.Await(t, 1, "waiting for a connection")
+	serving(t, server)
 	f, err := files.Seal("large", bytes.NewReader(make([]byte, 16<<20)))
 	check(t, err)
 	const clients = 100
 	var ended sync.WaitGroup
 	var conns []int
 	for range clients {
-		conn := seqpacket(t, d+"/f")
+		conn := rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
 		conns = append(conns, conn)
 		ended.Go(func() {
 			answer := make([]byte, 1000)
@@ -359,14 +172,8 @@ func TestF56FilesOfOneUserDoNotStopAnothers(t *testing.T) {
 	server.Err.Await(t, 2*clients, `"message":"sending 'sum 1 `)
 	check(t, os.WriteFile(d+"/small", []byte("small"), 0o644))
 	for range 5 {
-		for _, p := range []*process{
-			startAs(t, 10002, d, "client", "send-file", "--connect", "files:f", "small"),
-			startAs(t, 10001, d, "server", "healthcheck", "--listen", "files:f", "--timeout", patience.String()),
-		} {
-			if status := p.Status(t); status != 0 {
-				t.Errorf("%q: exit status %d, error %q", p.Cmd.Args, status, &p.Err)
-			}
-		}
+		startAs(t, 10002, d, "client", "send-file", "--connect", "files:f", "small").WantStatus(t, 0)
+		startAs(t, 10001, d, "server", "healthcheck", "--listen", "files:f", "--timeout", patience.String()).WantStatus(t, 0)
 	}
 	for _, conn := range conns {
 		check(t, unix.Shutdown(conn, unix.SHUT_RDWR))

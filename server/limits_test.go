@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,20 +17,14 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// healthy runs health checks on all addresses, two at a time, n times.
-func healthy(t *testing.T, d string, n int, addrs ...string) {
+// healthChecks runs health checks on all addresses, two at a time, n times.
+func healthChecks(t *testing.T, d string, n int, addrs ...string) {
 	t.Helper()
-	args := []string{"server", "healthcheck", "--timeout", "20s"}
-	for _, a := range addrs {
-		args = append(args, "--listen", a)
-	}
+	args := []string{"server", "healthcheck", "--timeout", patience.String(), "--listen", strings.Join(addrs, ",")}
 	for range n / 2 {
-		checks := []*process{start(t, d, args...), start(t, d, args...)}
-		for _, c := range checks {
-			if status := c.Status(t); status != 0 {
-				t.Errorf("health check: exit status %d, %q", status, &c.Err)
-			}
-		}
+		one, other := start(t, d, args...), start(t, d, args...)
+		one.WantStatus(t, 0)
+		other.WantStatus(t, 0)
 	}
 }
 
@@ -62,30 +55,24 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 	checks := testkit.Count(2, 10)
 	addrs := []string{"stream:s", "seqpacket:q", "datagram:d", "files:f"}
 	kinds := []struct{ network, path string }{{"unix", "s"}, {"unixpacket", "q"}}
-	asked := 0
-	var mu sync.Mutex
+	cases := map[string]struct {
+		cause string
+		run   []string // the command that runs the server
+		args  []string
+		most  int // connections that one user gets
+	}{
+		"connections": {"connections", nil, []string{"--max-connections", "8", "--max-per-user", "0"}, 8},
+		"one user":    {"user_connections", nil, []string{"--max-connections", "100", "--max-per-user", "8"}, 8},
+		"both":        {"user_connections", nil, []string{"--max-connections", "8", "--max-per-user", "8"}, 8},
+		"open files":  {"connections", []string{"prlimit", "--nofile=240:240"}, []string{"--max-per-user", "0"}, 0},
+	}
 	t.Run("at the limit of", func(t *testing.T) {
-		for name, tt := range map[string]struct {
-			cause string
-			run   []string // the command that runs the server
-			args  []string
-			most  int // connections that one user gets
-		}{
-			"connections": {"connections", nil, []string{"--max-connections", "8", "--max-per-user", "0"}, 8},
-			"one user":    {"user_connections", nil, []string{"--max-connections", "100", "--max-per-user", "8"}, 8},
-			"both":        {"user_connections", nil, []string{"--max-connections", "8", "--max-per-user", "8"}, 8},
-			"open files":  {"connections", []string{"prlimit", "--nofile=240:240"}, []string{"--max-per-user", "0"}, 0},
-		} {
+		for name, tt := range cases {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				d := open(t)
-				args := slices.Concat(tt.run, []string{testkit.Program("server"), "--admin", "admin", "--mode", "0666"}, tt.args)
-				for _, a := range addrs {
-					args = append(args, "--listen", a)
-				}
-				server := start(t, d, args...)
-				server.Err.Await(t, 1, "waiting for a ")
-
+				server := serving(t, start(t, d, slices.Concat(tt.run,
+					[]string{testkit.Program("server"), "--admin", "admin", "--mode", "0666", "--listen", strings.Join(addrs, ",")}, tt.args)...))
 				var held []net.Conn
 				for i := 0; ; i++ {
 					k := kinds[i%len(kinds)]
@@ -102,7 +89,7 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 				if s.Connections != len(held) || s.Refused[tt.cause] != 1 {
 					t.Errorf("%d connections are held: %+v", len(held), s)
 				}
-				healthy(t, d, checks, addrs...)
+				healthChecks(t, d, checks, addrs...)
 				statusOf(t, d+"/admin") // the admin socket has descriptors of its own
 
 				// Other users gain nothing by the name.
@@ -135,7 +122,7 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 				}
 				closeAll(t, more)
 				awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == len(held) })
-				healthy(t, d, checks, addrs...)
+				healthChecks(t, d, checks, addrs...)
 				check(t, held[0].SetDeadline(time.Now().Add(patience)))
 				check(t, echoed(held[0], message))
 				closeAll(t, held)
@@ -143,14 +130,11 @@ func TestF39FullServerIsHealthy(t *testing.T) {
 					t.Errorf("descriptors were lacking:\n%s", &server.Err)
 				}
 				server.Stop(t)
-				mu.Lock()
-				defer mu.Unlock()
-				asked += 2 * checks
 			})
 		}
 	})
 	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F39", Done: "health checks of all types, two at a time, of servers that are full: of connections, of those of the server's own user, of open files", Count: asked,
+		ID: "F39", Done: "health checks of all types, two at a time, of servers that are full: of connections, of those of the server's own user, of open files", Count: 2 * checks * len(cases),
 		Outcome: fmt.Sprintf("all exit 0; others rejected as before, under the name of a health check too; never more than %d connections beside the limits", beside),
 	})
 }
@@ -168,22 +152,17 @@ const waiting = "waiting"
 func runShort(t *testing.T, files uint64, n int, args ...string) (s shortage) {
 	t.Helper()
 	d := dir(t)
-	s.server = serve(t, d, append([]string{"--listen", "s", "--listen", "seqpacket:q"}, args...)...)
-	connected := func(i int) *net.UnixConn {
-		return connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
-	}
+	s.server = serve(t, d, append([]string{"--listen", "s,seqpacket:q"}, args...)...)
 	for i := range n / 2 {
-		s.held = append(s.held, connected(i))
+		s.held = append(s.held, connectEither(t, d, i))
 		check(t, echoed(s.held[i], message))
 	}
 	if files == 0 {
 		files = uint64(countOpen(t, s.server, func(string) bool { return true }))
 	}
-	var limit unix.Rlimit
-	check(t, unix.Prlimit(s.server.Pid(), unix.RLIMIT_NOFILE, nil, &limit))
-	check(t, unix.Prlimit(s.server.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: limit.Max}, nil))
+	limitFiles(t, s.server, files)
 	for i := range n {
-		conn := connected(i)
+		conn := connectEither(t, d, i)
 		_, err := io.WriteString(conn, waiting)
 		check(t, err)
 		s.behind = append(s.behind, conn)
@@ -214,8 +193,9 @@ func TestF47ClientsThatWaitForADescriptorAtSIGTERMAreServedOrCounted(t *testing.
 				}
 				check(t, conn.Close())
 			}
-			if status := s.server.Status(t); status != 0 || strings.Contains(s.server.Err.String(), "rejected") {
-				t.Errorf("exit status %d after:\n%s", status, &s.server.Err)
+			s.server.WantStatus(t, 0)
+			if strings.Contains(s.server.Err.String(), "rejected") {
+				t.Errorf("it rejected clients:\n%s", &s.server.Err)
 			}
 		})
 		for name, files := range map[string]uint64{"whose clients stay": 0, "that may open nothing": 3} {
@@ -238,9 +218,7 @@ func TestF47ClientsThatWaitForADescriptorAtSIGTERMAreServedOrCounted(t *testing.
 				if told < n/2 {
 					t.Errorf("only %d of %d are rejected", told, n)
 				}
-				if status := s.server.Status(t); status != 0 {
-					t.Errorf("exit status %d after:\n%s", status, &s.server.Err)
-				}
+				s.server.WantStatus(t, 0)
 				wantWords(t, s.server.Err.String(), fmt.Sprintf("rejected %d waiting clients: no descriptor became free for them", told), `"cause":"system"`,
 					fmt.Sprintf(`"refused":%d`, told))
 			})
@@ -270,7 +248,7 @@ func underLoad(t *testing.T, run ...string) (median, p99 time.Duration) {
 		took[i] = time.Since(began)
 	}
 	load.Signal(t, syscall.SIGKILL)
-	load.Status(t)
+	load.WantStatus(t, -1)
 	if n := metric(t, get(t, d+"/admin", "/metrics"), "go_sched_gomaxprocs_threads"); n != 2 {
 		t.Errorf("%s: Go uses %v processors, one of which the loop keeps", run, n)
 	}
@@ -297,15 +275,4 @@ func TestF42StatusIsAnsweredWithOneProcessor(t *testing.T) {
 		ID: "F42", Done: "`/status` asked of a server with GOMAXPROCS=1 on one CPU, and of one with two, each under full load of 50 clients", Count: 300,
 		Outcome: fmt.Sprintf("with one CPU the median is %.1f ms and p99 %.1f ms, with two %.1f and %.1f", ms(median1), ms(one), ms(median2), ms(two)),
 	})
-}
-
-// The first line at level debug names the memory limit and what follows from
-// it.
-func TestFirstDebugLineDescribesTheMemory(t *testing.T) {
-	t.Parallel()
-	p := start(t, testkit.Dir(t), "server", "--log-level", "debug", "--log-format", "plain", "--max-connections", "50")
-	p.Err.Await(t, 1, "starting up")
-	first, _, _ := strings.Cut(p.Err.String(), "\n")
-	testkit.WantWords(t, first, "memory: the ", " allows ", "58 connections, each with a send buffer of 8192 bytes at least")
-	p.Stop(t)
 }

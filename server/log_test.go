@@ -41,39 +41,31 @@ func TestF54LogReaderThatStandsStillOrEnds(t *testing.T) {
 	t.Parallel()
 	target := dir(t)
 	serve(t, target, "--listen", target+"/t")
-	programs := [][]string{
-		{"server", "--admin", "a"},
-		{"client", "forward", "--connect", target + "/t"},
-	}
 	cases, dropped := 0, 0
-	for i, program := range programs {
+	for _, program := range [][]string{{"server", "--admin", "a"}, {"client", "forward", "--connect", target + "/t"}} {
+		args := append(slices.Clone(program), "--listen", "s", "--log-level", "debug", "--drain-timeout", "60s")
+		echoes := program[0] == "server" // it logs much, and counts what it drops
 		works := func(d string) {
 			t.Helper()
-			if status, stdout, stderr := run(t, d, "", "client", "--retry", patience.String(), "--connect", "s"); status != 0 || stdout != message {
-				t.Fatalf("%v: the client's exit status is %d, its output %q, its error %q", program, status, stdout, stderr)
-			}
-			if status, _, stderr := run(t, d, "", program[0], "healthcheck", "--listen", "s", "--timeout", patience.String()); status != 0 {
-				t.Fatalf("%v: health check: %s", program, stderr)
-			}
+			clientEchoes(t, d, "--retry", patience.String(), "--connect", "s")
+			start(t, d, program[0], "healthcheck", "--listen", "s", "--timeout", patience.String()).WantStatus(t, 0)
 		}
 		// fill makes more lines than the pipe and the program have room for.
 		fill := func(d string) {
 			t.Helper()
-			n := 200_000
-			if i == 0 {
-				status, stdout, stderr := run(t, d, strings.Repeat("x", n), "client", "--log-level", "error", "--connect", "s", "-")
-				if status != 0 || len(stdout) != n {
-					t.Fatalf("%v: the client's exit status is %d, its error %q", program, status, stderr)
+			if much := strings.Repeat("x", 200_000); echoes {
+				status, stdout, stderr := run(t, d, much, "client", "--log-level", "error", "--connect", "s", "-")
+				if status != 0 || stdout != much {
+					t.Errorf("%v: the client's exit status is %d, its error %q", program, status, stderr)
 				}
 			}
 			works(d)
 		}
-		args := append(slices.Clone(program), "--listen", "s", "--log-level", "debug", "--drain-timeout", "60s")
 		// The reader stands still, and then reads on.
 		d := dir(t)
 		p, r := logInto(t, d, args...)
 		fill(d)
-		if i == 0 && statusOf(t, d+"/a").LogLinesDropped == 0 {
+		if echoes && statusOf(t, d+"/a").LogLinesDropped == 0 {
 			// The ring holds thousands of lines, of which most are here.
 			t.Errorf("no dropped line is counted")
 		}
@@ -83,19 +75,18 @@ func TestF54LogReaderThatStandsStillOrEnds(t *testing.T) {
 			_, err := io.Copy(&text, r)
 			read <- err
 		}()
-		if i == 0 {
+		if echoes {
 			text.Await(t, 1, "log lines dropped")
 		}
 		works(d)
 		text.Await(t, 1, "no data from")
-		if i == 0 {
-			want := statusOf(t, d+"/a").LogLinesDropped
+		if echoes {
 			for _, m := range droppedLines.FindAllStringSubmatch(text.String(), -1) {
 				n, err := strconv.Atoi(m[1])
 				check(t, err)
 				dropped += n
 			}
-			if dropped != want {
+			if want := statusOf(t, d+"/a").LogLinesDropped; dropped != want {
 				t.Errorf("the log reports %d dropped lines, the status %d", dropped, want)
 			}
 		}
@@ -110,9 +101,7 @@ func TestF54LogReaderThatStandsStillOrEnds(t *testing.T) {
 		d = dir(t)
 		p, _ = logInto(t, d, args...)
 		fill(d)
-		held, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		check(t, err)
-		check(t, unix.Connect(held, &unix.SockaddrUnix{Name: d + "/s"}))
+		held := connect(t, "unix", d+"/s")
 		works(d) // so that held is accepted
 		p.Signal(t, syscall.SIGTERM)
 		testkit.Await(t, func() error { // it drains
@@ -122,10 +111,8 @@ func TestF54LogReaderThatStandsStillOrEnds(t *testing.T) {
 			return nil
 		})
 		p.Signal(t, syscall.SIGTERM)
-		if status := p.Status(t); status != -1 {
-			t.Errorf("%v: exit status %d", program, status)
-		}
-		check(t, unix.Close(held))
+		p.WantStatus(t, -1)
+		check(t, held.Close())
 		// It ends.
 		d = dir(t)
 		p, r = logInto(t, d, args...)
@@ -133,8 +120,7 @@ func TestF54LogReaderThatStandsStillOrEnds(t *testing.T) {
 		fill(d)
 		p.Stop(t)
 		// The program fails, and cannot say why.
-		d = dir(t)
-		p = testkit.Prepare(t, d, append(program, "--listen", "none/s")...)
+		p = testkit.Prepare(t, dir(t), append(program, "--listen", "none/s")...)
 		r, w, err := os.Pipe()
 		check(t, err)
 		fd := int(w.Fd())
@@ -146,9 +132,7 @@ func TestF54LogReaderThatStandsStillOrEnds(t *testing.T) {
 		p.Cmd.Stderr = w
 		p.Start(t)
 		check(t, w.Close())
-		if status := p.Status(t); status != 1 {
-			t.Errorf("%v: exit status %d", program, status)
-		}
+		p.WantStatus(t, 1)
 		check(t, r.Close())
 		cases += 5
 	}

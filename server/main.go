@@ -35,8 +35,7 @@ type commands struct {
 
 func main() {
 	os.Exit(cli.Main("server", "Echo everything received on Unix domain sockets.", &commands{},
-		[]os.Signal{syscall.SIGTERM, syscall.SIGINT},
-		kong.Vars{"idle": "10m", "idle_help": "Disconnect clients that send nothing for this long."}))
+		[]os.Signal{syscall.SIGTERM, syscall.SIGINT}))
 }
 
 type healthcheckCmd struct{ server.Healthcheck }

@@ -1,24 +1,20 @@
 package main_test
 
 import (
-	"fmt"
-	"os"
+	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "crowd" {
-		if err := crowd(os.Args[2]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	testkit.Main(m, ".", "../client")
-}
+func TestMain(m *testing.M) { testkit.Main(m, ".", "../client") }
+
+// TestScripts is what the command line promises, except what needs more than a
+// shell has.
+func TestScripts(t *testing.T) { testkit.Scripts(t, "testdata/script") }
 
 const patience = testkit.Patience
 
@@ -52,5 +48,46 @@ func startAttr(t *testing.T, attr *syscall.SysProcAttr, d string, args ...string
 // serve starts a server in d and waits until it serves.
 func serve(t *testing.T, d string, args ...string) *process {
 	t.Helper()
-	return next(t, d, append([]string{"server"}, args...)...)
+	return serving(t, start(t, d, append([]string{"server"}, args...)...))
+}
+
+// serving waits until a server serves.
+func serving(t *testing.T, server *process) *process {
+	t.Helper()
+	server.Err.Await(t, 1, "waiting for a ")
+	return server
+}
+
+const message = "This is the message.  It will be repeated."
+
+// clientEchoes runs the client, which must get its message back.
+func clientEchoes(t *testing.T, d string, args ...string) {
+	t.Helper()
+	gotBack(t, start(t, d, append([]string{"client"}, args...)...))
+}
+
+// gotBack waits for the end of a client, which must have got its message back.
+func gotBack(t *testing.T, client *process) {
+	t.Helper()
+	client.WantStatus(t, 0)
+	if out := client.Out.String(); out != message {
+		t.Errorf("%q: output %q", client.Cmd.Args, out)
+	}
+}
+
+// wantHealthy runs a health check, which must succeed.
+func wantHealthy(t *testing.T, d string, addrs ...string) {
+	t.Helper()
+	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--timeout", patience.String(), "--listen", strings.Join(addrs, ",")); status != 0 {
+		t.Errorf("health check of %q: exit status %d, error %q", addrs, status, stderr)
+	}
+}
+
+// limitFiles limits the files that a running process may open. lift ends that.
+func limitFiles(t *testing.T, p *process, n uint64) (lift func()) {
+	t.Helper()
+	var before unix.Rlimit
+	check(t, unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, nil, &before))
+	check(t, unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: before.Max}, nil))
+	return func() { t.Helper(); check(t, unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, &before, nil)) }
 }

@@ -1,12 +1,7 @@
 package main_test
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"fmt"
-	"io"
-	"os"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -39,93 +34,4 @@ func TestF1KilledServerStartsAgainAndNothingIsLost(t *testing.T) {
 		Count:   kills,
 		Outcome: fmt.Sprintf("%d of %d restarts succeeded, and all clients came back each time; %v", kills, kills, sum),
 	})
-}
-
-// With every kill the client gets more to send, and its input ends after the
-// last kill.
-func TestTransferThroughTenKillsIsByteIdentical(t *testing.T) {
-	t.Parallel()
-	const kills, lines = 10, 50_000
-	for _, typ := range []string{"stream", "seqpacket", "datagram"} {
-		t.Run(typ, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			args := []string{"server", "--log-level", "warn", "--chunk", "65536", "--listen", typ + ":s"}
-			server := start(t, d, args...)
-			silence := "0s"
-			if typ == "datagram" {
-				silence = "300ms"
-			}
-			client := start(t, d, "client", "--retry", "60s", "--log-level", "warn", "--timeout", silence, "--chunk", "4096", "--connect", typ+":s", "-")
-			sent := sha256.New()
-			for kill := range kills + 1 {
-				var part strings.Builder
-				for line := range lines {
-					fmt.Fprintf(&part, "%d.%d\n", kill, line)
-				}
-				written := make(chan error, 1)
-				go func() {
-					_, err := io.WriteString(io.MultiWriter(sent, client.In), part.String())
-					written <- err
-				}()
-				if kill < kills {
-					client.Out.Await(t, 1, fmt.Sprintf("\n%d.%d\n", kill, lines/10))
-					server.Signal(t, syscall.SIGKILL)
-					<-server.Ended
-					server = start(t, d, args...)
-				}
-				check(t, <-written)
-			}
-			check(t, client.In.Close())
-			if status := client.Status(t); status != 0 {
-				t.Fatalf("exit status is %d: %s", status, &client.Err)
-			}
-			if back := sha256.Sum256([]byte(client.Out.String())); !bytes.Equal(back[:], sent.Sum(nil)) {
-				t.Error("the echo differs from the bytes sent")
-			}
-			wantWords(t, client.Err.String(), "connecting again")
-			server.Stop(t)
-		})
-	}
-}
-
-func TestResumingClientSendsNothingToServerOfAnotherUser(t *testing.T) {
-	testkit.NeedRoot(t, "to be another user")
-	t.Parallel()
-	for _, typ := range []string{"stream", "seqpacket"} {
-		t.Run(typ, func(t *testing.T) {
-			t.Parallel()
-			d := dir(t)
-			server := serve(t, d, "--listen", typ+":s", "--log-format", "plain")
-			client := start(t, d, "client", "--retry", "60s", "--require-uid", "0", "--connect", typ+":s", "--chunk", "4", "-")
-			_, err := io.WriteString(client.In, "one\n")
-			check(t, err)
-			client.Out.Await(t, 1, "one\n")
-			server.Signal(t, syscall.SIGKILL)
-			<-server.Ended
-
-			// Another user moves its own socket there.
-			other := d + "/other"
-			check(t, os.Mkdir(other, 0o755))
-			check(t, os.Chown(other, 12345, 12345))
-			impostor := startAs(t, 12345, other, "server", "--mode", "0666", "--listen", typ+":s", "--log-format", "plain")
-			impostor.Err.Await(t, 1, "waiting for a ")
-			check(t, os.Rename(other+"/s", d+"/s"))
-
-			_, err = io.WriteString(client.In, "two\n")
-			check(t, err)
-			if status := client.Status(t); status != 1 {
-				t.Errorf("exit status is %d", status)
-			}
-			wantWords(t, client.Err.String(), "the server runs as user 12345, not 0 as --require-uid requires")
-			if out := client.Out.String(); out != "one\n" {
-				t.Errorf("output is %q", out)
-			}
-			impostor.Signal(t, syscall.SIGTERM)
-			impostor.Status(t)
-			if strings.Contains(impostor.Err.String(), "received 't") {
-				t.Errorf("the other server was sent something:\n%s", &impostor.Err)
-			}
-		})
-	}
 }

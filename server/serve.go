@@ -21,14 +21,14 @@ import (
 
 type serveCmd struct {
 	server.ListenFlag
-	server.LimitFlags
-	Chunk        int           `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream (default: ${default})."`
-	Sndbuf       int           `default:"0" placeholder:"BYTES" help:"Send buffer of datagram and seqpacket sockets, SO_SNDBUF as the kernel counts it; a message may be 32 bytes less (default: the system's)."`
-	Spin         time.Duration `default:"100us" placeholder:"DURATION" help:"How long the server polls after its last activity before it sleeps. Polling gives faster answers and costs CPU time. 0s: no polling; with one processor there is none (default: ${default})."`
-	Takeover     bool          `help:"Take the sockets over from the server that runs at these paths, if there is one and it was started with --takeover too. That server hands its sockets over, serves its clients to the end, within its --drain-timeout, and exits. No client is refused meanwhile."`
-	WriteTimeout time.Duration `default:"30s" placeholder:"DURATION" help:"Disconnect clients that have data to read but read nothing for this long. 0s: no limit (default: ${default})."`
-	Admin        *addr.Addr    `placeholder:"ADDR" help:"Serve metrics and status over HTTP at this address, to the server's own user: stream:PATH, always of mode 0600 (default: none)."`
-	Identity     string        `placeholder:"TEXT" help:"A name for this server, its node's name for example. It is a field of every event, and of --admin's status (default: none)."`
+	server.LimitFlags `set:"idle=10m"`
+	Chunk             int           `default:"16" placeholder:"BYTES" help:"Size of one receive on a stream."`
+	Sndbuf            int           `placeholder:"BYTES" help:"Send buffer (SO_SNDBUF) of datagram and seqpacket sockets; a message may be 32 bytes less (default: the system's)."`
+	Spin              time.Duration `default:"100us" placeholder:"DURATION" help:"How long to poll before sleeping, for faster answers at the cost of CPU time; 0s: no polling."`
+	Takeover          bool          `help:"Take the sockets over from the running server, and hand them over to the next one; each needs this flag. No client is refused."`
+	WriteTimeout      time.Duration `default:"30s" placeholder:"DURATION" help:"Disconnect clients that have data to read but read nothing for this long; 0s: no limit."`
+	Admin             *addr.Addr    `placeholder:"ADDR" help:"Serve metrics and status over HTTP at this address, stream:PATH, for the server's own user."`
+	Identity          string        `placeholder:"TEXT" help:"A name for this server, its node's name for example, in every event and in --admin's status."`
 	cli.LogFlags
 }
 

@@ -33,7 +33,7 @@ type Std struct {
 // signals, stays ignored if it was, by nohup(1). Otherwise it ends the process
 // without a line, with the status that a shell reports for it: the process's
 // caller is gone, for example a terminal's session, or ssh(1) with a ProxyCommand.
-func Main(name, description string, commands any, signals []os.Signal, options ...kong.Option) int {
+func Main(name, description string, commands any, signals []os.Signal) int {
 	// If the reader of the output or of the log ends, SIGPIPE must not end this
 	// process before it has removed its socket: the write fails instead.
 	signal.Ignore(unix.SIGPIPE)
@@ -43,11 +43,8 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 
 	std := Std{os.Stdin, os.Stdout, os.Stderr}
 	texts := &noting{w: std.Out}
-	options = append(options, values...)
-	options = append(options,
-		kong.Name(name),
+	parser := parserOf(name, commands,
 		kong.Description(description),
-		kong.DefaultEnvars("UDS"),
 		kong.Vars{"version": name + " " + Version},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(std),
@@ -60,12 +57,9 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 			os.Exit(status)
 		}),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+		kong.ValueFormatter(withDefault),
 		kong.Help(help),
 	)
-	parser, err := kong.New(commands, options...)
-	if err != nil {
-		panic(err) // the struct is declared wrongly; user input cannot cause this
-	}
 	status := 2
 	parsed, err := parser.Parse(os.Args[1:])
 	if err == nil {
@@ -86,6 +80,11 @@ func Main(name, description string, commands any, signals []os.Signal, options .
 	}
 	lastLine(std.Err, "%s: %s\n", name, text)
 	return status
+}
+
+// parserOf panics if the struct is declared wrongly; user input cannot cause this.
+func parserOf(name string, commands any, options ...kong.Option) *kong.Kong {
+	return kong.Must(commands, slices.Concat(options, values, []kong.Option{kong.Name(name), kong.DefaultEnvars("UDS")})...)
 }
 
 // untilSignal returns a context that the first of signals ends. By then a second

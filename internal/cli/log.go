@@ -10,8 +10,8 @@ import (
 
 // LogFlags are the flags of a command that logs.
 type LogFlags struct {
-	LogFormat string `default:"console" enum:"plain,console,json" placeholder:"FORMAT" help:"Format of events: plain (messages only), console or json (default: ${default})."`
-	LogLevel  string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"The lowest level of events to write: debug, info, warn or error (default: ${default})."`
+	LogFormat string `default:"console" enum:"plain,console,json" placeholder:"FORMAT" help:"Format of events: plain (messages only), console or json."`
+	LogLevel  string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"The lowest level of events to write: debug, info, warn or error."`
 }
 
 // Logger writes events to w: as their messages alone (plain), for people

@@ -46,15 +46,12 @@ type Client struct {
 // s is enough. An empty message is not sent over a stream, and the direction
 // is not ended: the client only listens.
 func (c *Client) Message(ctx context.Context, conn *sock.Conn, message []byte, out io.Writer) error {
-	if c.NoEcho && len(message) == 0 && !addr.TypeOf(conn).Messages() {
-		return c.exchange(ctx, conn, nil, out, -1, zerolog.InfoLevel)
+	t := transfer{in: bytes.NewReader(message), out: out, length: int64(len(message)), level: zerolog.InfoLevel}
+	if !c.NoEcho || len(message) > 0 || addr.TypeOf(conn).Messages() {
+		c.Log.Info().Int("bytes", len(message)).Msg("sending " + logtext.Quote(message))
+		t.toEnd = c.NoEcho
 	}
-	c.Log.Info().Int("bytes", len(message)).Msg("sending " + logtext.Quote(message))
-	want := int64(len(message))
-	if c.NoEcho {
-		want = -1
-	}
-	return c.transfer(ctx, conn, bytes.NewReader(message), out, 0, want, zerolog.InfoLevel)
+	return c.transfer(ctx, conn, t)
 }
 
 // Copy sends in to its end and writes the echo to out. Single chunks and
@@ -69,120 +66,179 @@ func (c *Client) Message(ctx context.Context, conn *sock.Conn, message []byte, o
 // one message if Chunk is 0. NoEcho works as in Message.
 func (c *Client) Copy(ctx context.Context, conn *sock.Conn, in io.Reader, out io.Writer) error {
 	c.Log.Info().Msg("sending standard input")
-	return c.transfer(ctx, conn, in, out, c.Chunk, -1, zerolog.DebugLevel)
+	return c.transfer(ctx, conn, transfer{in: &input{Reader: in}, out: out, toEnd: true, size: c.Chunk, level: zerolog.DebugLevel})
 }
 
-// The default sizes of one receive on a stream in bytes: of the echo of a message,
-// as in the example program that this one replaces, and of an echo to the end.
-const (
-	messageChunk = 16
-	copyChunk    = 64 << 10
-)
+// A transfer is what a client sends and receives.
+type transfer struct {
+	in     io.Reader
+	out    io.Writer
+	size   int   // of a message in bytes; 0: a line each, or all of the input is one
+	toEnd  bool  // over a stream: end the direction after the input, and receive to the end of the other
+	length int64 // of the input in bytes, if not toEnd
+	level  zerolog.Level
+}
 
-// exchange receives want bytes, or to the end if want is negative. Without an
-// input it only receives.
-func (c *Client) exchange(ctx context.Context, conn *sock.Conn, in io.Reader, out io.Writer, want int64, level zerolog.Level) error {
-	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	s := &sender{client: c, conn: conn, in: in, end: want < 0}
-	sent := make(chan struct{})
-	if in == nil {
-		s.done.Store(true)
-		close(sent)
-	} else {
-		go func() { defer close(sent); s.run() }()
+// An input names itself in its errors. It is not read again after its end: a
+// terminal would wait for another Ctrl-D.
+type input struct {
+	io.Reader
+	err error
+}
+
+func (in *input) Read(p []byte) (n int, err error) {
+	if in.err == nil {
+		n, in.err = in.Reader.Read(p)
 	}
+	if in.err != nil && in.err != io.EOF {
+		return n, fmt.Errorf("read the input: %w", in.err)
+	}
+	return n, in.err
+}
 
-	got, err := c.receive(s, out, want, level)
-	if err == nil && c.NoEcho {
-		awaitSent(ctx, conn, sent)
+// An exchange is a transfer over one connection.
+type exchange struct {
+	*Client
+	transfer
+	conn     *sock.Conn
+	kind     addr.Type
+	buf      []byte         // for a stream
+	receiver *sock.Receiver // for the other types
+	sizes    chan int       // of the messages in flight
+	sent     atomic.Int64   // bytes of a stream
+	done     atomic.Bool    // all is sent, or with NoEcho no more can be
+	got      int64          // bytes of a stream, or messages
+}
+
+func (c *Client) exchange(ctx context.Context, conn *sock.Conn, t transfer) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	e := &exchange{Client: c, transfer: t, conn: conn, kind: addr.TypeOf(conn)}
+	// One less than the window, as the receiver takes one out before it waits
+	// for the reply.
+	e.sizes = make(chan int, max(c.Window, 1)-1)
+	send, receive := e.sendBytes, e.receiveBytes
+	if e.kind.Messages() {
+		send, receive = e.sendMessages, e.receiveMessages
+		e.receiver = sock.NewReceiver(sock.MaxMessage())
+	} else {
+		size := copyChunk
+		if !t.toEnd && !c.NoEcho {
+			size = messageChunk
+		}
+		e.buf = make([]byte, cmp.Or(c.Chunk, size))
+	}
+	if c.NoEcho {
+		receive = e.receiveAny
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer close(e.sizes)
+		err := send(ctx)
+		if err != nil && err != errClosed { // for errClosed the receiver reports what was due
+			cancel(err)
+		}
+		e.done.Store(err == nil || c.NoEcho)
+		if err == nil && t.toEnd && (c.NoEcho || !e.kind.Messages()) && e.kind.Connects() {
+			_ = conn.CloseWrite()
+		}
+	}()
+	err := receive(ctx)
+	if err == nil && c.NoEcho && !conn.Closed() {
+		select { // the server has ended its own direction first, and still reads
+		case <-ended:
+		case <-ctx.Done():
+		}
 	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if sendErr := s.err(); sendErr != nil {
-		return sendErr
+	return err
+}
+
+// writeBy sets a deadline for the next send if no due echo bounds the wait:
+// the server may never read.
+func (e *exchange) writeBy() error {
+	if !e.NoEcho || e.Timeout == 0 {
+		return nil
 	}
-	if err != nil || c.NoEcho {
-		return err
+	return e.conn.SetWriteDeadline(time.Now().Add(e.Timeout))
+}
+
+// unsent returns the error of a send, errClosed if the receiver notices it
+// itself: the server may still send after it stops reading.
+func (e *exchange) unsent(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("the server has not read for %v; is it paused or overloaded?", e.Timeout)
+	case !e.kind.Messages(), e.NoEcho && errors.Is(err, unix.EPIPE), !e.NoEcho && e.kind == addr.Seqpacket && isGone(err):
+		return errClosed
 	}
-	if short := got < want || want < 0 && (!s.done.Load() || got < s.sent.Load()); short {
-		// In full: "received … of … bytes before the server closed the connection".
-		return fmt.Errorf("received %d of %d bytes before %w%s", got, s.sent.Load(), errClosed, whyAtOnce(got))
+	return err
+}
+
+// isGone reports whether the server has closed the connection, after it read
+// everything (EPIPE) or before (ECONNRESET).
+func isGone(err error) bool { return errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) }
+
+// receive waits for a message, or for bytes of a stream.
+func (e *exchange) receive(patience time.Duration) ([]byte, error) {
+	if patience > 0 {
+		if err := e.conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+			return nil, err
+		}
+	}
+	if e.receiver != nil {
+		return e.conn.Receive(e.receiver)
+	}
+	n, err := e.conn.Read(e.buf)
+	return e.buf[:n], err
+}
+
+func (e *exchange) received(p []byte) error {
+	if e.Log.GetLevel() <= e.level {
+		e.Log.WithLevel(e.level).Int("bytes", len(p)).Msg("received " + logtext.Quote(p))
+	}
+	if _, err := e.out.Write(p); err != nil {
+		return fmt.Errorf("write the output: %w", err)
 	}
 	return nil
 }
 
-// errClosed means that a connection ended before the whole echo was received.
-var errClosed = errors.New("the server closed the connection")
+// anyPatience is how long a silence over datagrams, which have no end, counts
+// as the end without a timeout.
+const anyPatience = time.Second
 
-// whyAtOnce returns the likely reason why a server closes before it has
-// answered.
-func whyAtOnce[N int | int64](got N) string {
-	if got > 0 {
-		return ""
+// receiveAny receives until the server ends the connection or, once the input
+// has been sent, is silent for too long.
+func (e *exchange) receiveAny(context.Context) error {
+	patience := e.Timeout
+	if !e.kind.Connects() {
+		patience = cmp.Or(patience, anyPatience)
 	}
-	return fmt.Sprintf("; it may be at its connection limit, or deny %s", whoAmI())
-}
-
-func whoAmI() string { return fmt.Sprintf("uid %d gid %d", os.Geteuid(), os.Getegid()) }
-
-func (c *Client) receive(s *sender, out io.Writer, want int64, level zerolog.Level) (got int64, err error) {
-	size := messageChunk
-	if want < 0 {
-		size = copyChunk
-	}
-	buf := make([]byte, cmp.Or(c.Chunk, size))
-	for got != want {
-		due := s.done.Load() || !c.NoEcho && s.sent.Load() != got
-		if c.Timeout > 0 {
-			if err := s.conn.SetReadDeadline(time.Now().Add(c.Timeout)); err != nil {
-				return got, err
-			}
-		}
-		part := buf
-		if want >= 0 {
-			part = buf[:min(int64(len(buf)), want-got)]
-		}
-		n, err := s.conn.Read(part)
-		if n > 0 {
-			if c.Log.GetLevel() <= level {
-				c.Log.WithLevel(level).Int("bytes", n).Msg("received " + logtext.Quote(part[:n]))
-			}
-			got += int64(n)
-			if _, err := out.Write(part[:n]); err != nil {
-				return got, fmt.Errorf("write the output: %w", err)
-			}
-		}
+	for reset := false; ; {
+		done := e.done.Load()
+		p, err := e.receive(patience)
 		switch {
 		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded) && !due: // no bytes were due
-		case errors.Is(err, os.ErrDeadlineExceeded) && c.NoEcho:
-			return got, nil
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return got, fmt.Errorf("no answer for %v: received %d of %d bytes; is the server paused or overloaded?",
-				c.Timeout, got, s.sent.Load())
-		case c.NoEcho && got == 0 && errors.Is(err, unix.ECONNRESET):
-			return got, errUnread
-		case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
-			// ECONNRESET is end of file too, from a server that had not read
-			// everything.
-			return got, nil
+			e.got++
+			if err := e.received(p); err != nil {
+				return err
+			}
+		case errors.Is(err, os.ErrDeadlineExceeded) && !done:
+		case errors.Is(err, unix.ECONNRESET): // comes once, before the records that the server has sent
+			reset = true
+		case errors.Is(err, io.EOF) && reset && e.got == 0:
+			return errUnread
+		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, io.EOF):
+			return nil
 		default:
-			return got, fmt.Errorf("receive: %w", err)
+			return fmt.Errorf("receive: %w", err)
 		}
-	}
-	return got, nil
-}
-
-// awaitSent waits until the input is sent, if the server has ended its own
-// direction first and still reads.
-func awaitSent(ctx context.Context, conn *sock.Conn, sent <-chan struct{}) {
-	if conn.Closed() {
-		return
-	}
-	select {
-	case <-sent:
-	case <-ctx.Done():
 	}
 }
 
@@ -190,115 +246,16 @@ func awaitSent(ctx context.Context, conn *sock.Conn, sent <-chan struct{}) {
 // nothing.
 var errUnread = errors.New("the server closed the connection without an answer, and without reading everything that was sent")
 
-// sender is the direction to the server.
-type sender struct {
-	client *Client
-	conn   *sock.Conn
-	in     io.Reader
-	end    bool // end the direction after the input
-	sent   atomic.Int64
-	done   atomic.Bool // all of the input has been sent
-	bad    atomic.Pointer[error]
+// errClosed means that a connection ended before the whole echo was received.
+var errClosed = errors.New("the server closed the connection")
+
+// whyAtOnce returns the likely reason why a server closes before it has
+// answered.
+func whyAtOnce(got int64) string {
+	if got > 0 {
+		return ""
+	}
+	return fmt.Sprintf("; it may be at its connection limit, or deny %s", whoAmI())
 }
 
-// run copies the input to the connection. If the input fails, it closes the
-// connection, which ends the receiver. If the connection fails, the receiver
-// notices it itself.
-func (s *sender) run() {
-	if s.client.NoEcho {
-		defer s.done.Store(true) // the server may still send after it stops reading
-	}
-	if file, ok := s.in.(*os.File); ok {
-		if err := s.sendFile(file); err != nil {
-			s.stop(err)
-			return
-		}
-	}
-	buf := make([]byte, copyChunk)
-	for {
-		n, err := s.in.Read(buf)
-		if n > 0 {
-			s.sent.Add(int64(n)) // count first, so that no echo is larger than the count
-			err := s.client.writeBy(s.conn)
-			if err == nil {
-				_, err = s.conn.Write(buf[:n])
-			}
-			if err != nil {
-				s.stop(err)
-				return
-			}
-		}
-		switch err {
-		case nil:
-		case io.EOF:
-			s.done.Store(true)
-			if s.end {
-				_ = s.conn.CloseWrite()
-			}
-			return
-		default:
-			s.fail(fmt.Errorf("read the input: %w", err))
-			return
-		}
-	}
-}
-
-// sendFile sends a regular file with sendfile(2), which does not copy it through
-// this program. It leaves to run what it cannot send, with the errors of that.
-func (s *sender) sendFile(file *os.File) error {
-	if info, err := file.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil
-	}
-	conn, err := s.conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var n int
-	for sent := error(nil); sent == nil; {
-		if err := s.client.writeBy(s.conn); err != nil {
-			return err
-		}
-		err := conn.Write(func(fd uintptr) bool {
-			n, sent = unix.Sendfile(int(fd), int(file.Fd()), nil, 1<<20)
-			s.sent.Add(int64(max(n, 0)))
-			return sent != unix.EAGAIN
-		})
-		if err != nil || n == 0 {
-			return err
-		}
-	}
-	return nil
-}
-
-// stop ends the sending after an error of the connection.
-func (s *sender) stop(err error) {
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		s.fail(s.client.unread())
-	}
-}
-
-func (s *sender) fail(err error) {
-	s.bad.Store(&err)
-	_ = s.conn.Close()
-}
-
-// writeBy sets a deadline for the next send if no due echo bounds the wait:
-// the server may never read.
-func (c *Client) writeBy(conn *sock.Conn) error {
-	if !c.NoEcho || c.Timeout == 0 {
-		return nil
-	}
-	return conn.SetWriteDeadline(time.Now().Add(c.Timeout))
-}
-
-// unread returns the error of a send that writeBy has ended.
-func (c *Client) unread() error {
-	return fmt.Errorf("the server has not read for %v; is it paused or overloaded?", c.Timeout)
-}
-
-func (s *sender) err() error {
-	if err := s.bad.Load(); err != nil {
-		return *err
-	}
-	return nil
-}
+func whoAmI() string { return fmt.Sprintf("uid %d gid %d", os.Geteuid(), os.Getegid()) }

@@ -8,10 +8,8 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
-	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -32,46 +30,43 @@ func broken(err error) bool {
 	return false
 }
 
-// transfer sends in and receives want bytes, or to the end if want is
-// negative. Over the types that keep boundaries it sends messages of size
-// bytes. If the connection breaks, it continues over another one, if Redial
-// allows that.
-func (c *Client) transfer(ctx context.Context, conn *sock.Conn, in io.Reader, out io.Writer, size int, want int64, level zerolog.Level) error {
-	once := func(conn *sock.Conn, in io.Reader, out io.Writer, back int64) error {
-		if addr.TypeOf(conn).Messages() {
-			return c.messages(ctx, conn, in, size, out, level)
-		}
-		rest := want
-		if want > 0 {
-			rest = want - back
-		}
-		return c.exchange(ctx, conn, in, out, rest, level)
-	}
+// NewBackOff returns the times between two attempts to connect, with jitter: many
+// clients must not come back at the same moment.
+func NewBackOff() *backoff.ExponentialBackOff {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
+	return wait
+}
+
+// transfer sends and receives t. If the connection breaks, it continues over
+// another one, if Redial allows that.
+func (c *Client) transfer(ctx context.Context, conn *sock.Conn, t transfer) error {
 	if c.Redial == nil || c.NoEcho {
-		return once(conn, in, out, 0)
+		return c.exchange(ctx, conn, t)
 	}
 	// A message is sent once all of it is read, so the tape must hold at least
 	// one message, and one byte more to notice a message that is too large.
-	t := newTape(in, max(maxKept, size, sock.MaxMessage()+1))
-	defer t.rewound() // otherwise a reader that waits for room would wait for ever
-	w := &acknowledger{out: out, tape: t}
-	wait := backoff.NewExponentialBackOff() // with jitter, so that many clients do not come back at the same moment
-	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
+	in := newTape(t.in, max(maxKept, t.size, sock.MaxMessage()+1))
+	defer in.rewound() // otherwise a reader that waits for room would wait for ever
+	out := &acknowledger{out: t.out, tape: in}
+	wait := NewBackOff()
 	defer func() { _ = conn.Close() }()
 	var failing time.Time // when a connection first broke, with no bytes received since
 	for {
-		before, began := w.back, time.Now()
-		err := once(conn, t.rewound(), w, before)
-		due, end := t.state()
+		before, began := out.back, time.Now()
+		rest := t
+		rest.in, rest.out, rest.length = in.rewound(), out, t.length-before
+		err := c.exchange(ctx, conn, rest)
+		due, end := in.state()
 		switch {
-		case w.err != nil:
-			return w.err
+		case out.err != nil:
+			return out.err
 		case err == nil || ctx.Err() != nil || !broken(err) || end != nil && end != io.EOF:
 			return err
-		case !due && end == io.EOF && w.back > 0:
+		case !due && end == io.EOF && out.back > 0:
 			return nil // the whole echo was received
 		// A connection over which nothing had to be sent is good if it lasts.
-		case w.back > before || !due && time.Since(began) > c.Patience:
+		case out.back > before || !due && time.Since(began) > c.Patience:
 			failing = time.Time{}
 			wait.Reset()
 		}
@@ -81,7 +76,7 @@ func (c *Client) transfer(ctx context.Context, conn *sock.Conn, in io.Reader, ou
 		if time.Since(failing) > c.Patience {
 			return fmt.Errorf("%w (tried for %v)", err, c.Patience)
 		}
-		c.Log.Warn().Err(err).Int64("bytes", w.back).Msgf("connecting again: %v", err)
+		c.Log.Warn().Err(err).Int64("bytes", out.back).Msgf("connecting again: %v", err)
 		_ = conn.Close()
 		select {
 		case <-time.After(wait.NextBackOff()):

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"fmt"
 	"time"
 
@@ -36,15 +37,16 @@ type peer struct {
 func (r *Relay) Receive(m server.Message) (more bool) {
 	p := r.peers[m.Key()]
 	if p == nil {
-		if !r.makeRoom(m.Cred()) {
+		cred := m.Cred()
+		if !r.makeRoom(cred) {
 			r.warn.Warn().Str("peer", logtext.Escape(m.Address())).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
 			m.Close(m.Files...)
 			return true
 		}
 		r.lastID++
-		p = &peer{relay: r, client: m.Clone(), cred: m.Cred(), id: r.lastID, record: r.record(r.lastID, m.Address(), m.Cred()), fd: -1}
+		p = &peer{relay: r, client: m.Clone(), cred: cred, id: r.lastID, record: r.record(r.lastID, m.Address(), cred), fd: -1}
 		r.peers[p.client.Key()] = p
-		logtext.WithCred(r.srv.Log.Info().Uint64("conn", p.id).Str("peer", logtext.Escape(m.Address())), p.cred).Msg("message from a new client")
+		logtext.WithCred(r.srv.Log.Info().Uint64("conn", p.id).Str("peer", logtext.Escape(m.Address())), cred).Msg("message from a new client")
 	}
 	p.record.Data(true, m.Bytes, m.Files)
 	return p.send(m.Bytes, m.Files)
@@ -57,35 +59,24 @@ func (r *Relay) Receive(m server.Message) (more bool) {
 // not accepted yet stays.
 func (r *Relay) makeRoom(cred *unix.Ucred) bool {
 	same := func(p *peer) bool { return cred != nil && p.cred != nil && cred.Uid == p.cred.Uid }
-	all, own := 0, 0
-	var victim, victimOwn *peer
-	better := func(p, than *peer) bool {
-		switch {
-		case p.rest != nil:
-			return false
-		case than == nil:
-			return true
-		case (p.owed == 0) != (than.owed == 0):
-			return p.owed == 0
+	own := 0
+	for _, p := range r.peers {
+		if same(p) {
+			own++
 		}
-		return p.last < than.last
+	}
+	tooManyOwn := r.config.MaxPeersPerUser > 0 && own >= r.config.MaxPeersPerUser
+	if !tooManyOwn && (r.config.MaxPeers == 0 || len(r.peers) < r.config.MaxPeers) {
+		return true
+	}
+	var victim *peer
+	order := func(a, b *peer) int {
+		return cmp.Or(cmp.Compare(min(a.owed, 1), min(b.owed, 1)), cmp.Compare(a.last, b.last))
 	}
 	for _, p := range r.peers {
-		if all++; better(p, victim) {
+		if p.rest == nil && (same(p) || !tooManyOwn) && (victim == nil || order(p, victim) < 0) {
 			victim = p
 		}
-		if !same(p) {
-			continue
-		}
-		if own++; better(p, victimOwn) {
-			victimOwn = p
-		}
-	}
-	switch {
-	case r.config.MaxPeersPerUser > 0 && own >= r.config.MaxPeersPerUser:
-		victim = victimOwn
-	case r.config.MaxPeers == 0 || all < r.config.MaxPeers:
-		return true
 	}
 	if victim == nil {
 		return false
@@ -104,10 +95,7 @@ func (p *peer) touch() {
 // the peer keeps it and receives nothing more until it is sent.
 func (p *peer) send(message []byte, files []int) bool {
 	p.touch()
-	err := error(unix.EBADF)
-	if p.fd >= 0 {
-		_, err = sock.SendFiles(p.fd, message, files, "")
-	}
+	_, err := sock.SendFiles(p.fd, message, files, "") // EBADF while it is being dialled
 	switch {
 	case err == nil:
 		if p.client.Address() != "" { // otherwise no answer can reach it
@@ -167,9 +155,6 @@ func (p *peer) connected(conn *sock.Conn, err error) {
 		p.fd, err = conn.Detach()
 	}
 	if err == nil {
-		if !r.config.PassFiles {
-			sock.RefuseRights(p.fd)
-		}
 		p.noRights = sock.RefusesRights(p.fd)
 		_ = sock.SetSendBuffer(p.fd, sock.MaxMessage()+32) // otherwise a message that is too large fails with EMSGSIZE
 		err = r.srv.Loop.Add(p.fd, p, unix.EPOLLIN)

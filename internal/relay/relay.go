@@ -1,5 +1,5 @@
 // Package relay forwards what the clients of a server send to one target, and
-// returns what the target sends: bytes, whole messages, and descriptors. Package
+// returns what the target sends: bytes, whole messages, and descriptors. The
 // server listens, accepts, limits and drains. The relay uses its loop, and
 // everything except dialling runs on the loop's goroutine.
 //
@@ -37,7 +37,8 @@ import (
 type Config struct {
 	Target addr.Addr
 	// Dial connects to the target, however long that takes, and checks the
-	// user that serves there. It is called from many goroutines.
+	// user that serves there. Without PassFiles its sockets refuse descriptors.
+	// It is called from many goroutines.
 	Dial func(context.Context) (*sock.Conn, error)
 	// Check is the check alone, for a Unix target to which the relay could
 	// connect at once.
@@ -65,12 +66,12 @@ type Relay struct {
 
 	links      map[*link]struct{}
 	peers      map[server.SenderKey]*peer
-	lastID     uint64   // of the last peer
-	passed     uint64   // messages of all peers
-	parked     []*end   // see room.go
-	buf        []byte   // for the next receive
-	free       [][]byte // for an end that keeps buf
-	pipes      []*pipe  // empty
+	lastID     uint64       // of the last peer
+	passed     uint64       // messages of all peers
+	parked     []*direction // see room.go
+	buf        []byte       // for the next receive
+	free       sync.Pool    // of *[bufSize]byte, to take its place if a direction keeps it
+	pipes      []*pipe      // empty
 	madePipes  int
 	files      usage   // descriptors that were received, and are not closed yet
 	flying     usage   // descriptors that were sent, and may not be received yet
@@ -84,12 +85,11 @@ type Relay struct {
 	queued atomic.Int32  // dials in that queue
 }
 
-// The size of one receive, and the share of one end before the others get
+// The size of one receive, and the share of one direction before the others get
 // their turn.
 const (
 	bufSize = 64 << 10
 	maxTurn = 4
-	maxFree = 16 // buffers kept for the next end that has to wait
 )
 
 // New makes a relay for the clients of srv, whose memory all connections share,
@@ -106,17 +106,43 @@ func New(srv *server.Server, c Config) (*Relay, error) {
 	}
 	r.buf = make([]byte, size)
 	r.noRights = !c.PassFiles && sock.CanRefuseRights()
-	r.files.users, r.flying.users = map[int64]int{}, map[int64]int{}
+	r.files, r.flying = newUsage(), newUsage()
+	r.free.New = func() any { return new([bufSize]byte) }
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return nil, os.NewSyscallError("getrlimit", err)
 	}
-	r.mostFlying = max(int(min(limit.Cur, math.MaxInt32))/4, maxFiles)
+	r.mostFlying = max(int(min(limit.Cur, math.MaxInt32))/4, sock.MaxRights)
 	var err error
 	if c.PassFiles {
 		r.placer, err = newPlacer()
 	}
 	return r, err
+}
+
+// connect connects to the target if that takes no time: to a Unix socket that
+// is served and has room in its backlog. On any failure, [Relay.dial] finds
+// the reason.
+func (r *Relay) connect() (fd int, ok bool) {
+	if !r.config.Target.Type.Unix() || r.queued.Load() > 0 {
+		return -1, false
+	}
+	fd, err := sock.DialConfig{Control: func(fd int) error {
+		sock.InlineUrgent(fd)
+		if !r.config.PassFiles {
+			sock.RefuseRights(fd)
+		}
+		return nil
+	}}.Connect(r.config.Target.Sock())
+	if err != nil {
+		return -1, false
+	}
+	cred, err := sock.PeerCred(fd)
+	if err != nil || r.config.Check(*cred) != nil {
+		_ = unix.Close(fd)
+		return -1, false
+	}
+	return fd, true
 }
 
 // dial connects to the target, unless ctx ends before, and makes the loop's
@@ -151,11 +177,7 @@ func (r *Relay) queue(ctx context.Context) (*sock.Conn, error) {
 		if !errors.Is(err, unix.EAGAIN) {
 			return conn, err
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
+		time.Sleep(pause) // Dial notices the end of ctx
 	}
 }
 
@@ -205,7 +227,7 @@ func (r *Relay) Close() {
 	r.srv.Loop.CallPosted()
 	lost := 0
 	for l := range r.links {
-		lost += l.client.unsent() + l.target.unsent()
+		lost += l.unsent()
 		l.close()
 	}
 	if lost > 0 {
@@ -227,37 +249,7 @@ func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
 	return r.config.Record.Open(record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path})
 }
 
-// spare keeps an end's rest, which is part of buf, until the other end accepts
-// it: a small rest as a copy, a large one with its buffer, unless memory is
-// short.
-func (r *Relay) spare(rest []byte, short bool) (kept, buf []byte) {
-	if short || len(rest) <= bufSize/8 || len(r.buf) != bufSize {
-		return append([]byte{}, rest...), nil
-	}
-	buf = r.buf
-	if n := len(r.free); n > 0 {
-		r.buf, r.free = r.free[n-1], r.free[:n-1]
-	} else {
-		r.buf = make([]byte, bufSize)
-	}
-	return rest, buf
-}
-
-func (r *Relay) giveBack(buf []byte) {
-	if buf != nil && len(r.free) < maxFree {
-		r.free = append(r.free, buf)
-	}
-}
-
 func escape(err error) string { return logtext.Escape(err.Error()) }
-
-// maxFiles is the largest number of descriptors in a message, unix(7),
-// SCM_MAX_FD.
-const maxFiles = 253
-
-// MaxHeld is how many descriptors may wait in a relay, over all connections:
-// until they are sent, and closed. One user may have three quarters of them.
-const MaxHeld = 1024
 
 // unwanted reports whether err is about what a peer sent, not about the
 // connection.

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -20,12 +19,8 @@ import (
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-var check = testkit.Check
-
-// start relays from one path to another in this process; stop ends it.
-func start(t testing.TB, kind addr.Type, from, to string) (stop func()) {
+// relayHere relays from one path to another in this process; stop ends it.
+func relayHere(t testing.TB, kind addr.Type, from, to string) (stop func()) {
 	t.Helper()
 	l, err := addr.Listen(sock.ListenConfig{}, addr.Addr{Type: kind, Path: from})
 	check(t, err)
@@ -61,7 +56,7 @@ func FuzzRelay(f *testing.F) {
 		l, err := net.Listen("unix", d+"/s")
 		check(t, err)
 		defer func() { _ = l.Close() }()
-		defer start(t, addr.Stream, d+"/r", d+"/s")()
+		defer relayHere(t, addr.Stream, d+"/r", d+"/s")()
 		client, err := net.Dial("unix", d+"/r")
 		check(t, err)
 		target, err := l.Accept()

@@ -23,7 +23,7 @@ import (
 
 // ListenFlag defines where to listen, which a health check needs too.
 type ListenFlag struct {
-	Listen []addr.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"The address to listen on: stream:PATH, datagram:PATH, seqpacket:PATH, files:PATH to receive files instead of bytes (server), or @NAME for an abstract PATH, which does not cross containers; also tcp:HOST:PORT. Repeatable; the variable takes a list with commas (default: ${default})."`
+	Listen []addr.Addr `default:"stream:./uds_socket" placeholder:"ADDR" help:"Where to listen: stream:PATH (or just PATH), datagram:PATH, seqpacket:PATH, tcp:HOST:PORT, or files:PATH (server). A PATH of the form @NAME is an abstract name."`
 }
 
 // Validate rejects addresses that cannot be listened on together.
@@ -78,14 +78,14 @@ func (m *Mode) UnmarshalText(text []byte) error {
 
 // LimitFlags define which clients to serve, how many, and for how long.
 type LimitFlags struct {
-	Mode           Mode          `placeholder:"OCTAL" help:"Permission bits of the socket file. Any process with write permission can connect (default: 0777 without the umask's bits)."`
-	Backlog        int           `default:"0" placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
-	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user; reject others before reading a byte. Repeatable, as is --allow-gid; a client needs to match only one of them. The server's own user is always served (default: all clients that can connect)."`
-	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one (default: all clients that can connect)."`
-	MaxConnections int           `default:"1000" placeholder:"N" help:"The largest number of open connections; further clients are rejected, except a few health checks. 0: no limit. Never more than the limit of open files and the memory limit of the container allow (default: ${default})."`
-	MaxPerUser     *int          `placeholder:"N" help:"The largest number of open connections of one user, so that one user cannot use them all. 0: no limit (default: nine tenths of --max-connections)."`
-	IdleTimeout    time.Duration `default:"${idle}" placeholder:"DURATION" help:"${idle_help} 0s: no limit (default: ${default})."`
-	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long clients may continue after SIGTERM or SIGINT; a second signal ends them at once (default: ${default})."`
+	Mode           Mode          `placeholder:"OCTAL" help:"Permission bits of the socket file; any process with write permission can connect (default: 0777 without the umask's bits)."`
+	Backlog        int           `placeholder:"N" help:"Connections that may wait to be accepted (default: as many as the system allows)."`
+	AllowUID       []uint32      `name:"allow-uid" placeholder:"UID" help:"Serve only clients of this user, or of a group of --allow-gid. The server's own user is always served (default: all clients that can connect)."`
+	AllowGID       []uint32      `name:"allow-gid" placeholder:"GID" help:"Serve only clients whose effective group is this one, or whose user is one of --allow-uid (default: all clients that can connect)."`
+	MaxConnections int           `default:"1000" placeholder:"N" help:"The largest number of open connections; 0: no limit. The limit of open files and the memory limit may allow fewer."`
+	MaxPerUser     *int          `placeholder:"N" help:"The largest number of open connections of one user, so that one user cannot use them all; 0: no limit (default: nine tenths of --max-connections)."`
+	IdleTimeout    time.Duration `default:"${idle}" placeholder:"DURATION" help:"Disconnect clients after this long without data; 0s: no limit."`
+	DrainTimeout   time.Duration `default:"5s" placeholder:"DURATION" help:"How long clients may continue after SIGTERM or SIGINT; a second signal ends them at once."`
 }
 
 // Validate rejects numbers that make no sense, and flags about users with

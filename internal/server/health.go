@@ -105,7 +105,7 @@ func checkOwn(conn *sock.Conn) error {
 // Healthcheck is the part of the command that programs share.
 type Healthcheck struct {
 	ListenFlag
-	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"The longest time for all answers together (default: ${default})."`
+	Timeout time.Duration `default:"2s" placeholder:"DURATION" help:"The longest time for all answers together."`
 }
 
 // Validate rejects values that make no sense.

@@ -1,7 +1,9 @@
 package testkit
 
 import (
+	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -31,6 +33,10 @@ var (
 func Main(m *testing.M, from ...string) {
 	sources = from
 	WaitInParallel()
+	if flag.Lookup("test.fuzz").Value.String() != "" { // in many processes, which start no programs
+		goleak.VerifyTestMain(m)
+		return
+	}
 	if err := build(); err != nil {
 		_ = os.RemoveAll(bin)
 		fmt.Fprintln(os.Stderr, err)
@@ -58,7 +64,8 @@ func build() (err error) {
 		err = os.Setenv("GORACE", "log_path="+bin+"/race/report atexit_sleep_ms=0")
 	}
 	// Programs run as other users write reports, too.
-	err = errors.Join(err, os.Chmod(bin, 0o755), os.Mkdir(bin+"/race", 0o700), os.Chmod(bin+"/race", 0o777|os.ModeSticky))
+	err = errors.Join(err, os.Chmod(bin, 0o755), os.Mkdir(bin+"/race", 0o700), os.Chmod(bin+"/race", 0o777|os.ModeSticky),
+		os.WriteFile(Program("as"), []byte(as), 0o755))
 	return errors.Join(err, goBuild(bin, race))
 }
 
@@ -127,31 +134,37 @@ func (x *Text) String() string {
 	return x.b.String()
 }
 
-// Count returns how often the text contains words, and a channel that is closed
-// when more text comes.
-func (x *Text) Count(words string) (n int, more <-chan struct{}) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.more == nil {
-		x.more = make(chan struct{})
+// Count returns how often the text contains words.
+func (x *Text) Count(words string) int { return strings.Count(x.String(), words) }
+
+// Reaches waits until the text contains words n times, and returns true, or
+// until over is closed.
+func (x *Text) Reaches(n int, words string, over <-chan struct{}) bool {
+	for {
+		x.mu.Lock()
+		if x.more == nil {
+			x.more = make(chan struct{})
+		}
+		found, more := strings.Count(x.b.String(), words), x.more
+		x.mu.Unlock()
+		if found >= n {
+			return true
+		}
+		select {
+		case <-more:
+		case <-over:
+			return false
+		}
 	}
-	return strings.Count(x.b.String(), words), x.more
 }
 
 // Await waits until the text contains words n times.
 func (x *Text) Await(t testing.TB, n int, words string) {
 	t.Helper()
-	late := time.After(Patience)
-	for {
-		found, more := x.Count(words)
-		if found >= n {
-			return
-		}
-		select {
-		case <-more:
-		case <-late:
-			t.Fatalf("found %q %d times, not %d, in:\n%s", words, found, n, x)
-		}
+	late, stop := context.WithTimeout(context.Background(), Patience)
+	defer stop()
+	if !x.Reaches(n, words, late.Done()) {
+		t.Fatalf("found %q %d times, not %d, in:\n%s", words, x.Count(words), n, x)
 	}
 }
 
@@ -271,6 +284,14 @@ func (p *Process) Status(t testing.TB) int {
 	}
 }
 
+// WantStatus waits for the end, and checks the exit status, -1 after a signal.
+func (p *Process) WantStatus(t testing.TB, want int) {
+	t.Helper()
+	if status := p.Status(t); status != want {
+		t.Errorf("%q: exit status %d, not %d, after:\n%s%s", p.Cmd.Args, status, want, &p.Out, &p.Err)
+	}
+}
+
 // Terminate sends SIGTERM, waits for the end, and returns the exit status.
 func (p *Process) Terminate(t testing.TB) int {
 	t.Helper()
@@ -282,8 +303,7 @@ func (p *Process) Terminate(t testing.TB) int {
 // file behind.
 func (p *Process) Stop(t testing.TB) {
 	t.Helper()
-	if status := p.Terminate(t); status != 0 {
-		t.Errorf("exit status is %d after:\n%s", status, &p.Err)
-	}
+	p.Signal(t, syscall.SIGTERM)
+	p.WantStatus(t, 0)
 	WantFiles(t, p.Cmd.Dir)
 }

@@ -1,7 +1,7 @@
 // Package testkit holds what the tests of several packages share: checks,
 // waiting for events, our programs as processes, an unreliable connection
-// between client and server (see [Proxy]), and the matrix of faults (see
-// [FaultRow]).
+// between client and server (see [Proxy]), the matrix of faults (see
+// [FaultRow]), and the flags in docs/options.md (see [ReportOptions]).
 //
 // Only tests import it, so no released program contains package testing. It
 // imports no other package of this project, so the tests of each package can
@@ -166,13 +166,7 @@ func Await(t testing.TB, poll func() error) {
 // WantFiles checks that a directory contains these files, sorted, and no others.
 func WantFiles(t testing.TB, d string, want ...string) {
 	t.Helper()
-	entries, err := os.ReadDir(d)
-	Check(t, err)
-	var got []string
-	for _, e := range entries {
-		got = append(got, e.Name())
-	}
-	if !slices.Equal(got, want) {
+	if got := names(t, d); !slices.Equal(got, want) {
 		t.Errorf("the directory holds %q, not %q", got, want)
 	}
 }

@@ -1,0 +1,47 @@
+# The images of the server and the client:
+#
+#     docker build --target server -t udsecho-server .
+#     docker build --target client -t udsecho-client .
+
+# GO_IMAGE and BASE_IMAGE: see images/base.sh if no registry can be reached.
+ARG GO_IMAGE=golang:1.26-alpine
+ARG BASE_IMAGE=busybox:1.37-musl
+
+# What the programs import from elsewhere. The next stage starts from these files, so
+# a change in the source that imports nothing new compiles this project alone. With
+# -e no module is needed here.
+FROM ${GO_IMAGE} AS imports
+WORKDIR /src
+COPY . .
+RUN mkdir /imports && cp --parents go.mod go.sum go.work uds/go.mod uds/go.sum /imports && \
+    GOPROXY=off go list -e -deps -f '{{if not .Standard}}{{join .Imports "\n"}}{{end}}' ./server ./client | \
+    grep -v ^github.com/udsecho/ | sort -u >/imports/list
+
+FROM ${GO_IMAGE} AS build
+WORKDIR /src
+COPY --from=imports /imports .
+RUN CGO_ENABLED=0 go build -trimpath $(cat list)
+COPY . .
+RUN CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/ ./server ./client
+
+# /run/uds is for the server's sockets, /run/clients for those that datagram
+# clients bind. A new named volume takes owner and mode from here, so both images
+# make the directories alike; and a copy of their contents too, so both leave
+# them empty. The set-group-id bit gives what is made in them the group that
+# server and clients share.
+FROM ${BASE_IMAGE} AS base
+RUN mkdir -p /run/uds /run/clients && \
+    chown 10001:10000 /run/uds && chown 10002:10000 /run/clients && \
+    chmod 2770 /run/uds /run/clients
+WORKDIR /run/uds
+
+# The exec form of ENTRYPOINT: the program is process 1 and gets the signals itself.
+FROM base AS server
+COPY --from=build /out/server /usr/local/bin/
+USER 10001:10000
+ENTRYPOINT ["/usr/local/bin/server"]
+
+FROM base AS client
+COPY --from=build /out/client /usr/local/bin/
+USER 10002:10000
+ENTRYPOINT ["/usr/local/bin/client"]
