@@ -1,7 +1,8 @@
-# The images of the server and the client:
+# The images of the server, the client and the tool:
 #
 #     docker build --target server -t udsecho-server .
 #     docker build --target client -t udsecho-client .
+#     docker build --target tools -t udsecho-tools .
 
 # GO_IMAGE and BASE_IMAGE: see images/base.sh if no registry can be reached.
 ARG GO_IMAGE=golang:1.26-alpine
@@ -22,7 +23,7 @@ FROM go AS build
 COPY --from=imports /imports .
 RUN go build $(cat list)
 COPY . .
-RUN go build -ldflags='-s -w' -o /out/ ./server ./client
+RUN go build -ldflags='-s -w' -o /out/ ./server ./client ./cmd/uds
 
 # /run/uds is for the server's sockets, /run/clients for those that datagram
 # clients bind. A new named volume takes owner and mode from here, so both images
@@ -35,6 +36,11 @@ RUN mkdir -p /run/uds /run/clients && \
     chmod 2770 /run/uds /run/clients
 WORKDIR /run/uds
 
+# The tool alone, for other images: COPY --from=udsecho-tools /uds /
+FROM scratch AS tools
+COPY --from=build /out/uds /
+ENTRYPOINT ["/uds"]
+
 # The exec form of ENTRYPOINT: the program is process 1 and gets the signals itself.
 FROM base AS server
 COPY --from=build /out/server /usr/local/bin/
@@ -42,6 +48,6 @@ USER 10001:10000
 ENTRYPOINT ["/usr/local/bin/server"]
 
 FROM base AS client
-COPY --from=build /out/client /usr/local/bin/
+COPY --from=build /out/client /out/uds /usr/local/bin/
 USER 10002:10000
 ENTRYPOINT ["/usr/local/bin/client"]

@@ -102,14 +102,14 @@ make_go() {
 {{end}}{{range .SFiles}}{{$dir}}/{{.}}
 {{end}}{{range .HFiles}}{{$dir}}/{{.}}
 {{end}}{{range .EmbedFiles}}{{$dir}}/{{.}}
-{{end}}' ./server ./client | grep -e "^$root/" -e "^$modules/" >"$work/files"
+{{end}}' ./server ./client ./cmd/uds | grep -e "^$root/" -e "^$modules/" >"$work/files"
 	from="$(go env GOVERSION), files $(cksum <"$work/files" | cut -d ' ' -f 1)"
 	[ "$(made_from "$local_go")" != "$from" ] || return 0
 	say "$go_image cannot be pulled: making $local_go from $from in $root"
 	plant_busybox "$work/go"
 	mkdir -p "$work/go/etc/ssl/certs"
 	cp -L /etc/ssl/certs/ca-certificates.crt "$work/go/etc/ssl/certs/"
-	GOCACHE="$work/go/go/cache" go list -trimpath -export -deps ./server ./client >/dev/null
+	GOCACHE="$work/go/go/cache" go list -trimpath -export -deps ./server ./client ./cmd/uds >/dev/null
 	ls "$root/VERSION" "$root/go.env" "$root/bin/go" "$root"/pkg/include/* "$root"/pkg/tool/*/asm "$root"/pkg/tool/*/compile "$root"/pkg/tool/*/link >>"$work/files"
 	# What go asks of modules: the go.mod files of all, which choose the versions, and
 	# more of those that are compiled. In these names an upper-case letter is "!" and the lower-case one.

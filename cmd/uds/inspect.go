@@ -51,11 +51,7 @@ func (c *inspectCmd) Run(std cli.Std) error {
 			continue
 		}
 		in.Path, in.Row, in.Process = logtext.Escape(in.Path), logtext.Escape(in.Row), logtext.Escape(in.Process)
-		write := writeTable
-		if c.Format == "json" {
-			write = writeJSON
-		}
-		if err := write(std.Out, in); err != nil {
+		if err := c.write(std.Out, in); err != nil {
 			return fmt.Errorf("write standard output: %w", err)
 		}
 	}
@@ -65,13 +61,12 @@ func (c *inspectCmd) Run(std cli.Std) error {
 	return nil
 }
 
-func writeJSON(w io.Writer, in *inspect.Result) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	return e.Encode(in)
-}
-
-func writeTable(w io.Writer, in *inspect.Result) error {
+func (c *inspectCmd) write(w io.Writer, in *inspect.Result) error {
+	if c.Format == "json" {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		return e.Encode(in)
+	}
 	var b strings.Builder
 	line := func(name, value string) { fmt.Fprintf(&b, "  %-9s %s\n", name, value) }
 	b.WriteString(cmp.Or(in.Row, in.Path) + "\n")

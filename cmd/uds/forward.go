@@ -35,7 +35,7 @@ type forwardCmd struct {
 	Show              string        `placeholder:"FORM" help:"Show the forwarded data: hex or json on standard output, or a capture for Wireshark in a new FILE.pcapng."`
 	ShowPort          uint16        `placeholder:"PORT" help:"The target's port in a capture, by which Wireshark chooses the protocol: 5432 for PostgreSQL, for example (default: the port of a tcp target, otherwise 80)."`
 	server.LimitFlags `set:"idle=0s"`
-	requireFlags
+	cli.RequireFlags
 	cli.LogFlags
 }
 
@@ -72,7 +72,7 @@ func (c *forwardCmd) Validate() error {
 			return err
 		}
 	}
-	return cmp.Or(c.validate(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
+	return cmp.Or(c.ValidateFor(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
 }
 
 // joins rejects a listening address that the target cannot serve.
@@ -119,7 +119,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	var recorder *record.Recorder
 	if c.Show != "" {
-		if recorder, err = record.New(c.Show, c.showPort(), std.Out, isTerminal(std.Out), log); err != nil {
+		if recorder, err = record.New(c.Show, c.showPort(), std.Out, cli.IsTerminal(std.Out), log); err != nil {
 			server.CloseSockets(sockets, nil)
 			return err
 		}
@@ -138,7 +138,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		return err
 	}
 	r, err := relay.New(s, relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
+		Target: c.Connect, Dial: c.dial, Check: c.CheckCred, Process: os.Getpid(), PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
 		MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser, Record: recorder,
 	})
 	if err != nil {
@@ -166,13 +166,13 @@ func (c *forwardCmd) showPort() uint16 {
 }
 
 func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
-	config := sock.DialConfig{Bind: ownName(c.Bind, c.Connect)} // a new name for each
+	config := sock.DialConfig{Bind: cli.OwnName(c.Bind, c.Connect)} // a new name for each
 	if !c.PassFiles {
 		config.Control = func(fd int) error { sock.RefuseRights(fd); return nil }
 	}
-	conn, err := c.dialRequired(ctx, c.Connect, config, 0)
+	conn, err := c.RequireFlags.Dial(ctx, c.Connect, config, 0)
 	if err != nil && c.Retry > 0 && !errors.Is(err, unix.EAGAIN) && sock.NotThereYet(err) { // for a full backlog the relay waits in any case
-		conn, err = c.dialRequired(ctx, c.Connect, config, c.Retry)
+		conn, err = c.RequireFlags.Dial(ctx, c.Connect, config, c.Retry)
 	}
 	return conn, c.explainBind(err)
 }
