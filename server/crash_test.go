@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -154,25 +153,12 @@ func (v *victim) exit(t testing.TB) int {
 
 // lives waits until the victim has written words n times, and then lets it
 // live. It returns earlier if the victim dies.
-func (v *victim) lives(t *testing.T, n int, words string) bool {
-	t.Helper()
-	late := time.After(patience)
-	for {
-		found, more := v.process.Err.Count(words)
-		if found >= n {
-			if v.spare() {
-				return true
-			}
-			more = nil
-		}
-		select {
-		case <-more:
-		case <-v.process.Ended:
-			return false
-		case <-late:
-			t.Fatalf("%q did not come %d times, in:\n%s", words, n, &v.process.Err)
-		}
+func (v *victim) lives(n int, words string) bool {
+	if v.process.Err.Reaches(n, words, v.process.Ended) && v.spare() {
+		return true
 	}
+	<-v.process.Ended
+	return false
 }
 
 // killed reports whether the victim has ended.
@@ -301,19 +287,11 @@ var everywhere = []string{"--listen", "stream:s", "--listen", "seqpacket:q", "--
 // wantServed waits until every address answers; until then it may refuse.
 func wantServed(t *testing.T, d string) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for kind, name := range []string{"stream:s", "seqpacket:q", "datagram:d"} {
-		err := exchange(d, kind, message, deadline)
-		for ; err != nil && time.Now().Before(deadline); err = exchange(d, kind, message, deadline) {
-			time.Sleep(10 * time.Millisecond)
-		}
-		if err != nil {
-			t.Errorf("%s is not served: %v", name, err)
-		}
+	for kind := range 3 {
+		testkit.Await(t, func() error { return exchange(d, kind, message, time.Now().Add(patience)) })
 	}
-	if status, _, stderr := run(t, d, "", testkit.Plain(t, "client"), "send-file", "--retry", patience.String(), "--timeout", patience.String(), "--connect", "files:f", "file"); status != 0 {
-		t.Errorf("files:f is not served: %s", stderr)
-	}
+	late := patience.String()
+	start(t, d, testkit.Plain(t, "client"), "send-file", "--retry", late, "--timeout", late, "--connect", "files:f", "file").WantStatus(t, 0)
 }
 
 // end ends a server, which must leave only the foreign files.
@@ -324,14 +302,6 @@ func (f foreign) end(t *testing.T, p *process, exit func(testing.TB) int) {
 		t.Errorf("exit status %d after:\n%s", status, &p.Err)
 	}
 	f.alone(t)
-}
-
-// next starts a server program, and waits until it serves.
-func next(t *testing.T, d string, args ...string) *process {
-	t.Helper()
-	p := start(t, d, args...)
-	p.Err.Await(t, 1, "waiting for a ")
-	return p
 }
 
 func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
@@ -353,12 +323,12 @@ func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 				d := dir(t)
 				f := putForeign(t, d)
 				if tt.stale {
-					p := next(t, d, args...)
+					p := serving(t, start(t, d, args...))
 					p.Signal(t, syscall.SIGKILL)
 					<-p.Ended
 				}
 				v := launchVictim(t, n, d, args...)
-				if v.lives(t, 1, "waiting for a ") {
+				if v.lives(1, "waiting for a ") {
 					calls := v.calls.Load()
 					wantServed(t, d)
 					f.end(t, v.process, v.exit)
@@ -367,7 +337,7 @@ func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 				if v.state.Signal() != unix.SIGKILL {
 					t.Fatalf("it ended by itself, %v: %s", v.state, &v.process.Err)
 				}
-				p := next(t, d, args...)
+				p := serving(t, start(t, d, args...))
 				wantServed(t, d)
 				f.end(t, p, p.Status)
 				return n, true
@@ -441,22 +411,6 @@ func (h *handover) wantRight(t *testing.T, gone bool) {
 	check(t, errors.Join(h.conn.Close(), h.mute.Close()))
 }
 
-// servesOn waits until a server whose successor has ended continues to serve,
-// or has ended.
-func servesOn(p *process) bool {
-	for {
-		on, more := p.Err.Count("has ended; continuing to serve")
-		if on > 0 {
-			return true
-		}
-		select {
-		case <-more:
-		case <-p.Ended:
-			return false
-		}
-	}
-}
-
 // yielded waits until a server whose successor was killed serves, or has ended
 // because the successor had its sockets. The successor's log does not tell, as its
 // last lines may be lost with it.
@@ -468,7 +422,7 @@ func yielded(p *process, d string) bool {
 		select {
 		case <-p.Ended:
 			return true
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
@@ -481,10 +435,10 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 	t.Run("the successor", func(t *testing.T) {
 		kills, calls := deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 			h := newHandover(t)
-			old := next(t, h.d, h.args...)
+			old := serving(t, start(t, h.d, h.args...))
 			h.use(t)
 			v := launchVictim(t, n, h.d, h.args...)
-			v.lives(t, addresses, taken)
+			v.lives(addresses, taken)
 			calls := v.calls.Load()
 			through := strings.Count(v.process.Err.String(), taken) >= addresses || v.killed() && yielded(old, h.d)
 			if !through { // nothing has changed: the old server serves
@@ -498,16 +452,14 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 					return n, true
 				}
 				v = launchVictim(t, 0, h.d, h.args...) // hands over to another successor
-				v.lives(t, addresses, taken)
+				v.lives(addresses, taken)
 			}
 			select {
 			case <-v.process.Ended: // after it served everything, and had logged that, though the old server may not know yet
 				p := old
-				if !servesOn(old) {
-					if status := old.Status(t); status != 0 {
-						t.Errorf("the old server's exit status is %d:\n%s", status, &old.Err)
-					}
-					p = next(t, h.d, h.args...)
+				if !old.Err.Reaches(1, "has ended; continuing to serve", old.Ended) {
+					old.WantStatus(t, 0)
+					p = serving(t, start(t, h.d, h.args...))
 				}
 				wantServed(t, h.d)
 				h.wantRight(t, p != old)
@@ -517,9 +469,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 				if through {
 					h.wantRight(t, true)
 				}
-				if status := old.Status(t); status != 0 {
-					t.Errorf("the old server's exit status is %d:\n%s", status, &old.Err)
-				}
+				old.WantStatus(t, 0)
 				h.end(t, v.process, v.exit)
 			}
 			return calls, !through
@@ -531,7 +481,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 		kills, calls := deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 			h := newHandover(t)
 			v := launchVictim(t, 0, h.d, h.args...)
-			if !v.lives(t, 1, "waiting for a ") {
+			if !v.lives(1, "waiting for a ") {
 				t.Fatalf("it ended by itself: %s", &v.process.Err)
 			}
 			h.use(t)
@@ -542,14 +492,15 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			if status != 0 && v.state.Signal() != unix.SIGKILL {
 				t.Errorf("exit status %d:\n%s", status, &v.process.Err)
 			}
-			for late := time.Now().Add(patience); exchange(h.d, 0, message, late) != nil && time.Now().Before(late); time.Sleep(10 * time.Millisecond) {
+			testkit.Await(t, func() error {
 				select {
-				case <-successor.Ended: // it ended because its server died
+				case <-successor.Ended: // because its server died
 					gaveUp.Add(1)
-					successor = next(t, h.d, h.args...)
+					successor = serving(t, start(t, h.d, h.args...))
 				default:
 				}
-			}
+				return exchange(h.d, 0, message, time.Now().Add(patience))
+			})
 			wantServed(t, h.d)
 			h.wantRight(t, true)
 			if t.Failed() {
@@ -581,7 +532,7 @@ func TestDeathAtAnySystemCallOfAClient(t *testing.T) {
 	first, rest := transfer()
 	deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 		d := dir(t)
-		p := next(t, d, testkit.Plain(t, "server"), "--chunk", "4096", "--admin", "admin")
+		p := serving(t, start(t, d, testkit.Plain(t, "server"), "--chunk", "4096", "--admin", "admin"))
 		v := launchVictim(t, 0, d, testkit.Plain(t, "client"), "--retry", "60s", "--chunk", "4096", "-")
 		_, err := io.WriteString(v.process.In, first)
 		check(t, err)
@@ -598,9 +549,7 @@ func TestDeathAtAnySystemCallOfAClient(t *testing.T) {
 			t.Errorf("exit status %d: %s", exit, &v.process.Err)
 		}
 		awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == 0 })
-		if status, stdout, stderr := run(t, d, "", testkit.Plain(t, "client")); status != 0 || stdout != message {
-			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-		}
+		gotBack(t, start(t, d, testkit.Plain(t, "client")))
 		p.Stop(t)
 		return calls, exit != 0
 	})
@@ -613,7 +562,7 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 		d := dir(t)
 		args := []string{testkit.Plain(t, "server"), "--chunk", "4096"}
 		v := launchVictim(t, 0, d, args...)
-		v.lives(t, 1, "waiting for a ")
+		v.lives(1, "waiting for a ")
 		client := start(t, d, testkit.Plain(t, "client"), "--retry", "60s", "--chunk", "4096", "-")
 		_, err := io.WriteString(client.In, first)
 		check(t, err)
@@ -631,13 +580,14 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 		died := !v.spare()
 		if died {
 			<-v.process.Ended
-			p := next(t, d, args...)
+			p := serving(t, start(t, d, args...))
 			defer p.Stop(t)
 		}
 		calls := v.calls.Load()
 		check(t, <-written)
-		if status := client.Status(t); status != 0 || !bytes.Equal([]byte(client.Out.String()), []byte(first+rest)) {
-			t.Errorf("exit status %d, received %d of %d bytes, error %q", status, len(client.Out.String()), len(first+rest), &client.Err)
+		client.WantStatus(t, 0)
+		if out := client.Out.String(); out != first+rest {
+			t.Errorf("received %d of %d bytes, or others", len(out), len(first+rest))
 		}
 		if !died {
 			v.process.Signal(t, syscall.SIGTERM)

@@ -5,11 +5,11 @@ import (
 	gobuild "go/build"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 )
@@ -22,20 +22,19 @@ const module = "github.com/udsecho/udsecho/"
 
 // A goDir is what the Go files of one directory contain, for all systems.
 type goDir struct {
-	names    map[string]bool     // Name, and Type.Method or Type.field
-	embedded map[string][]string // the types that a type embeds
-	imports  map[string]string   // paths by name
-	comments map[string]string   // by file
+	names    map[string]bool   // Name, and Type.Method or Type.field
+	imports  map[string]string // paths by name
+	comments map[string]string // by file
 }
 
-func parse(t *testing.T, dir string) *goDir {
+func parseDir(t *testing.T, dir string) *goDir {
 	t.Helper()
-	d := &goDir{map[string]bool{}, map[string][]string{}, map[string]string{}, map[string]string{}}
+	d := &goDir{map[string]bool{}, map[string]string{}, map[string]string{}}
 	files, err := filepath.Glob(dir + "/*.go")
 	Check(t, err)
 	for _, name := range files {
-		var f *ast.File
-		f, d.comments[name] = parseFile(t, name)
+		f, comments := parseFile(t, name)
+		d.comments[name] = comments
 		for _, i := range f.Imports {
 			path := strings.Trim(i.Path.Value, `"`)
 			d.imports[path[strings.LastIndexByte(path, '/')+1:]] = path
@@ -60,8 +59,8 @@ func parseFile(t *testing.T, name string) (f *ast.File, comments string) {
 func (d *goDir) declare(decl ast.Decl) {
 	if f, ok := decl.(*ast.FuncDecl); ok {
 		name := f.Name.Name
-		if f.Recv != nil {
-			name = base(f.Recv.List[0].Type) + "." + name
+		if f.Recv != nil { // *Type, Type or Type[T]
+			name = regexp.MustCompile(`\w+`).FindString(types.ExprString(f.Recv.List[0].Type)) + "." + name
 		}
 		d.names[name] = true
 		return
@@ -74,44 +73,16 @@ func (d *goDir) declare(decl ast.Decl) {
 			}
 		case *ast.TypeSpec:
 			d.names[s.Name.Name] = true
-			fields := new(ast.FieldList)
-			switch typ := s.Type.(type) {
-			case *ast.StructType:
-				fields = typ.Fields
-			case *ast.InterfaceType:
-				fields = typ.Methods
-			}
-			for _, f := range fields.List {
-				for _, n := range f.Names {
-					d.names[s.Name.Name+"."+n.Name] = true
+			ast.Inspect(s.Type, func(n ast.Node) bool {
+				if f, ok := n.(*ast.Field); ok {
+					for _, n := range f.Names {
+						d.names[s.Name.Name+"."+n.Name] = true
+					}
 				}
-				if f.Names == nil {
-					d.embedded[s.Name.Name] = append(d.embedded[s.Name.Name], base(f.Type))
-				}
-			}
+				return true
+			})
 		}
 	}
-}
-
-// base returns the name of a type without its star and its package.
-func base(e ast.Expr) string {
-	switch e := e.(type) {
-	case *ast.Ident:
-		return e.Name
-	case *ast.StarExpr:
-		return base(e.X)
-	case *ast.SelectorExpr:
-		return e.Sel.Name
-	case *ast.IndexExpr:
-		return base(e.X)
-	}
-	return ""
-}
-
-// has reports whether a name is declared, also in a type that another embeds.
-func (d *goDir) has(name string) bool {
-	typ, field, _ := strings.Cut(name, ".")
-	return d.names[name] || field != "" && slices.ContainsFunc(d.embedded[typ], func(e string) bool { return d.has(e + "." + field) })
 }
 
 // walk visits the files of this source tree.
@@ -134,7 +105,7 @@ func TestDocLinksLeadToNames(t *testing.T) {
 	dirs := map[string]*goDir{}
 	of := func(dir string) *goDir {
 		if dirs[dir] == nil {
-			dirs[dir] = parse(t, dir)
+			dirs[dir] = parseDir(t, dir)
 		}
 		return dirs[dir]
 	}
@@ -155,7 +126,7 @@ func TestDocLinksLeadToNames(t *testing.T) {
 				}
 				d, name = of(dir), strings.TrimSuffix(m[2]+"."+m[3], ".")
 			}
-			if !d.has(name) {
+			if !d.names[name] {
 				t.Errorf("%s: %s leads nowhere", path, strings.TrimSpace(m[0]))
 			}
 		}
