@@ -25,18 +25,28 @@ type inspectCmd struct {
 // Validate takes the path out of an address, and rejects an invalid one.
 func (c *inspectCmd) Validate() error {
 	for i, s := range c.Path {
-		form, path, ok := strings.Cut(s, ":")
-		switch t := addr.Type(form); {
-		case ok && (t == addr.Stream || t == addr.Datagram || t == addr.Seqpacket):
-			c.Path[i] = path
-		case ok && !t.Unix():
-			return fmt.Errorf("%s is not a path; only Unix sockets have one; write ./%s for a file of that name", s, s)
-		}
-		if c.Path[i] == "" || c.Path[i] == "@" {
-			return fmt.Errorf("%q: the path is empty; write PATH, @NAME or stream:PATH", s)
+		var err error
+		if c.Path[i], err = pathOf(s); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// pathOf returns the path of an argument, which may be an address.
+func pathOf(s string) (string, error) {
+	path := s
+	form, rest, ok := strings.Cut(s, ":")
+	switch t := addr.Type(form); {
+	case ok && (t == addr.Stream || t == addr.Datagram || t == addr.Seqpacket):
+		path = rest
+	case ok && !t.Unix():
+		return "", fmt.Errorf("%s is not a path; only Unix sockets have one; write ./%s for a file of that name", s, s)
+	}
+	if path == "" || path == "@" {
+		return "", fmt.Errorf("%q: the path is empty; write PATH, @NAME or stream:PATH", s)
+	}
+	return path, nil
 }
 
 // Run inspects all paths, and continues after a path that it cannot inspect.

@@ -8,6 +8,7 @@
 //	uds healthcheck [--listen ADDR]... # of a running uds forward
 //	uds inspect [--format table|json] PATH...
 //	uds send [--connect ADDR] [--hex] [MESSAGE]
+//	uds wait PATH... [--timeout DURATION] [-- COMMAND...]
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
 // stream:PATH. For comparison there is tcp:HOST:PORT. Only data goes to
@@ -31,6 +32,7 @@ type commands struct {
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running relay for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
 	Inspect     inspectCmd     `cmd:"" help:"Show what a path is and, for a socket, whether it is live, who listens, how full its backlog is, and why it does not work."`
 	Send        sendCmd        `cmd:"" help:"Send a message, or standard input, and print everything until the server ends, or is silent for --timeout."`
+	Wait        waitCmd        `cmd:"" help:"Wait until each socket is served, not merely there; then run a command in place of this one, or end."`
 }
 
 func main() {
