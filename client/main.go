@@ -26,12 +26,23 @@ import (
 type commands struct {
 	Version kong.VersionFlag `short:"V" env:"-" help:"Show the version."`
 
-	Echo     echoCmd     `cmd:"" default:"withargs" help:"Send a message, or for - standard input, and print the echo. This is the default."`
-	Pair     pairCmd     `cmd:"" help:"Send a message to a child process and print its echo, over a socketpair, which has no address."`
-	SendFile sendFileCmd `cmd:"" help:"Send descriptors of files for the server to read, and print their SHA-256."`
-	Share    shareCmd    `cmd:"" help:"Fill sealed memory, send its descriptor for the server to map, and print its SHA-256."`
+	Echo     echoCmd     `cmd:"" default:"withargs" help:"Send a message, print the echo. This is the default."`
+	Pair     pairCmd     `cmd:"" help:"The same with a child process, over a socketpair."`
+	SendFile sendFileCmd `cmd:"" help:"Send files as descriptors, print their SHA-256."`
+	Share    shareCmd    `cmd:"" help:"Send sealed memory as a descriptor, print its SHA-256."`
 
 	PairChild pairChildCmd `cmd:"" hidden:"" help:"The child of pair."`
+}
+
+// Help ends client --help.
+func (*commands) Help() string {
+	return `Examples:
+
+	client hello                        the echo of a word, from ./uds_socket
+	client --connect datagram:d hello   the same from another server
+	client - <file                      the echo of a file
+
+Any other socket: uds --help. Flags of the default command: client echo --help.`
 }
 
 func main() {

@@ -27,12 +27,21 @@ import (
 type commands struct {
 	Version kong.VersionFlag `short:"V" env:"-" help:"Show the version."`
 
-	Bench       benchCmd       `cmd:"" help:"Measure one echo server, or several side by side."`
-	Forward     forwardCmd     `cmd:"" help:"Relay every client to another socket, until SIGTERM or SIGINT, and show what passes."`
-	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running relay for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
-	Inspect     inspectCmd     `cmd:"" help:"Show what a path is and, for a socket, whether it is live, who listens, how full its backlog is, and why it does not work."`
-	Send        sendCmd        `cmd:"" help:"Send a message, or standard input, and print everything until the server ends, or is silent for --timeout."`
-	Wait        waitCmd        `cmd:"" help:"Wait until each socket is served, not merely there; then run a command in place of this one, or end."`
+	Bench       benchCmd       `cmd:"" help:"Measure echo servers, side by side."`
+	Forward     forwardCmd     `cmd:"" help:"Relay clients to another socket, and show what passes."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running relay whether it answers."`
+	Inspect     inspectCmd     `cmd:"" help:"Show what a path is, who serves it, and why it does not work."`
+	Send        sendCmd        `cmd:"" help:"Send, and print everything that the server answers."`
+	Wait        waitCmd        `cmd:"" help:"Wait until sockets are served, then run a command."`
+}
+
+// Help ends uds --help.
+func (*commands) Help() string {
+	return `Examples:
+
+	uds inspect /var/run/docker.sock       who serves it, and does it work?
+	uds forward --listen door --connect /run/app.sock --show hex
+	uds wait /run/db.sock --timeout 30s -- my-program`
 }
 
 func main() {
