@@ -313,8 +313,9 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 	}
 }
 
+// Not parallel: a child that is being started would hold a socket open for a
+// moment.
 func TestReplyErrorsAreErrnos(t *testing.T) {
-	t.Parallel()
 	d := dir(t)
 	s := listen(t, sock.ListenConfig{SendBuffer: 5000}, datagram(d+"/s"))
 	// Not connected, so that its queue has a limit.
