@@ -14,7 +14,7 @@ ARG BASE_IMAGE=busybox:1.37-musl
 FROM ${GO_IMAGE} AS imports
 WORKDIR /src
 COPY . .
-RUN mkdir -p /imports/uds && cp go.* /imports && cp uds/go.* /imports/uds && \
+RUN mkdir -p /imports/uds && cp go.* /imports && cp uds/go.mod uds/go.sum /imports/uds && \
     GOPROXY=off go list -e -deps -f '{{if not .Standard}}{{.ImportPath}}{{end}}' ./server ./client ./cmd/uds | \
     grep -v ^github.com/udsecho/ | sort >/imports/list
 
