@@ -40,7 +40,7 @@ func TestF62ReasonsAreTheReasons(t *testing.T) {
 	})
 }
 
-func inspect(t *testing.T, d, path string) string {
+func inspected(t *testing.T, d, path string) string {
 	t.Helper()
 	status, stdout, stderr := testkit.Run(t, d, "", "uds", "inspect", path)
 	if status != 0 || stderr != "" {
@@ -73,7 +73,7 @@ func boundIsNotStale(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, unix.Close(fd)) }()
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: d + "/s"}))
-	wantWords(t, inspect(t, d, "s"), "state     bound, but no process listens: a client's own name, or a server that is about to start")
+	wantWords(t, inspected(t, d, "s"), "state     bound, but no process listens: a client's own name, or a server that is about to start")
 	const bound = "a process has bound it, and does not listen: a server that is about to start, or a client's own name"
 	wantWords(t, failing(t, d, "client", "--connect", "s", "hello"), "ECONNREFUSED", bound, "keep trying")
 	wantWords(t, failing(t, d, "uds", "forward", "--listen", "s", "--connect", "none"), "in use", bound)
@@ -108,7 +108,7 @@ func directoryNamesTheEngine(t *testing.T) {
 	check(t, os.Mkdir(d+"/s", 0o755))
 	const reason = "t is an empty directory. If a socket was to be mounted here, the socket was missing when the container was created"
 	errors := func() []string {
-		return []string{inspect(t, d, "s"), failing(t, d, "client", "--connect", "s", "hello"), failing(t, d, "uds", "forward", "--listen", "s", "--connect", "none")}
+		return []string{inspected(t, d, "s"), failing(t, d, "client", "--connect", "s", "hello"), failing(t, d, "uds", "forward", "--listen", "s", "--connect", "none")}
 	}
 	for _, text := range errors() {
 		wantWords(t, text, reason, "Remove the directory, start the server, and create this container again")
@@ -183,7 +183,7 @@ func openSocketIsNotStale(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, f.Close()) }()
 	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
-	wantWords(t, inspect(t, d, path), "type      stream open socket, through a symbolic link\n", "state     live\n", " connections wait\n",
+	wantWords(t, inspected(t, d, path), "type      stream open socket, through a symbolic link\n", "state     live\n", " connections wait\n",
 		"its name is "+d+"/uds_socket, which clients connect to")
 	wantWords(t, failing(t, d, "client", "--connect", path, "hello"), path+" is an open socket of a process, not a socket file")
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
