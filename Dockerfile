@@ -1,7 +1,8 @@
-# The images of the server and the client:
+# The images of the server, the client and the tool:
 #
 #     docker build --target server -t udsecho-server .
 #     docker build --target client -t udsecho-client .
+#     docker build --target tools -t udsecho-tools .
 
 # GO_IMAGE and BASE_IMAGE: see images/base.sh if no registry can be reached.
 ARG GO_IMAGE=golang:1.26-alpine
@@ -13,8 +14,8 @@ ARG BASE_IMAGE=busybox:1.37-musl
 FROM ${GO_IMAGE} AS imports
 WORKDIR /src
 COPY . .
-RUN mkdir -p /imports/uds && cp go.* /imports && cp uds/go.* /imports/uds && \
-    GOPROXY=off go list -e -deps -f '{{if not .Standard}}{{.ImportPath}}{{end}}' ./server ./client | \
+RUN mkdir -p /imports/uds && cp go.* /imports && cp uds/go.mod uds/go.sum /imports/uds && \
+    GOPROXY=off go list -e -deps -f '{{if not .Standard}}{{.ImportPath}}{{end}}' ./server ./client ./cmd/uds | \
     grep -v ^github.com/udsecho/ | sort >/imports/list
 
 FROM ${GO_IMAGE} AS build
@@ -22,7 +23,7 @@ WORKDIR /src
 COPY --from=imports /imports .
 RUN CGO_ENABLED=0 go build -trimpath $(cat list)
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/ ./server ./client
+RUN CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/ ./server ./client ./cmd/uds
 
 # /run/uds is for the server's sockets, /run/clients for those that datagram
 # clients bind. A new named volume takes owner and mode from here, so both images
@@ -35,6 +36,11 @@ RUN mkdir -p /run/uds /run/clients && \
     chmod 2770 /run/uds /run/clients
 WORKDIR /run/uds
 
+# The tool alone, for other images: COPY --from=udsecho-tools /uds /
+FROM scratch AS tools
+COPY --from=build /out/uds /
+ENTRYPOINT ["/uds"]
+
 # The exec form of ENTRYPOINT: the program is process 1 and gets the signals itself.
 FROM base AS server
 COPY --from=build /out/server /usr/local/bin/
@@ -42,6 +48,6 @@ USER 10001:10000
 ENTRYPOINT ["/usr/local/bin/server"]
 
 FROM base AS client
-COPY --from=build /out/client /usr/local/bin/
+COPY --from=build /out/client /out/uds /usr/local/bin/
 USER 10002:10000
 ENTRYPOINT ["/usr/local/bin/client"]

@@ -45,11 +45,11 @@ crash: # a start, both sides of a takeover and of a transfer, killed at every sy
 	@cd server && CRASH=all go test -count=1 -timeout 0 -run 'DeathAtAnySystemCall'
 
 faults: # docs/faults.csv, as the tests that show its rows see it now
-	STRESS=1 FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./internal/... ./server ./uds/... ./integration
+	STRESS=1 FAULTS=write go test -count=1 -timeout 30m -run '^TestF[0-9]' ./client ./cmd/... ./internal/... ./server ./uds/... ./integration
 	go test -count=1 -run EveryRow ./internal/testkit
 
 options: # docs/options.md, from the flags of the programs
-	OPTIONS=write go test -count=1 -p 1 -run '^TestOptions' ./server ./client
+	OPTIONS=write go test -count=1 -p 1 -run '^TestOptions' ./server ./client ./cmd/uds
 
 model: # the takeover's protocol, in every order of steps, deaths and signals
 	@tools/model.sh
@@ -66,7 +66,7 @@ bench: # Unix socket or TCP? in containers: tables, bench.json, bench.png
 bench-peers: # our server beside C and others that one could pick
 	@bench/peers.sh
 
-bench-forward: # client forward beside socat and systemd-socket-proxyd
+bench-forward: # uds forward beside socat and systemd-socket-proxyd
 	@bench/forward.sh
 
 documents: engine # every command of the documents, from top to bottom, in a fresh clone
@@ -81,7 +81,7 @@ bench-examples: # a PHP page and a SELECT 1: through a socket or through TCP?
 examples: # nginx and PHP, PostgreSQL, X11, a sandbox with one door: runs and tests examples/
 	@examples/run.sh
 
-images: # udsecho-server and udsecho-client, which deploy/ runs
+images: # udsecho-server and udsecho-client, which deploy/ runs, and udsecho-tools
 	@images/build.sh
 
 cluster-demo: # three nodes on this machine, as root: who echoes whom, an update, a killed engine
@@ -119,12 +119,12 @@ lint: # golangci-lint and shellcheck
 	cd bench/peers && GOWORK=off go vet ./...
 
 vuln: # known vulnerabilities in what the programs call
-	@$$($(TOOL) -n govulncheck) $(if $(VULNDB),-db $(VULNDB)) ./server ./client || { status=$$?; \
+	@$$($(TOOL) -n govulncheck) $(if $(VULNDB),-db $(VULNDB)) ./server ./client ./cmd/uds || { status=$$?; \
 		[ $$status -eq 3 ] || echo 'vuln: nothing was checked, see above; a copy of the database will do: make vuln VULNDB=file:///DIR' >&2; exit $$status; }
 
 sbom: # what the programs are made of, built as in the images: every module, its version and hash
-	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server ./client
-	@cd .bin && go version -m server client
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server ./client ./cmd/uds
+	@cd .bin && go version -m server client uds
 
 tidy: # go mod tidy of both modules; the root's needs the library of this tree for a moment
 	cd uds && GOWORK=off go mod tidy
@@ -132,7 +132,7 @@ tidy: # go mod tidy of both modules; the root's needs the library of this tree f
 	GOWORK=off go mod tidy; status=$$?; go mod edit -dropreplace github.com/udsecho/udsecho/uds; exit $$status
 
 fmt: # gofmt
-	gofmt -w bench client integration internal server uds
+	gofmt -w bench client cmd integration internal server uds
 
 clean: # the programs, and the images that demo and test keep for the next time
 	@docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=udsecho-*' | xargs -r docker image rm -f # by name: an image built on them keeps their layers

@@ -1,5 +1,5 @@
 #!/bin/sh
-# `client forward` beside what one could take instead, socat and
+# `uds forward` beside what one could take instead, socat and
 # systemd-socket-proxyd, under the same load: medians of interleaved rounds, and
 # their ranges. `make bench-forward` calls it.
 #
@@ -30,7 +30,7 @@ trap finish EXIT
 trap 'exit 1' INT TERM
 
 (cd bench/peers && GOWORK=off go build -o "$work/" ./relays)
-CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$work/" ./client
+CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$work/" ./cmd/uds
 
 # relay NAME ADDRESS COMMAND...: start a relay, wait until it listens.
 relay() {
@@ -52,13 +52,13 @@ measure() {
 	stop
 	rm -f "$target"
 }
-forward="$work/client forward --log-level warn --max-connections 0 --connect"
+forward="$work/uds forward --log-level warn --max-connections 0 --connect"
 target=$work/target
 
 echo '--- stream to stream'
 relays="direct=0=$target"
 # shellcheck disable=SC2086 # several words
-relay client-forward "$work/ours" $forward "$target" --listen "$work/ours"
+relay uds-forward "$work/ours" $forward "$target" --listen "$work/ours"
 relay socat "$work/socat" socat "UNIX-LISTEN:$work/socat,fork,backlog=128" "UNIX-CONNECT:$target"
 relay socket-proxyd "$work/proxyd" systemd-socket-activate -l "$work/proxyd" $proxyd -c 10000 "$target"
 measure
@@ -66,7 +66,7 @@ measure
 echo '--- tcp to stream'
 relays=
 # shellcheck disable=SC2086
-relay client-forward 127.0.0.1:7971 $forward "$target" --listen tcp::7971
+relay uds-forward 127.0.0.1:7971 $forward "$target" --listen tcp::7971
 relay socat 127.0.0.1:7972 socat TCP-LISTEN:7972,bind=127.0.0.1,fork,backlog=128,reuseaddr "UNIX-CONNECT:$target"
 relay socket-proxyd 127.0.0.1:7973 systemd-socket-activate -l 127.0.0.1:7973 $proxyd -c 10000 "$target"
 measure

@@ -33,7 +33,7 @@ for program in echo_thread echo_epoll client connect; do
 	gcc -O2 -Wall -Wextra -pthread -o "$work/c_$program" bench/c/$program.c
 done
 (cd bench/peers && GOWORK=off go build -o "$work/" ./...)
-CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$work/" ./server ./client
+CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$work/" ./server ./client ./cmd/uds
 cp bench/peers/source.py "$work/"
 cd "$work/s"
 
@@ -71,7 +71,7 @@ bench() {
 	echo "--- $1"
 	to=$2
 	shift 2
-	"$work/client" bench --connect "$to" --baseline "${baseline:-2}" --rounds "$rounds" --duration "$duration" --retry 10s "$@"
+	"$work/uds" bench --connect "$to" --baseline "${baseline:-2}" --rounds "$rounds" --duration "$duration" --retry 10s "$@"
 }
 
 c_servers
@@ -105,7 +105,7 @@ echo '--- 64 bytes, 50 connections, servers and client on one CPU'
 serve c-thread taskset -c 0 "$work/c_echo_thread" c-thread
 serve c-epoll taskset -c 0 "$work/c_echo_epoll" c-epoll
 type=stream serve ours taskset -c 0 "$work/server" --log-level warn --chunk 65536 --max-connections 0 --listen ./ours
-taskset -c 0 "$work/client" bench --connect c-thread,c-epoll,ours --baseline 2 --rounds "$rounds" --duration "$duration" --connections 50
+taskset -c 0 "$work/uds" bench --connect c-thread,c-epoll,ours --baseline 2 --rounds "$rounds" --duration "$duration" --connections 50
 stop
 
 for type in seqpacket datagram; do
@@ -127,7 +127,7 @@ while [ $((i += 1)) -le "$rounds" ]; do
 	for s in c-thread c-epoll; do
 		echo "$s and C client: $("$work/c_client" $s 64 "${duration%s}")"
 	done
-	"$work/client" bench --connect ours --rounds 1 --duration "$duration" --json - |
+	"$work/uds" bench --connect ours --rounds 1 --duration "$duration" --json - |
 		sed -n 's/.*"messages_per_second": \([0-9.]*\).*/ours and our client: \1/p; s/.*"p\(50\|99\)_ns": \([0-9]*\).*/  p\1 \2/p' | tr -d '\n'
 	echo
 done
@@ -155,7 +155,7 @@ ours ours
 for s in c-thread c-epoll ours; do
 	pid=$(for p in $started; do tr '\0' ' ' <"/proc/$p/cmdline" | grep -q -- "$s" && echo "$p"; done | head -n 1)
 	before=$(memory "$pid")
-	"$work/client" bench --connect ./$s --size 65536 --connections 10000 --rounds 1 --warmup 3s --duration 6s --retry 10s --json - >"$work/m.json" &
+	"$work/uds" bench --connect ./$s --size 65536 --connections 10000 --rounds 1 --warmup 3s --duration 6s --retry 10s --json - >"$work/m.json" &
 	load=$!
 	sleep 8
 	echo "$s: $(( ($(memory "$pid") - before) * 100 / 10000 ))e-2"

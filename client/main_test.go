@@ -13,7 +13,7 @@ func TestMain(m *testing.M) {
 	// nohup make test: a signal that is ignored would stay so in the programs,
 	// one that is handled is not, execve(2).
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
-	testkit.Main(m, ".", "../server")
+	testkit.Main(m, ".", "../server", "../cmd/uds")
 }
 
 var (

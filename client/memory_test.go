@@ -23,7 +23,7 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 	try := func(offered int64, kind, words string, args ...string) (peak int) {
 		t.Helper()
 		d := dir(t)
-		l, err := net.Listen(networks[kind], d+"/s")
+		l, err := net.Listen(map[string]string{"stream": "unix", "seqpacket": "unixpacket"}[kind], d+"/s")
 		check(t, err)
 		in, err := os.Create(d + "/in")
 		check(t, err)
@@ -31,7 +31,7 @@ func TestF40PeerThatNeverAnswersDoesNotFillTheMemory(t *testing.T) {
 		p := testkit.Prepare(t, d, append([]string{testkit.Plain(t, "client"), "--retry", "30s", "--timeout", "1s", "--connect", kind + ":s", "--chunk", "65536", "-"}, args...)...)
 		p.Cmd.Stdin = in
 		p.Start(t)
-		conn := accepted(t, l)
+		conn := testkit.Accepted(t, l)
 		read, seen := 0, 0
 		for buf := make([]byte, 64<<10); ; {
 			n, err := conn.Read(buf)

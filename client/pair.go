@@ -3,7 +3,6 @@
 package main
 
 import (
-	_ "container/ring"
 	"bytes"
 	"context"
 	"fmt"
@@ -75,4 +74,3 @@ func (c *pairChildCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	return nil
 }
-// x

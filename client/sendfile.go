@@ -25,7 +25,7 @@ type filesFlags struct {
 	Connect addr.Addr     `default:"files:./uds_files" placeholder:"ADDR" help:"The server, files:PATH."`
 	Retry   time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying for this long if there is no server yet."`
 	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait for an answer; the server needs some seconds for each GiB. 0s: no limit."`
-	requireFlags
+	cli.RequireFlags
 	cli.LogFlags
 }
 
@@ -47,7 +47,7 @@ func (c *filesFlags) Validate() error {
 func (c *filesFlags) handOver(ctx context.Context, std cli.Std, names []string, open func(name string) (*os.File, error)) error {
 	log := c.Logger(std.Err)
 	log.Info().Str("connect", logtext.Escape(c.Connect.String())).Msg("connecting to " + logtext.Escape(c.Connect.Path))
-	conn, err := c.dialRequired(ctx, c.Connect, sock.DialConfig{}, c.Retry)
+	conn, err := c.Dial(ctx, c.Connect, sock.DialConfig{}, c.Retry)
 	if err != nil {
 		return err
 	}

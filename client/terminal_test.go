@@ -11,7 +11,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// startTyping starts the client at a terminal of its own, so that it gets the
+// startTyping starts a program at a terminal of its own, so that it gets the
 // signals typed there.
 func startTyping(t *testing.T, d string, args ...string) (p *testkit.Process, typing func(keys string)) {
 	t.Helper()
@@ -24,7 +24,7 @@ func startTyping(t *testing.T, d string, args ...string) (p *testkit.Process, ty
 	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	check(t, err)
 	t.Cleanup(func() { _ = tty.Close() })
-	p = testkit.Prepare(t, d, append([]string{"client", "--log-format", "plain"}, args...)...)
+	p = testkit.Prepare(t, d, append(args, "--log-format", "plain")...)
 	p.Cmd.Stdin = tty
 	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	p.Start(t)
@@ -41,14 +41,14 @@ func TestTypedLines(t *testing.T) {
 	for kind, hint := range map[string]string{
 		"stream": "lines go as typed; Ctrl-D ends", "datagram": "one line a message; Ctrl-D ends", "seqpacket": "one line a message; Ctrl-D ends",
 	} {
-		for _, more := range [][]string{nil, {"--no-echo"}} {
+		for _, program := range [][]string{{"client"}, {"uds", "send"}} {
 			for name, end := range map[string]string{"Ctrl-D": ctrlD, "Ctrl-C": ctrlC} {
-				t.Run(fmt.Sprint(kind, more, name), func(t *testing.T) {
+				t.Run(fmt.Sprint(kind, program, name), func(t *testing.T) {
 					t.Parallel()
 					d := dir(t)
 					server := start(t, d, "server", "--listen", kind+":s", "--log-format", "plain")
 					server.Err.Await(t, 1, "waiting for a ")
-					p, typing := startTyping(t, d, append(more, "--connect", kind+":s", "--bind", "auto", "-")...)
+					p, typing := startTyping(t, d, append(program, "--connect", kind+":s", "--bind", "auto", "-")...)
 					p.Err.Await(t, 1, "sending standard input\n")
 					replies := ""
 					for _, line := range []string{"hello", "", "it is me"} {
@@ -76,7 +76,7 @@ func TestTypedMessagesOfChunk(t *testing.T) {
 	d := dir(t)
 	server := start(t, d, "server", "--listen", "seqpacket:s", "--log-format", "plain")
 	server.Err.Await(t, 1, "waiting for a ")
-	p, typing := startTyping(t, d, "--connect", "seqpacket:s", "--chunk", "3", "-")
+	p, typing := startTyping(t, d, "client", "--connect", "seqpacket:s", "--chunk", "3", "-")
 	p.Err.Await(t, 1, "lines go as typed; Ctrl-D ends\n")
 	typing("hello\n" + ctrlD)
 	if status := p.Status(t); status != 0 || p.Out.String() != "hello\n" {

@@ -102,14 +102,14 @@ make_go() {
 {{end}}{{range .SFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .HFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .EmbedFiles}}{{$.Dir}}/{{.}}
-{{end}}' ./server ./client | grep -e "^$root/" -e "^$modules/" >"$work/files"
+{{end}}' ./server ./client ./cmd/uds | grep -e "^$root/" -e "^$modules/" >"$work/files"
 	from="$(go env GOVERSION), files $(cksum <"$work/files" | cut -d ' ' -f 1)"
 	[ "$(made_from "$local_go")" != "$from" ] || return 0
 	say "$go_image cannot be pulled: making $local_go from $from in $root"
 	plant_busybox "$work/go"
 	mkdir -p "$work/go/etc/ssl/certs"
 	cp -L /etc/ssl/certs/ca-certificates.crt "$work/go/etc/ssl/certs/"
-	GOCACHE=$cache go list -trimpath -export -deps ./server ./client >/dev/null
+	GOCACHE=$cache go list -trimpath -export -deps ./server ./client ./cmd/uds >/dev/null
 	ls -d "$cache" "$root/VERSION" "$root/go.env" "$root/bin/go" "$root"/pkg/include/* \
 		"$root"/pkg/tool/*/asm "$root"/pkg/tool/*/compile "$root"/pkg/tool/*/link >>"$work/files"
 	# What go asks of modules: the go.mod files of all, which choose the versions, and

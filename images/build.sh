@@ -1,13 +1,13 @@
 #!/bin/sh
-# Builds both images under the names that deploy/ uses: udsecho-server and
-# udsecho-client. `make images` calls it.
+# Builds the images under the names that deploy/ uses: udsecho-server and
+# udsecho-client, and udsecho-tools. `make images` calls it.
 set -eu
 cd "$(dirname "$0")/.."
 
 images/base.sh -q
 # What the environment says goes before what .env says, as for compose.
 from() { eval "echo \"\${$1:-$(sed -n "s/^$1=//p" .env 2>/dev/null | tail -n 1)}\""; }
-for program in server client; do
+for program in server client tools; do
 	set -- # the build arguments
 	for arg in GO_IMAGE BASE_IMAGE; do
 		[ -z "$(from $arg)" ] || set -- "$@" --build-arg "$arg=$(from $arg)"

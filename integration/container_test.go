@@ -83,6 +83,9 @@ func startServer(t *testing.T, volume string, opts ...testcontainers.ContainerCu
 }
 
 // runClient runs a client to its end.
+// tool makes a container of the client's image run uds, which is in it too.
+var tool = testcontainers.WithEntrypoint("uds")
+
 func runClient(t *testing.T, volume string, args []string, opts ...testcontainers.ContainerCustomizer) box {
 	t.Helper()
 	ended := testcontainers.WithWaitStrategy(wait.ForExit().WithExitTimeout(testkit.Patience))

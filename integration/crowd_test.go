@@ -191,7 +191,7 @@ func TestF55NoCrowdWithinTheLimitsKillsAContainer(t *testing.T) {
 			server := serving(t, volume, map[string]string{"UDS_MAX_PER_USER": "0"})
 			kind := map[string]string{"unix": "stream:", "unixpacket": "seqpacket:"}[network]
 			relay := start(t, clientImage, volume, shipped, withUser("10001:10000"),
-				testcontainers.WithCmd("forward", "--listen", kind+"/run/uds/r", "--connect", kind+"/run/uds/"+name), testcontainers.WithWaitStrategy(wait.ForLog("waiting for a ")))
+				tool, testcontainers.WithCmd("forward", "--listen", kind+"/run/uds/r", "--connect", kind+"/run/uds/"+name), testcontainers.WithWaitStrategy(wait.ForLog("waiting for a ")))
 			survives(t, share, network, "/run/uds/r", volume, []box{server, relay}, func() crowd {
 				return crowdIn(t, volume, program, "10002:10000", "flood", network, "/run/uds/r", fmt.Sprint(share))
 			})

@@ -13,29 +13,29 @@ func TestHexDumpIsWhatTheREADMESays(t *testing.T) {
 	t.Parallel()
 	volume := newVolume(t)
 	startServer(t, volume)
-	client := runClient(t, volume, []string{"--no-echo", "--hex"})
+	client := runClient(t, volume, []string{"send", "--hex", "This is the message.  It will be repeated."}, tool)
 	out, events := client.output(t)
 	if code := client.exitCode(t); code != 0 {
 		t.Errorf("exit %d, %s", code, events)
 	}
 	if d := cmp.Diff(readme(t, "hex"), out); d != "" {
-		t.Errorf("README.md and client (-README +client):\n%s", d)
+		t.Errorf("README.md and uds (-README +uds):\n%s", d)
 	}
 }
 
 // The engine's socket was made by another program.
-func TestClientTalksToTheEngine(t *testing.T) {
+func TestSendTalksToTheEngine(t *testing.T) {
 	t.Parallel()
 	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
 	if !ok {
 		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
 	}
-	binary := t.TempDir() + "/client"
-	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../client")
+	binary := t.TempDir() + "/uds"
+	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../cmd/uds")
 	if out, err := goBuild.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	client := exec.CommandContext(t.Context(), binary, "--no-echo", "--connect", path, "-")
+	client := exec.CommandContext(t.Context(), binary, "send", "--connect", path, "-")
 	client.Stdin = strings.NewReader("GET /_ping HTTP/1.0\r\n\r\n")
 	var out, errs bytes.Buffer
 	client.Stdout, client.Stderr = &out, &errs

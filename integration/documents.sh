@@ -75,7 +75,7 @@ for document in README.md docs/learn.md docs/debugging.md docs/design.md docs/de
 		fi
 		case $command in
 		*' &'*) eval "$command" >"$work/log" 2>&1 </dev/null ;;
-		'server '* | 'client forward'* | systemd-socket-activate*) # until the next one
+		'server '* | 'uds forward'* | systemd-socket-activate*) # until the next one
 			stop
 			eval "exec $command" >"$work/log" 2>&1 &
 			timeout 60 tail -n +1 -f --pid=$! "$work/log" | grep -q -e 'waiting for a' -e 'Listening on' # it serves, or has ended

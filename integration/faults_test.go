@@ -202,7 +202,7 @@ const (
 	connecting    = "stream:/run/uds/s,seqpacket:/run/uds/q"
 	everyType     = connecting + ",datagram:/run/uds/d"
 	adminAddress  = "stream:/run/uds/admin"
-	statusRequest = `printf 'GET /status HTTP/1.0\r\n\r\n' | client --no-echo --log-level warn --connect ` + adminAddress + ` -`
+	statusRequest = `printf 'GET /status HTTP/1.0\r\n\r\n' | uds send --log-level warn --connect ` + adminAddress + ` -`
 )
 
 // status returns what the server's admin socket, which only the server's own

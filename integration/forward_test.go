@@ -42,7 +42,7 @@ func TestDockerAttachesThroughARelay(t *testing.T) {
 	t.Parallel()
 	d := socketDir(t)
 	program := filepath.Join(t.TempDir(), "client")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../client").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../cmd/uds").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	// The relay logs nothing after it listens: the socket file shows that it
@@ -84,10 +84,10 @@ func TestContainerWithoutNetworkUsesOneService(t *testing.T) {
 	web := start(t, clientImage, volume, testcontainers.WithEntrypoint("sh", "-c"),
 		testcontainers.WithCmd("echo the page >/dev/shm/page; exec busybox httpd -f -p 127.0.0.1:8080 -h /dev/shm"))
 	door := start(t, clientImage, volume, ready, join(web), withUser("10001:10000"),
-		testcontainers.WithCmd("forward", "--listen", "/run/uds/web", "--connect", "tcp:127.0.0.1:8080", "--retry", "30s"))
+		tool, testcontainers.WithCmd("forward", "--listen", "/run/uds/web", "--connect", "tcp:127.0.0.1:8080", "--retry", "30s"))
 	user := start(t, clientImage, volume, testcontainers.WithEntrypoint("sleep"), testcontainers.WithCmd("600"))
 	start(t, clientImage, volume, ready, join(user), readOnly,
-		testcontainers.WithCmd("forward", "--listen", "tcp::8080", "--connect", "/run/uds/web", "--require-uid", "10001"))
+		tool, testcontainers.WithCmd("forward", "--listen", "tcp::8080", "--connect", "/run/uds/web", "--require-uid", "10001"))
 
 	if got := user.exec(t, "busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/page"); got != "the page\n" {
 		t.Errorf("the service gave %q", got)
@@ -127,7 +127,7 @@ func TestInspectReportsWhyAMountedSocketFileIsDead(t *testing.T) {
 		withHost(func(h *container.HostConfig) { h.Binds = []string{d + "/uds_socket:/run/s"} }))
 	inspect := func(words ...string) {
 		t.Helper()
-		got := client.exec(t, "client", "inspect", "/run/s")
+		got := client.exec(t, "uds", "inspect", "/run/s")
 		t.Logf("%s", got)
 		for _, w := range words {
 			if !strings.Contains(got, w) {

@@ -36,7 +36,7 @@ func TestInspectDistinguishesLiveFromStaleInAnotherContainer(t *testing.T) {
 	server := startServer(t, volume)
 	inspect := func(name string) {
 		t.Helper()
-		client := runClient(t, volume, []string{"inspect", socketPath}, readOnly)
+		client := runClient(t, volume, []string{"inspect", socketPath}, tool, readOnly)
 		out, errs := client.output(t)
 		if code := client.exitCode(t); code != 0 || errs != "" {
 			t.Errorf("exit %d, error %q", code, errs)
@@ -51,8 +51,8 @@ func TestInspectDistinguishesLiveFromStaleInAnotherContainer(t *testing.T) {
 
 func TestInspectTheEnginesOwnSocket(t *testing.T) {
 	t.Parallel()
-	program := t.TempDir() + "/client"
-	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./client")
+	program := t.TempDir() + "/uds"
+	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./cmd/uds")
 	goBuild.Dir = ".."
 	if out, err := goBuild.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -16,12 +16,12 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// programs returns a directory with both programs, built as described in the
+// programs returns a directory with the programs, built as described in the
 // README.
 func programs(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./server", "./client")
+	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./server", "./client", "./cmd/uds")
 	goBuild.Dir = ".."
 	if out, err := goBuild.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -147,7 +147,7 @@ func TestRelayShowsWhatTheREADMESays(t *testing.T) {
 		return cmd
 	}
 	var shown bytes.Buffer
-	relay := command("client", "forward", "--listen", "stream:door", "--connect", "stream:uds_socket", "--show", "hex")
+	relay := command("uds", "forward", "--listen", "stream:door", "--connect", "stream:uds_socket", "--show", "hex")
 	relay.Stdout = &shown
 	for _, cmd := range []*exec.Cmd{command("server"), relay} {
 		if err := cmd.Start(); err != nil {

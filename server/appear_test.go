@@ -17,7 +17,7 @@ func TestF58ProgramsMakeTheirSocketFilesWithTheMode(t *testing.T) {
 	}{
 		"server":           {"server", []string{"--mode", "0666", "--listen", "s", "--listen", "datagram:d", "--admin", "a"}, 0},
 		"server, takeover": {"server", []string{"--mode", "0666", "--listen", "s", "--takeover"}, 0},
-		"relay":            {"client", []string{"forward", "--mode", "0666", "--listen", "s", "--connect", "none"}, 0},
+		"relay":            {"uds", []string{"forward", "--mode", "0666", "--listen", "s", "--connect", "none"}, 0},
 		"no mode":          {"server", []string{"--listen", "s"}, 0o77},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -475,7 +475,7 @@ func underLoad(t *testing.T, run ...string) (median, p99 time.Duration) {
 	d := dir(t)
 	server := start(t, d, append(run, testkit.Program("server"), "--admin", "admin", "--log-level", "error")...)
 	awaitServer(t, d+"/admin")
-	load := start(t, d, "client", "bench", "--connections", "50", "--duration", "1h")
+	load := start(t, d, "uds", "bench", "--connections", "50", "--duration", "1h")
 	idle := statusOf(t, d+"/admin").Messages
 	awaitStatus(t, d+"/admin", func(s status) bool { return s.Messages > idle+1000 })
 	took := make([]time.Duration, 300)

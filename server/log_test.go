@@ -234,7 +234,7 @@ func TestF54LogReaderThatStandsStillOrEnds(t *testing.T) {
 	target := dir(t)
 	serve(t, target, "--listen", target+"/t")
 	cases, dropped := 0, 0
-	for _, program := range [][]string{{"server", "--admin", "a"}, {"client", "forward", "--connect", target + "/t"}} {
+	for _, program := range [][]string{{"server", "--admin", "a"}, {"uds", "forward", "--connect", target + "/t"}} {
 		args := append(slices.Clone(program), "--listen", "s", "--log-level", "debug", "--drain-timeout", "60s")
 		echoes := program[0] == "server" // it logs much, and counts what it drops
 		works := func(d string) {

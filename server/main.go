@@ -29,8 +29,19 @@ import (
 type commands struct {
 	Version kong.VersionFlag `short:"V" env:"-" help:"Show the version."`
 
-	Serve       serveCmd       `cmd:"" default:"withargs" help:"Echo to every client, until SIGTERM or SIGINT. This is the default."`
-	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server for an answer on every --listen address. The exit status is 0 if all answer, otherwise 1."`
+	Serve       serveCmd       `cmd:"" default:"withargs" help:"Echo to every client. This is the default."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running server whether all addresses answer."`
+}
+
+// Help ends server --help.
+func (*commands) Help() string {
+	return `Examples:
+
+	server                                      echo on ./uds_socket
+	server --listen stream:s,datagram:d         on two sockets
+	server --mode 0660 --allow-uid 1000         for some clients alone
+
+Flags of the default command: server serve --help.`
 }
 
 func main() {

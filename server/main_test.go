@@ -15,7 +15,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m, ".", "../client") }
+func TestMain(m *testing.M) { testkit.Main(m, ".", "../client", "../cmd/uds") }
 
 // TestScripts is what the command line promises, except what needs more than a
 // shell has.

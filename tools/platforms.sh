@@ -47,7 +47,7 @@ for program in server client; do
 	[ "$(wc -l <"$d/other.log")" -eq 1 ]
 done
 
-GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o "$d/" ./server ./client
+GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o "$d/" ./server ./client ./cmd/uds
 cd "$d"
 qemu-aarch64-static ./server --listen stream:s --listen datagram:d --listen seqpacket:q 2>server.log &
 server=$!

@@ -40,7 +40,7 @@ contains 'interfaces, routes, listeners, Unix sockets and socket files' "$(progr
 	$(awk "NR > 1 && (\$5 != \"0001\" || \$4 == \"00010000\")" /proc/net/unix) $(find / -xdev -type s 2>/dev/null) .')" 'all: lo 0100007F:1F90 .'
 
 say 'the door lets in its inner half only'
-ask="printf 'GET / HTTP/1.0\r\n\r\n' | client --no-echo --connect stream:/run/uds/door -"
+ask="printf 'GET / HTTP/1.0\r\n\r\n' | uds send --connect stream:/run/uds/door -"
 contains 'uid 10002' "$(one_off --entrypoint sh inside -c "$ask")" "$page"
 case $(user=10003:10000 one_off --entrypoint sh inside -c "$ask") in *"$page"*) fail 'uid 10003 came in' ;; esac
 

@@ -73,7 +73,7 @@ func checkHostPort(s, hostPort string) error {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return fmt.Errorf("%w %q: %q is not HOST:PORT; write 127.0.0.1:7000, or [::1]:7000", sock.ErrAddress, s, hostPort)
+		return fmt.Errorf("%w %q: %q is not HOST:PORT; write tcp:127.0.0.1:7000, or tcp:[::1]:7000", sock.ErrAddress, s, hostPort)
 	}
 	return nil
 }

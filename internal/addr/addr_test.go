@@ -74,7 +74,7 @@ func TestParseAddrRejectsInvalidAddresses(t *testing.T) {
 		"stream:/":                     "is a directory",
 		"/" + strings.Repeat("s", 107): "path is 108 bytes, sun_path holds 107",
 		"@" + strings.Repeat("s", 107): "path is 108 bytes",
-		"tcp:":                         `"" is not HOST:PORT; write 127.0.0.1:7000`,
+		"tcp:":                         `"" is not HOST:PORT; write tcp:127.0.0.1:7000`,
 		"tcp:7000":                     "is not HOST:PORT",
 		"tcp:localhost":                "is not HOST:PORT",
 		"tcp:localhost:":               "is not HOST:PORT",
@@ -82,7 +82,7 @@ func TestParseAddrRejectsInvalidAddresses(t *testing.T) {
 		"udp:127.0.0.1:7000":           `unknown form "udp"`,
 		"tcp:127.0.0.1:65536":          "is not HOST:PORT",
 		"tcp:127.0.0.1:-1":             "is not HOST:PORT",
-		"tcp:::1:7000":                 "is not HOST:PORT; write 127.0.0.1:7000, or [::1]:7000",
+		"tcp:::1:7000":                 "is not HOST:PORT; write tcp:127.0.0.1:7000, or tcp:[::1]:7000",
 	} {
 		a, err := addr.ParseAddr(in)
 		wantError(t, err, sock.ErrAddress, words)

@@ -57,6 +57,7 @@ type Row struct {
 	RatioMax    float64   `json:"ratio_max"`
 	P99Ratio    float64   `json:"p99_ratio"`
 	Errors      int64     `json:"errors"`
+	FirstError  string    `json:"first_error,omitempty"`
 	CPU         float64   `json:"client_cpu_us_per_message"`
 	Rates       []float64 `json:"rounds_messages_per_second"`
 	P99s        []int64   `json:"rounds_p99_ns"`
@@ -116,7 +117,7 @@ func (r *Row) add(m *measurement) {
 	r.Rates = append(r.Rates, float64(m.messages)/m.elapsed.Seconds())
 	r.P99s = append(r.P99s, m.histogram.ValueAtQuantile(99))
 	r.histogram.Merge(m.histogram)
-	r.Errors += m.errors
+	r.Errors, r.FirstError = r.Errors+m.errors, cmp.Or(r.FirstError, m.reason)
 	r.messages += m.messages
 	r.cpu += m.cpu
 }

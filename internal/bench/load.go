@@ -24,6 +24,7 @@ type measurement struct {
 	histogram *hdrhistogram.Histogram
 	messages  int64
 	errors    int64
+	reason    string // of the first error
 	elapsed   time.Duration
 	cpu       time.Duration // of this process
 }
@@ -109,7 +110,7 @@ func (c Config) measure(ctx context.Context, a addr.Addr, size, connections int)
 		}
 		if now > l.to+grace {
 			for _, n := range l.lanes {
-				l.measured.errors += int64(n.sent - n.got)
+				l.measured.fail(int64(n.sent-n.got), fmt.Sprintf("no echo within %v; the server is overloaded, or not an echo server", grace))
 			}
 			break
 		}
@@ -206,7 +207,7 @@ func (n *lane) send(now time.Duration) {
 		case err == unix.EINTR:
 			w = 0
 		case err != nil:
-			n.fail(1)
+			n.fail(1, fmt.Sprintf("send: %v", err))
 			return
 		}
 		if n.outOff += w; n.outOff == n.load.size {
@@ -225,8 +226,11 @@ func (n *lane) Ready(events uint32) {
 		r, err := raw.Read(n.fd, n.load.buf)
 		switch {
 		case err == unix.EAGAIN || err == unix.EINTR:
-		case err != nil || r == 0 && n.load.size > 0:
-			n.fail(int64(n.sent - n.got))
+		case err != nil:
+			n.fail(int64(n.sent-n.got), fmt.Sprintf("receive: %v", err))
+			return
+		case r == 0 && n.load.size > 0:
+			n.fail(int64(n.sent-n.got), "the server closed the connection; it may be at its connection limit, deny this user, or not be an echo server")
 			return
 		default:
 			now = n.load.now()
@@ -249,17 +253,17 @@ func (n *lane) Ready(events uint32) {
 
 func (n *lane) receive(p []byte, now time.Duration) {
 	if n.messages && len(p) != n.load.size {
-		n.fail(1)
+		n.fail(1, notEcho)
 		return
 	}
 	for len(p) > 0 {
 		if n.got == n.sent {
-			n.fail(1) // more than was sent
+			n.fail(1, notEcho) // more than was sent
 			return
 		}
 		part := p[:min(len(p), n.load.size-n.inOff)]
 		if !bytes.Equal(part, n.message(n.got)[n.inOff:n.inOff+len(part)]) {
-			n.fail(1)
+			n.fail(1, notEcho)
 			return
 		}
 		p = p[len(part):]
@@ -283,8 +287,17 @@ func (n *lane) finish() {
 	}
 }
 
-func (n *lane) fail(count int64) {
-	n.load.measured.errors += count
+const notEcho = "the received bytes are not the echo of the sent bytes; the server is not an echo server"
+
+func (m *measurement) fail(count int64, reason string) {
+	if m.errors == 0 && count > 0 {
+		m.reason = reason
+	}
+	m.errors += count
+}
+
+func (n *lane) fail(count int64, reason string) {
+	n.load.measured.fail(count, reason)
 	n.sent, n.got = 0, 0
 	n.done = true
 	n.load.running--

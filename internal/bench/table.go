@@ -40,6 +40,11 @@ func (r *Result) WriteTable(w io.Writer) error {
 	}
 	_, err := fmt.Fprintf(w, "%s\n%s, %d CPUs, %s. %d rounds; ratios are medians over the rounds, to %s.\n",
 		t.Render(), r.Kernel, r.CPUs, r.Go, r.Rounds, base)
+	for _, row := range r.Rows {
+		if row.FirstError != "" && err == nil {
+			_, err = fmt.Fprintf(w, "%s, %d bytes, %d connections: %d errors, the first: %s\n", row.Address, row.Size, row.Connections, row.Errors, row.FirstError)
+		}
+	}
 	return err
 }
 

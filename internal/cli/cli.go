@@ -1,4 +1,4 @@
-// Package cli holds what the two programs share on the command line: parsing,
+// Package cli holds what the programs share on the command line: parsing,
 // help, exit statuses, the format of the log.
 package cli
 
@@ -58,10 +58,12 @@ func Main(name, description string, commands any, signals []os.Signal) int {
 		}),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.ValueFormatter(withDefault),
-		kong.Help(help),
 	)
 	status := 2
 	parsed, err := parser.Parse(os.Args[1:])
+	if err == nil {
+		err = mistaken(name, parsed)
+	}
 	if err == nil {
 		status = 1
 		err = parsed.Run()
@@ -74,6 +76,7 @@ func Main(name, description string, commands any, signals []os.Signal) int {
 	case texts.err != nil: // of --help
 		status, err = 1, fmt.Errorf("write standard output: %w", texts.err)
 	}
+	err = withCure(err, os.Args[1:])
 	text := noValue.ReplaceAllString(logtext.Escape(err.Error()), "the value is missing")
 	if status == 2 {
 		text += " (see " + helpOf(name, err) + ")"
@@ -134,30 +137,20 @@ func (n *noting) Write(p []byte) (int, error) {
 	return m, err
 }
 
-// Version is the version of both programs and both images.
+// Version is the version of the programs and the images.
 const Version = "0.1.0"
 
 // helpOf returns how to get help on the command that was called wrongly.
 func helpOf(name string, err error) string {
 	var wrong *kong.ParseError
 	if errors.As(err, &wrong) {
-		if c := wrong.Context.Selected(); c != nil && c != wrong.Context.Model.DefaultCmd {
+		c := wrong.Context.Selected()
+		if c == nil {
+			c = wrong.Context.Model.DefaultCmd
+		}
+		if c != nil {
 			name += " " + c.Name
 		}
 	}
 	return name + " --help"
-}
-
-// help also shows the default command's flags if no command is named, because
-// most users look for these.
-func help(options kong.HelpOptions, ctx *kong.Context) error {
-	if err := kong.DefaultHelpPrinter(options, ctx); err != nil || ctx.Selected() != nil || ctx.Model.DefaultCmd == nil {
-		return err
-	}
-	byDefault, err := kong.Trace(ctx.Kong, []string{ctx.Model.DefaultCmd.Name})
-	if err != nil {
-		return err
-	}
-	fmt.Fprintln(ctx.Stdout)
-	return kong.DefaultHelpPrinter(options, byDefault)
 }

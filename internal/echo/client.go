@@ -106,8 +106,9 @@ type exchange struct {
 	receiver *sock.Receiver // for the other types
 	sizes    chan int       // of the messages in flight
 	sent     atomic.Int64   // bytes of a stream
-	done     atomic.Bool    // all is sent, or with NoEcho no more can be
-	got      int64          // bytes of a stream, or messages
+	answered atomic.Bool
+	done     atomic.Bool // all is sent, or with NoEcho no more can be
+	got      int64       // bytes of a stream, or messages
 }
 
 func (c *Client) exchange(ctx context.Context, conn *sock.Conn, t transfer) error {
@@ -131,6 +132,14 @@ func (c *Client) exchange(ctx context.Context, conn *sock.Conn, t transfer) erro
 	}
 	if c.NoEcho {
 		receive = e.receiveAny
+	}
+	if !c.NoEcho && !t.toEnd && t.length > 0 {
+		hint := time.AfterFunc(hintAfter, func() {
+			if !e.answered.Load() {
+				c.Log.Warn().Msgf("no answer for %v: the server may not be an echo server, or be paused; uds send talks to any server, and --timeout ends the wait", hintAfter)
+			}
+		})
+		defer hint.Stop()
 	}
 	ended := make(chan struct{})
 	go func() {
@@ -157,6 +166,10 @@ func (c *Client) exchange(ctx context.Context, conn *sock.Conn, t transfer) erro
 	}
 	return err
 }
+
+// hintAfter is how long a message waits for its echo before the client says what
+// may be wrong.
+const hintAfter = 3 * time.Second
 
 // writeBy sets a deadline for the next send if no due echo bounds the wait:
 // the server may never read.
@@ -200,6 +213,7 @@ func (e *exchange) receive(patience time.Duration) ([]byte, error) {
 }
 
 func (e *exchange) received(p []byte) error {
+	e.answered.Store(true)
 	if e.Log.GetLevel() <= e.level {
 		e.Log.WithLevel(e.level).Int("bytes", len(p)).Msg("received " + logtext.Quote(p))
 	}

@@ -7,9 +7,9 @@ import (
 	"io"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -30,14 +30,6 @@ func broken(err error) bool {
 	return false
 }
 
-// NewBackOff returns the times between two attempts to connect, with jitter: many
-// clients must not come back at the same moment.
-func NewBackOff() *backoff.ExponentialBackOff {
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = 10*time.Millisecond, time.Second
-	return wait
-}
-
 // transfer sends and receives t. If the connection breaks, it continues over
 // another one, if Redial allows that.
 func (c *Client) transfer(ctx context.Context, conn *sock.Conn, t transfer) error {
@@ -49,7 +41,7 @@ func (c *Client) transfer(ctx context.Context, conn *sock.Conn, t transfer) erro
 	in := newTape(t.in, max(maxKept, t.size, sock.MaxMessage()+1))
 	defer in.rewound() // otherwise a reader that waits for room would wait for ever
 	out := &acknowledger{out: t.out, tape: in}
-	wait := NewBackOff()
+	wait := cli.NewBackOff()
 	defer func() { _ = conn.Close() }()
 	var failing time.Time // when a connection first broke, with no bytes received since
 	for {

@@ -115,7 +115,7 @@ func (p *peer) send(message []byte, files []int) bool {
 		p.again = p.fd >= 0
 		p.keep(message, files)
 		p.hangUp()
-		p.relay.dial(p.relay.ctx, p.connected)
+		p.relay.dial(p.relay.ctx, nil, p.connected)
 	default:
 		p.lose(files, sock.ExplainSize(p.fd, len(message), err))
 		return true

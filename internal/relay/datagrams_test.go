@@ -204,9 +204,9 @@ func TestF57RelayKnowsClientsByTheirUser(t *testing.T) {
 	relay := forward(t, d, "datagram:r", "datagram:s", "--mode", "0666", "--show", "json", "--drain-timeout", "0s")
 	froms := map[string]bool{}
 	for _, uid := range []int{20001, 20002} {
-		for name, more := range map[string][]string{"none": {"--no-echo", "--timeout", "1ms"}, "c": nil} {
+		for name, program := range map[string][]string{"none": {"uds", "send", "--timeout", "1ms"}, "c": {"client"}} {
 			words := strconv.Itoa(uid)
-			p := testkit.Prepare(t, d, append([]string{"client", "--connect", "datagram:r", "--bind", name, words}, more...)...)
+			p := testkit.Prepare(t, d, append(program, "--connect", "datagram:r", "--bind", name, words)...)
 			p.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
 			p.Start(t)
 			from := receive(t, target, words)
@@ -329,7 +329,7 @@ func TestForwardNamesTheCureIfItMayNotBind(t *testing.T) {
 	check(t, os.Chmod(d+"/r", 0o777))
 	listenDatagrams(t, d+"/s")
 	check(t, os.Chmod(d+"/s", 0o666))
-	relay := testkit.Prepare(t, d, "client", "forward", "--listen", "datagram:r/r", "--connect", "datagram:s")
+	relay := testkit.Prepare(t, d, "uds", "forward", "--listen", "datagram:r/r", "--connect", "datagram:s")
 	relay.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10003, Gid: 10003}}
 	relay.Start(t)
 	relay.Err.Await(t, 1, "waiting for a ")

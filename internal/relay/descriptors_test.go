@@ -381,7 +381,7 @@ func TestF53NoCloseOfASentDescriptorStopsTheRelay(t *testing.T) {
 				f, err := l.File()
 				check(t, err)
 				relay := testkit.Prepare(t, d, append([]string{"sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" "$@"`,
-					testkit.Program("client"), "forward", "--listen", kind + ":r", "--connect", kind + ":" + args[0]}, args[1:]...)...)
+					testkit.Program("uds"), "forward", "--listen", kind + ":r", "--connect", kind + ":" + args[0]}, args[1:]...)...)
 				relay.Cmd.ExtraFiles = []*os.File{f}
 				relay.Start(t)
 				relay.Err.Await(t, 1, "waiting for a connection")
@@ -424,7 +424,7 @@ func TestF61DescriptorsInFlightLeaveRoomForOthers(t *testing.T) {
 	})
 	check(t, os.Chmod(d+"/s", 0o777))
 	// The limits of open files and of descriptors in flight are the same.
-	relay := testkit.Prepare(t, d, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, mostFiles), testkit.Program("client"),
+	relay := testkit.Prepare(t, d, "sh", "-c", fmt.Sprintf(`ulimit -n %d; exec "$0" "$@"`, mostFiles), testkit.Program("uds"),
 		"forward", "--listen", "stream:r", "--connect", "stream:s", "--pass-files", "--mode", "0666")
 	relay.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: relayUser, Gid: relayUser}}
 	relay.Start(t)

@@ -288,7 +288,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 			<-stop
 		})
 		// Its memory is measured.
-		relay := start(t, d, testkit.Plain(t, "client"), "forward", "--listen", "stream:r", "--connect", "stream:s")
+		relay := start(t, d, testkit.Plain(t, "uds"), "forward", "--listen", "stream:r", "--connect", "stream:s")
 		relay.Err.Await(t, 1, "waiting for a ")
 		idle := relay.StatusNumber(t, "VmHWM")
 		direct := fill(t, dialAt(t, d, "stream:s"))
@@ -382,7 +382,7 @@ func TestF60ARelayBehavesAsIfItWereNotThere(t *testing.T) {
 	check(t, unix.Close(listener))
 
 	// Nothing ends a silent connection by itself.
-	_, help, _ := run(t, d, "", "client", "forward", "--help")
+	_, help, _ := run(t, d, "", "uds", "forward", "--help")
 	if text := strings.Join(strings.Fields(help), " "); !strings.Contains(text, "0s: no limit (default: 0s)") {
 		t.Errorf("--idle-timeout has another default:\n%s", help)
 	}
@@ -426,7 +426,7 @@ func TestF60ARelayBehavesAsIfItWereNotThere(t *testing.T) {
 	d = dir(t)
 	check(t, os.Symlink("r", d+"/link"))
 	for _, ends := range [][2]string{{"stream:r", "stream:link"}, {"stream:r", "stream:./r"}, {"tcp:0.0.0.0:0", "tcp:localhost:0"}} {
-		if status, _, stderr := run(t, d, "", "client", "forward", "--listen", ends[0], "--connect", ends[1]); status != 1 || !strings.Contains(stderr, "where the relay listens itself") {
+		if status, _, stderr := run(t, d, "", "uds", "forward", "--listen", ends[0], "--connect", ends[1]); status != 1 || !strings.Contains(stderr, "where the relay listens itself") {
 			t.Errorf("%v: exit status %d, %s", ends, status, stderr)
 		}
 		count++

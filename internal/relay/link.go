@@ -49,18 +49,24 @@ func (r *Relay) Serve(c server.Conn) {
 	if l.cred != nil && r.config.Process != 0 && int(l.cred.Pid) == r.config.Process {
 		err = errors.New("it is this relay itself: the target leads back to where the relay listens")
 	}
+	var who *identity
+	if r.config.AsClient && err == nil {
+		who, err = identityOf(c.FD())
+	}
 	if err != nil {
 		l.refuse(escape(err))
 		return
 	}
-	if fd, ok := r.connect(); ok {
-		l.connected(fd, nil)
-		return
+	if who == nil {
+		if fd, ok := r.connect(); ok {
+			l.connected(fd, nil)
+			return
+		}
 	}
 	l.client.watch(0) // reports only that the client has hung up
 	var ctx context.Context
 	ctx, l.cancel = context.WithCancel(r.ctx)
-	r.dial(ctx, func(conn *sock.Conn, err error) {
+	r.dial(ctx, who, func(conn *sock.Conn, err error) {
 		fd := -1
 		if err == nil {
 			fd, err = conn.Detach()

@@ -19,7 +19,7 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-func TestMain(m *testing.M) { testkit.Main(m, "../../client", "../../server") }
+func TestMain(m *testing.M) { testkit.Main(m, "../../client", "../../cmd/uds", "../../server") }
 
 var (
 	check     = testkit.Check
@@ -34,7 +34,7 @@ var (
 // forward starts a relay and waits until it listens.
 func forward(t testing.TB, d, listen, connect string, args ...string) *testkit.Process {
 	t.Helper()
-	p := start(t, d, append([]string{"client", "forward", "--listen", listen, "--connect", connect}, args...)...)
+	p := start(t, d, append([]string{"uds", "forward", "--listen", listen, "--connect", connect}, args...)...)
 	p.Err.Await(t, 1, "waiting for a ")
 	return p
 }
@@ -43,7 +43,7 @@ func forward(t testing.TB, d, listen, connect string, args ...string) *testkit.P
 // relay's loop has seen then.
 func wantHealthy(t testing.TB, d, address string) {
 	t.Helper()
-	if status, _, stderr := run(t, d, "", "client", "healthcheck", "--timeout", testkit.Patience.String(), "--listen", address); status != 0 {
+	if status, _, stderr := run(t, d, "", "uds", "healthcheck", "--timeout", testkit.Patience.String(), "--listen", address); status != 0 {
 		t.Errorf("the health check printed %s", stderr)
 	}
 }

@@ -62,7 +62,7 @@ func TestF49RelayContinuesWithoutItsRecord(t *testing.T) {
 	recording := func(t *testing.T, form string, stdout *os.File, words ...string) (d string, relay *testkit.Process) {
 		d = dir(t)
 		serveAt(t, d, "stream:s", echo)
-		relay = testkit.Prepare(t, d, append(words, testkit.Program("client"), "forward", "--listen", "r", "--connect", "s", "--show", form)...)
+		relay = testkit.Prepare(t, d, append(words, testkit.Program("uds"), "forward", "--listen", "r", "--connect", "s", "--show", form)...)
 		if stdout != nil {
 			relay.Cmd.Stdout = stdout
 		}

@@ -46,6 +46,9 @@ type Config struct {
 	// Process is the id of this process. A client that it is itself is rejected:
 	// the target leads back here. 0: no check.
 	Process int
+	// AsClient connects with the client's user and groups, so that the target
+	// sees those. It needs root; both sides are Unix sockets that connect.
+	AsClient bool
 	// PassFiles passes descriptors on; otherwise they end their connection.
 	PassFiles   bool
 	IdleTimeout time.Duration // connections on which nothing passes for this long are closed; 0: none
@@ -146,13 +149,22 @@ func (r *Relay) connect() (fd int, ok bool) {
 }
 
 // dial connects to the target, unless ctx ends before, and makes the loop's
-// goroutine call then.
-func (r *Relay) dial(ctx context.Context, then func(*sock.Conn, error)) {
+// goroutine call then. Unless who is nil, it connects as that.
+func (r *Relay) dial(ctx context.Context, who *identity, then func(*sock.Conn, error)) {
+	dial := func() (*sock.Conn, error) { return r.config.Dial(ctx) }
+	if who != nil {
+		dial = func() (conn *sock.Conn, err error) {
+			if failed := who.do(func() { conn, err = r.config.Dial(ctx) }); failed != nil {
+				err = failed
+			}
+			return conn, err
+		}
+	}
 	r.dials.Go(func() {
-		conn, err := r.config.Dial(ctx)
+		conn, err := dial()
 		if errors.Is(err, unix.EAGAIN) {
 			r.queued.Add(1)
-			conn, err = r.queue(ctx)
+			conn, err = r.queue(ctx, dial)
 			r.queued.Add(-1)
 		}
 		r.srv.Loop.Post(func() { then(conn, err) })
@@ -163,7 +175,7 @@ func (r *Relay) dial(ctx context.Context, then func(*sock.Conn, error)) {
 // client without a relay would wait in connect(2); a connect that does not block
 // fails with EAGAIN, unix(7). The dials wait in the order in which they came,
 // and only the first one tries.
-func (r *Relay) queue(ctx context.Context) (*sock.Conn, error) {
+func (r *Relay) queue(ctx context.Context, dial func() (*sock.Conn, error)) (*sock.Conn, error) {
 	const pause = 5 * time.Millisecond
 	select {
 	case r.first <- struct{}{}:
@@ -173,7 +185,7 @@ func (r *Relay) queue(ctx context.Context) (*sock.Conn, error) {
 	}
 	r.warn.Warn().Msg("the target's backlog is full: its clients wait until it accepts")
 	for {
-		conn, err := r.config.Dial(ctx)
+		conn, err := dial()
 		if !errors.Is(err, unix.EAGAIN) {
 			return conn, err
 		}

@@ -153,7 +153,7 @@ func TestDocLinksLeadToNames(t *testing.T) {
 // Comments and documents name the files and packages that there are.
 func TestPathsInCommentsAndDocumentsExist(t *testing.T) {
 	t.Parallel()
-	inTree := regexp.MustCompile("(?m)(?:^|[\\s(\"'`])((?:bench|client|deploy|docs|examples|integration|internal|server|tools|uds)/[\\w./*-]*[\\w*])")
+	inTree := regexp.MustCompile("(?m)(?:^|[\\s(\"'`])((?:bench|client|cmd|deploy|docs|examples|integration|internal|server|tools|uds)/[\\w./*-]*[\\w*])")
 	document := regexp.MustCompile(`\.(md|pml|sh|ya?ml)$|^(Makefile|Dockerfile)$`)
 	walk(t, func(path, name string) {
 		text := ""

@@ -15,6 +15,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -230,4 +231,14 @@ func WatchModes(t testing.TB, d string) (changed func() []string) {
 		}
 		return names
 	}
+}
+
+// Accepted accepts the connection of a client.
+func Accepted(t testing.TB, l net.Listener) *net.UnixConn {
+	t.Helper()
+	Check(t, l.(*net.UnixListener).SetDeadline(time.Now().Add(Patience)))
+	conn, err := l.Accept()
+	Check(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn.(*net.UnixConn)
 }

@@ -9,7 +9,7 @@ import (
 )
 
 func TestNothingOfTheTestsIsInThePrograms(t *testing.T) {
-	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "../../server", "../../client")
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "../../server", "../../client", "../../cmd/uds")
 	out, err := cmd.Output()
 	testkit.Check(t, err)
 	for pkg := range strings.Lines(string(out)) {

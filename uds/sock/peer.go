@@ -35,6 +35,21 @@ func (c *Conn) PeerCred() (cred *unix.Ucred, err error) {
 	return cred, err
 }
 
+// PeerGroups returns the supplementary groups of the process that made the other
+// end of a connection. unix(7), SO_PEERGROUPS.
+func PeerGroups(fd int) ([]uint32, error) {
+	groups := make([]uint32, 32)
+	n, err := raw.PeerGroups(fd, groups)
+	if err == unix.ERANGE {
+		groups = make([]uint32, n)
+		n, err = raw.PeerGroups(fd, groups)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("getsockopt SO_PEERGROUPS", err)
+	}
+	return groups[:n], nil
+}
+
 // PeerName returns the address of the other end of a connection, see
 // [Sender.String].
 func PeerName(fd int) string {

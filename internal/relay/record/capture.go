@@ -32,9 +32,9 @@ const (
 func capture(port uint16) (encode func(*piece) ([]byte, error), header []byte, err error) {
 	var out bytes.Buffer
 	w, err := pcapgo.NewNgWriterInterface(&out, pcapgo.NgInterface{
-		Name: "relay", Description: "client forward: each connection as a TCP stream with made-up addresses",
+		Name: "relay", Description: "uds forward: each connection as a TCP stream with made-up addresses",
 		LinkType: layers.LinkTypeRaw, TimestampResolution: 9,
-	}, pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{Application: "udsecho client forward"}})
+	}, pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{Application: "udsecho uds forward"}})
 	if err == nil {
 		err = w.Flush()
 	}

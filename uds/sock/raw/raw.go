@@ -54,6 +54,16 @@ func PeerName(fd int, sa *unix.RawSockaddrAny) (size uint32, err error) {
 	return size, err
 }
 
+// PeerGroups fills groups with the supplementary groups of the other end of a
+// connection, and returns their number in any case. If they do not fit, the error
+// is ERANGE.
+func PeerGroups(fd int, groups []uint32) (n int, err error) {
+	size := uint32(4 * len(groups))
+	_, err = result(unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+		uintptr(unsafe.Pointer(unsafe.SliceData(groups))), uintptr(unsafe.Pointer(&size)), 0))
+	return int(size / 4), err
+}
+
 // Wait is epoll_wait(2) with a short timeout. Until it returns, other
 // goroutines cannot use the processor.
 func Wait(epoll int, events []unix.EpollEvent, timeout time.Duration) (int, error) {

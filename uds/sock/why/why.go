@@ -2,7 +2,7 @@
 
 // Package why finds out why a socket at a path does not work: a mount, a file
 // system, permissions, an access control list, a user namespace, labels. Each
-// reason comes with its cure. The errors of package uds and `client inspect`
+// reason comes with its cure. The errors of package uds and `uds inspect`
 // both take their reasons from here.
 //
 // It looks at files, and asks sock_diag(7); it connects to nothing.
@@ -136,7 +136,7 @@ func (m mount) carries() string {
 	if !reachesNoOther(m.fstype) {
 		return ""
 	}
-	return fmt.Sprintf("it is on %s (%s): a socket there works only for processes that see it through the same mount of the same kernel as its server. Use a volume, or a directory of this kernel's own; from another machine, TCP and client forward", m.fstype, m.source)
+	return fmt.Sprintf("it is on %s (%s): a socket there works only for processes that see it through the same mount of the same kernel as its server. Use a volume, or a directory of this kernel's own; from another machine, TCP and uds forward", m.fstype, m.source)
 }
 
 // Kind returns the file type of a file mode in words, inode(7).

@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
+	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/logtext"
 	"github.com/udsecho/udsecho/uds/sock"
 )
@@ -22,7 +23,7 @@ var autoName = regexp.MustCompile(`^client\..{1,12}\.[0-9]+\.[a-z2-7]{8}$`)
 // ownDir returns the directory of the relay's own names; "" if they are no
 // files.
 func (c *forwardCmd) ownDir() string {
-	name := ownName(c.Bind, c.Connect)
+	name := cli.OwnName(c.Bind, c.Connect)
 	if name == "" || name[0] == '@' {
 		return ""
 	}

@@ -4,7 +4,6 @@ import (
 	"io"
 	"net"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -13,18 +12,8 @@ import (
 
 var networks = map[string]string{"stream": "unix", "seqpacket": "unixpacket"}
 
-// accepted accepts the connection of a client.
-func accepted(t *testing.T, l net.Listener) *net.UnixConn {
-	t.Helper()
-	check(t, l.(*net.UnixListener).SetDeadline(time.Now().Add(testkit.Patience)))
-	conn, err := l.Accept()
-	check(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	return conn.(*net.UnixConn)
-}
-
-// A client that expects no echo ends with its server, however that ends.
-func TestNoEchoEndsWithItsServer(t *testing.T) {
+// A client that expects any answer, or none, ends with its server, however that ends.
+func TestSendEndsWithItsServer(t *testing.T) {
 	t.Parallel()
 	write := func(t *testing.T, w io.Writer, words string) {
 		_, err := io.WriteString(w, words)
@@ -52,7 +41,7 @@ func TestNoEchoEndsWithItsServer(t *testing.T) {
 		stdout, stderr string
 	}{
 		"unread, with an answer":    {unread("answer"), 0, "answer", ""},
-		"unread, without an answer": {unread(""), 1, "", "client: the server closed the connection without an answer"},
+		"unread, without an answer": {unread(""), 1, "", "uds: the server closed the connection without an answer"},
 		"whatever the input":        {func(t *testing.T, _ *testkit.Process, conn *net.UnixConn) { check(t, conn.Close()) }, 0, "", ""},
 		"its own direction first, and still reads": {func(t *testing.T, p *testkit.Process, conn *net.UnixConn) {
 			write(t, conn, "answer")
@@ -73,8 +62,8 @@ func TestNoEchoEndsWithItsServer(t *testing.T) {
 				l, err := net.Listen(network, d+"/s")
 				check(t, err)
 				defer func() { check(t, l.Close()) }()
-				p := start(t, d, "client", "--no-echo", "--log-level", "warn", "--connect", kind+":s", "--chunk", "10", "-")
-				tt.serve(t, p, accepted(t, l))
+				p := testkit.Start(t, d, "uds", "send", "--log-level", "warn", "--connect", kind+":s", "--chunk", "10", "-")
+				tt.serve(t, p, testkit.Accepted(t, l))
 				if status := p.Status(t); status != tt.status || p.Out.String() != tt.stdout {
 					t.Errorf("exit status %d, output %q, error %q", status, &p.Out, &p.Err)
 				}

@@ -40,19 +40,19 @@ func TestF62ReasonsAreTheReasons(t *testing.T) {
 	})
 }
 
-func inspect(t *testing.T, d, path string) string {
+func inspected(t *testing.T, d, path string) string {
 	t.Helper()
-	status, stdout, stderr := run(t, d, "", "client", "inspect", path)
+	status, stdout, stderr := testkit.Run(t, d, "", "uds", "inspect", path)
 	if status != 0 || stderr != "" {
 		t.Errorf("inspect %s: exit status %d, error %q", path, status, stderr)
 	}
 	return stdout
 }
 
-// failing runs the client until it fails, and returns the error.
+// failing runs a program until it fails, and returns the error.
 func failing(t *testing.T, d string, args ...string) (stderr string) {
 	t.Helper()
-	status, _, stderr := run(t, d, "", append([]string{"client"}, args...)...)
+	status, _, stderr := testkit.Run(t, d, "", args...)
 	if status != 1 {
 		t.Errorf("%q: exit status %d, error %q", args, status, stderr)
 	}
@@ -73,10 +73,10 @@ func boundIsNotStale(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, unix.Close(fd)) }()
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: d + "/s"}))
-	wantWords(t, inspect(t, d, "s"), "state     bound, but no process listens: a client's own name, or a server that is about to start")
+	wantWords(t, inspected(t, d, "s"), "state     bound, but no process listens: a client's own name, or a server that is about to start")
 	const bound = "a process has bound it, and does not listen: a server that is about to start, or a client's own name"
-	wantWords(t, failing(t, d, "--connect", "s", "hello"), "ECONNREFUSED", bound, "keep trying")
-	wantWords(t, failing(t, d, "forward", "--listen", "s", "--connect", "none"), "in use", bound)
+	wantWords(t, failing(t, d, "client", "--connect", "s", "hello"), "ECONNREFUSED", bound, "keep trying")
+	wantWords(t, failing(t, d, "uds", "forward", "--listen", "s", "--connect", "none"), "in use", bound)
 }
 
 // The shell has its own mount namespace, so the mount ends with the shell. Between
@@ -86,8 +86,8 @@ func mountedIsNotStale(t *testing.T) {
 	d := dir(t)
 	old := listen(t, d+"/s")
 	check(t, os.WriteFile(d+"/mounted", nil, 0o600))
-	p := start(t, d, "unshare", "-rm", "sh", "-c", `mount --bind s mounted; "$0" inspect mounted; echo mounted >&2; read again
-		mount -o remount,bind,ro mounted; "$0" inspect mounted; "$0" --connect mounted hello; "$0" forward --listen mounted --connect none`, testkit.Program("client"))
+	p := testkit.Start(t, d, "unshare", "-rm", "sh", "-c", `mount --bind s mounted; "$0" inspect mounted; echo mounted >&2; read again
+		mount -o remount,bind,ro mounted; "$0" inspect mounted; "$0" send --connect mounted hello; "$0" forward --listen mounted --connect none`, testkit.Program("uds"))
 	p.Err.Await(t, 1, "mounted")
 	check(t, old.Close())
 	listen(t, d+"/s")
@@ -108,7 +108,7 @@ func directoryNamesTheEngine(t *testing.T) {
 	check(t, os.Mkdir(d+"/s", 0o755))
 	const reason = "t is an empty directory. If a socket was to be mounted here, the socket was missing when the container was created"
 	errors := func() []string {
-		return []string{inspect(t, d, "s"), failing(t, d, "--connect", "s", "hello"), failing(t, d, "forward", "--listen", "s", "--connect", "none")}
+		return []string{inspected(t, d, "s"), failing(t, d, "client", "--connect", "s", "hello"), failing(t, d, "uds", "forward", "--listen", "s", "--connect", "none")}
 	}
 	for _, text := range errors() {
 		wantWords(t, text, reason, "Remove the directory, start the server, and create this container again")
@@ -124,15 +124,15 @@ func directoryNamesTheEngine(t *testing.T) {
 func deviceIsTheMounts(t *testing.T) {
 	testkit.NeedRoot(t, "to mount")
 	testkit.NeedNamespace(t, "-mpf", "--mount-proc")
-	need(t, "setpriv", "util-linux")
-	p := start(t, dir(t), "unshare", "-mpf", "--kill-child", "--mount-proc", "sh", "-ec", `mkdir lower other merged
+	testkit.Need(t, "setpriv", "util-linux")
+	p := testkit.Start(t, dir(t), "unshare", "-mpf", "--kill-child", "--mount-proc", "sh", "-ec", `mkdir lower other merged
 		mount -t tmpfs none other; mkdir other/upper other/work
 		mount -t overlay none -o lowerdir=lower,upperdir=other/upper,workdir=other/work merged
 		"$0" forward --listen merged/s --mode 0600 --connect none & relay=$!
-		"$0" --retry 60s --no-echo --connect merged/s hello || true # which needs the relay, not its target
+		"$0" send --retry 60s --connect merged/s hello || true # which needs the relay, not its target
 		"$0" inspect merged/s
 		chown 10004:10004 merged/s; setpriv --reuid 10003 --regid 10003 --clear-groups "$0" inspect merged/s
-		kill -TERM $relay; wait $relay; umount merged other`, testkit.Program("client"))
+		kill -TERM $relay; wait $relay; umount merged other`, testkit.Program("uds"))
 	if status := p.Status(t); status != 0 {
 		t.Errorf("exit status %d, error %s", status, &p.Err)
 	}
@@ -145,7 +145,7 @@ func deviceIsTheMounts(t *testing.T) {
 // permits what the group's own entry does not.
 func listIsNotTheMode(t *testing.T) {
 	testkit.NeedRoot(t, "to be another user")
-	need(t, "setpriv", "util-linux")
+	testkit.Need(t, "setpriv", "util-linux")
 	d := dir(t)
 	listen(t, d+"/s")
 	check(t, os.Chown(d+"/s", 0, 10001))
@@ -162,7 +162,7 @@ func listIsNotTheMode(t *testing.T) {
 		if err := unix.Setxattr(d+"/s", "system.posix_acl_access", list, 0); err != nil {
 			t.Skipf("the file system has no access control lists: %v", err)
 		}
-		_, stdout, _ := run(t, d, "", "setpriv", "--reuid", "10003", "--regid", "10003", "--clear-groups", testkit.Program("client"), "inspect", d+"/s")
+		_, stdout, _ := testkit.Run(t, d, "", "setpriv", "--reuid", "10003", "--regid", "10003", "--clear-groups", testkit.Program("uds"), "inspect", d+"/s")
 		return stdout
 	}
 	const user, group, named = 2, 4, 8
@@ -183,14 +183,14 @@ func openSocketIsNotStale(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, f.Close()) }()
 	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
-	wantWords(t, inspect(t, d, path), "type      stream open socket, through a symbolic link\n", "state     live\n", " connections wait\n",
+	wantWords(t, inspected(t, d, path), "type      stream open socket, through a symbolic link\n", "state     live\n", " connections wait\n",
 		"its name is "+d+"/uds_socket, which clients connect to")
-	wantWords(t, failing(t, d, "--connect", path, "hello"), path+" is an open socket of a process, not a socket file")
+	wantWords(t, failing(t, d, "client", "--connect", path, "hello"), path+" is an open socket of a process, not a socket file")
 	tcp, err := net.Listen("tcp", "127.0.0.1:0")
 	check(t, err)
 	defer func() { check(t, tcp.Close()) }()
 	g, err := tcp.(*net.TCPListener).File()
 	check(t, err)
 	defer func() { check(t, g.Close()) }()
-	wantWords(t, failing(t, d, "inspect", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), g.Fd())), "it is not a Unix socket, or belongs to another network namespace")
+	wantWords(t, failing(t, d, "uds", "inspect", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), g.Fd())), "it is not a Unix socket, or belongs to another network namespace")
 }

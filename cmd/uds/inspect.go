@@ -25,18 +25,28 @@ type inspectCmd struct {
 // Validate takes the path out of an address, and rejects an invalid one.
 func (c *inspectCmd) Validate() error {
 	for i, s := range c.Path {
-		form, path, ok := strings.Cut(s, ":")
-		switch t := addr.Type(form); {
-		case ok && (t == addr.Stream || t == addr.Datagram || t == addr.Seqpacket):
-			c.Path[i] = path
-		case ok && !t.Unix():
-			return fmt.Errorf("%s is not a path; only Unix sockets have one; write ./%s for a file of that name", s, s)
-		}
-		if c.Path[i] == "" || c.Path[i] == "@" {
-			return fmt.Errorf("%q: the path is empty; write PATH, @NAME or stream:PATH", s)
+		var err error
+		if c.Path[i], err = pathOf(s); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// pathOf returns the path of an argument, which may be an address.
+func pathOf(s string) (string, error) {
+	path := s
+	form, rest, ok := strings.Cut(s, ":")
+	switch t := addr.Type(form); {
+	case ok && (t == addr.Stream || t == addr.Datagram || t == addr.Seqpacket):
+		path = rest
+	case ok && !t.Unix():
+		return "", fmt.Errorf("%s is not a path; only Unix sockets have one; write ./%s for a file of that name", s, s)
+	}
+	if path == "" || path == "@" {
+		return "", fmt.Errorf("%q: the path is empty; write PATH, @NAME or stream:PATH", s)
+	}
+	return path, nil
 }
 
 // Run inspects all paths, and continues after a path that it cannot inspect.
@@ -51,11 +61,7 @@ func (c *inspectCmd) Run(std cli.Std) error {
 			continue
 		}
 		in.Path, in.Row, in.Process = logtext.Escape(in.Path), logtext.Escape(in.Row), logtext.Escape(in.Process)
-		write := writeTable
-		if c.Format == "json" {
-			write = writeJSON
-		}
-		if err := write(std.Out, in); err != nil {
+		if err := c.write(std.Out, in); err != nil {
 			return fmt.Errorf("write standard output: %w", err)
 		}
 	}
@@ -65,13 +71,12 @@ func (c *inspectCmd) Run(std cli.Std) error {
 	return nil
 }
 
-func writeJSON(w io.Writer, in *inspect.Result) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	return e.Encode(in)
-}
-
-func writeTable(w io.Writer, in *inspect.Result) error {
+func (c *inspectCmd) write(w io.Writer, in *inspect.Result) error {
+	if c.Format == "json" {
+		e := json.NewEncoder(w)
+		e.SetEscapeHTML(false)
+		return e.Encode(in)
+	}
 	var b strings.Builder
 	line := func(name, value string) { fmt.Fprintf(&b, "  %-9s %s\n", name, value) }
 	b.WriteString(cmp.Or(in.Row, in.Path) + "\n")

@@ -40,8 +40,3 @@ func (d *dump) Close() error {
 	}
 	return d.out.Flush()
 }
-
-// asIs is an output that needs no completion.
-type asIs struct{ io.Writer }
-
-func (asIs) Close() error { return nil }

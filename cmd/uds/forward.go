@@ -32,10 +32,11 @@ type forwardCmd struct {
 	Bind              string        `placeholder:"NAME" help:"Names of the relay's own sockets, which a datagram target needs to answer: auto (beside the target's socket), DIR/ or none (default: auto)."`
 	Retry             time.Duration `default:"0s" placeholder:"DURATION" help:"Keep trying to reach the target for this long, for each client."`
 	PassFiles         bool          `help:"Forward descriptors that come with a message, between Unix sockets of one type. Without this flag they end the connection."`
+	AsClient          bool          `help:"Connect to the target as the client's user and groups, so that the target sees those and not the relay's: for peer authentication and lists of users. The process stays the relay's. Needs root, and stream or seqpacket on both sides."`
 	Show              string        `placeholder:"FORM" help:"Show the forwarded data: hex or json on standard output, or a capture for Wireshark in a new FILE.pcapng."`
 	ShowPort          uint16        `placeholder:"PORT" help:"The target's port in a capture, by which Wireshark chooses the protocol: 5432 for PostgreSQL, for example (default: the port of a tcp target, otherwise 80)."`
 	server.LimitFlags `set:"idle=0s"`
-	requireFlags
+	cli.RequireFlags
 	cli.LogFlags
 }
 
@@ -60,6 +61,10 @@ func (c *forwardCmd) Validate() error {
 		return fmt.Errorf("--retry %v: choose 0s or more", c.Retry)
 	case c.PassFiles && !c.Connect.Type.Unix():
 		return fmt.Errorf("--pass-files: no descriptors pass to %s; use a Unix socket on both sides", c.Connect)
+	case c.AsClient && os.Geteuid() != 0:
+		return errors.New("--as-client: only root can connect as the client's user; run the relay as root")
+	case c.AsClient && (!c.Connect.Type.Unix() || !c.Connect.Type.Connects()):
+		return fmt.Errorf("--as-client: a %s target does not see users this way; use stream or seqpacket", c.Connect.Type)
 	case c.ShowPort != 0 && !strings.HasSuffix(c.Show, ".pcapng"):
 		return fmt.Errorf("--show-port %d: only a capture has ports; write --show FILE.pcapng", c.ShowPort)
 	case c.Bind != "" && c.Connect.Type != addr.Datagram:
@@ -72,7 +77,7 @@ func (c *forwardCmd) Validate() error {
 			return err
 		}
 	}
-	return cmp.Or(c.validate(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
+	return cmp.Or(c.ValidateFor(c.Connect.Type), c.LimitFlags.Validate(c.Listen), c.ListenFlag.Validate())
 }
 
 // joins rejects a listening address that the target cannot serve.
@@ -83,6 +88,8 @@ func (c *forwardCmd) joins(a addr.Addr) error {
 		return fmt.Errorf("--listen %s, --connect %s: the relay joins stream and tcp, seqpacket and seqpacket, datagram and datagram", a, c.Connect)
 	case a.Type != c.Connect.Type && (!bytes(a.Type) || !bytes(c.Connect.Type)):
 		return fmt.Errorf("--listen %s, --connect %s: %s and %s do not join; use the same type on both sides, or stream and tcp", a, c.Connect, a.Type, c.Connect.Type)
+	case c.AsClient && !a.Type.Unix():
+		return fmt.Errorf("--as-client: the kernel does not know the client's user on %s; use a Unix socket on both sides", a)
 	case c.PassFiles && !a.Type.Unix():
 		return fmt.Errorf("--pass-files: no descriptors pass from %s; use a Unix socket on both sides", a)
 	}
@@ -119,7 +126,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	var recorder *record.Recorder
 	if c.Show != "" {
-		if recorder, err = record.New(c.Show, c.showPort(), std.Out, isTerminal(std.Out), log); err != nil {
+		if recorder, err = record.New(c.Show, c.showPort(), std.Out, cli.IsTerminal(std.Out), log); err != nil {
 			server.CloseSockets(sockets, nil)
 			return err
 		}
@@ -138,7 +145,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		return err
 	}
 	r, err := relay.New(s, relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.checkCred, Process: os.Getpid(), PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
+		Target: c.Connect, Dial: c.dial, Check: c.CheckCred, Process: os.Getpid(), AsClient: c.AsClient, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
 		MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser, Record: recorder,
 	})
 	if err != nil {
@@ -166,13 +173,13 @@ func (c *forwardCmd) showPort() uint16 {
 }
 
 func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
-	config := sock.DialConfig{Bind: ownName(c.Bind, c.Connect)} // a new name for each
+	config := sock.DialConfig{Bind: cli.OwnName(c.Bind, c.Connect)} // a new name for each
 	if !c.PassFiles {
 		config.Control = func(fd int) error { sock.RefuseRights(fd); return nil }
 	}
-	conn, err := c.dialRequired(ctx, c.Connect, config, 0)
+	conn, err := c.RequireFlags.Dial(ctx, c.Connect, config, 0)
 	if err != nil && c.Retry > 0 && !errors.Is(err, unix.EAGAIN) && sock.NotThereYet(err) { // for a full backlog the relay waits in any case
-		conn, err = c.dialRequired(ctx, c.Connect, config, c.Retry)
+		conn, err = c.RequireFlags.Dial(ctx, c.Connect, config, c.Retry)
 	}
 	return conn, c.explainBind(err)
 }

@@ -6,11 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/bench"
@@ -73,13 +70,13 @@ func (c *benchCmd) Validate() error {
 // Run measures and reports.
 func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 	open := func(ctx context.Context, a addr.Addr) (*sock.Conn, error) {
-		return dial(ctx, a, c.dialConfig(a), c.Retry)
+		return cli.Dial(ctx, a, c.dialConfig(a), c.Retry)
 	}
 	config := bench.Config{
 		Addrs: c.Connect, Dial: open, Sizes: c.Size, Connections: c.Connections, Window: c.Window, Rate: c.Rate,
 		Warmup: c.Warmup, Duration: c.Duration, Rounds: c.Rounds, Baseline: c.Baseline, Spin: c.Spin,
 	}
-	if isTerminal(std.Err) {
+	if cli.IsTerminal(std.Err) {
 		config.Progress = func(what string) { fmt.Fprintf(std.Err, "\r\x1b[K%s", what) }
 	}
 	result, err := config.Run(ctx)
@@ -110,15 +107,6 @@ func (c *benchCmd) dialConfig(a addr.Addr) (config sock.DialConfig) {
 	if c.Bind != "" && !a.Abstract() {
 		bind = strings.TrimSuffix(c.Bind, "/") + "/"
 	}
-	config.Bind = ownName(bind, a)
+	config.Bind = cli.OwnName(bind, a)
 	return config
-}
-
-func isTerminal(w any) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }

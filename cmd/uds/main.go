@@ -1,0 +1,50 @@
+//go:build linux
+
+// Command uds looks at any Unix domain socket of a machine, talks to it, stands
+// between it and its clients, and measures it.
+//
+//	uds bench [--connect ADDR]... [--size BYTES,...] [--connections N,...]
+//	uds forward [--listen ADDR] --connect ADDR [--show hex|json|FILE.pcapng] ...
+//	uds healthcheck [--listen ADDR]... # of a running uds forward
+//	uds inspect [--format table|json] PATH...
+//	uds send [--connect ADDR] [--hex] [MESSAGE]
+//	uds wait PATH... [--timeout DURATION] [-- COMMAND...]
+//
+// An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
+// stream:PATH. For comparison there is tcp:HOST:PORT. Only data goes to
+// standard output; events go to standard error.
+package main
+
+import (
+	"os"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/udsecho/udsecho/internal/cli"
+)
+
+type commands struct {
+	Version kong.VersionFlag `short:"V" env:"-" help:"Show the version."`
+
+	Bench       benchCmd       `cmd:"" help:"Measure echo servers, side by side."`
+	Forward     forwardCmd     `cmd:"" help:"Relay clients to another socket, and show what passes."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running relay whether it answers."`
+	Inspect     inspectCmd     `cmd:"" help:"Show what a path is, who serves it, and why it does not work."`
+	Send        sendCmd        `cmd:"" help:"Send, and print everything that the server answers."`
+	Wait        waitCmd        `cmd:"" help:"Wait until sockets are served, then run a command."`
+}
+
+// Help ends uds --help.
+func (*commands) Help() string {
+	return `Examples:
+
+	uds inspect /var/run/docker.sock       who serves it, and does it work?
+	uds forward --listen door --connect /run/app.sock --show hex
+	uds wait /run/db.sock --timeout 30s -- my-program`
+}
+
+func main() {
+	os.Exit(cli.Main("uds", "Look at any Unix domain socket of this machine, and talk to it.", &commands{},
+		[]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}))
+}
