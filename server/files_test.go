@@ -177,7 +177,7 @@ func TestF56FilesOfOneUserDoNotStopAnothers(t *testing.T) {
 			}
 		})
 	}
-	server.Err.Await(t, 2*clients, `"message":"sending 'sum 1 `)
+	server.Err.Await(t, clients, `"message":"received 'sum 1'"`)
 	check(t, os.WriteFile(d+"/small", []byte("small"), 0o644))
 	for range 5 {
 		startAs(t, 10002, d, "client", "send-file", "--connect", "files:f", "small").WantStatus(t, 0)

@@ -245,7 +245,7 @@ func TestF54LogReaderThatStandsStillOrEnds(t *testing.T) {
 		// fill makes more lines than the pipe and the program have room for.
 		fill := func(d string) {
 			t.Helper()
-			if much := strings.Repeat("x", 200_000); echoes {
+			if much := strings.Repeat("x", 100_000); echoes {
 				status, stdout, stderr := run(t, d, much, "client", "--log-level", "error", "--connect", "s", "-")
 				if status != 0 || stdout != much {
 					t.Errorf("%v: the client's exit status is %d, its error %q", program, status, stderr)

@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -104,7 +103,10 @@ func exchange(d string, kind int, text string, deadline time.Time) error {
 	network, name := []string{"unix", "unixpacket", "unixgram"}[kind], []string{"s", "q", "d"}[kind]
 	var own *net.UnixAddr
 	if network == "unixgram" {
-		own = &net.UnixAddr{Name: fmt.Sprintf("@%s %d %d", filepath.Base(d), rand.Uint64(), rand.Uint64()), Net: network}
+		// Not an abstract name: to find its owner, the kernel lists all sockets,
+		// and on a busy machine there are many.
+		own = &net.UnixAddr{Name: fmt.Sprintf("%s/%x", d, rand.Uint64()), Net: network}
+		defer func() { _ = os.Remove(own.Name) }()
 	}
 	conn, err := net.DialUnix(network, own, &net.UnixAddr{Name: d + "/" + name, Net: network})
 	if err != nil {
