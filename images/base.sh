@@ -97,7 +97,9 @@ make_go() {
 	find_busybox
 	command -v go >/dev/null || die "$go_image cannot be pulled, and no Go is installed here to make it from: install Go 1.26"
 	root=$(go env GOROOT) modules=$(go env GOMODCACHE) cache=$PWD/.bin/go-cache
-	export CGO_ENABLED=0
+	export CGO_ENABLED=0 GOFLAGS='-trimpath -gcflags=all=-dwarf=false' # as in the Dockerfile
+	# The largest part of the standard library is compiled while the modules come.
+	have "$local_go" || GOCACHE=$cache go build net/http &
 	go list -deps -f '{{range .GoFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .SFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .HFiles}}{{$.Dir}}/{{.}}
@@ -109,7 +111,8 @@ make_go() {
 	plant_busybox "$work/go"
 	mkdir -p "$work/go/etc/ssl/certs"
 	cp -L /etc/ssl/certs/ca-certificates.crt "$work/go/etc/ssl/certs/"
-	GOCACHE=$cache go list -trimpath -export -deps ./server ./client >/dev/null
+	wait
+	GOCACHE=$cache go list -export -deps ./server ./client >/dev/null
 	ls -d "$cache" "$root/VERSION" "$root/go.env" "$root/bin/go" "$root"/pkg/include/* \
 		"$root"/pkg/tool/*/asm "$root"/pkg/tool/*/compile "$root"/pkg/tool/*/link >>"$work/files"
 	# What go asks of modules: the go.mod files of all, which choose the versions, and
