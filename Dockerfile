@@ -18,12 +18,13 @@ RUN mkdir -p /imports/uds && cp go.* /imports && cp uds/go.mod uds/go.sum /impor
     GOPROXY=off go list -e -deps -f '{{if not .Standard}}{{.ImportPath}}{{end}}' ./server ./client ./cmd/uds | \
     grep -v ^github.com/udsecho/ | sort >/imports/list
 
+# Without DWARF from the compiler, which -s leaves out at the end.
 FROM ${GO_IMAGE} AS build
 WORKDIR /src
 COPY --from=imports /imports .
-RUN CGO_ENABLED=0 go build -trimpath $(cat list)
+RUN CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false $(cat list)
 COPY . .
-RUN CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/ ./server ./client ./cmd/uds
+RUN CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false -ldflags=-s -o /out/ ./server ./client ./cmd/uds
 
 # /run/uds is for the server's sockets, /run/clients for those that datagram
 # clients bind. A new named volume takes owner and mode from here, so both images

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Sees to it that the images which the Dockerfiles start from are there.
+# Makes the images that the Dockerfile starts from, if no registry can be reached.
+# If one can be reached it does nothing, because the engine pulls them.
 #
-# Where a registry can be reached there is nothing to do: the engine pulls them.
-# Where none can be, they are made from this machine's own Go toolchain and a
-# static busybox, and handed to the builds through GO_IMAGE and BASE_IMAGE in
-# .env, which compose reads by itself. Calling it again takes a second.
+# It makes them from this machine's own Go and a static busybox, and names them in
+# .env as GO_IMAGE and BASE_IMAGE, which compose reads by itself. Call it again when
+# the programs import something new; if there is nothing to do it takes a second.
 #
-#     images/base.sh             says what it does on standard error
-#     images/base.sh -q          says only what it makes
-#     images/base.sh --debian    sees to DEBIAN_IMAGE instead, which examples/ starts from:
-#                                debootstrap makes it, as root, in some minutes
+#     images/base.sh             logs what it does on standard error
+#     images/base.sh -q          logs only what it makes
+#     images/base.sh --debian    makes DEBIAN_IMAGE instead, which examples/ start from:
+#                                debootstrap does it, as root, in some minutes
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -93,23 +93,29 @@ make_base() {
 # files that the programs are made of, and all of these compiled, because a container
 # takes five times as long for that. The rest of Go stays out: a builder without
 # BuildKit looks at each file of the image after each step.
+# shellcheck disable=SC2086 # several programs
 make_go() {
 	find_busybox
 	command -v go >/dev/null || die "$go_image cannot be pulled, and no Go is installed here to make it from: install Go 1.26"
 	root=$(go env GOROOT) modules=$(go env GOMODCACHE) cache=$PWD/.bin/go-cache
-	export CGO_ENABLED=0
+	# As in the Dockerfile.
+	programs='./server ./client ./cmd/uds'
+	export CGO_ENABLED=0 GOFLAGS='-trimpath -gcflags=all=-dwarf=false'
+	# The largest part of the standard library is compiled while the modules come.
+	have "$local_go" || GOCACHE=$cache go build net/http &
 	go list -deps -f '{{range .GoFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .SFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .HFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .EmbedFiles}}{{$.Dir}}/{{.}}
-{{end}}' ./server ./client ./cmd/uds | grep -e "^$root/" -e "^$modules/" >"$work/files"
+{{end}}' $programs | grep -e "^$root/" -e "^$modules/" >"$work/files"
 	from="$(go env GOVERSION), files $(cksum <"$work/files" | cut -d ' ' -f 1)"
 	[ "$(made_from "$local_go")" != "$from" ] || return 0
 	say "$go_image cannot be pulled: making $local_go from $from in $root"
 	plant_busybox "$work/go"
 	mkdir -p "$work/go/etc/ssl/certs"
 	cp -L /etc/ssl/certs/ca-certificates.crt "$work/go/etc/ssl/certs/"
-	GOCACHE=$cache go list -trimpath -export -deps ./server ./client ./cmd/uds >/dev/null
+	wait
+	GOCACHE=$cache go list -export -deps $programs >/dev/null
 	ls -d "$cache" "$root/VERSION" "$root/go.env" "$root/bin/go" "$root"/pkg/include/* \
 		"$root"/pkg/tool/*/asm "$root"/pkg/tool/*/compile "$root"/pkg/tool/*/link >>"$work/files"
 	# What go asks of modules: the go.mod files of all, which choose the versions, and

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 export COMPOSE_PROJECT_NAME="${COMPOSE_PROJECT_NAME:-udsecho-demo}" UDS_LOG_FORMAT=plain
 . integration/compose.sh
 
-echo '--- building two images (some minutes the first time, seconds later)'
+echo '--- building two images (a minute or two the first time, seconds later)'
 quietly compose build
 echo '--- starting them as two containers without a network'
 quietly compose up -d
