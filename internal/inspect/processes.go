@@ -1,0 +1,66 @@
+package inspect
+
+import (
+	"errors"
+	"io/fs"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/procfs"
+
+	"github.com/udsecho/udsecho/internal/logtext"
+)
+
+// A Process has a socket open.
+type Process struct {
+	PID       int        `json:"pid"`
+	Name      string     `json:"name"`
+	UID       uint32     `json:"uid"`       // the effective one
+	Container *Container `json:"container"` // nil outside of containers
+}
+
+// holders finds the processes that have sockets open: held has the numbers of
+// the sockets as keys, and gets the processes. denied is the number of processes
+// that this one may not look into.
+func holders(held map[uint32][]*Process) (found []*Process, denied int, err error) {
+	all, err := procfs.AllProcs()
+	for _, proc := range all {
+		open, err := proc.FileDescriptorTargets()
+		if errors.Is(err, fs.ErrPermission) {
+			denied++
+		}
+		var p *Process
+		for _, target := range open {
+			digits, ok := strings.CutPrefix(target, "socket:[")
+			if !ok {
+				continue
+			}
+			number, _ := strconv.ParseUint(strings.TrimSuffix(digits, "]"), 10, 32)
+			of, wanted := held[uint32(number)]
+			if !wanted || p != nil && len(of) > 0 && of[len(of)-1] == p { // another descriptor of the same socket
+				continue
+			}
+			if p == nil {
+				p = process(proc)
+				found = append(found, p)
+			}
+			held[uint32(number)] = append(of, p)
+		}
+	}
+	return found, denied, err
+}
+
+// process reads what it can; the process may have ended meanwhile.
+func process(proc procfs.Proc) *Process {
+	p := &Process{PID: proc.PID}
+	if status, err := proc.NewStatus(); err == nil {
+		p.Name, p.UID = logtext.Escape(status.Name), uint32(status.UIDs[1])
+	}
+	groups, _ := proc.Cgroups()
+	for _, g := range groups {
+		if p.Container == nil {
+			p.Container = containerOf(g.Path)
+		}
+	}
+	return p
+}
