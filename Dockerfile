@@ -7,22 +7,22 @@
 ARG GO_IMAGE=golang:1.26-alpine
 ARG BASE_IMAGE=busybox:1.37-musl
 
-FROM ${GO_IMAGE} AS go
+# What the programs import from elsewhere. The next stage starts from these files, so
+# a change in the source that imports nothing new compiles this project alone. With
+# -e no module is needed here.
+FROM ${GO_IMAGE} AS imports
 WORKDIR /src
-ENV CGO_ENABLED=0 GOFLAGS=-trimpath
-
-# What the programs import from elsewhere. The next stage starts from these files,
-# so a change in the source that imports nothing new compiles this project alone.
-FROM go AS imports
 COPY . .
 RUN mkdir /imports && cp --parents go.mod go.sum go.work uds/go.mod uds/go.sum /imports && \
-    GOPROXY=off go list -e -f '{{join .Imports "\n"}}' ./... ./uds/... | grep -v ^github.com/udsecho/ | sort -u >/imports/list
+    GOPROXY=off go list -e -deps -f '{{if not .Standard}}{{join .Imports "\n"}}{{end}}' ./server ./client | \
+    grep -v ^github.com/udsecho/ | sort -u >/imports/list
 
-FROM go AS build
+FROM ${GO_IMAGE} AS build
+WORKDIR /src
 COPY --from=imports /imports .
-RUN go build $(cat list)
+RUN CGO_ENABLED=0 go build -trimpath $(cat list)
 COPY . .
-RUN go build -ldflags='-s -w' -o /out/ ./server ./client
+RUN CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o /out/ ./server ./client
 
 # /run/uds is for the server's sockets, /run/clients for those that datagram
 # clients bind. A new named volume takes owner and mode from here, so both images

@@ -1,6 +1,7 @@
 //go:build linux
 
-// Command client sends to a Unix domain socket and prints the reply.
+// Command client talks to Unix domain sockets: it sends, and prints what it
+// receives; and it relays, inspects and measures.
 //
 //	client [--connect ADDR] [MESSAGE]
 //	client [--connect ADDR] - < FILE
@@ -9,7 +10,7 @@
 //	client bench [--connect ADDR]... [--size BYTES,...] [--connections N,...]
 //	client inspect [--format table|json] PATH...
 //	client forward [--listen ADDR] --connect ADDR [--show hex|json|FILE.pcapng] ...
-//	client healthcheck [--listen ADDR]...
+//	client healthcheck [--listen ADDR]... # of a running client forward
 //	client send-file [--connect files:PATH] FILE...
 //	client share [--connect files:PATH] FILE...
 //
@@ -44,6 +45,6 @@ type commands struct {
 }
 
 func main() {
-	os.Exit(cli.Main("client", "Send to a Unix domain socket and print the reply.", &commands{},
+	os.Exit(cli.Main("client", "Talk to Unix domain sockets: send and receive, relay, inspect, measure.", &commands{},
 		[]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}))
 }

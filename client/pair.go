@@ -3,6 +3,7 @@
 package main
 
 import (
+	_ "container/ring"
 	"bytes"
 	"context"
 	"fmt"
@@ -74,3 +75,4 @@ func (c *pairChildCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	return nil
 }
+// x

@@ -89,19 +89,19 @@ make_base() {
 	import "$work/base" "$local_base" "$from" PATH=/usr/local/bin:/bin --owner=0 --group=0
 }
 
-# make_go makes the part of Go that compiles the programs: go, its tools, and the
-# source files that the programs are made of. Its cache has them compiled, because
-# in a container that takes five times as long. A builder without BuildKit looks at
-# each file of the image after each step, so the rest is left out.
+# make_go makes the part of Go that compiles the programs: go, its tools, the source
+# files that the programs are made of, and all of these compiled, because a container
+# takes five times as long for that. The rest of Go stays out: a builder without
+# BuildKit looks at each file of the image after each step.
 make_go() {
 	find_busybox
 	command -v go >/dev/null || die "$go_image cannot be pulled, and no Go is installed here to make it from: install Go 1.26"
-	root=$(go env GOROOT) modules=$(go env GOMODCACHE)
+	root=$(go env GOROOT) modules=$(go env GOMODCACHE) cache=$PWD/.bin/go-cache
 	export CGO_ENABLED=0
-	go list -deps -f '{{$dir := .Dir}}{{range .GoFiles}}{{$dir}}/{{.}}
-{{end}}{{range .SFiles}}{{$dir}}/{{.}}
-{{end}}{{range .HFiles}}{{$dir}}/{{.}}
-{{end}}{{range .EmbedFiles}}{{$dir}}/{{.}}
+	go list -deps -f '{{range .GoFiles}}{{$.Dir}}/{{.}}
+{{end}}{{range .SFiles}}{{$.Dir}}/{{.}}
+{{end}}{{range .HFiles}}{{$.Dir}}/{{.}}
+{{end}}{{range .EmbedFiles}}{{$.Dir}}/{{.}}
 {{end}}' ./server ./client | grep -e "^$root/" -e "^$modules/" >"$work/files"
 	from="$(go env GOVERSION), files $(cksum <"$work/files" | cut -d ' ' -f 1)"
 	[ "$(made_from "$local_go")" != "$from" ] || return 0
@@ -109,11 +109,16 @@ make_go() {
 	plant_busybox "$work/go"
 	mkdir -p "$work/go/etc/ssl/certs"
 	cp -L /etc/ssl/certs/ca-certificates.crt "$work/go/etc/ssl/certs/"
-	GOCACHE="$work/go/go/cache" go list -trimpath -export -deps ./server ./client >/dev/null
-	ls "$root/VERSION" "$root/go.env" "$root/bin/go" "$root"/pkg/include/* "$root"/pkg/tool/*/asm "$root"/pkg/tool/*/compile "$root"/pkg/tool/*/link >>"$work/files"
-	go list -m -f '{{.GoMod}}' all | grep "^$modules/" | sed 'p; s/mod$/ziphash/' | xargs ls 2>/dev/null >>"$work/files" || true
+	GOCACHE=$cache go list -trimpath -export -deps ./server ./client >/dev/null
+	ls -d "$cache" "$root/VERSION" "$root/go.env" "$root/bin/go" "$root"/pkg/include/* \
+		"$root"/pkg/tool/*/asm "$root"/pkg/tool/*/compile "$root"/pkg/tool/*/link >>"$work/files"
+	# What go asks of modules: the go.mod files of all, which choose the versions, and
+	# more of those that are compiled. An upper-case letter is "!" and the lower-case one.
+	go mod graph | tr ' ' '\n' | sort -u | sed "s/[A-Z]/!\l&/g; s,\(.*\)@\(.*\),$modules/cache/download/\1/@v/\2.mod," |
+		sed 'p; s/mod$/info/p; s/info$/ziphash/' | xargs ls 2>/dev/null >>"$work/files" || true
 	import "$work/go" "$local_go" "$from" 'PATH=/usr/local/go/bin:/usr/local/bin:/bin GOTOOLCHAIN=local GOPATH=/go GOCACHE=/go/cache' \
-		--owner=0 --group=0 -P --transform "s,^$root/,usr/local/go/," --transform "s,^$modules/,go/pkg/mod/," -T "$work/files"
+		--owner=0 --group=0 -P --transform "s,^$root/,usr/local/go/," --transform "s,^$modules/,go/pkg/mod/," \
+		--transform "s,^$cache,go/cache," -T "$work/files"
 }
 
 make_debian() {

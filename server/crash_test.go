@@ -154,25 +154,12 @@ func (v *victim) exit(t testing.TB) int {
 
 // lives waits until the victim has written words n times, and then lets it
 // live. It returns earlier if the victim dies.
-func (v *victim) lives(t *testing.T, n int, words string) bool {
-	t.Helper()
-	late := time.After(patience)
-	for {
-		found, more := v.process.Err.Count(words)
-		if found >= n {
-			if v.spare() {
-				return true
-			}
-			more = nil
-		}
-		select {
-		case <-more:
-		case <-v.process.Ended:
-			return false
-		case <-late:
-			t.Fatalf("%q did not come %d times, in:\n%s", words, n, &v.process.Err)
-		}
+func (v *victim) lives(n int, words string) bool {
+	if v.process.Err.Reaches(n, words, v.process.Ended) && v.spare() {
+		return true
 	}
+	<-v.process.Ended
+	return false
 }
 
 // killed reports whether the victim has ended.
@@ -326,14 +313,6 @@ func (f foreign) end(t *testing.T, p *process, exit func(testing.TB) int) {
 	f.alone(t)
 }
 
-// next starts a server program, and waits until it serves.
-func next(t *testing.T, d string, args ...string) *process {
-	t.Helper()
-	p := start(t, d, args...)
-	p.Err.Await(t, 1, "waiting for a ")
-	return p
-}
-
 func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 	t.Parallel()
 	var kills, calls int64
@@ -353,12 +332,12 @@ func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 				d := dir(t)
 				f := putForeign(t, d)
 				if tt.stale {
-					p := next(t, d, args...)
+					p := serving(t, start(t, d, args...))
 					p.Signal(t, syscall.SIGKILL)
 					<-p.Ended
 				}
 				v := launchVictim(t, n, d, args...)
-				if v.lives(t, 1, "waiting for a ") {
+				if v.lives(1, "waiting for a ") {
 					calls := v.calls.Load()
 					wantServed(t, d)
 					f.end(t, v.process, v.exit)
@@ -367,7 +346,7 @@ func TestF38DeathAtAnySystemCallOfAStart(t *testing.T) {
 				if v.state.Signal() != unix.SIGKILL {
 					t.Fatalf("it ended by itself, %v: %s", v.state, &v.process.Err)
 				}
-				p := next(t, d, args...)
+				p := serving(t, start(t, d, args...))
 				wantServed(t, d)
 				f.end(t, p, p.Status)
 				return n, true
@@ -441,22 +420,6 @@ func (h *handover) wantRight(t *testing.T, gone bool) {
 	check(t, errors.Join(h.conn.Close(), h.mute.Close()))
 }
 
-// servesOn waits until a server whose successor has ended continues to serve,
-// or has ended.
-func servesOn(p *process) bool {
-	for {
-		on, more := p.Err.Count("has ended; continuing to serve")
-		if on > 0 {
-			return true
-		}
-		select {
-		case <-more:
-		case <-p.Ended:
-			return false
-		}
-	}
-}
-
 // yielded waits until a server whose successor was killed serves, or has ended
 // because the successor had its sockets. The successor's log does not tell, as its
 // last lines may be lost with it.
@@ -481,10 +444,10 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 	t.Run("the successor", func(t *testing.T) {
 		kills, calls := deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 			h := newHandover(t)
-			old := next(t, h.d, h.args...)
+			old := serving(t, start(t, h.d, h.args...))
 			h.use(t)
 			v := launchVictim(t, n, h.d, h.args...)
-			v.lives(t, addresses, taken)
+			v.lives(addresses, taken)
 			calls := v.calls.Load()
 			through := strings.Count(v.process.Err.String(), taken) >= addresses || v.killed() && yielded(old, h.d)
 			if !through { // nothing has changed: the old server serves
@@ -498,16 +461,16 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 					return n, true
 				}
 				v = launchVictim(t, 0, h.d, h.args...) // hands over to another successor
-				v.lives(t, addresses, taken)
+				v.lives(addresses, taken)
 			}
 			select {
 			case <-v.process.Ended: // after it served everything, and had logged that, though the old server may not know yet
 				p := old
-				if !servesOn(old) {
+				if !old.Err.Reaches(1, "has ended; continuing to serve", old.Ended) {
 					if status := old.Status(t); status != 0 {
 						t.Errorf("the old server's exit status is %d:\n%s", status, &old.Err)
 					}
-					p = next(t, h.d, h.args...)
+					p = serving(t, start(t, h.d, h.args...))
 				}
 				wantServed(t, h.d)
 				h.wantRight(t, p != old)
@@ -531,7 +494,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 		kills, calls := deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 			h := newHandover(t)
 			v := launchVictim(t, 0, h.d, h.args...)
-			if !v.lives(t, 1, "waiting for a ") {
+			if !v.lives(1, "waiting for a ") {
 				t.Fatalf("it ended by itself: %s", &v.process.Err)
 			}
 			h.use(t)
@@ -546,7 +509,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 				select {
 				case <-successor.Ended: // it ended because its server died
 					gaveUp.Add(1)
-					successor = next(t, h.d, h.args...)
+					successor = serving(t, start(t, h.d, h.args...))
 				default:
 				}
 			}
@@ -581,7 +544,7 @@ func TestDeathAtAnySystemCallOfAClient(t *testing.T) {
 	first, rest := transfer()
 	deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 		d := dir(t)
-		p := next(t, d, testkit.Plain(t, "server"), "--chunk", "4096", "--admin", "admin")
+		p := serving(t, start(t, d, testkit.Plain(t, "server"), "--chunk", "4096", "--admin", "admin"))
 		v := launchVictim(t, 0, d, testkit.Plain(t, "client"), "--retry", "60s", "--chunk", "4096", "-")
 		_, err := io.WriteString(v.process.In, first)
 		check(t, err)
@@ -613,7 +576,7 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 		d := dir(t)
 		args := []string{testkit.Plain(t, "server"), "--chunk", "4096"}
 		v := launchVictim(t, 0, d, args...)
-		v.lives(t, 1, "waiting for a ")
+		v.lives(1, "waiting for a ")
 		client := start(t, d, testkit.Plain(t, "client"), "--retry", "60s", "--chunk", "4096", "-")
 		_, err := io.WriteString(client.In, first)
 		check(t, err)
@@ -631,7 +594,7 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 		died := !v.spare()
 		if died {
 			<-v.process.Ended
-			p := next(t, d, args...)
+			p := serving(t, start(t, d, args...))
 			defer p.Stop(t)
 		}
 		calls := v.calls.Load()

@@ -137,57 +137,6 @@ func TestF8RemovedSocketFilesAreRecreated(t *testing.T) {
 	})
 }
 
-func TestF14DescriptorsLeftInQueuesAreCollected(t *testing.T) {
-	t.Parallel()
-	d := dir(t)
-	server := serve(t, d, "--log-level", "info")
-	pipe := make([]int, 2)
-	check(t, unix.Pipe2(pipe, unix.O_CLOEXEC))
-	defer func() { _ = unix.Close(pipe[0]) }()
-	sent := 0
-	send := func(fd int, fds ...int) {
-		t.Helper()
-		err := unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
-		if err != unix.EPERM { // with SO_PASSRIGHTS off the kernel rejects them itself
-			check(t, err)
-		}
-		sent += len(fds)
-	}
-	many := slices.Repeat([]int{pipe[1]}, 253)
-
-	goOn := server.Pause(t)
-	for range 20 { // in the queue of a server that does not read
-		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		check(t, err)
-		check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: d + "/uds_socket"}))
-		send(fd, many...)
-		send(fd, many...)
-		check(t, unix.Close(fd))
-	}
-	goOn()
-	for range 1000 { // two sockets, each of which is in the other's queue
-		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		check(t, err)
-		send(fds[0], fds[0], pipe[1])
-		send(fds[1], fds[1], pipe[1])
-		check(t, errors.Join(unix.Close(fds[0]), unix.Close(fds[1])))
-	}
-
-	// The pipe ends when the last copy of its other end is closed.
-	check(t, unix.Close(pipe[1]))
-	began := time.Now()
-	if !testkit.Ready(t, pipe[0], 0) {
-		t.Fatal("descriptors stay open")
-	}
-	took := time.Since(began)
-	clientEchoes(t, d)
-	server.Stop(t)
-	testkit.ReportFault(t, testkit.FaultRow{
-		ID: "F14", Done: "descriptors left unread in the queue of a stopped server, and in cycles of 2 sockets", Count: sent,
-		Outcome: fmt.Sprintf("all closed %.2f s after the last socket", took.Seconds()),
-	})
-}
-
 func TestF17ClientsThatNeverRead(t *testing.T) {
 	t.Parallel()
 	d := dir(t)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -19,84 +18,37 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// descriptors returns how many descriptors a process has open, proc(5), except
-// those of epoll: Go's own poller opens two when the first timer is set.
-func descriptors(t *testing.T, p *process) (n int) {
+// askSum asks for the sum of what descriptors show, and returns the answer.
+func askSum(t *testing.T, conn int, fds ...int) string {
 	t.Helper()
-	return countOpen(t, p, func(target string) bool { return !strings.HasPrefix(target, "anon_inode:[event") })
-}
-
-// openSockets returns how many of them are sockets.
-func openSockets(t *testing.T, p *process) (n int) {
-	t.Helper()
-	return countOpen(t, p, func(target string) bool { return strings.HasPrefix(target, "socket:") })
-}
-
-func countOpen(t *testing.T, p *process, counts func(target string) bool) (n int) {
-	t.Helper()
-	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", p.Pid()))
-	check(t, err)
-	for _, link := range links {
-		if target, err := os.Readlink(link); err == nil && counts(target) { // otherwise it was closed meanwhile
-			n++
-		}
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
 	}
-	return n
-}
-
-// seqpacket is a raw client, which can send anything.
-func seqpacket(t *testing.T, path string) int {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	check(t, unix.Sendmsg(conn, []byte("sum 1"), rights, nil, unix.MSG_NOSIGNAL))
+	answer := make([]byte, 1000)
+	n, err := unix.Read(conn, answer)
 	check(t, err)
-	check(t, unix.Connect(fd, &unix.SockaddrUnix{Name: path}))
-	return fd
+	return string(answer[:n])
 }
 
 func TestF12MoreDescriptorsThanThereIsRoomForAreClosed(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--listen", "files:f")
-	null, err := os.Open(os.DevNull)
-	check(t, err)
-	defer func() { check(t, null.Close()) }()
-	wantHealthy := func() {
-		if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:f"); status != 0 {
-			t.Fatalf("exit status %d: %s", status, stderr)
-		}
-	}
-	wantHealthy()
+	fds := nulls(t)
+	wantHealthy(t, d, "files:f")
 	before := descriptors(t, server)
-	fds := make([]int, 253)
-	for i := range fds {
-		fds[i] = int(null.Fd())
-	}
-	answer := make([]byte, 1000)
 	for i := range 1000 {
-		conn := seqpacket(t, d+"/f")
+		conn := rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
 		many := fds[:[]int{253, 2, 0, 1}[i%4]] // the last one is a device
-		var rights []byte
-		if len(many) > 0 {
-			rights = unix.UnixRights(many...)
-		}
-		check(t, unix.Sendmsg(conn, []byte("sum 1"), rights, nil, 0))
-		n, err := unix.Read(conn, answer)
-		if err != nil || !strings.HasPrefix(string(answer[:n]), "error ") {
-			t.Fatalf("the answer is %q, %v", answer[:n], err)
+		if answer := askSum(t, conn, many...); !strings.HasPrefix(answer, "error ") {
+			t.Fatalf("the answer to %d descriptors is %q", len(many), answer)
 		}
 		check(t, unix.Close(conn))
 	}
-	wantHealthy()
-	// The last connections may be about to close.
-	for range 1000 {
-		if descriptors(t, server) == before {
-			break
-		}
-		wantHealthy()
-	}
-	if after := descriptors(t, server); after != before {
-		t.Errorf("%d descriptors are open, %d were before", after, before)
-	}
+	wantHealthy(t, d, "files:f")
+	awaitDescriptors(t, server, before)
 	server.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F12", Done: "requests at `files:` with 253 descriptors, with 2, with none, with one of a device", Count: 1000,
@@ -109,31 +61,24 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--listen", "files:f")
-	conn := seqpacket(t, d+"/f")
+	conn := rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
 	check(t, os.WriteFile(d+"/x", nil, 0o600))
 	file, err := os.Open(d + "/x")
 	check(t, err)
 	check(t, os.Remove(d+"/x"))
-	ask := func() string {
-		check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(file.Fd())), nil, 0))
-		answer := make([]byte, 1000)
-		n, err := unix.Read(conn, answer)
-		check(t, err)
-		return string(answer[:n])
-	}
-	if answer := ask(); !strings.HasPrefix(answer, "sum 1 0 ") {
+	if answer := askSum(t, conn, int(file.Fd())); !strings.HasPrefix(answer, "sum 1 0 ") {
 		t.Errorf("at first: %s", answer)
 	}
 	const rounds = 20
 	for range rounds {
 		lift := limitFiles(t, server, 3)
-		if answer := ask(); answer != "error the server has reached its limit of open files; try again later" {
+		if answer := askSum(t, conn, int(file.Fd())); answer != "error the server has reached its limit of open files; try again later" {
 			t.Errorf("at the limit: %s", answer)
 		}
 		lift()
 		check(t, unix.Close(conn))
-		conn = seqpacket(t, d+"/f")
-		if answer := ask(); !strings.HasPrefix(answer, "sum 1 0 ") {
+		conn = rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
+		if answer := askSum(t, conn, int(file.Fd())); !strings.HasPrefix(answer, "sum 1 0 ") {
 			t.Errorf("later: %s", answer)
 		}
 	}
@@ -146,8 +91,6 @@ func TestF13DescriptorsAtTheLimitOfOpenFiles(t *testing.T) {
 	})
 }
 
-// lingering returns a TCP socket that takes as long to close as its linger time,
-// because its peer does not read. The test closes both.
 // The descriptors lie unread in the connections that the server closes.
 func TestF53FilesConnectionsWhoseClosingHangs(t *testing.T) {
 	t.Parallel()
@@ -156,27 +99,20 @@ func TestF53FilesConnectionsWhoseClosingHangs(t *testing.T) {
 	goOn := server.Pause(t)
 	const n = 200
 	for range n {
-		conn := seqpacket(t, d+"/f")
+		conn := rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
 		check(t, unix.Sendmsg(conn, []byte("nonsense"), nil, nil, 0))
-		f := os.NewFile(uintptr(lingering(t)), "lingering")
-		check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(f.Fd())), nil, 0))
-		check(t, errors.Join(f.Close(), unix.Close(conn)))
+		check(t, errors.Join(handOver(t, conn, lingering(t)), unix.Close(conn)))
 	}
 	goOn()
 	awaitStatus(t, d+"/a", func(s status) bool { return s.Refused["request"] == n })
-	if status, _, stderr := run(t, d, "", "server", "healthcheck", "--listen", "files:f,s", "--timeout", patience.String()); status != 0 {
-		t.Errorf("health check: exit status %d, error %q", status, stderr)
-	}
+	wantHealthy(t, d, "files:f", "s")
 	if threads := server.StatusNumber(t, "Threads"); threads >= 64 { // as many as compose.yaml allows
 		t.Errorf("the server has %d threads", threads)
 	}
 	if s := statusOf(t, d+"/a"); s.Connections == 0 {
 		t.Error("no connection whose closing hangs is counted as open")
 	}
-	if status := server.Terminate(t); status != 0 {
-		t.Errorf("exit status %d", status)
-	}
-	wantFiles(t, d)
+	server.Stop(t)
 }
 
 func TestF59FilesClientsOfAServerThatWasStoppedAreNotIdle(t *testing.T) {
@@ -187,7 +123,7 @@ func TestF59FilesClientsOfAServerThatWasStoppedAreNotIdle(t *testing.T) {
 	const n = 30
 	var conns []int
 	for range n {
-		conns = append(conns, seqpacket(t, d+"/f"))
+		conns = append(conns, rawClient(t, unix.SOCK_SEQPACKET, d+"/f"))
 	}
 	awaitStatus(t, d+"/a", func(s status) bool { return s.Connections == n })
 	goOn := server.Pause(t)
@@ -195,13 +131,9 @@ func TestF59FilesClientsOfAServerThatWasStoppedAreNotIdle(t *testing.T) {
 	goOn()
 	f, err := os.Open("files_test.go")
 	check(t, err)
-	answer := make([]byte, 1000)
 	for _, conn := range conns {
-		clear(answer)
-		_ = unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(f.Fd())), nil, unix.MSG_NOSIGNAL)
-		_, err := unix.Read(conn, answer)
-		if err != nil || !bytes.HasPrefix(answer, []byte("sum 1 ")) {
-			t.Errorf("the answer is %.100q, %v", answer, err)
+		if answer := askSum(t, conn, int(f.Fd())); !strings.HasPrefix(answer, "sum 1 ") {
+			t.Errorf("the answer is %q", answer)
 		}
 		check(t, unix.Close(conn))
 	}
@@ -221,14 +153,14 @@ func TestF56FilesOfOneUserDoNotStopAnothers(t *testing.T) {
 	server.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10001, Gid: 10001}}
 	server.Cmd.Env = append(server.Cmd.Env, "GOMAXPROCS=2") // so that one file is read at a time
 	server.Start(t)
-	server.Err.Await(t, 1, "waiting for a connection")
+	serving(t, server)
 	f, err := files.Seal("large", bytes.NewReader(make([]byte, 16<<20)))
 	check(t, err)
 	const clients = 100
 	var ended sync.WaitGroup
 	var conns []int
 	for range clients {
-		conn := seqpacket(t, d+"/f")
+		conn := rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
 		conns = append(conns, conn)
 		ended.Go(func() {
 			answer := make([]byte, 1000)
@@ -240,14 +172,8 @@ func TestF56FilesOfOneUserDoNotStopAnothers(t *testing.T) {
 	server.Err.Await(t, 2*clients, `"message":"sending 'sum 1 `)
 	check(t, os.WriteFile(d+"/small", []byte("small"), 0o644))
 	for range 5 {
-		for _, p := range []*process{
-			startAs(t, 10002, d, "client", "send-file", "--connect", "files:f", "small"),
-			startAs(t, 10001, d, "server", "healthcheck", "--listen", "files:f", "--timeout", patience.String()),
-		} {
-			if status := p.Status(t); status != 0 {
-				t.Errorf("%q: exit status %d, error %q", p.Cmd.Args, status, &p.Err)
-			}
-		}
+		startAs(t, 10002, d, "client", "send-file", "--connect", "files:f", "small").WantStatus(t, 0)
+		startAs(t, 10001, d, "server", "healthcheck", "--listen", "files:f", "--timeout", patience.String()).WantStatus(t, 0)
 	}
 	for _, conn := range conns {
 		check(t, unix.Shutdown(conn, unix.SHUT_RDWR))

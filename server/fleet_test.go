@@ -19,6 +19,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -28,7 +29,6 @@ type fleet struct {
 	clients []*fleetClient
 	running sync.WaitGroup
 	stop    atomic.Bool
-	came    chan struct{} // bytes have arrived, or a client has ended
 }
 
 type fleetClient struct {
@@ -44,7 +44,7 @@ type fleetClient struct {
 // launch starts n clients; the servers take turns.
 func launch(t *testing.T, seed uint64, n int, servers ...addr.Addr) *fleet {
 	t.Helper()
-	f := &fleet{came: make(chan struct{}, 1)}
+	f := &fleet{}
 	for i := range n {
 		c := &fleetClient{fleet: f, addr: servers[i%len(servers)], rng: rand.New(rand.NewPCG(seed, uint64(i)))}
 		f.clients = append(f.clients, c)
@@ -52,7 +52,6 @@ func launch(t *testing.T, seed uint64, n int, servers ...addr.Addr) *fleet {
 			for !f.stop.Load() {
 				if err := c.transfer(t.Context()); err != nil {
 					c.err.Store(&err)
-					f.tell()
 					return
 				}
 				c.transfers.Add(1)
@@ -66,35 +65,24 @@ func launch(t *testing.T, seed uint64, n int, servers ...addr.Addr) *fleet {
 	return f
 }
 
-func (f *fleet) tell() {
-	select {
-	case f.came <- struct{}{}:
-	default:
-	}
-}
-
 // await waits until every client has received more bytes.
 func (f *fleet) await(t *testing.T, server *process) {
 	t.Helper()
-	late := time.After(patience)
 	before := make([]int64, len(f.clients))
 	for i, c := range f.clients {
 		before[i] = c.bytes.Load()
 	}
-	for i, c := range f.clients {
-		for c.bytes.Load() == before[i] {
+	testkit.Await(t, func() error {
+		for i, c := range f.clients {
 			if err := c.err.Load(); err != nil {
 				t.Fatalf("client %d of %s: %v", i, c.addr, *err)
 			}
-			select {
-			case <-f.came:
-			case <-server.Ended:
-				t.Fatalf("the server has ended: %s", &server.Err)
-			case <-late:
-				t.Fatalf("client %d of %s got nothing back for %v; the server wrote:\n%s", i, c.addr, patience, &server.Err)
+			if c.bytes.Load() == before[i] {
+				return fmt.Errorf("client %d of %s gets nothing back; the server wrote:\n%s", i, c.addr, &server.Err)
 			}
 		}
-	}
+		return nil
+	})
 }
 
 // A sum is the total of a fleet.
@@ -206,7 +194,6 @@ func (l *ledger) Write(p []byte) (int, error) {
 	}
 	l.got += int64(len(p))
 	l.client.bytes.Add(int64(len(p)))
-	l.client.tell()
 	return len(p), nil
 }
 

@@ -3,10 +3,10 @@ package main_test
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -125,19 +125,9 @@ func TestF36SwappedName(t *testing.T) {
 	awaitServer(t, d+"/admin1")
 	awaitServer(t, d+"/admin2")
 
-	// Only root may write to it.
-	secret, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: d + "/secret", Net: "unixgram"})
-	check(t, err)
-	check(t, os.Chmod(d+"/secret", 0o600))
-	var forged atomic.Int64 // messages: the refusal of a client that is not allowed is empty
-	var read sync.WaitGroup
-	read.Go(func() {
-		for buf := make([]byte, 100); ; forged.Add(1) {
-			if _, _, err := secret.ReadFrom(buf); err != nil {
-				return
-			}
-		}
-	})
+	secret, err := datagramSocket(d + "/secret")
+	check(t, errors.Join(err, os.Chmod(d+"/secret", 0o600))) // only root may write to it
+	defer func() { check(t, unix.Close(secret)) }()
 
 	const each = 500
 	swaps, raced := 0, 0
@@ -165,25 +155,19 @@ func TestF36SwappedName(t *testing.T) {
 		}
 		return nil
 	})
-	// It receives the messages of processes that may write to it.
+	// It receives the messages of processes that may write to it, and the first is
+	// this one.
 	mine, err := datagramSocket("@honest." + d)
 	check(t, err)
-	before := forged.Load()
-	check(t, errors.Join(unix.Sendto(mine, []byte("honest"), 0, &unix.SockaddrUnix{Name: d + "/secret"}), unix.Close(mine)))
-	for late := time.Now().Add(patience); forged.Load() == before && time.Now().Before(late); {
-	}
-	check(t, secret.Close())
-	read.Wait()
-	if n := forged.Load() - 1; n != 0 {
-		t.Errorf("%d forged messages reached the socket of another user after %d swaps and %d in a race", n, swaps, raced)
+	check(t, errors.Join(unix.Sendto(mine, []byte("honest"), unix.MSG_DONTWAIT, &unix.SockaddrUnix{Name: d + "/secret"}), unix.Close(mine)))
+	first := make([]byte, 100)
+	if n, _, err := receiveFrom(secret, first); err != nil || string(first[:n]) != "honest" {
+		t.Errorf("after %d swaps and %d in a race, the socket of another user received %q, %v", swaps, raced, first[:max(n, 0)], err)
 	}
 	check(t, os.Remove(d+"/secret"))
-	for _, p := range []*process{server, picky} {
-		if status := p.Terminate(t); status != 0 {
-			t.Errorf("exit status %d after:\n%s", status, &p.Err)
-		}
-	}
-	wantFiles(t, d)
+	server.Signal(t, syscall.SIGTERM)
+	server.WantStatus(t, 0)
+	picky.Stop(t)
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID: "F36", Done: "a client replaces its name by a link to a socket that only root may write to, before a server of root answers, or refuses: after an answer, before the first, and in a race", Count: swaps + each*2,
 		Outcome: "0 messages at that socket; others served meanwhile",
@@ -217,12 +201,8 @@ func TestF45UnmappedUsers(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(tt.args), func(t *testing.T) {
 			d := open(t)
-			args := append([]string{"server", "--mode", "0666", "--admin", "admin", "--max-per-user", "1"}, tt.args...)
-			for _, a := range places {
-				args = append(args, "--listen", a)
-			}
-			server := startAttr(t, asNobody(), d, args...)
-			server.Err.Await(t, 1, "waiting for a ")
+			server := serving(t, startAttr(t, asNobody(), d, append([]string{"server", "--mode", "0666", "--admin", "admin", "--max-per-user", "1",
+				"--listen", strings.Join(places, ",")}, tt.args...)...))
 			for _, c := range []struct {
 				address, bind string
 				want          bool
@@ -251,10 +231,7 @@ func TestF45UnmappedUsers(t *testing.T) {
 				server.Err.Await(t, 1, "cannot reply, because the kernel does not report the client's user here; map the user")
 				first := connect(t, "unix", d+"/s")
 				check(t, echoed(first, "first"))
-				other := startAs(t, stranger, d, "client", "--connect", places[0])
-				if status := other.Status(t); status != 1 {
-					t.Errorf("of two strangers, the second has exit status %d", status)
-				}
+				startAs(t, stranger, d, "client", "--connect", places[0]).WantStatus(t, 1) // the second of two strangers
 				server.Err.Await(t, 1, "connection limit per user (")
 				check(t, first.Close())
 			}
@@ -264,12 +241,9 @@ func TestF45UnmappedUsers(t *testing.T) {
 
 	// A health check does not trust a stranger.
 	d := open(t)
-	impostor := startAs(t, stranger, d, "server", "--listen", "s", "--mode", "0666")
-	impostor.Err.Await(t, 1, "waiting for a ")
+	impostor := serving(t, startAs(t, stranger, d, "server", "--listen", "s", "--mode", "0666"))
 	client := startAttr(t, asNobody(), d, "server", "healthcheck", "--listen", "s")
-	if status := client.Status(t); status != 1 {
-		t.Errorf("the health check of an unmapped user's server has exit status %d", status)
-	}
+	client.WantStatus(t, 1)
 	wantWords(t, client.Err.String(), "user 65534 serves there, which may be any that this user namespace does not map")
 	asked++
 	impostor.Stop(t)
@@ -286,10 +260,8 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 	testkit.NeedNamespace(t, "--user", "--map-root-user", "--net")
 	t.Parallel()
 	d := open(t)
-	all := start(t, d, "server", "--listen", "datagram:all", "--mode", "0666")
-	some := start(t, d, "server", "--listen", "datagram:some", "--mode", "0666", "--allow-uid", strconv.Itoa(friend))
-	all.Err.Await(t, 1, "waiting for a message")
-	some.Err.Await(t, 1, "waiting for a message")
+	all := serve(t, d, "--listen", "datagram:all", "--mode", "0666")
+	some := serve(t, d, "--listen", "datagram:some", "--mode", "0666", "--allow-uid", strconv.Itoa(friend))
 	secret, err := datagramSocket("@secret." + d)
 	check(t, err)
 	defer func() { _ = unix.Close(secret) }()
@@ -300,10 +272,7 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 		if want {
 			timeout = patience.String()
 		}
-		client := startAs(t, stranger, d, append(args, "--timeout", timeout)...)
-		if status := client.Status(t); (status == 0) != want {
-			t.Errorf("%q: exit status %d, error %q; the servers wrote:\n%s%s", args, status, &client.Err, &all.Err, &some.Err)
-		}
+		startAs(t, stranger, d, append(args, "--timeout", timeout)...).WantStatus(t, map[bool]int{true: 0, false: 1}[want])
 		asked++
 	}
 	const notOwn, unknown = "cannot reply to a name that is not the client's own socket",
@@ -364,12 +333,8 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 	all.Err.Await(t, 1, "cannot reply, because the kernel does not report the owner of the socket of a client of user 0: "+
 		"the file system shows user 10003 as the owner of its socket, and the socket belongs to another network namespace")
 	// A server that is alone in its namespace answers there.
-	alone := start(t, d, "unshare", "--net", testkit.Program("server"), "--listen", "datagram:alone", "--mode", "0666")
-	alone.Err.Await(t, 1, "waiting for a message")
-	inside := start(t, d, "nsenter", "--net=/proc/"+strconv.Itoa(alone.Pid())+"/ns/net", testkit.Program("client"), "--connect", "datagram:alone", "--bind", "@inside")
-	if status := inside.Status(t); status != 0 {
-		t.Errorf("alone in its namespace: exit status %d, error %q", status, &inside.Err)
-	}
+	alone := serving(t, start(t, d, "unshare", "--net", testkit.Program("server"), "--listen", "datagram:alone", "--mode", "0666"))
+	start(t, d, "nsenter", "--net=/proc/"+strconv.Itoa(alone.Pid())+"/ns/net", testkit.Program("client"), "--connect", "datagram:alone", "--bind", "@inside").WantStatus(t, 0)
 	for _, p := range []*process{all, some, alone} {
 		p.Terminate(t)
 	}
@@ -391,8 +356,7 @@ func TestF57FileSystemThatShowsOneOwnerForAll(t *testing.T) {
 		testkit.Missing(t, "a FUSE mount ("+stderr+")", "run the tests where /dev/fuse is")
 	}
 	t.Cleanup(func() { check(t, unix.Unmount(d+"/front", unix.MNT_DETACH)) })
-	server := start(t, d, "server", "--listen", "datagram:all", "--mode", "0666")
-	server.Err.Await(t, 1, "waiting for a message")
+	server := serve(t, d, "--listen", "datagram:all", "--mode", "0666")
 	secret, err := datagramSocket(d + "/front/secret")
 	check(t, err)
 	defer func() { _ = unix.Close(secret) }()

@@ -25,10 +25,10 @@ func TestSoak(t *testing.T) {
 	check(t, err)
 	seed := testkit.Seed(t)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	s := &soak{T: t, dir: dir(t)}
-	addrs, flags := sockets(s.dir)
-	s.args = append([]string{"server", "--log-level", "warn", "--chunk", "4096", "--takeover", "--drain-timeout", "500ms"}, flags...)
-	s.server = start(t, s.dir, s.args...)
+	d := dir(t)
+	addrs, flags := sockets(d)
+	args := append([]string{"server", "--log-level", "warn", "--chunk", "4096", "--takeover", "--drain-timeout", "500ms"}, flags...)
+	server := start(t, d, args...)
 
 	// Some of the clients connect through an unreliable proxy.
 	lines := dir(t)
@@ -40,17 +40,34 @@ func TestSoak(t *testing.T) {
 	}
 	f := launch(t, seed, clients, addrs...)
 
+	kill := func() { // and start again
+		server.Signal(t, syscall.SIGKILL)
+		<-server.Ended
+		server = start(t, d, args...)
+	}
 	faults := map[string]func(){
-		"SIGKILL":              func() { s.kill(); s.start() },
-		"SIGKILL at the start": func() { s.kill(); s.start(); s.kill(); s.start() },
-		"SIGTERM":              func() { s.server.Signal(t, syscall.SIGTERM); s.wantEnd(s.server); s.start() },
-		"takeover":             s.takeOver,
-		"SIGSTOP": func() {
-			s.server.Signal(t, syscall.SIGSTOP)
-			time.Sleep(time.Duration(rng.Int64N(int64(500 * time.Millisecond))))
-			s.server.Signal(t, syscall.SIGCONT)
+		"SIGKILL":              kill,
+		"SIGKILL at the start": func() { kill(); kill() },
+		"SIGTERM": func() {
+			server.Signal(t, syscall.SIGTERM)
+			server.WantStatus(t, 0)
+			server = start(t, d, args...)
 		},
-		"socket file removed": func() { s.removeFile(addrs[rng.IntN(3)].Path) },
+		"takeover": func() {
+			old := server
+			server = start(t, d, args...)
+			old.WantStatus(t, 0)
+		},
+		"SIGSTOP": func() {
+			server.Signal(t, syscall.SIGSTOP)
+			time.Sleep(time.Duration(rng.Int64N(int64(500 * time.Millisecond))))
+			server.Signal(t, syscall.SIGCONT)
+		},
+		"socket file removed": func() {
+			n := server.Err.Count("listening again")
+			check(t, os.Remove(addrs[rng.IntN(3)].Path))
+			server.Err.Await(t, n+1, "listening again")
+		},
 	}
 	names := slices.Sorted(maps.Keys(faults))
 	seen := map[string]int{}
@@ -67,49 +84,13 @@ func TestSoak(t *testing.T) {
 		}
 		t.Logf("%v, %d clients, FAULT_SEED=%d\nfaults: %s\n%v", duration, clients, seed, strings.Join(list, ", "), sum)
 	}()
-	f.await(t, s.server)
-	for end := time.Now().Add(duration); time.Now().Before(end); {
+	f.await(t, server)
+	for end := time.Now().Add(duration); time.Now().Before(end) && !t.Failed(); {
 		name := names[rng.IntN(len(names))]
 		faults[name]()
-		f.await(t, s.server)
+		f.await(t, server)
 		seen[name]++
 	}
 	f.finish(t)
-	s.server.Stop(t)
-}
-
-// A soak is the server of a soak test, whichever process it is.
-type soak struct {
-	*testing.T
-	dir    string
-	args   []string
-	server *process
-}
-
-func (s *soak) start() { s.server = start(s.T, s.dir, s.args...) }
-
-func (s *soak) kill() {
-	s.server.Signal(s.T, syscall.SIGKILL)
-	<-s.server.Ended
-}
-
-func (s *soak) wantEnd(server *process) {
-	s.Helper()
-	if status := server.Status(s.T); status != 0 {
-		s.Fatalf("exit status is %d after:\n%s", status, &server.Err)
-	}
-}
-
-func (s *soak) takeOver() {
-	old := s.server
-	s.start()
-	s.wantEnd(old)
-}
-
-// removeFile removes a socket file, which the server notices.
-func (s *soak) removeFile(path string) {
-	renewed := "listening again"
-	n := strings.Count(s.server.Err.String(), renewed)
-	check(s.T, os.Remove(path))
-	s.server.Err.Await(s.T, n+1, renewed)
+	server.Stop(t)
 }

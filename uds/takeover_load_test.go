@@ -10,13 +10,13 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
 	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/internal/testkit"
 )
 
 // A load is what clients do while one server after another takes over.
@@ -30,28 +30,18 @@ type load struct {
 func underLoad(t *testing.T, path string, l load) {
 	t.Helper()
 	const clients, between = 24, 10 * 24 // requests between two takeovers
-	var (
-		asked  atomic.Int64
-		over   = make(chan struct{})
-		tick   = make(chan struct{}, 1)
-		mu     sync.Mutex
-		failed = map[string]int{}
-
-		asking, serving sync.WaitGroup
-	)
+	var asked atomic.Int64
+	over, tick, left, served := make(chan struct{}), make(chan struct{}, 1), make(chan struct{}), make(chan error)
 	start := func() net.Listener {
 		listener, err := takeover.Listen(context.Background(), "unix", path)
 		check(t, err)
-		spawn(&serving, func() {
-			if err := l.serve(listener); err != nil {
-				t.Error(err)
-			}
-		})
+		go func() { served <- l.serve(listener) }()
 		return listener
 	}
 	last := start()
-	for i := range clients {
-		spawn(&asking, func() {
+	go func() {
+		defer close(left)
+		testkit.Go(clients, func(i int) {
 			for n := 0; ; n++ {
 				select {
 				case <-over:
@@ -59,9 +49,7 @@ func underLoad(t *testing.T, path string, l load) {
 				default:
 				}
 				if err := l.ask(fmt.Sprintf("request %d of client %d", n, i)); err != nil {
-					mu.Lock()
-					failed[err.Error()]++
-					mu.Unlock()
+					t.Error(err)
 				}
 				if asked.Add(1)%between == 0 {
 					select {
@@ -71,25 +59,21 @@ func underLoad(t *testing.T, path string, l load) {
 				}
 			}
 		})
-	}
-	takeovers := 5
-	if os.Getenv("STRESS") != "" {
-		takeovers = 100
-	}
+	}()
+	takeovers := testkit.Count(5, 100)
 	for range takeovers {
 		<-tick
 		last = start()
 	}
 	<-tick
 	close(over)
-	asking.Wait()
+	<-left
 	l.end()
 	check(t, last.Close())
-	serving.Wait()
-	t.Logf("%d takeovers, %d requests", takeovers, asked.Load())
-	for err, n := range failed {
-		t.Errorf("%d of %d requests failed: %s", n, asked.Load(), err)
+	for range takeovers + 1 {
+		check(t, <-served)
 	}
+	t.Logf("%d takeovers, %d requests", takeovers, asked.Load())
 }
 
 // web is a load of HTTP.
@@ -112,7 +96,7 @@ func web(path string, transport *http.Transport, method string) load {
 	}
 	return load{
 		serve: func(l net.Listener) error {
-			return serveHTTP(&http.Server{Handler: http.HandlerFunc(echo), Protocols: &protocols}, l, patience)
+			return serveHTTP(&http.Server{Handler: http.HandlerFunc(echo), Protocols: &protocols}, l, testkit.Patience)
 		},
 		ask: func(body string) error {
 			if method == http.MethodGet {
@@ -153,10 +137,12 @@ func talk(path string, messages int) load {
 				if err != nil {
 					return err
 				}
-				spawn(&open, func() {
+				open.Add(1)
+				go func() {
+					defer open.Done()
 					_, _ = io.Copy(conn, conn)
 					_ = conn.Close()
-				})
+				}()
 			}
 		},
 		ask: func(body string) error {

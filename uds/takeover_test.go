@@ -3,94 +3,37 @@
 package uds_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-// patience is the longest wait for an event; it measures nothing.
-const patience = time.Minute
-
-// A child is this test binary again, with a role.
-const roleVar = "UDS_TEST_ROLE"
-
-func TestMain(m *testing.M) {
-	if role := os.Getenv(roleVar); role != "" {
-		if err := roles[role](os.Args[1]); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
-
 var takeover = uds.ListenConfig{Takeover: true}
 
-var roles = map[string]func(path string) error{
-	// serve takes over at the cue, and answers each client with its process id.
-	"serve": func(path string) error {
-		_, _ = fmt.Scanln()
-		l, err := takeover.Listen(context.Background(), "unix", path)
-		if err != nil {
-			return err
-		}
-		fmt.Println("serves")
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return err
+func TestMain(m *testing.M) {
+	testkit.Main(m, map[string]func([]string) (io.Closer, error){
+		// serve PATH: takes over, and answers each client with its process id
+		"serve": func(args []string) (io.Closer, error) {
+			l, err := takeover.Listen(context.Background(), "unix", args[0])
+			if err == nil {
+				accept(l, fmt.Sprint(os.Getpid()))
 			}
-			_, _ = fmt.Fprint(c, os.Getpid())
-			_ = c.Close()
-		}
-	},
-}
-
-type child struct {
-	cmd *exec.Cmd
-	cue io.WriteCloser
-	out *bufio.Scanner
-}
-
-func start(t *testing.T, role, path string) *child {
-	t.Helper()
-	cmd := exec.Command("/proc/self/exe", path)
-	cmd.Env = append(os.Environ(), roleVar+"="+role)
-	cmd.Stderr = os.Stderr
-	cue, err := cmd.StdinPipe()
-	check(t, err)
-	out, err := cmd.StdoutPipe()
-	check(t, err)
-	check(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+			return l, err
+		},
 	})
-	return &child{cmd, cue, bufio.NewScanner(out)}
-}
-
-func (c *child) wantLine(t *testing.T, want string) {
-	t.Helper()
-	if !c.out.Scan() || c.out.Text() != want {
-		t.Fatalf("the child prints %q, not %q", c.out.Text(), want)
-	}
 }
 
 // successor asks for the socket of a listener, and can then be led step by
@@ -108,19 +51,19 @@ func successor(t *testing.T, l net.Listener) *sock.Handover {
 
 func wait(t *testing.T, h *sock.Handover) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	check(t, sock.Wait(ctx, h.FD()))
 }
 
-func answer(t *testing.T, address string) string {
+func wantAnswer(t *testing.T, address, want string) {
 	t.Helper()
 	c, err := uds.Dial("unix", address)
 	check(t, err)
 	defer func() { _ = c.Close() }()
-	got, err := io.ReadAll(c)
-	check(t, err)
-	return string(got)
+	if got, err := io.ReadAll(c); err != nil || string(got) != want {
+		t.Errorf("%q answers, not %q; %v", got, want, err)
+	}
 }
 
 // accept accepts in the background, answers with a name, and reports why it
@@ -152,7 +95,7 @@ func wantClosed(t *testing.T, ended chan error) {
 		if op, ok := err.(*net.OpError); !ok || op.Op != "accept" || !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%v", err)
 		}
-	case <-time.After(patience):
+	case <-time.After(testkit.Patience):
 		t.Fatal("Accept does not end")
 	}
 }
@@ -175,7 +118,7 @@ func TestTakeover(t *testing.T) {
 		check(t, err)
 		check(t, c.Close())
 		check(t, l.Close())
-		wantEmpty(t, d)
+		wantFiles(t, d)
 	}
 }
 
@@ -192,34 +135,23 @@ func TestContextEndsTheWaitForTheRunningServer(t *testing.T) {
 	}()
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err = takeover.Listen(ended, "unix", d+"/s")
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("%v", err)
-	}
+	wantError(t, testkit.Err(takeover.Listen(ended, "unix", d+"/s")), context.Canceled)
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err = takeover.Listen(short, "unix", d+"/s")
-	var timeout net.Error
-	if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Errorf("%v", err)
-	}
+	wantTimeout(t, err, context.DeadlineExceeded)
 	wantOp(t, err, "listen", d+"/s")
 
 	// It has offered the socket, and does not yield it.
 	asked := make(chan error, 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() {
-		_, err := takeover.Listen(ctx, "unix", d+"/s")
-		asked <- err
-	}()
+	go func() { asked <- testkit.Err(takeover.Listen(ctx, "unix", d+"/s")) }()
 	for h.State() != sock.Yielding {
 		wait(t, h)
 		_, _ = h.Step() // those that have given up are in the queue
 	}
 	cancel()
-	if err := <-asked; !errors.Is(err, context.Canceled) {
-		t.Errorf("%v", err)
-	}
+	wantError(t, <-asked, context.Canceled)
 }
 
 // The application has not closed the old listener when the new server dies.
@@ -228,26 +160,18 @@ func TestOldListenerKeepsNoCopy(t *testing.T) {
 	d := dir(t)
 	old := listen(t, takeover, "unix", d+"/s")
 	ended := accept(old, "old")
-	next := start(t, "serve", d+"/s")
-	check(t, next.cue.Close())
-	next.wantLine(t, "serves")
+	next := testkit.Start(t, 0, "serve", d+"/s")
+	next.Do(t)
 	wantClosed(t, ended)
-	if got := answer(t, d+"/s"); got != fmt.Sprint(next.cmd.Process.Pid) {
-		t.Errorf("%s answers", got)
-	}
-	check(t, next.cmd.Process.Kill())
-	_ = next.cmd.Wait()
-	if c, err := uds.Dial("unix", d+"/s"); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("%v, %v: some process listens", c, err)
-	}
+	wantAnswer(t, d+"/s", fmt.Sprint(next.Cmd.Process.Pid))
+	next.Kill(t)
+	wantError(t, testkit.Err(uds.Dial("unix", d+"/s")), unix.ECONNREFUSED)
 	third := listen(t, takeover, "unix", d+"/s")
 	check(t, old.Close())
 	accept(third, "third")
-	if got := answer(t, d+"/s"); got != "third" {
-		t.Errorf("%s answers", got)
-	}
+	wantAnswer(t, d+"/s", "third")
 	check(t, third.Close())
-	wantEmpty(t, d)
+	wantFiles(t, d)
 }
 
 func TestCloseDuringAHandover(t *testing.T) {
@@ -264,11 +188,9 @@ func TestCloseDuringAHandover(t *testing.T) {
 		next.Claim()
 		wait(t, next)
 		if !owns {
-			if _, err := next.Step(); !errors.Is(err, uds.ErrInUse) {
-				t.Errorf("it is claimed from a listener that was closed: %v", err)
-			}
+			wantError(t, testkit.Err(next.Step()), uds.ErrInUse)
 			next.Close()
-			wantEmpty(t, d)
+			wantFiles(t, d)
 			continue
 		}
 		if state, err := next.Step(); err != nil || state != sock.Claimed {
@@ -281,7 +203,7 @@ func TestCloseDuringAHandover(t *testing.T) {
 		next.Leave()
 		check(t, next.Sockets[0].Close())
 		next.Close()
-		wantEmpty(t, d)
+		wantFiles(t, d)
 	}
 }
 
@@ -292,28 +214,16 @@ func TestClientsDuringTakeoversInOneProcess(t *testing.T) {
 	path := dir(t) + "/s"
 	l := listen(t, takeover, "unix", path)
 	accept(l, "x")
-	var clients sync.WaitGroup
 	var over atomic.Bool
-	var asked, failed atomic.Int64
-	for range 4 {
-		spawn(&clients, func() {
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		testkit.Go(4, func(int) {
 			for !over.Load() {
-				asked.Add(1)
-				c, err := uds.Dial("unix", path)
-				if err == nil {
-					var got []byte
-					if got, err = io.ReadAll(c); err == nil && string(got) != "x" {
-						err = fmt.Errorf("%q", got)
-					}
-					_ = c.Close()
-				}
-				if err != nil {
-					failed.Add(1)
-					t.Log(err)
-				}
+				wantAnswer(t, path, "x")
 			}
 		})
-	}
+	}()
 	for range 30 {
 		old := l
 		l = listen(t, takeover, "unix", path)
@@ -321,10 +231,7 @@ func TestClientsDuringTakeoversInOneProcess(t *testing.T) {
 		check(t, old.Close())
 	}
 	over.Store(true)
-	clients.Wait()
-	if failed.Load() > 0 {
-		t.Errorf("%d of %d failed", failed.Load(), asked.Load())
-	}
+	<-ended
 }
 
 func TestSuccessorThatEndsGivesTheSocketBack(t *testing.T) {
@@ -339,13 +246,11 @@ func TestSuccessorThatEndsGivesTheSocketBack(t *testing.T) {
 			wait(t, next)
 		}
 		next.Close()
-		if got := answer(t, d+"/s"); got != "still here" {
-			t.Errorf("%q", got)
-		}
+		wantAnswer(t, d+"/s", "still here")
 	}
 	check(t, l.Close())
 	wantClosed(t, ended)
-	wantEmpty(t, d)
+	wantFiles(t, d)
 }
 
 // While a successor may accept, the old server's Accept waits, with its
@@ -361,9 +266,7 @@ func TestDeadlineDuringAHandover(t *testing.T) {
 	check(t, err)
 	defer func() { _ = c.Close() }()
 	check(t, l.SetDeadline(time.Now().Add(20*time.Millisecond)))
-	if _, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("%v", err)
-	}
+	wantError(t, testkit.Err(l.Accept()), os.ErrDeadlineExceeded)
 	accepted := make(chan error, 1)
 	check(t, l.SetDeadline(time.Time{}))
 	go func() {
@@ -382,16 +285,18 @@ func TestLackOfDescriptorsDoesNotEndTheHandover(t *testing.T) {
 	d := dir(t)
 	l := listen(t, takeover, "unix", d+"/s")
 	ended := accept(l, "old")
-	next := start(t, "serve", d+"/s")
+	next := testkit.Start(t, 0, "serve", d+"/s")
 	var limit unix.Rlimit
 	check(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
 	check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}))
-	check(t, next.cue.Close())
+	next.Cue(t)
 	// The child asks, and waits for five seconds at most. Nothing is judged by
 	// this time; on a slow machine it may not have asked yet, that is all.
 	time.Sleep(300 * time.Millisecond)
 	check(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
-	next.wantLine(t, "serves")
+	if got := next.Line(t); got != "ok" {
+		t.Error(got)
+	}
 	wantClosed(t, ended)
 }
 
@@ -426,32 +331,19 @@ func TestRenew(t *testing.T) {
 			t.Errorf("the client from before reads %q, %v", got, err)
 		}
 		check(t, waiting.Close())
-		if got := answer(t, d+"/s"); got != "renewed" {
-			t.Errorf("%q", got)
-		}
+		wantAnswer(t, d+"/s", "renewed")
 		if c.Takeover {
-			next := listenWhenOffered(t, d)
-			wantClosed(t, ended)
-			check(t, next.Close())
-		} else {
-			check(t, l.Close())
-			wantClosed(t, ended)
+			testkit.Await(t, func() error { // until the control socket is there again
+				next, err := takeover.Listen(t.Context(), "unix", d+"/s")
+				if err == nil {
+					check(t, next.Close())
+				}
+				return err
+			})
 		}
-		wantEmpty(t, d)
-	}
-}
-
-// listenWhenOffered takes over once the control socket is there again.
-func listenWhenOffered(t *testing.T, d string) net.Listener {
-	t.Helper()
-	for late := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		l, err := takeover.Listen(t.Context(), "unix", d+"/s")
-		if err == nil {
-			return l
-		}
-		if time.Now().After(late) {
-			t.Fatal(err)
-		}
+		check(t, l.Close())
+		wantClosed(t, ended)
+		wantFiles(t, d)
 	}
 }
 
@@ -462,13 +354,9 @@ func TestRenewLeavesOtherFilesAlone(t *testing.T) {
 	ended := accept(l, "x")
 	check(t, os.WriteFile(d+"/other", []byte("precious"), 0o600))
 	check(t, os.Rename(d+"/other", d+"/s"))
-	if err := <-ended; !errors.Is(err, uds.ErrNotSocket) {
-		t.Errorf("%v", err)
-	}
+	wantError(t, <-ended, uds.ErrNotSocket)
 	check(t, l.Close())
-	if names := strings.Join(ls(t, d), " "); names != "s" {
-		t.Errorf("%s", names)
-	}
+	wantFiles(t, d, "s")
 }
 
 func TestSenderOfADatagram(t *testing.T) {
@@ -506,8 +394,6 @@ func TestSenderOfADatagram(t *testing.T) {
 		t.Errorf("%q, %v", buf[:n], err)
 	}
 	for _, c := range []uds.ListenConfig{{Takeover: true}, {Renew: true}} {
-		if _, err := c.ListenPacket(t.Context(), "unixgram", d+"/t"); !errors.Is(err, errors.ErrUnsupported) {
-			t.Errorf("%v", err)
-		}
+		wantError(t, testkit.Err(c.ListenPacket(t.Context(), "unixgram", d+"/t")), errors.ErrUnsupported)
 	}
 }

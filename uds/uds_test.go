@@ -12,49 +12,20 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/udsecho/udsecho/uds"
+	"github.com/udsecho/udsecho/uds/internal/testkit"
 )
 
-// This module needs nothing but golang.org/x/sys, so its tests have helpers of
-// their own.
-
-func check(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// dir makes a directory with a short path, because sun_path is short.
-func dir(t testing.TB) string {
-	t.Helper()
-	d, err := os.MkdirTemp("", "uds")
-	check(t, err)
-	t.Cleanup(func() { check(t, os.RemoveAll(d)) })
-	return d
-}
-
-func ls(t testing.TB, d string) (names []string) {
-	t.Helper()
-	entries, err := os.ReadDir(d)
-	check(t, err)
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
-}
-
-func wantEmpty(t testing.TB, d string) {
-	t.Helper()
-	if names := ls(t, d); names != nil {
-		t.Errorf("left behind: %v", names)
-	}
-}
+var (
+	check     = testkit.Check
+	dir       = testkit.Dir
+	wantError = testkit.WantError
+	wantFiles = testkit.WantFiles
+)
 
 func listen(t testing.TB, c uds.ListenConfig, network, address string) *uds.Listener {
 	t.Helper()
@@ -77,15 +48,6 @@ func connect(t testing.TB, network string) (client, server net.Conn) {
 	return client, server
 }
 
-func wantWords(t testing.TB, err error, words ...string) {
-	t.Helper()
-	for _, w := range words {
-		if err == nil || !strings.Contains(err.Error(), w) {
-			t.Errorf("the error is %q, without %q", fmt.Sprint(err), w)
-		}
-	}
-}
-
 // connected are the networks with connections.
 var connected = []string{"unix", "unixpacket"}
 
@@ -99,12 +61,8 @@ func TestCloseFromSeveralGoroutines(t *testing.T) {
 	for name, c := range map[string]io.Closer{
 		"listener": listen(t, uds.ListenConfig{}, "unix", d+"/l"), "client": named, "datagrams": s,
 	} {
-		var all sync.WaitGroup
-		errs := make([]error, 8)
-		for i := range errs {
-			spawn(&all, func() { errs[i] = c.Close() })
-		}
-		all.Wait()
+		var errs [8]error
+		testkit.Go(len(errs), func(i int) { errs[i] = c.Close() })
 		closed := 0
 		for _, err := range errs {
 			if err == nil {
@@ -117,7 +75,7 @@ func TestCloseFromSeveralGoroutines(t *testing.T) {
 			t.Errorf("%s: %d calls have closed it", name, closed)
 		}
 	}
-	wantEmpty(t, d)
+	wantFiles(t, d)
 }
 
 // dialer is how other packages take a dial function.
@@ -181,8 +139,8 @@ func TestBuffersAreOneRecord(t *testing.T) {
 		t.Errorf("%T lacks methods", client)
 	}
 	check(t, client.Close())
-	if names := ls(t, d); len(names) > 2 {
-		t.Errorf("left behind: %v", names)
+	if _, err := os.Lstat(d + "/name"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("its name is left behind: %v", err)
 	}
 }
 
@@ -220,16 +178,11 @@ func TestForms(t *testing.T) {
 		"unix://run/s":           "write unix:///run/s or unix:run/s",
 		strings.Repeat("s", 200): fmt.Sprintf("path is 200 bytes, sun_path holds %d", uds.MaxPath),
 	} {
-		_, err := uds.Dial("unix", address)
-		wantWords(t, err, "dial unix", words)
-		if !errors.Is(err, uds.ErrAddress) {
-			t.Errorf("%q: %v", address, err)
-		}
-		_, err = uds.Listen("unix", address)
-		wantWords(t, err, "listen unix", words)
+		wantError(t, testkit.Err(uds.Dial("unix", address)), uds.ErrAddress, "dial unix", words)
+		wantError(t, testkit.Err(uds.Listen("unix", address)), uds.ErrAddress, "listen unix", words)
 	}
 	for _, err := range []error{
-		second(uds.Dial("stream", d+"/s")), second(uds.Listen("unixgram", d+"/s")), second(uds.ListenPacket("unix", d+"/s")), second(uds.Listen("tcp", ":1")),
+		testkit.Err(uds.Dial("stream", d+"/s")), testkit.Err(uds.Listen("unixgram", d+"/s")), testkit.Err(uds.ListenPacket("unix", d+"/s")), testkit.Err(uds.Listen("tcp", ":1")),
 	} {
 		var network net.UnknownNetworkError
 		if !errors.As(err, &network) {
@@ -238,17 +191,11 @@ func TestForms(t *testing.T) {
 	}
 }
 
-func second[T any](_ T, err error) error { return err }
-
 func TestListenerHasDeadlinesAndItsDescriptor(t *testing.T) {
 	t.Parallel()
 	l := listen(t, uds.ListenConfig{}, "unix", dir(t)+"/s")
 	check(t, l.SetDeadline(time.Now().Add(-time.Second)))
-	_, err := l.Accept()
-	var timeout net.Error
-	if !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Errorf("%v", err)
-	}
+	wantTimeout(t, testkit.Err(l.Accept()), os.ErrDeadlineExceeded)
 	check(t, l.SetDeadline(time.Time{}))
 	f, err := l.File()
 	check(t, err)
@@ -265,7 +212,7 @@ func TestListenerHasDeadlinesAndItsDescriptor(t *testing.T) {
 
 	check(t, l.Close())
 	for name, err := range map[string]error{
-		"accept": second(l.Accept()), "set": l.SetDeadline(time.Time{}), "file": second(l.File()), "raw-control": second(l.SyscallConn()),
+		"accept": testkit.Err(l.Accept()), "set": l.SetDeadline(time.Time{}), "file": testkit.Err(l.File()), "raw-control": testkit.Err(l.SyscallConn()),
 	} {
 		if op, ok := err.(*net.OpError); !ok || op.Op != name || !errors.Is(err, net.ErrClosed) {
 			t.Errorf("%s: %v", name, err)
@@ -347,46 +294,48 @@ func TestErrorsAreThoseOfPackageNetAndNameTheCure(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	l := listen(t, uds.ListenConfig{}, "unix", d+"/s")
-	_, err := uds.Listen("unix", d+"/s")
-	if !errors.Is(err, uds.ErrInUse) || !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("%v", err)
-	}
+	err := testkit.Err(uds.Listen("unix", d+"/s"))
+	wantError(t, err, uds.ErrInUse, "stop it first or choose another path")
+	wantError(t, err, syscall.EADDRINUSE)
 	wantOp(t, err, "listen", d+"/s")
-	wantWords(t, err, "stop it first or choose another path")
-	_, err = uds.ListenPacket("unixgram", d+"/s")
-	if !errors.Is(err, uds.ErrInUse) {
-		t.Errorf("%v", err)
-	}
+	wantError(t, testkit.Err(uds.ListenPacket("unixgram", d+"/s")), uds.ErrInUse)
+	wantError(t, testkit.Err(uds.Dial("unixpacket", d+"/s")), syscall.EPROTOTYPE)
 
-	_, err = uds.Dial("unix", d+"/missing")
-	if !errors.Is(err, fs.ErrNotExist) || !errors.Is(err, syscall.ENOENT) || !uds.NotThereYet(err) {
-		t.Errorf("%v", err)
-	}
-	wantOp(t, err, "dial", d+"/missing")
-	wantWords(t, err, "start the server first, or keep trying")
-
-	_, err = uds.Dial("unixpacket", d+"/s")
-	if !errors.Is(err, syscall.EPROTOTYPE) {
-		t.Errorf("%v", err)
-	}
 	stale(t, d+"/stale")
-	_, err = uds.Dial("unix", d+"/stale")
-	if !errors.Is(err, syscall.ECONNREFUSED) || !uds.NotThereYet(err) {
-		t.Errorf("%v", err)
+	for _, tt := range []struct {
+		name  string
+		errno error
+		cure  string
+	}{
+		{"missing", syscall.ENOENT, "start the server first, or keep trying"},
+		{"stale", syscall.ECONNREFUSED, "start the server again, it replaces the file"},
+	} {
+		err := testkit.Err(uds.Dial("unix", d+"/"+tt.name))
+		wantError(t, err, tt.errno, tt.cure)
+		wantOp(t, err, "dial", d+"/"+tt.name)
+		if !uds.NotThereYet(err) || errors.Is(err, fs.ErrNotExist) != (tt.errno == syscall.ENOENT) {
+			t.Errorf("%v", err)
+		}
 	}
-	wantWords(t, err, "start the server again, it replaces the file")
 
 	ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
 	defer cancel()
-	for name, err := range map[string]error{
-		"dial": second(uds.Dialer{}.DialContext(ctx, "unix", d+"/s")), "listen": second(uds.ListenConfig{}.Listen(ctx, "unix", d+"/new")),
+	for _, err := range []error{
+		testkit.Err(uds.Dialer{}.DialContext(ctx, "unix", d+"/s")), testkit.Err(uds.ListenConfig{}.Listen(ctx, "unix", d+"/new")),
 	} {
-		var timeout net.Error
-		if !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
-			t.Errorf("%s: %v", name, err)
-		}
+		wantTimeout(t, err, context.DeadlineExceeded)
 	}
 	check(t, l.Close())
+}
+
+// wantTimeout checks that an error is target, and a timeout to package net.
+func wantTimeout(t testing.TB, err, target error) {
+	t.Helper()
+	wantError(t, err, target)
+	var timeout net.Error
+	if !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("%v is no timeout", err)
+	}
 }
 
 func wantOp(t testing.TB, err error, op, address string) {
@@ -414,14 +363,12 @@ func TestListenReplacesAStaleSocketAndNothingElse(t *testing.T) {
 	p, err := uds.ListenPacket("unixgram", d+"/s")
 	check(t, err)
 	check(t, p.Close())
-	wantEmpty(t, d)
+	wantFiles(t, d)
 
 	check(t, os.WriteFile(d+"/s", []byte("precious"), 0o600))
-	if _, err := uds.Listen("unix", d+"/s"); !errors.Is(err, uds.ErrNotSocket) {
-		t.Errorf("%v", err)
-	}
+	wantError(t, testkit.Err(uds.Listen("unix", d+"/s")), uds.ErrNotSocket)
 	check(t, os.Remove(d+"/s"))
-	wantEmpty(t, d)
+	wantFiles(t, d)
 
 	l := listen(t, uds.ListenConfig{}, "unix", d+"/s")
 	check(t, os.Remove(d+"/s"))
@@ -436,13 +383,9 @@ func TestOneOfManyStartersWins(t *testing.T) {
 	t.Parallel()
 	path := dir(t) + "/s"
 	stale(t, path)
-	var all sync.WaitGroup
-	errs := make([]error, 8)
-	listeners := make([]net.Listener, len(errs))
-	for i := range errs {
-		spawn(&all, func() { listeners[i], errs[i] = uds.Listen("unix", path) })
-	}
-	all.Wait()
+	var errs [8]error
+	var listeners [len(errs)]net.Listener
+	testkit.Go(len(errs), func(i int) { listeners[i], errs[i] = uds.Listen("unix", path) })
 	won := 0
 	for i, err := range errs {
 		switch {
@@ -477,13 +420,12 @@ func TestModeAndControl(t *testing.T) {
 	check(t, c.Close())
 	check(t, l.Close())
 	failed := errors.New("no")
-	if _, err := (uds.ListenConfig{Control: func(string, string, syscall.RawConn) error { return failed }}).Listen(t.Context(), "unix", d+"/s"); !errors.Is(err, failed) {
-		t.Errorf("%v", err)
-	}
+	_, err = uds.ListenConfig{Control: func(string, string, syscall.RawConn) error { return failed }}.Listen(t.Context(), "unix", d+"/s")
+	wantError(t, err, failed)
 	if got := strings.Join(called, ", "); got != "unix s, unix s" {
 		t.Errorf("called for %s", got)
 	}
-	wantEmpty(t, d)
+	wantFiles(t, d)
 }
 
 // Not parallel: it changes the directory of the process.
@@ -499,7 +441,7 @@ func TestRelativePathIsRemovedFromAnotherDirectory(t *testing.T) {
 	check(t, l.Close())
 	check(t, p.Close())
 	check(t, c.Close())
-	wantEmpty(t, d)
+	wantFiles(t, d)
 }
 
 func TestPeerCred(t *testing.T) {
@@ -516,9 +458,7 @@ func TestPeerCred(t *testing.T) {
 	}
 	one, other := net.Pipe()
 	defer func() { _, _ = one.Close(), other.Close() }()
-	if _, err := uds.PeerCred(one); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("%v", err)
-	}
+	wantError(t, testkit.Err(uds.PeerCred(one)), errors.ErrUnsupported)
 }
 
 func TestPair(t *testing.T) {
@@ -535,10 +475,22 @@ func TestPair(t *testing.T) {
 	check(t, own.Close())
 }
 
-func TestAutoName(t *testing.T) {
+func TestAutoNameIsUniqueAndShort(t *testing.T) {
 	t.Parallel()
-	if a, b := uds.AutoName("/tmp"), uds.AutoName("/tmp"); a == b || !strings.HasPrefix(a, "/tmp/client.") || !strings.HasPrefix(uds.AutoName("@"), "@client.") {
-		t.Errorf("%s, %s", a, b)
+	seen := map[string]bool{}
+	for range 1000 {
+		name := uds.AutoName("/run/uds")
+		rest, ok := strings.CutPrefix(name, "/run/uds/client.")
+		if seen[name] || !ok || len(rest) > 33 || !strings.Contains(rest, fmt.Sprintf(".%d.", os.Getpid())) {
+			t.Fatalf("name is %s", name)
+		}
+		seen[name] = true
+	}
+	if name := uds.AutoName("@"); !strings.HasPrefix(name, "@client.") {
+		t.Errorf("abstract name is %s", name)
+	}
+	if name := uds.AutoName("."); strings.Contains(name, "/") {
+		t.Errorf("name in this directory is %s", name)
 	}
 }
 
@@ -549,19 +501,10 @@ func TestCompilesElsewhere(t *testing.T) {
 		t.Skip("it compiles the package for other systems")
 	}
 	for _, system := range []string{"darwin", "freebsd", "openbsd", "windows"} {
-		cmd := exec.Command("go", "vet", ".")
+		cmd := exec.Command("go", "vet", "./...")
 		cmd.Env = append(os.Environ(), "GOOS="+system, "GOARCH=amd64", "CGO_ENABLED=0", "GOFLAGS=")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", system, err, out)
 		}
 	}
-}
-
-// spawn is sync.WaitGroup.Go, which Go 1.24 does not have.
-func spawn(all *sync.WaitGroup, f func()) {
-	all.Add(1)
-	go func() {
-		defer all.Done()
-		f()
-	}()
 }

@@ -23,14 +23,6 @@ func listen(t testing.TB, c sock.ListenConfig, a addr.Addr) *addr.Socket {
 	return s
 }
 
-func dial(t testing.TB, a addr.Addr) *sock.Conn {
-	t.Helper()
-	conn, err := addr.Dial(t.Context(), a, sock.DialConfig{})
-	check(t, err)
-	t.Cleanup(func() { _ = conn.Close() })
-	return conn
-}
-
 // wantError wants an error that is want and contains all words.
 func wantError(t testing.TB, err, want error, words ...string) {
 	t.Helper()

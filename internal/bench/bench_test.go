@@ -19,7 +19,6 @@ import (
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/bench"
 	"github.com/udsecho/udsecho/internal/echo"
-	"github.com/udsecho/udsecho/internal/loop"
 	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
@@ -43,7 +42,7 @@ func serve(t testing.TB) (addrs []addr.Addr) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	s, err := server.New(server.Config{Spin: loop.Spin, Log: zerolog.Nop()})
+	s, err := server.New(server.Config{Spin: 100 * time.Microsecond, Log: zerolog.Nop()})
 	testkit.Check(t, err)
 	h := echo.New(s, echo.Config{Chunk: 64 << 10})
 	go func() { done <- s.Serve(ctx, server.Services(h, sockets...)...) }()
@@ -75,7 +74,7 @@ func dial(ctx context.Context, a addr.Addr) (*sock.Conn, error) {
 func config(addrs ...addr.Addr) bench.Config {
 	return bench.Config{
 		Addrs: addrs, Dial: dial, Sizes: []int{64}, Connections: []int{1}, Window: 1, Baseline: 1,
-		Duration: 50 * time.Millisecond, Warmup: 10 * time.Millisecond, Rounds: 2, Spin: loop.Spin,
+		Duration: 50 * time.Millisecond, Warmup: 10 * time.Millisecond, Rounds: 2, Spin: 100 * time.Microsecond,
 	}
 }
 

@@ -60,7 +60,7 @@ func TestEchoDoesNotAllocate(t *testing.T) {
 	clients := map[string]func(testing.TB) *bare{"named datagram": newNamedDatagram}
 	for _, typ := range unixTypes {
 		clients[string(typ)] = func(t testing.TB) *bare {
-			return newBare(t, serveSocket(t, listenOn(t, typ), config{}, zerolog.Disabled).addr)
+			return newBare(t, serveSocket(t, listenOn(t, typ), config{}, zerolog.Disabled).Addr)
 		}
 	}
 	for name, newClient := range clients {
@@ -87,7 +87,7 @@ func TestEchoDoesNotAllocate(t *testing.T) {
 func BenchmarkEcho(b *testing.B) {
 	for _, typ := range unixTypes {
 		b.Run(string(typ), func(b *testing.B) {
-			client := newBare(b, serveSocket(b, listenOn(b, typ), config{}, zerolog.Disabled).addr)
+			client := newBare(b, serveSocket(b, listenOn(b, typ), config{}, zerolog.Disabled).Addr)
 			b.SetBytes(int64(len(message)))
 			b.ReportAllocs()
 			for b.Loop() {
@@ -100,7 +100,7 @@ func BenchmarkEcho(b *testing.B) {
 func newNamedDatagram(t testing.TB) *bare {
 	t.Helper()
 	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.Disabled)
-	return newNamed(t, srv.addr, sock.AutoName(filepath.Dir(srv.addr.Path)))
+	return newNamed(t, srv.Addr, sock.AutoName(filepath.Dir(srv.Addr.Path)))
 }
 
 // Our own client uses such a name; BenchmarkEcho uses abstract names.

@@ -71,14 +71,14 @@ func TestCopyOfMuchIsByteExact(t *testing.T) {
 	size := testkit.Count[int64](8<<20, 64<<20)
 	srv := serve(t, config{Chunk: 64 << 10}, zerolog.Disabled)
 	journal := newJournal()
-	client := echo.Client{Chunk: 64 << 10, Log: journal.logger(zerolog.InfoLevel)}
-	conn := dial(t, srv.addr)
+	client := echo.Client{Chunk: 64 << 10, Log: journal.Logger(zerolog.InfoLevel)}
+	conn := dial(t, srv.Addr)
 	sent, got := sha256.New(), sha256.New()
 	check(t, client.Copy(t.Context(), conn, io.TeeReader(random(3, size), sent), got))
 	if !bytes.Equal(sent.Sum(nil), got.Sum(nil)) {
 		t.Error("the echo differs from the bytes sent")
 	}
-	if diff := cmp.Diff([]string{"sending standard input"}, journal.messages()); diff != "" {
+	if diff := cmp.Diff([]string{"sending standard input"}, journal.Messages()); diff != "" {
 		t.Errorf("at info level (-want +got):\n%s", diff)
 	}
 }
@@ -87,8 +87,8 @@ func TestCopyOfNothingEnds(t *testing.T) {
 	t.Parallel()
 	srv := serve(t, config{}, zerolog.Disabled)
 	out := &bytes.Buffer{}
-	check(t, quiet(0).Copy(t.Context(), dial(t, srv.addr), strings.NewReader(""), out))
-	check(t, quiet(0).Message(t.Context(), dial(t, srv.addr), nil, out))
+	check(t, quiet(0).Copy(t.Context(), dial(t, srv.Addr), strings.NewReader(""), out))
+	check(t, quiet(0).Message(t.Context(), dial(t, srv.Addr), nil, out))
 	if out.Len() > 0 {
 		t.Errorf("output is %q", out)
 	}
@@ -283,7 +283,7 @@ func TestWriteThatReturnsLateIsNotATimeout(t *testing.T) {
 	written, back := make(chan struct{}), make(chan struct{})
 	asked, over := make(chan struct{}), make(chan struct{})
 	waits := make(chan struct{})
-	conn := &late{&watched{dial(t, srv.addr).Conn.(*net.UnixConn), waits}, written, back}
+	conn := &late{&watched{dial(t, srv.Addr).Conn.(*net.UnixConn), waits}, written, back}
 	result, out := make(chan error), &bytes.Buffer{}
 	go func() {
 		// Long enough for the echo, on a machine that may be busy.
@@ -338,12 +338,12 @@ func (b broken) Write([]byte) (int, error) { return 0, b.err }
 func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 	t.Parallel()
 	srv := serve(t, config{}, zerolog.Disabled)
-	err := quiet(0).Copy(t.Context(), dial(t, srv.addr), broken{unix.EIO}, io.Discard)
+	err := quiet(0).Copy(t.Context(), dial(t, srv.Addr), broken{unix.EIO}, io.Discard)
 	if !errors.Is(err, unix.EIO) {
 		t.Errorf("error is %v", err)
 	}
 	wantWords(t, err, "read the input")
-	err = quiet(0).Message(t.Context(), dial(t, srv.addr), []byte(message), broken{unix.EPIPE})
+	err = quiet(0).Message(t.Context(), dial(t, srv.Addr), []byte(message), broken{unix.EPIPE})
 	if !errors.Is(err, unix.EPIPE) {
 		t.Errorf("error is %v", err)
 	}
@@ -353,13 +353,13 @@ func TestBrokenInputAndOutputAreErrors(t *testing.T) {
 func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 	t.Parallel()
 	srv := serve(t, config{}, zerolog.InfoLevel)
-	check(t, echo.Check(t.Context(), srv.addr))
-	conn := dial(t, srv.addr)
+	check(t, echo.Check(t.Context(), srv.Addr))
+	conn := dial(t, srv.Addr)
 	wantEcho(t, conn, "hello")
 	check(t, conn.Close())
-	srv.log.await(t, 2, "waiting for a connection")
+	srv.Log.Await(t, 2, "waiting for a connection")
 	if diff := cmp.Diff([]string{
-		"starting up on " + srv.addr.Path,
+		"starting up on " + srv.Addr.Path,
 		"waiting for a connection",
 		"connection from",
 		"received 'hello'",
@@ -367,7 +367,7 @@ func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 		"received ''",
 		"no data from",
 		"waiting for a connection",
-	}, srv.log.messages()); diff != "" {
+	}, srv.Log.Messages()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -375,9 +375,9 @@ func TestHealthCheckPassesAndIsNotLogged(t *testing.T) {
 func TestHealthCheckIsLoggedAtDebugLevel(t *testing.T) {
 	t.Parallel()
 	srv := serve(t, config{}, zerolog.DebugLevel)
-	check(t, echo.Check(t.Context(), srv.addr))
-	srv.log.await(t, 1, "no data from")
-	for _, e := range srv.log.all() {
+	check(t, echo.Check(t.Context(), srv.Addr))
+	srv.Log.Await(t, 1, "no data from")
+	for _, e := range srv.Log.All() {
 		if e.Message == "connection from" && e.Level != "debug" {
 			t.Errorf("a health check is an event of level %s", e.Level)
 		}

@@ -20,24 +20,13 @@ import (
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
-// wantBack sends a message on conn and wants the same message as the echo.
-func wantBack(t testing.TB, conn *sock.Conn, r *sock.Receiver, message string) {
-	t.Helper()
-	check(t, conn.Send([]byte(message)))
-	back, err := conn.Receive(r)
-	check(t, err)
-	if string(back) != message {
-		t.Fatalf("sent %d bytes, got back %d", len(message), len(back))
-	}
-}
-
 func TestMessagesComeBackWhole(t *testing.T) {
 	t.Parallel()
 	for _, typ := range []addr.Type{addr.Datagram, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			srv := serveSocket(t, listenOn(t, typ), config{}, zerolog.Disabled)
-			conn, r := dial(t, srv.addr), sock.NewReceiver(sock.MaxMessage())
+			conn, r := dial(t, srv.Addr), sock.NewReceiver(sock.MaxMessage())
 			// The server answers each message, whatever came before it.
 			for _, size := range []int{0, 1, 0, 0, 16, 17, 65536, 200_000, 212_960, 0, 1} {
 				sent, err := io.ReadAll(random(byte(size), int64(size)))
@@ -56,7 +45,7 @@ func TestF26EmptyMessagesAreEchoedAndTheNextIsAnswered(t *testing.T) {
 	for _, typ := range []addr.Type{addr.Datagram, addr.Seqpacket} {
 		t.Run(string(typ), func(t *testing.T) {
 			srv := serveSocket(t, listenOn(t, typ), config{}, zerolog.Disabled)
-			conn, r := dial(t, srv.addr), sock.NewReceiver(100)
+			conn, r := dial(t, srv.Addr), sock.NewReceiver(100)
 			for range rounds {
 				// First one at a time, and then all of them in flight at once.
 				for _, m := range messages {
@@ -95,7 +84,7 @@ func TestServesAllTypesAtOnce(t *testing.T) {
 		want = append(want, "starting up on "+s.Addr.Path)
 	}
 	journal := newJournal()
-	srv := config{Chunk: 16, Log: journal.logger(zerolog.InfoLevel)}
+	srv := config{Chunk: 16, Log: journal.Logger(zerolog.InfoLevel)}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- srv.Serve(ctx, sockets...) }()
@@ -110,7 +99,7 @@ func TestServesAllTypesAtOnce(t *testing.T) {
 	}
 	stop()
 	check(t, <-done)
-	if diff := cmp.Diff(append(want, "waiting for a connection"), journal.messages()[:4]); diff != "" {
+	if diff := cmp.Diff(append(want, "waiting for a connection"), journal.Messages()[:4]); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -123,24 +112,24 @@ func TestHealthCheckOfEachTypePassesAndIsNotLogged(t *testing.T) {
 			for _, level := range []zerolog.Level{zerolog.InfoLevel, zerolog.WarnLevel} {
 				srv := serveSocket(t, listenOn(t, typ), config{}, level)
 				if level == zerolog.InfoLevel {
-					srv.log.await(t, 1, "waiting for a")
+					srv.Log.Await(t, 1, "waiting for a")
 				}
 				for range 3 {
-					check(t, echo.Check(t.Context(), srv.addr))
+					check(t, echo.Check(t.Context(), srv.Addr))
 				}
-				srv.stop()
-				srv.ended(t)
-				for _, e := range srv.log.all() {
+				srv.Stop()
+				srv.Ended(t)
+				for _, e := range srv.Log.All() {
 					if level == zerolog.WarnLevel || e.Peer != "" {
 						t.Errorf("at level %v: %+v", level, e)
 					}
 				}
 			}
 			srv := serveSocket(t, listenOn(t, typ), config{}, zerolog.DebugLevel)
-			srv.log.await(t, 1, "waiting for a")
-			check(t, echo.Check(t.Context(), srv.addr))
-			srv.log.await(t, 1, "received 'are you well?")
-			for _, e := range srv.log.all() {
+			srv.Log.Await(t, 1, "waiting for a")
+			check(t, echo.Check(t.Context(), srv.Addr))
+			srv.Log.Await(t, 1, "received 'are you well?")
+			for _, e := range srv.Log.All() {
 				if strings.HasPrefix(e.Message, "received") && e.Level != "debug" {
 					t.Errorf("a health check is an event of level %s", e.Level)
 				}
@@ -190,13 +179,13 @@ func TestCopyOfManyMessagesComesBackIdentical(t *testing.T) {
 			srv := serveSocket(t, listenOn(t, tt.typ), config{}, zerolog.WarnLevel)
 			sent, out := numbered(tt.messages), &bytes.Buffer{}
 			client := echo.Client{Chunk: 7, Window: tt.window, Log: zerolog.Nop()}
-			conn := dial(t, srv.addr)
+			conn := dial(t, srv.Addr)
 			check(t, conn.SetDeadline(time.Time{}))
 			check(t, client.Copy(t.Context(), conn, bytes.NewReader(sent), out))
 			if !bytes.Equal(out.Bytes(), sent) {
 				t.Error("the echo differs from the bytes sent")
 			}
-			if m := srv.log.messages(); m != nil {
+			if m := srv.Log.Messages(); m != nil {
 				t.Errorf("the server warns of %q", m)
 			}
 		})
@@ -329,7 +318,7 @@ func TestMessageClientFails(t *testing.T) {
 		"output":    {strings.NewReader(message), broken{reason}, "write the output: enough"},
 		"too large": {bytes.NewReader(make([]byte, 212_961)), io.Discard, "212961 bytes, the socket sends at most 212960; raise SO_SNDBUF"},
 	} {
-		conn, err := addr.Dial(t.Context(), srv.addr, sock.DialConfig{Bind: sock.AutoName("@"), SendBuffer: 212_992})
+		conn, err := addr.Dial(t.Context(), srv.Addr, sock.DialConfig{Bind: sock.AutoName("@"), SendBuffer: 212_992})
 		check(t, err)
 		err = quietMessages().Copy(t.Context(), conn, tt.in, tt.out)
 		if err == nil || !strings.Contains(err.Error(), tt.words) {
@@ -353,13 +342,13 @@ func TestTCPEcho(t *testing.T) {
 	check(t, err)
 	s.Addr.Path = boundTo(t, s)
 	srv := serveSocket(t, s, config{}, zerolog.InfoLevel)
-	conn, out := dial(t, srv.addr), &bytes.Buffer{}
+	conn, out := dial(t, srv.Addr), &bytes.Buffer{}
 	check(t, quiet(0).Copy(t.Context(), conn, strings.NewReader(message), out))
 	if out.String() != message {
 		t.Errorf("output is %q", out)
 	}
-	srv.log.await(t, 2, "waiting for a connection")
-	for _, e := range srv.log.all()[2:] {
+	srv.Log.Await(t, 2, "waiting for a connection")
+	for _, e := range srv.Log.All()[2:] {
 		if e.Peer != conn.LocalAddr().String() {
 			t.Errorf("the peer is %s, not %s", e.Peer, conn.LocalAddr())
 		}

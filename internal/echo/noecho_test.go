@@ -66,7 +66,7 @@ func TestNoEchoReceivesMuchWhileItSends(t *testing.T) {
 			_, err := io.Copy(&want, random(2, 4<<20))
 			check(t, err)
 			c := &echo.Client{NoEcho: true, Chunk: 4096, Log: zerolog.Nop()}
-			check(t, c.Copy(t.Context(), dial(t, s.addr), random(2, 4<<20), &got))
+			check(t, c.Copy(t.Context(), dial(t, s.Addr), random(2, 4<<20), &got))
 			if !bytes.Equal(want.Bytes(), got.Bytes()) {
 				t.Errorf("received %d of %d bytes, or other bytes", got.Len(), want.Len())
 			}

@@ -32,12 +32,12 @@ func servePair(t *testing.T, ctx context.Context, log zerolog.Logger) (conn *soc
 func TestServeConnServesOneConnectionToItsEnd(t *testing.T) {
 	t.Parallel()
 	log := newJournal()
-	conn, ended := servePair(t, t.Context(), log.logger(zerolog.InfoLevel))
+	conn, ended := servePair(t, t.Context(), log.Logger(zerolog.InfoLevel))
 	wantEcho(t, conn, "hello")
 	check(t, conn.Close())
 	check(t, <-ended)
 	want := []string{"received 'hello'", "sending data back to the client", "received ''", "no data from"}
-	if diff := cmp.Diff(want, log.messages()); diff != "" {
+	if diff := cmp.Diff(want, log.Messages()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

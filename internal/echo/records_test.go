@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"testing"
@@ -14,10 +13,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
-	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/echo/echotest"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -44,7 +43,7 @@ func TestEmptyRecordsBeforeHalfCloseAllComeBack(t *testing.T) {
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
 	for _, records := range [][]string{{}, {""}, {"", "", ""}, {"one", ""}, {"", "one", "", "", "two", "", "", ""}} {
 		for range 20 { // the end may arrive before or after the server gets to it
-			conn := dial(t, srv.addr)
+			conn := dial(t, srv.Addr)
 			for _, r := range records {
 				check(t, conn.Send([]byte(r)))
 			}
@@ -82,7 +81,7 @@ func TestHalfCloseOfClientThatIsBehindLosesNothing(t *testing.T) {
 func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
-	lazy := dial(t, srv.addr)
+	lazy := dial(t, srv.Addr)
 	check(t, lazy.SetWriteDeadline(time.Now().Add(200*time.Millisecond)))
 	var taken []string
 	for {
@@ -97,7 +96,7 @@ func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	}
 	r := sock.NewReceiver(100)
 	for range 10 {
-		wantBack(t, dial(t, srv.addr), r, message)
+		wantBack(t, dial(t, srv.Addr), r, message)
 	}
 	check(t, lazy.CloseWrite())
 	wantRecords(t, lazy, taken)
@@ -107,26 +106,26 @@ func TestSeqpacketTranscripts(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.InfoLevel)
 	journal, out := newJournal(), &bytes.Buffer{}
-	client := echo.Client{Log: journal.logger(zerolog.InfoLevel)}
-	conn := dial(t, srv.addr)
+	client := echo.Client{Log: journal.Logger(zerolog.InfoLevel)}
+	conn := dial(t, srv.Addr)
 	check(t, client.Message(t.Context(), conn, []byte(message), out))
 	check(t, conn.Close())
-	srv.log.await(t, 2, "waiting for a connection")
+	srv.Log.Await(t, 2, "waiting for a connection")
 	if diff := cmp.Diff([]string{
-		"starting up on " + srv.addr.Path,
+		"starting up on " + srv.Addr.Path,
 		"waiting for a connection",
 		"connection from",
 		"received 'This is the message.  It will be repeated.'",
 		"sending data back to the client",
 		"no data from",
 		"waiting for a connection",
-	}, srv.log.messages()); diff != "" {
+	}, srv.Log.Messages()); diff != "" {
 		t.Errorf("server (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]string{
 		"sending 'This is the message.  It will be repeated.'",
 		"received 'This is the message.  It will be repeated.'",
-	}, journal.messages()); diff != "" {
+	}, journal.Messages()); diff != "" {
 		t.Errorf("client (-want +got):\n%s", diff)
 	}
 	if out.String() != message {
@@ -139,7 +138,7 @@ func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
 	var clients sync.WaitGroup
 	for i := range 10 {
-		conn := dial(t, srv.addr)
+		conn := dial(t, srv.Addr)
 		clients.Go(func() {
 			sent, err := io.ReadAll(random(byte(i), 500_000))
 			if err != nil {
@@ -162,53 +161,43 @@ func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {
 func TestRecordLargerThanTheServersSendBufferIsAnErrorWithTheLimit(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{SendBuffer: 5000}, zerolog.InfoLevel)
-	conn := dial(t, srv.addr)
+	conn := dial(t, srv.Addr)
 	check(t, conn.Send(make([]byte, 4968)))
 	if got, err := conn.Receive(sock.NewReceiver(sock.MaxMessage())); err != nil || len(got) != 4968 {
 		t.Fatalf("received %d bytes: %v", len(got), err)
 	}
 	err := quiet(0).Message(t.Context(), conn, make([]byte, 4969), io.Discard)
 	wantWords(t, err, "received 0 messages, but not the next one of 4969 bytes, before the server closed the connection")
-	srv.log.await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968; raise SO_SNDBUF")
-	wantBack(t, dial(t, srv.addr), sock.NewReceiver(100), message)
+	srv.Log.Await(t, 1, "lost the connection: message too long (EMSGSIZE): 4969 bytes, the socket sends at most 4968; raise SO_SNDBUF")
+	wantBack(t, dial(t, srv.Addr), sock.NewReceiver(100), message)
 }
 
 func TestRecordWithDescriptorsEndsTheConnectionAndNothingElse(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.InfoLevel)
-	conn := dial(t, srv.addr)
-	sendDescriptor(t, conn.Conn, nil)
+	conn := dial(t, srv.Addr)
+	echotest.SendDescriptor(t, conn.Conn, nil)
 	if got, err := conn.Receive(sock.NewReceiver(100)); err != io.EOF {
 		t.Errorf("received %q, %v", got, err)
 	}
-	srv.log.await(t, 1, "disconnected a client: message carries file descriptors")
-	wantBack(t, dial(t, srv.addr), sock.NewReceiver(100), message)
-}
-
-// sendDescriptor sends a message together with a descriptor.
-func sendDescriptor(t *testing.T, conn net.Conn, to *net.UnixAddr) {
-	t.Helper()
-	null, err := os.Open(os.DevNull)
-	check(t, err)
-	defer func() { _ = null.Close() }()
-	_, _, err = conn.(*net.UnixConn).WriteMsgUnix([]byte("take this"), unix.UnixRights(int(null.Fd())), to)
-	check(t, err)
+	srv.Log.Await(t, 1, "disconnected a client: message carries file descriptors")
+	wantBack(t, dial(t, srv.Addr), sock.NewReceiver(100), message)
 }
 
 func TestSeqpacketDrainLetsRunningEchoesEnd(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{DrainTimeout: patience}, zerolog.DebugLevel)
-	conn, r := dial(t, srv.addr), sock.NewReceiver(100)
+	conn, r := dial(t, srv.Addr), sock.NewReceiver(100)
 	wantBack(t, conn, r, "before")
-	srv.stop()
-	srv.log.await(t, 1, "draining")
+	srv.Stop()
+	srv.Log.Await(t, 1, "draining")
 	wantBack(t, conn, r, "after")
 	check(t, conn.CloseWrite())
 	if got, err := conn.Receive(r); err != io.EOF {
 		t.Errorf("at the end came %q, %v", got, err)
 	}
-	srv.ended(t)
-	gone(t, srv.addr.Path)
+	srv.Ended(t)
+	gone(t, srv.Addr.Path)
 }
 
 func TestSeqpacketDrainServesConnectionsThatWereNotYetAccepted(t *testing.T) {

@@ -113,7 +113,7 @@ func TestDatagramsContinueAfterSilence(t *testing.T) {
 			t.Parallel()
 			dead := listenOn(t, addr.Datagram)
 			srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.Disabled)
-			c := resumes(t, srv.addr, patience)
+			c := resumes(t, srv.Addr, patience)
 			c.Timeout = 50 * time.Millisecond
 			out := &bytes.Buffer{}
 			check(t, send(c, dial(t, dead.Addr), message, out))
@@ -127,7 +127,7 @@ func TestDatagramsContinueAfterSilence(t *testing.T) {
 func TestEmptyMessageIsSentAgain(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
-	c := resumes(t, srv.addr, patience)
+	c := resumes(t, srv.Addr, patience)
 	check(t, c.Message(t.Context(), dial(t, stubs(t, addr.Seqpacket, ends)), nil, io.Discard))
 	if n := c.again.Load(); n != 1 {
 		t.Errorf("connected again %d times", n)
@@ -145,12 +145,12 @@ func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 				t.Parallel()
 				srv := serveSocket(t, listenOn(t, typ), s, zerolog.InfoLevel)
 				if name == "full" {
-					dial(t, srv.addr)
-					srv.log.await(t, 1, "connection from")
+					dial(t, srv.Addr)
+					srv.Log.Await(t, 1, "connection from")
 				}
-				c := resumes(t, srv.addr, 100*time.Millisecond)
+				c := resumes(t, srv.Addr, 100*time.Millisecond)
 				out := &bytes.Buffer{}
-				err := c.Message(t.Context(), dial(t, srv.addr), []byte(message), out)
+				err := c.Message(t.Context(), dial(t, srv.Addr), []byte(message), out)
 				if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 					wantWords(t, err, "tried for 100ms")
 				} else {
@@ -168,8 +168,8 @@ func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 	t.Parallel()
 	s := config{Allow: func(unix.Ucred) bool { return false }}
 	srv := serveSocket(t, listenOn(t, addr.Datagram), s, zerolog.Disabled)
-	c := resumes(t, srv.addr, patience)
-	wantWords(t, c.Message(t.Context(), dial(t, srv.addr), []byte(message), io.Discard), "it denies uid ")
+	c := resumes(t, srv.Addr, patience)
+	wantWords(t, c.Message(t.Context(), dial(t, srv.Addr), []byte(message), io.Discard), "it denies uid ")
 	if n := c.again.Load(); n != 0 {
 		t.Errorf("connected again %d times", n)
 	}
@@ -234,8 +234,8 @@ func TestErrorsOfInputAndOutputAreNotTheConnections(t *testing.T) {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
 				srv := serveSocket(t, listenOn(t, typ), config{}, zerolog.Disabled)
-				c := resumes(t, srv.addr, patience)
-				wantWords(t, c.Copy(t.Context(), dial(t, srv.addr), tt.in, tt.out), tt.words)
+				c := resumes(t, srv.Addr, patience)
+				wantWords(t, c.Copy(t.Context(), dial(t, srv.Addr), tt.in, tt.out), tt.words)
 				if n := c.again.Load(); n != 0 {
 					t.Errorf("connected again %d times", n)
 				}
@@ -338,9 +338,9 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 	t.Parallel()
 	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.Disabled)
-	c := resumes(t, srv.addr, patience)
+	c := resumes(t, srv.Addr, patience)
 	c.Chunk, c.Lines = 0, true
-	err := c.Copy(t.Context(), dial(t, srv.addr), zeros{}, io.Discard)
+	err := c.Copy(t.Context(), dial(t, srv.Addr), zeros{}, io.Discard)
 	if !errors.Is(err, unix.EMSGSIZE) {
 		t.Errorf("the error is %v", err)
 	}
@@ -350,8 +350,8 @@ func TestEndlessLineIsAnErrorOfItsSize(t *testing.T) {
 func bad(t *testing.T, typ addr.Type, seed uint64, most int) (a addr.Addr) {
 	t.Helper()
 	srv := serveSocket(t, listenOn(t, typ), config{Chunk: 4096}, zerolog.Disabled)
-	a = addr.Addr{Type: typ, Path: srv.addr.Path + ".bad"}
-	testkit.StartProxy(t, seed, a.Network(), a.Path, srv.addr.Path, most)
+	a = addr.Addr{Type: typ, Path: srv.Addr.Path + ".bad"}
+	testkit.StartProxy(t, seed, a.Network(), a.Path, srv.Addr.Path, most)
 	return a
 }
 

@@ -49,9 +49,6 @@ func (t *tape) forget(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.start += int64(len(t.kept.Next(n)))
-	if t.kept.Len() == 0 {
-		t.kept = bytes.Buffer{} // free the memory
-	}
 	t.changed.Broadcast()
 }
 

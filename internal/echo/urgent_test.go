@@ -55,7 +55,7 @@ func TestF41UrgentBytesComeBackInTheirPlace(t *testing.T) {
 		if typ == addr.TCP {
 			socket = listenTCP(t)
 		}
-		return dial(t, serveSocket(t, socket, config{Chunk: chunk}, zerolog.Disabled).addr)
+		return dial(t, serveSocket(t, socket, config{Chunk: chunk}, zerolog.Disabled).Addr)
 	}
 	pair, _ := servePair(t, t.Context(), zerolog.Nop())
 	count := 0

@@ -1,4 +1,4 @@
-// Package transcript formats what server and client show in their events about
+// Package logtext formats what server and client show in their events about
 // a peer: the bytes that it sent, and its credentials.
 package logtext
 

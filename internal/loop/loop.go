@@ -16,13 +16,6 @@ import (
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
-// Spin is how long a loop continues to poll, after it had something to do,
-// before it sleeps. Falling asleep and waking up cost more than an echo. Spin
-// is longer than the time to wake the other end on a virtual machine, some 50
-// µs. So if two ends sleep, one of them that spins brings both back to
-// answering at once.
-const Spin = 100 * time.Microsecond
-
 // hold is how long a sleeping loop keeps its processor from the Go scheduler.
 // Handing the processor over and getting it back costs a good part of an echo.
 // But a garbage collection would have to wait for the loop, and so would every
@@ -60,9 +53,13 @@ type Loop struct {
 	some   atomic.Bool // posted is not empty
 }
 
-// New makes a loop that polls for the duration spin before it sleeps; see
-// [Spin]. With one processor it does not poll, because the process it waits
-// for could not run.
+// New makes a loop that polls for the duration spin, after it had something to
+// do, before it sleeps: falling asleep and waking up cost more than an echo. It
+// takes some 50 µs to wake the other end on a virtual machine. A longer spin, as
+// the programs have by default, brings two ends that sleep back to answering at
+// once: when the first answer comes, the end that spins is still awake. With one
+// processor the loop does not poll, because the process it waits for could not
+// run.
 //
 // A loop keeps one of Go's processors for itself. If there is only one, New
 // makes Go use a second for the other goroutines: the kernel shares the CPU

@@ -31,6 +31,8 @@ func pair(t *testing.T) (a, b int) {
 	return fds[0], fds[1]
 }
 
+const spin = 100 * time.Microsecond
+
 func newLoop(t *testing.T, spin time.Duration) *loop.Loop {
 	t.Helper()
 	l, err := loop.New(spin)
@@ -49,7 +51,7 @@ func send(t *testing.T, fd int) {
 }
 
 func TestCallsTheHandlerUntilItHasReadAll(t *testing.T) {
-	l := newLoop(t, loop.Spin)
+	l := newLoop(t, spin)
 	a, b := pair(t)
 	calls := 0
 	if err := l.Add(b, handler(func(events uint32) {
@@ -83,7 +85,7 @@ func TestCallsTheHandlerUntilItHasReadAll(t *testing.T) {
 }
 
 func TestWaitEndsAtTheTimeout(t *testing.T) {
-	for _, spin := range []time.Duration{0, loop.Spin} {
+	for _, spin := range []time.Duration{0, spin} {
 		l := newLoop(t, spin)
 		for range 3 {
 			from := time.Now()
@@ -98,7 +100,7 @@ func TestWaitEndsAtTheTimeout(t *testing.T) {
 }
 
 func TestInterruptEndsAWait(t *testing.T) {
-	l := newLoop(t, loop.Spin)
+	l := newLoop(t, spin)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -95,10 +95,7 @@ func (p *peer) touch() {
 // the peer keeps it and receives nothing more until it is sent.
 func (p *peer) send(message []byte, files []int) bool {
 	p.touch()
-	err := error(unix.EBADF)
-	if p.fd >= 0 {
-		_, err = sock.SendFiles(p.fd, message, files, "")
-	}
+	_, err := sock.SendFiles(p.fd, message, files, "") // EBADF while it is being dialled
 	switch {
 	case err == nil:
 		if p.client.Address() != "" { // otherwise no answer can reach it

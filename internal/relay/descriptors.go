@@ -6,17 +6,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/uds/sock"
-	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
 // A descriptor that came with a message is in [direction.files] until its
 // message is sent. Then the relay closes its own, and until the receiver has
 // received the message, the descriptor is in flight. Both are counted, for all
 // and for each user.
-
-// maxFiles is the largest number of descriptors in a message, unix(7),
-// SCM_MAX_FD.
-const maxFiles = 253
 
 // MaxHeld is how many descriptors may wait in a relay, over all connections:
 // until they are sent, and closed. One user may have three quarters of them.
@@ -46,31 +41,31 @@ func (u *usage) tooMany(user int64) bool { return u.all > MaxHeld || u.users[use
 // the relay ends the one that holds most, of the user that has most.
 func (d *direction) relieve() {
 	l, r := d.link, d.link.relay
-	if !r.files.tooMany(l.user()) {
+	if !r.files.tooMany(l.conn.UID) {
 		return
 	}
 	held := func(l *link) int { return len(l.toTarget.files) + len(l.toClient.files) }
 	sum := newUsage()
 	for other := range r.links {
-		sum.add(other.user(), held(other))
+		sum.add(other.conn.UID, held(other))
 	}
-	if !sum.tooMany(l.user()) {
+	if !sum.tooMany(l.conn.UID) {
 		return // the others are about to be closed
 	}
 	for other := range r.links {
-		had, has := sum.users[l.user()], sum.users[other.user()]
+		had, has := sum.users[l.conn.UID], sum.users[other.conn.UID]
 		if has > had || has == had && held(other) > held(l) {
 			l = other
 		}
 	}
-	l.cut(fmt.Sprintf("%d descriptors wait for ends that do not read, %d of them are its user's", sum.all, sum.users[l.user()]))
+	l.cut(fmt.Sprintf("%d descriptors wait for ends that do not read, %d of them are its user's", sum.all, sum.users[l.conn.UID]))
 }
 
 // mayReceive reports whether a message may be received. If descriptors come
 // next, and too many others are not closed yet, the direction waits until they
 // are: their closes may hang.
 func (d *direction) mayReceive() bool {
-	if !d.from.rights || !d.link.relay.files.tooMany(d.link.user()) || !d.rightsNext() {
+	if !d.from.rights || !d.link.relay.files.tooMany(d.link.conn.UID) || !d.rightsNext() {
 		return true
 	}
 	d.park(starved)
@@ -93,20 +88,11 @@ func (d *direction) rightsNext() bool {
 // may have open files, unix(7), ETOOMANYREFS. So that no client takes that from
 // all others, each user has a part of it.
 func (d *direction) sendFiles() (int, error) {
-	flying, user := &d.link.relay.flying, d.link.user()
+	flying, user := &d.link.relay.flying, d.link.conn.UID
 	if flying.users[user]+len(d.files) > d.link.relay.mostFlying {
 		return 0, unix.ETOOMANYREFS
 	}
-	rights := unix.UnixRights(d.files...)
-	iov := unix.Iovec{}
-	header := unix.Msghdr{Iov: &iov, Control: &rights[0]}
-	header.SetIovlen(1)
-	header.SetControllen(len(rights))
-	if len(d.rest) > 0 {
-		iov.Base = &d.rest[0]
-		iov.SetLen(len(d.rest))
-	}
-	n, err := raw.SendMessage(d.to.fd, &header)
+	n, err := sock.SendFiles(d.to.fd, d.rest, d.files, "")
 	if err == nil {
 		d.flying += len(d.files)
 		flying.add(user, len(d.files))
@@ -115,16 +101,12 @@ func (d *direction) sendFiles() (int, error) {
 }
 
 // landed stops counting the descriptors in flight, if the receiver has received
-// everything.
+// everything, or the link has ended.
 func (d *direction) landed() {
-	if d.flying > 0 && d.to.queued() == 0 {
-		d.flown()
+	if d.flying > 0 && (d.link.closed || d.to.queued() == 0) {
+		d.link.relay.flying.add(d.link.conn.UID, -d.flying)
+		d.flying = 0
 	}
-}
-
-func (d *direction) flown() {
-	d.link.relay.flying.add(d.link.user(), -d.flying)
-	d.flying = 0
 }
 
 // closeFiles closes the descriptors of the rest, beside the loop: the receiver
@@ -132,7 +114,7 @@ func (d *direction) flown() {
 // sender chose, see [server.Closers].
 func (d *direction) closeFiles() {
 	if n := len(d.files); n > 0 {
-		r, user := d.link.relay, d.link.user()
+		r, user := d.link.relay, d.link.conn.UID
 		// Do not use sock.CloseFiles: the receiver has the same open files, and
 		// this process must not change their options.
 		r.srv.Closers.Close(user, func() { r.srv.Loop.Post(func() { r.files.add(user, -n) }) }, d.files...)

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 
@@ -111,14 +112,14 @@ func (d *direction) read() (payload []byte, err error) {
 	case r.config.PassFiles && d.from.unix && !d.link.records:
 		n, d.files, err = r.placer.receive(fd, r.buf)
 	case d.from.rights: // without room for descriptors, the kernel would close them here
-		n, d.files, _, err = sock.ReceiveFiles(fd, r.buf, maxFiles)
+		n, d.files, _, err = sock.ReceiveFiles(fd, r.buf, sock.MaxRights)
 	case d.link.records:
 		n, _, _, err = sock.ReceiveFiles(fd, r.buf, 0)
 	default:
 		n, err = raw.Read(fd, r.buf[:d.limit()])
 	}
 	if d.files != nil {
-		r.files.add(d.link.user(), len(d.files))
+		r.files.add(d.link.conn.UID, len(d.files))
 		if !r.config.PassFiles {
 			d.closeFiles()
 			return nil, errDescriptors
@@ -144,7 +145,7 @@ func (d *direction) flush() bool {
 			d.keep()
 			d.state = blocked
 			return false
-		case err == unix.ETOOMANYREFS:
+		case errors.Is(err, unix.ETOOMANYREFS):
 			d.keep()
 			d.park(crowded)
 			return false
@@ -208,7 +209,7 @@ func (d *direction) keep() {
 	}
 	if d.to.buffer > 0 && (d.link.records || r.config.PassFiles) { // there is room for it, see makeRoom
 		d.kept = server.Kept(len(d.rest))
-		r.srv.Memory.Keep(d.link.user(), d.kept)
+		r.srv.Memory.Keep(d.link.conn.UID, d.kept)
 	}
 }
 
@@ -216,7 +217,7 @@ func (d *direction) keep() {
 func (d *direction) forget() {
 	r := d.link.relay
 	d.closeFiles()
-	r.srv.Memory.Keep(d.link.user(), -d.kept)
+	r.srv.Memory.Keep(d.link.conn.UID, -d.kept)
 	if d.buf != nil {
 		r.free.Put(d.buf)
 	}
@@ -226,6 +227,7 @@ func (d *direction) forget() {
 	d.rest, d.buf, d.pipe, d.kept = nil, nil, nil, 0
 }
 
+// end ends the direction, in the record too.
 func (d *direction) end() {
 	d.state = ended
 	d.link.record.End(d == &d.link.toTarget)

@@ -27,7 +27,7 @@ type end struct {
 //
 // If memory is short, the buffer is smaller, see room.go.
 func (e *end) prepare() error {
-	e.buffer = e.link.relay.srv.Memory.Buffer(e.link.user())
+	e.buffer = e.link.relay.srv.Memory.Buffer(e.link.conn.UID)
 	size := e.buffer
 	if e.link.records && size == 0 {
 		size = sock.MaxMessage() + sock.Overhead // otherwise a message that is too large fails with EMSGSIZE
@@ -133,7 +133,7 @@ func (e *end) close() bool {
 	if e.asked != 0 {
 		e.link.relay.srv.Loop.Remove(e.fd)
 	}
-	e.link.relay.srv.Memory.ReturnBuffer(e.link.user(), e.buffer)
+	e.link.relay.srv.Memory.ReturnBuffer(e.link.conn.UID, e.buffer)
 	if e.rights && !sock.Drain(e.fd) {
 		return false
 	}

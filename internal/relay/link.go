@@ -19,7 +19,7 @@ import (
 // two ends, and a direction from each to the other.
 type link struct {
 	relay              *Relay
-	about              server.Conn
+	conn               server.Conn        // the client's
 	peer               string             // the client's address; "" if it has none
 	cred               *unix.Ucred        // the client's; nil if the kernel does not know them
 	cancel             context.CancelFunc // ends the dial to the target; nil if there is none
@@ -38,7 +38,7 @@ func (l *link) ends() [2]*end { return [...]*end{&l.client, &l.target} }
 
 // Serve serves a client.
 func (r *Relay) Serve(c server.Conn) {
-	l := &link{relay: r, about: c, peer: c.Peer(), cred: c.Cred(), records: c.Type() == addr.Seqpacket}
+	l := &link{relay: r, conn: c, peer: c.Peer(), cred: c.Cred(), records: c.Type() == addr.Seqpacket}
 	unixTarget := r.config.Target.Type.Unix()
 	l.client = end{link: l, name: "client", fd: c.FD(), unix: c.Type().Unix(), rights: c.Type().Unix() && !c.NoRights(), out: &l.toTarget, in: &l.toClient}
 	l.target = end{link: l, name: "target", fd: -1, unix: unixTarget, rights: unixTarget && !r.noRights, out: &l.toClient, in: &l.toTarget}
@@ -73,31 +73,6 @@ func (r *Relay) Serve(c server.Conn) {
 	})
 }
 
-// connect connects to the target if that takes no time: to a Unix socket that
-// is served and has room in its backlog. On any failure, [Relay.dial] finds
-// the reason.
-func (r *Relay) connect() (fd int, ok bool) {
-	if !r.config.Target.Type.Unix() || r.queued.Load() > 0 {
-		return -1, false
-	}
-	fd, err := sock.DialConfig{Control: func(fd int) error {
-		sock.InlineUrgent(fd)
-		if !r.config.PassFiles {
-			sock.RefuseRights(fd)
-		}
-		return nil
-	}}.Connect(r.config.Target.Sock())
-	if err != nil {
-		return -1, false
-	}
-	cred, err := sock.PeerCred(fd)
-	if err != nil || r.config.Check(*cred) != nil {
-		_ = unix.Close(fd)
-		return -1, false
-	}
-	return fd, true
-}
-
 // connected continues after the dial to the target has succeeded or failed.
 func (l *link) connected(fd int, err error) {
 	if l.cancel != nil {
@@ -108,7 +83,7 @@ func (l *link) connected(fd int, err error) {
 	}
 	switch {
 	case err == nil:
-		l.record = l.relay.record(l.about.ID, l.peer, l.cred)
+		l.record = l.relay.record(l.conn.ID, l.peer, l.cred)
 	case l.relay.ctx.Err() != nil:
 		l.close()
 	default:
@@ -249,21 +224,13 @@ func (l *link) close() {
 			e.in.end()
 		}
 		e.in.forget()
-		e.in.flown()
+		e.in.landed()
 		if e.fd >= 0 && !e.close() {
 			beside = append(beside, e.fd)
 		}
 	}
 	delete(l.relay.links, l)
-	l.about.End(beside...)
-}
-
-// user returns the user of the client, -1 if it is not known.
-func (l *link) user() int64 {
-	if l.cred == nil {
-		return -1
-	}
-	return int64(l.cred.Uid)
+	l.conn.End(beside...)
 }
 
 func (l *link) info() *zerolog.Event { return l.event(l.relay.srv.Log.Info()) }
@@ -273,5 +240,5 @@ func (l *link) event(ev *zerolog.Event) *zerolog.Event {
 	if ev == nil {
 		return nil // Escape costs time
 	}
-	return logtext.WithCred(ev.Uint64("conn", l.about.ID).Str("peer", logtext.Escape(l.peer)), l.cred)
+	return logtext.WithCred(ev.Uint64("conn", l.conn.ID).Str("peer", logtext.Escape(l.peer)), l.cred)
 }

@@ -1,6 +1,7 @@
 package relay_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"io"
@@ -170,8 +171,8 @@ func random(seed byte, n int64) io.Reader {
 func same(got, want io.Reader) error {
 	gotSum, wantSum := sha256.New(), sha256.New()
 	n, err := io.Copy(gotSum, got)
-	if m, _ := io.Copy(wantSum, want); m != n || string(gotSum.Sum(nil)) != string(wantSum.Sum(nil)) {
-		return fmt.Errorf("received %d bytes, not the %d that were sent: %v", n, m, err)
+	if m, _ := io.Copy(wantSum, want); m != n || !bytes.Equal(gotSum.Sum(nil), wantSum.Sum(nil)) {
+		return fmt.Errorf("received %d bytes, not the %d that were sent", n, m)
 	}
 	return err
 }

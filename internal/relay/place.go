@@ -59,7 +59,7 @@ func (p *placer) receive(fd int, buf []byte) (n int, files []int, err error) {
 		n, err = raw.Receive(fd, &header, 0)
 	}
 	if err == unix.EFAULT { // they come with the next byte
-		n, files, _, err = sock.ReceiveFiles(fd, buf, maxFiles)
+		n, files, _, err = sock.ReceiveFiles(fd, buf, sock.MaxRights)
 	}
 	return max(n, 0), files, err
 }

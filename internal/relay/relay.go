@@ -1,7 +1,7 @@
 // Package relay forwards what the clients of a server send to one target, and
 // returns what the target sends: bytes, whole messages, and descriptors. The
-// server of package echoserver listens, accepts, limits and drains. The relay
-// uses its loop, and everything except dialling runs on the loop's goroutine.
+// server listens, accepts, limits and drains. The relay uses its loop, and
+// everything except dialling runs on the loop's goroutine.
 //
 // The contract:
 //
@@ -112,12 +112,37 @@ func New(srv *server.Server, c Config) (*Relay, error) {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return nil, os.NewSyscallError("getrlimit", err)
 	}
-	r.mostFlying = max(int(min(limit.Cur, math.MaxInt32))/4, maxFiles)
+	r.mostFlying = max(int(min(limit.Cur, math.MaxInt32))/4, sock.MaxRights)
 	var err error
 	if c.PassFiles {
 		r.placer, err = newPlacer()
 	}
 	return r, err
+}
+
+// connect connects to the target if that takes no time: to a Unix socket that
+// is served and has room in its backlog. On any failure, [Relay.dial] finds
+// the reason.
+func (r *Relay) connect() (fd int, ok bool) {
+	if !r.config.Target.Type.Unix() || r.queued.Load() > 0 {
+		return -1, false
+	}
+	fd, err := sock.DialConfig{Control: func(fd int) error {
+		sock.InlineUrgent(fd)
+		if !r.config.PassFiles {
+			sock.RefuseRights(fd)
+		}
+		return nil
+	}}.Connect(r.config.Target.Sock())
+	if err != nil {
+		return -1, false
+	}
+	cred, err := sock.PeerCred(fd)
+	if err != nil || r.config.Check(*cred) != nil {
+		_ = unix.Close(fd)
+		return -1, false
+	}
+	return fd, true
 }
 
 // dial connects to the target, unless ctx ends before, and makes the loop's

@@ -42,11 +42,11 @@ func (d *direction) makeRoom() bool {
 	case need > pool.Share():
 		l.refuse(fmt.Sprintf("a message of %d bytes needs %d bytes of memory; the memory limit leaves %d for one user", size, need, pool.Share()))
 		return false
-	case pool.Short(l.user(), need):
+	case pool.Short(l.conn.UID, need):
 		d.park(starved)
 		return false
 	case grow > 0:
-		pool.Grow(l.user(), to.buffer, to.buffer+grow, 0)
+		pool.Grow(l.conn.UID, to.buffer, to.buffer+grow, 0)
 		to.resize(to.buffer + grow)
 	}
 	return true
@@ -74,7 +74,7 @@ func (r *Relay) unpark() {
 		for _, e := range l.ends() {
 			e.in.landed()
 			if pool != nil && e.fd >= 0 && e.buffer != pool.Floor && !e.in.pending() && e.queued() == 0 {
-				pool.ReturnBuffer(l.user(), e.buffer)
+				pool.ReturnBuffer(l.conn.UID, e.buffer)
 				e.resize(pool.Floor)
 			}
 		}

@@ -112,7 +112,7 @@ func (ln *listener) welcome(fd int) {
 	s := ln.server
 	c := Conn{ln: ln, fd: int32(fd), level: zerolog.InfoLevel, UID: -1}
 	var cred *unix.Ucred
-	if c.Type().Unix() && (s.logs() || s.Allow != nil || s.MaxConnectionsPerUser > 0) {
+	if c.Type().Unix() {
 		cred, _ = sock.PeerCred(fd)
 	}
 	if why, text := ln.refusal(fd, cred); text != "" {

@@ -15,9 +15,9 @@ import (
 // datagram clients.
 const MaxNames = 128
 
-// A client is the receiver of a datagram's reply: its address and, unless the
-// socket is a UDP socket, the user who must own the socket there. A relay's
-// client without an address is one process, if its id is known.
+// A client is the receiver of a datagram's reply: its address, and the user who
+// must own the socket there. A relay's client without an address is one process,
+// if its id is known.
 type client struct {
 	address sock.Sender
 	uid     uint32

@@ -23,7 +23,7 @@ const (
 	maxTries        = 64  // queues to try between two pauses
 )
 
-// errGone means that a replaced socket is closed, see [server.retire].
+// errGone means that a replaced socket is closed, see [Server.retire].
 var errGone = errors.New("the socket that it uses was removed and is closed")
 
 // maxKeptFiles limits the descriptors in all queues of a socket.

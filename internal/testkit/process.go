@@ -1,7 +1,9 @@
 package testkit
 
 import (
+	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -31,6 +33,10 @@ var (
 func Main(m *testing.M, from ...string) {
 	sources = from
 	WaitInParallel()
+	if flag.Lookup("test.fuzz").Value.String() != "" { // in many processes, which start no programs
+		goleak.VerifyTestMain(m)
+		return
+	}
 	if err := build(); err != nil {
 		_ = os.RemoveAll(bin)
 		fmt.Fprintln(os.Stderr, err)
@@ -128,31 +134,37 @@ func (x *Text) String() string {
 	return x.b.String()
 }
 
-// Count returns how often the text contains words, and a channel that is closed
-// when more text comes.
-func (x *Text) Count(words string) (n int, more <-chan struct{}) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.more == nil {
-		x.more = make(chan struct{})
+// Count returns how often the text contains words.
+func (x *Text) Count(words string) int { return strings.Count(x.String(), words) }
+
+// Reaches waits until the text contains words n times, and returns true, or
+// until over is closed.
+func (x *Text) Reaches(n int, words string, over <-chan struct{}) bool {
+	for {
+		x.mu.Lock()
+		if x.more == nil {
+			x.more = make(chan struct{})
+		}
+		found, more := strings.Count(x.b.String(), words), x.more
+		x.mu.Unlock()
+		if found >= n {
+			return true
+		}
+		select {
+		case <-more:
+		case <-over:
+			return false
+		}
 	}
-	return strings.Count(x.b.String(), words), x.more
 }
 
 // Await waits until the text contains words n times.
 func (x *Text) Await(t testing.TB, n int, words string) {
 	t.Helper()
-	late := time.After(Patience)
-	for {
-		found, more := x.Count(words)
-		if found >= n {
-			return
-		}
-		select {
-		case <-more:
-		case <-late:
-			t.Fatalf("found %q %d times, not %d, in:\n%s", words, found, n, x)
-		}
+	late, stop := context.WithTimeout(context.Background(), Patience)
+	defer stop()
+	if !x.Reaches(n, words, late.Done()) {
+		t.Fatalf("found %q %d times, not %d, in:\n%s", words, x.Count(words), n, x)
 	}
 }
 

@@ -125,7 +125,8 @@ var commands = map[string]struct {
 			s.ts.Fatalf("%s is %v", args[1], info.Mode())
 		}
 	}},
-	"need": {"PROGRAM PACKAGE", 2, func(s *script, args []string) { Need(s.t, args[0], args[1]) }},
+	"need":      {"PROGRAM PACKAGE", 2, func(s *script, args []string) { Need(s.t, args[0], args[1]) }},
+	"namespace": {"OPTION...", 1, func(s *script, args []string) { NeedNamespace(s.t, args...) }},
 	"root": {"REASON", 1, func(s *script, args []string) {
 		NeedRoot(s.t, args[0])
 		Need(s.t, "setpriv", "util-linux") // see as

@@ -84,11 +84,12 @@ func SendFiles(fd int, message []byte, fds []int, to Sender) (n int, err error) 
 	return n, err
 }
 
-// ReceiveFiles receives the next message of fd, a connection with [PassCred],
-// into buf, and with it at most limit descriptors. They are close-on-exec, and
-// the caller closes them. cred are the sender's credentials.
+// ReceiveFiles receives the next message of a connection into buf, and with it
+// at most limit descriptors. They are close-on-exec, and the caller closes them.
+// cred are the sender's credentials, nil without [PassCred].
 //
-// The error is io.EOF at the end of the connection, EAGAIN if there is no
+// The error is io.EOF at the end of the connection, and without [PassCred] for
+// an empty record, which then looks the same; EAGAIN if there is no
 // message, [ErrDescriptors] if more than limit descriptors came,
 // [ErrOpenFiles], [ErrTruncated] if the message is larger than buf, or an
 // errno of recvmsg(2). After an error no descriptor stays open.

@@ -1,0 +1,173 @@
+package testkit
+
+import (
+	"go/ast"
+	gobuild "go/build"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// noProse is what a comment shows of a program or a command line, and where a
+// link of the web leads.
+var noProse = regexp.MustCompile(`(?m)^\t.*$|^\[[^]]*\]: .*$`)
+
+const module = "github.com/udsecho/udsecho/"
+
+// A goDir is what the Go files of one directory contain, for all systems.
+type goDir struct {
+	names    map[string]bool   // Name, and Type.Method or Type.field
+	imports  map[string]string // paths by name
+	comments map[string]string // by file
+}
+
+func parseDir(t *testing.T, dir string) *goDir {
+	t.Helper()
+	d := &goDir{map[string]bool{}, map[string]string{}, map[string]string{}}
+	files, err := filepath.Glob(dir + "/*.go")
+	Check(t, err)
+	for _, name := range files {
+		f, comments := parseFile(t, name)
+		d.comments[name] = comments
+		for _, i := range f.Imports {
+			path := strings.Trim(i.Path.Value, `"`)
+			d.imports[path[strings.LastIndexByte(path, '/')+1:]] = path
+		}
+		for _, decl := range f.Decls {
+			d.declare(decl)
+		}
+	}
+	return d
+}
+
+func parseFile(t *testing.T, name string) (f *ast.File, comments string) {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments|parser.SkipObjectResolution)
+	Check(t, err)
+	for _, c := range f.Comments {
+		comments += noProse.ReplaceAllString(c.Text(), "") + "\n"
+	}
+	return f, comments
+}
+
+func (d *goDir) declare(decl ast.Decl) {
+	if f, ok := decl.(*ast.FuncDecl); ok {
+		name := f.Name.Name
+		if f.Recv != nil { // *Type, Type or Type[T]
+			name = regexp.MustCompile(`\w+`).FindString(types.ExprString(f.Recv.List[0].Type)) + "." + name
+		}
+		d.names[name] = true
+		return
+	}
+	for _, spec := range decl.(*ast.GenDecl).Specs {
+		switch s := spec.(type) {
+		case *ast.ValueSpec:
+			for _, n := range s.Names {
+				d.names[n.Name] = true
+			}
+		case *ast.TypeSpec:
+			d.names[s.Name.Name] = true
+			ast.Inspect(s.Type, func(n ast.Node) bool {
+				if f, ok := n.(*ast.Field); ok {
+					for _, n := range f.Names {
+						d.names[s.Name.Name+"."+n.Name] = true
+					}
+				}
+				return true
+			})
+		}
+	}
+}
+
+// walk visits the files of this source tree.
+func walk(t *testing.T, visit func(path, name string)) {
+	t.Helper()
+	root := source("")
+	Check(t, filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() && path != root && e.Name()[0] == '.' {
+			return fs.SkipDir
+		}
+		if err == nil && e.Type().IsRegular() {
+			visit(path, e.Name())
+		}
+		return err
+	}))
+}
+
+func TestDocLinksLeadToNames(t *testing.T) {
+	t.Parallel()
+	dirs := map[string]*goDir{}
+	of := func(dir string) *goDir {
+		if dirs[dir] == nil {
+			dirs[dir] = parseDir(t, dir)
+		}
+		return dirs[dir]
+	}
+	link := regexp.MustCompile(`(?m)(?:^|[ (])\[\*?([A-Za-z]\w*)(?:\.(\w+))?(?:\.(\w+))?\]`)
+	walk(t, func(path, name string) {
+		if filepath.Ext(name) != ".go" {
+			return
+		}
+		here := of(filepath.Dir(path))
+		for _, m := range link.FindAllStringSubmatch(here.comments[path], -1) {
+			d, name := here, strings.TrimSuffix(m[1]+"."+m[2], ".")
+			if there, ok := here.imports[m[1]]; ok && m[2] != "" {
+				dir, ok := strings.CutPrefix(there, module)
+				if dir = source(dir); !ok {
+					p, err := gobuild.Import(there, filepath.Dir(path), gobuild.FindOnly)
+					Check(t, err)
+					dir = p.Dir
+				}
+				d, name = of(dir), strings.TrimSuffix(m[2]+"."+m[3], ".")
+			}
+			if !d.names[name] {
+				t.Errorf("%s: %s leads nowhere", path, strings.TrimSpace(m[0]))
+			}
+		}
+	})
+	// Words of English follow "package", too.
+	known := map[string]bool{"can": true, "is": true, "of": true, "receive": true, "that": true, "whose": true}
+	for dir, d := range dirs {
+		known[filepath.Base(dir)] = true
+		for name := range d.imports {
+			known[name] = true
+		}
+	}
+	for _, d := range dirs {
+		for path, text := range d.comments {
+			for _, m := range regexp.MustCompile(`(?i)\bpackage\s(\w+)`).FindAllStringSubmatch(text, -1) {
+				if strings.HasPrefix(path, source("")) && !known[m[1]] {
+					t.Errorf("%s names package %s, which does not exist", path, m[1])
+				}
+			}
+		}
+	}
+}
+
+// Comments and documents name the files and packages that there are.
+func TestPathsInCommentsAndDocumentsExist(t *testing.T) {
+	t.Parallel()
+	inTree := regexp.MustCompile("(?m)(?:^|[\\s(\"'`])((?:bench|client|deploy|docs|examples|integration|internal|server|tools|uds)/[\\w./-]*\\w)")
+	document := regexp.MustCompile(`\.(md|pml|sh|ya?ml)$|^(Makefile|Dockerfile)$`)
+	walk(t, func(path, name string) {
+		text := ""
+		if filepath.Ext(name) == ".go" {
+			_, text = parseFile(t, path)
+		} else if document.MatchString(name) {
+			content, err := os.ReadFile(path)
+			Check(t, err)
+			text = string(content)
+		}
+		for _, m := range inTree.FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(source(m[1])); err != nil {
+				t.Errorf("%s names %s: %v", path, m[1], err)
+			}
+		}
+	})
+}
