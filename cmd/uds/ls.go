@@ -52,27 +52,21 @@ const period = time.Second
 // Run lists once, or until the context ends.
 func (c *lsCmd) Run(ctx context.Context, std cli.Std) error {
 	var of inspect.Collector
-	look := func() (shown []*inspect.Socket, missing []string, unseen inspect.Unseen, err error) {
-		all, unseen, err := of.Sockets(ctx)
-		if err == nil {
-			shown, missing, err = c.pick(all)
-		}
-		return shown, missing, unseen, err
-	}
-	shown, missing, unseen, err := look()
+	all, unseen, err := of.Sockets(ctx)
 	if err != nil {
 		return err
 	}
 	if text := unseen.String(); text != "" {
 		fmt.Fprintf(std.Err, "uds: %s\n", text)
 	}
+	shown, missing, err := c.pick(all)
+	if err != nil {
+		return err
+	}
 	if c.Watch {
 		follow := c.follow(std.Out)
-		for tick := time.NewTicker(period); ; {
-			if err == nil {
-				err = follow(shown)
-			}
-			if err != nil {
+		for tick := time.NewTicker(period); err == nil; {
+			if err = follow(shown); err != nil {
 				return err
 			}
 			select {
@@ -80,8 +74,11 @@ func (c *lsCmd) Run(ctx context.Context, std cli.Std) error {
 				return nil
 			case <-tick.C:
 			}
-			shown, _, _, err = look()
+			if all, _, err = of.Sockets(ctx); err == nil {
+				shown, _, err = c.pick(all)
+			}
 		}
+		return err
 	}
 	if err := write(std.Out, c.text(shown)); err != nil {
 		return err

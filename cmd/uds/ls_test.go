@@ -233,6 +233,9 @@ func TestArgumentsThatAreNotServedAreReported(t *testing.T) {
 		{2, []string{"--watch", "--format", "dot"}, "uds: ls: --watch --format dot: only table and json can be followed (see uds ls --help)\n"},
 	} {
 		status, stdout, stderr := run(t, d, append([]string{"ls"}, tt.args...)...)
+		if line, rest, _ := strings.Cut(stderr, "\n"); strings.HasPrefix(line, "uds: cannot look into ") {
+			stderr = rest // a process of this machine is closed to root
+		}
 		if status != tt.status || stderr != tt.err || strings.Contains(stdout, d+"/s,") != (tt.args[0] == "s") {
 			t.Errorf("uds ls %q: exit status %d, %q, %q", tt.args, status, stdout, stderr)
 		}

@@ -120,17 +120,9 @@ func start(t *testing.T, d string, as *syscall.SysProcAttr, what ...string) chil
 	c.Cmd.SysProcAttr = as
 	c.Start(t)
 	t.Cleanup(func() { _ = c.In.Close() }) // before the one that waits for its end
-	testkit.Await(t, func() error {
-		select {
-		case <-c.Ended:
-			t.Fatal(c.Err.String())
-		default:
-		}
-		if n, _ := c.Out.Count("ready"); n == 0 {
-			return fmt.Errorf("%q is not ready", what)
-		}
-		return nil
-	})
+	if !c.Out.Reaches(1, "ready", c.Ended) {
+		t.Fatal(c.Err.String())
+	}
 	for _, line := range strings.Fields(c.Out.String()) {
 		var n uint32
 		if _, err := fmt.Sscan(line, &n); err == nil {

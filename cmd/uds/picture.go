@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -36,10 +37,9 @@ type edge struct {
 // A picture has a node for each process, and one edge for all connections of
 // two of them through the same socket.
 type picture struct {
-	nodes      [][2]string // container, "" for the machine itself; label
-	edges      []edge
-	containers []string
-	count      map[edge]int
+	nodes [][2]string // container, "" for the machine itself; label
+	edges []edge
+	count map[edge]int
 }
 
 // draw writes the graph of who talks to whom.
@@ -49,7 +49,13 @@ func (l *language) draw(w io.Writer, sockets []*inspect.Socket) {
 		p.add(s)
 	}
 	fmt.Fprint(w, l.begin)
-	for i, container := range p.containers {
+	drawn := map[string]bool{}
+	for i, node := range p.nodes {
+		container := node[0]
+		if drawn[container] {
+			continue
+		}
+		drawn[container] = true
 		if container != "" {
 			fmt.Fprintf(w, l.group, i, l.quote.Replace(container))
 		}
@@ -63,7 +69,7 @@ func (l *language) draw(w io.Writer, sockets []*inspect.Socket) {
 		}
 	}
 	for _, e := range p.edges {
-		label := e.label
+		label := cmp.Or(e.label, "pair")
 		if n := p.count[e]; n > 1 {
 			label += fmt.Sprintf(" ×%d", n)
 		}
@@ -73,22 +79,14 @@ func (l *language) draw(w io.Writer, sockets []*inspect.Socket) {
 }
 
 func (p *picture) add(s *inspect.Socket) {
-	label := s.Address
-	if s.Pair() {
-		label = "pair"
-	}
 	if s.Server != nil {
 		p.ends(s.Server) // a server without clients is shown too
 	}
 	for _, c := range s.Connections {
-		server := c.Server
-		if server == nil {
-			server = s.Server
-		}
-		to := p.ends(server)
+		to := p.ends(cmp.Or(c.Server, s.Server))
 		for _, from := range p.ends(c.Client) {
 			for _, to := range to {
-				e := edge{from, to, label}
+				e := edge{from, to, s.Address}
 				if p.count[e]++; p.count[e] == 1 {
 					p.edges = append(p.edges, e)
 				}
@@ -117,12 +115,9 @@ func (p *picture) ends(e *inspect.End) (nodes []int) {
 
 func (p *picture) node(container, label string) int {
 	n := slices.Index(p.nodes, [2]string{container, label})
-	if n >= 0 {
-		return n
+	if n < 0 {
+		n = len(p.nodes)
+		p.nodes = append(p.nodes, [2]string{container, label})
 	}
-	if !slices.Contains(p.containers, container) {
-		p.containers = append(p.containers, container)
-	}
-	p.nodes = append(p.nodes, [2]string{container, label})
-	return len(p.nodes) - 1
+	return n
 }

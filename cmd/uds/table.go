@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -99,15 +98,13 @@ func summary(ends ...*inspect.End) string {
 			}
 		}
 	}
-	more := len(names) - most
-	names = slices.Clip(names[:min(most, len(names))])
 	for i, name := range names {
 		if n := count[name]; n > 1 {
 			names[i] += fmt.Sprintf(" ×%d", n)
 		}
 	}
-	if more > 0 {
-		names = append(names, fmt.Sprintf("and %d more", more))
+	if more := len(names) - most; more > 0 {
+		names = append(names[:most], fmt.Sprintf("and %d more", more))
 	}
 	return strings.Join(names, ", ")
 }
@@ -116,8 +113,10 @@ func holders(e *inspect.End) (names []string) {
 	switch {
 	case e == nil:
 		return []string{"(closed)"}
+	case len(e.Processes) == 0 && e.UID == nil:
+		return []string{"(process not seen)"}
 	case len(e.Processes) == 0:
-		return []string{strings.TrimSpace("(process not seen) " + creator(e))}
+		return []string{"(process not seen) " + userName(*e.UID)}
 	}
 	for _, p := range e.Processes {
 		name := process(p)
@@ -132,17 +131,11 @@ func holders(e *inspect.End) (names []string) {
 // process describes a process without its container. A container has its own
 // names of users.
 func process(p *inspect.Process) string {
-	if p.Container != nil {
-		return fmt.Sprintf("%s[%d] %d", p.Name, p.PID, p.UID)
+	user := fmt.Sprint(p.UID)
+	if p.Container == nil {
+		user = userName(p.UID)
 	}
-	return fmt.Sprintf("%s[%d] %s", p.Name, p.PID, userName(p.UID))
-}
-
-func creator(e *inspect.End) string {
-	if e.UID == nil {
-		return ""
-	}
-	return userName(*e.UID)
+	return fmt.Sprintf("%s[%d] %s", p.Name, p.PID, user)
 }
 
 var userNames = map[uint32]string{}

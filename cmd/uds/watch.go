@@ -25,7 +25,7 @@ func (c *lsCmd) follow(out io.Writer) func([]*inspect.Socket) error {
 			return func(sockets []*inspect.Socket) error { return redraw(f, string(c.text(sockets))) }
 		}
 	}
-	var before changes
+	var before map[string]inspect.Socket
 	return func(sockets []*inspect.Socket) error {
 		var b bytes.Buffer
 		before = c.changes(&b, before, sockets)
@@ -50,56 +50,56 @@ func redraw(screen *os.File, text string) error {
 	return write(screen, []byte(b.String()))
 }
 
-// changes has what was there at a look, by the numbers of the open sockets:
-// the server's alone, or those of a connection.
-type changes map[[2]uint32]change
-
 // A change is a socket that has appeared or ended, without its connections; or
-// with one, if it is the connection.
+// with the one that has.
 type change struct {
 	Time  time.Time `json:"time"`
 	Event string    `json:"event"` // appeared, ended
 	inspect.Socket
 }
 
-func (c *lsCmd) changes(b *bytes.Buffer, before changes, sockets []*inspect.Socket) (now changes) {
-	now = changes{}
-	see := func(key [2]uint32, s *inspect.Socket, connections []inspect.Connection) {
-		one := change{time.Now(), "appeared", *s}
-		one.Connections = connections
-		now[key] = one
-		if _, ok := before[key]; !ok {
-			c.change(b, one)
+// changes prints what is not the same as at the look before, whose lines are
+// the keys.
+func (c *lsCmd) changes(b *bytes.Buffer, before map[string]inspect.Socket, sockets []*inspect.Socket) (now map[string]inspect.Socket) {
+	now = map[string]inspect.Socket{}
+	see := func(s inspect.Socket, what string, ends ...*inspect.End) {
+		key := fmt.Sprintf("%s %s %s", s.Type, cmp.Or(s.Address, "(pair)"), what)
+		for _, e := range ends {
+			if e != nil {
+				key += fmt.Sprintf(" %d", e.Inode)
+			}
 		}
+		if _, ok := before[key]; !ok {
+			c.change(b, "appeared", key, s)
+		}
+		now[key] = s
 		delete(before, key)
 	}
-	number := func(e *inspect.End) uint32 { return cmp.Or(e, &inspect.End{}).Inode }
 	for _, s := range sockets {
-		if s.Server != nil {
-			see([2]uint32{number(s.Server)}, s, []inspect.Connection{})
+		one := *s
+		if one.Connections = []inspect.Connection{}; s.Server != nil {
+			see(one, "server "+summary(s.Server), s.Server)
 		}
 		for _, of := range s.Connections {
-			see([2]uint32{number(of.Server), number(of.Client) + 1}, s, []inspect.Connection{of})
+			one.Connections = []inspect.Connection{of}
+			what := "client " + summary(of.Client)
+			if of.Server == nil {
+				what += " (waits to be accepted)"
+			}
+			see(one, what, of.Client, of.Server)
 		}
 	}
-	for _, one := range before {
-		one.Time, one.Event = time.Now(), "ended"
-		c.change(b, one)
+	for key, s := range before {
+		c.change(b, "ended", key, s)
 	}
 	return now
 }
 
-func (c *lsCmd) change(b *bytes.Buffer, one change) {
+func (c *lsCmd) change(b *bytes.Buffer, event, line string, s inspect.Socket) {
+	now := time.Now()
 	if c.Format == "json" {
-		writeJSON(b, one)
+		writeJSON(b, change{now, event, s})
 		return
 	}
-	address, what := cmp.Or(one.Address, "(pair)"), servers(&one.Socket)
-	for _, of := range one.Connections {
-		what = "client " + summary(of.Client)
-		if of.Server == nil {
-			what += " (waits to be accepted)"
-		}
-	}
-	fmt.Fprintf(b, "%s %s %s %s %s\n", one.Time.Format(time.TimeOnly), one.Event, one.Type, address, what)
+	fmt.Fprintf(b, "%s %s %s\n", now.Format(time.TimeOnly), event, line)
 }

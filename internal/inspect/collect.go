@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -44,30 +43,23 @@ func (c *Collector) Sockets(ctx context.Context) ([]*Socket, Unseen, error) {
 
 // Unseen is what Sockets could not look into.
 type Unseen struct {
-	Processes, Namespaces int
+	Processes, Namespaces int  // the network namespaces of these processes are not counted
 	Outside               bool // processes outside of the pid namespace of this one
 }
 
 // String returns one line with the cure; "" if everything was seen.
 func (u Unseen) String() string {
-	var what []string
-	if u.Processes > 0 {
-		what = append(what, fmt.Sprintf("%d processes, and network namespaces that are only theirs", u.Processes))
-	}
-	if u.Namespaces > 0 {
-		what = append(what, fmt.Sprintf("%d network namespaces", u.Namespaces))
-	}
-	if u.Outside {
-		what = append(what, "processes outside of this container")
-	}
-	cure := "run it as root"
-	if os.Geteuid() == 0 {
-		cure = "run the container with --pid host --privileged"
-	}
-	if what == nil {
+	if u == (Unseen{}) {
 		return ""
 	}
-	return "cannot look into " + strings.Join(what, ", ") + "; " + cure
+	text := fmt.Sprintf("cannot look into %d processes and %d network namespaces", u.Processes, u.Namespaces)
+	if u.Outside {
+		text += ", nor outside of this container"
+	}
+	if os.Geteuid() != 0 {
+		return text + "; run it as root"
+	}
+	return text + "; it needs CAP_SYS_PTRACE and CAP_SYS_ADMIN, and in a container docker run --pid host --privileged"
 }
 
 // firstPIDs reports whether this process is in the machine's first pid

@@ -25,10 +25,13 @@ type Process struct {
 func holders(held map[uint32][]*Process) (found []*Process, denied int, err error) {
 	all, err := procfs.AllProcs()
 	for _, proc := range all {
-		open, err := proc.FileDescriptorTargets()
-		if errors.Is(err, fs.ErrPermission) {
+		// It needs the same permission as the targets of descriptors, which come
+		// without an error, proc_pid_fd(5).
+		if _, err := proc.Executable(); errors.Is(err, fs.ErrPermission) {
 			denied++
+			continue
 		}
+		open, _ := proc.FileDescriptorTargets() // none if it has ended
 		var p *Process
 		for _, target := range open {
 			digits, ok := strings.CutPrefix(target, "socket:[")
