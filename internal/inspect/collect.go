@@ -47,14 +47,14 @@ type Unseen struct {
 	Outside               bool // processes outside of the pid namespace of this one
 }
 
-// String returns one line with the cure; "" if everything was seen.
+// String says so with the cure; it returns "" if everything was seen.
 func (u Unseen) String() string {
 	if u == (Unseen{}) {
 		return ""
 	}
-	text := fmt.Sprintf("cannot look into %d processes and %d network namespaces", u.Processes, u.Namespaces)
+	text := fmt.Sprintf("cannot look into %d processes and network namespaces", u.Processes+u.Namespaces)
 	if u.Outside {
-		text += ", nor outside of this container"
+		text = "cannot look outside of this container"
 	}
 	if os.Geteuid() != 0 {
 		return text + "; run it as root"
