@@ -7,15 +7,15 @@
 ARG GO_IMAGE=golang:1.26-alpine
 ARG BASE_IMAGE=busybox:1.37-musl
 
-# What the programs import from elsewhere. The next stage starts from these files, so
-# a change in the source that imports nothing new compiles this project alone. With
-# -e no module is needed here.
+# The packages of other modules that the programs import. The next stage starts from
+# this list, so a change in the source that imports nothing new compiles this project
+# alone. With -e no module is needed here.
 FROM ${GO_IMAGE} AS imports
 WORKDIR /src
 COPY . .
-RUN mkdir /imports && cp --parents go.mod go.sum go.work uds/go.mod uds/go.sum /imports && \
-    GOPROXY=off go list -e -deps -f '{{if not .Standard}}{{join .Imports "\n"}}{{end}}' ./server ./client | \
-    grep -v ^github.com/udsecho/ | sort -u >/imports/list
+RUN mkdir -p /imports/uds && cp go.* /imports && cp uds/go.* /imports/uds && \
+    GOPROXY=off go list -e -deps -f '{{if not .Standard}}{{.ImportPath}}{{end}}' ./server ./client | \
+    grep -v ^github.com/udsecho/ | sort >/imports/list
 
 FROM ${GO_IMAGE} AS build
 WORKDIR /src

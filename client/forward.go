@@ -146,7 +146,7 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		return err
 	}
 	c.removeStale(log)
-	handler := server.SplitHealthChecks(r, echo.New(s, echo.Config{Chunk: 1024}))
+	handler := server.SplitHealthChecks(r, echo.New(s, echo.Config{Chunk: 1024, IdleTimeout: c.IdleTimeout}))
 	services := server.Services(handler, sockets...)
 	for i := range services {
 		services[i].Files = c.PassFiles

@@ -14,7 +14,7 @@ import (
 )
 
 func TestBenchEndsInTableAndPlotOfTheSameNumbers(t *testing.T) {
-	testkit.StressOnly(t) // the plot's modules take a minute to compile
+	testkit.StressOnly(t) // it measures twice, in containers
 	// A copy, because the results are written beside the Makefile.
 	dir := t.TempDir()
 	tree := exec.CommandContext(t.Context(), "sh", "-c", `cd .. && git ls-files -z | xargs -0 cp --parents -t "$0" && cp .env "$0" 2>/dev/null; true`, dir)

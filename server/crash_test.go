@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -288,19 +287,11 @@ var everywhere = []string{"--listen", "stream:s", "--listen", "seqpacket:q", "--
 // wantServed waits until every address answers; until then it may refuse.
 func wantServed(t *testing.T, d string) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
-	for kind, name := range []string{"stream:s", "seqpacket:q", "datagram:d"} {
-		err := exchange(d, kind, message, deadline)
-		for ; err != nil && time.Now().Before(deadline); err = exchange(d, kind, message, deadline) {
-			time.Sleep(10 * time.Millisecond)
-		}
-		if err != nil {
-			t.Errorf("%s is not served: %v", name, err)
-		}
+	for kind := range 3 {
+		testkit.Await(t, func() error { return exchange(d, kind, message, time.Now().Add(patience)) })
 	}
-	if status, _, stderr := run(t, d, "", testkit.Plain(t, "client"), "send-file", "--retry", patience.String(), "--timeout", patience.String(), "--connect", "files:f", "file"); status != 0 {
-		t.Errorf("files:f is not served: %s", stderr)
-	}
+	late := patience.String()
+	start(t, d, testkit.Plain(t, "client"), "send-file", "--retry", late, "--timeout", late, "--connect", "files:f", "file").WantStatus(t, 0)
 }
 
 // end ends a server, which must leave only the foreign files.
@@ -431,7 +422,7 @@ func yielded(p *process, d string) bool {
 		select {
 		case <-p.Ended:
 			return true
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }
@@ -467,9 +458,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			case <-v.process.Ended: // after it served everything, and had logged that, though the old server may not know yet
 				p := old
 				if !old.Err.Reaches(1, "has ended; continuing to serve", old.Ended) {
-					if status := old.Status(t); status != 0 {
-						t.Errorf("the old server's exit status is %d:\n%s", status, &old.Err)
-					}
+					old.WantStatus(t, 0)
 					p = serving(t, start(t, h.d, h.args...))
 				}
 				wantServed(t, h.d)
@@ -480,9 +469,7 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 				if through {
 					h.wantRight(t, true)
 				}
-				if status := old.Status(t); status != 0 {
-					t.Errorf("the old server's exit status is %d:\n%s", status, &old.Err)
-				}
+				old.WantStatus(t, 0)
 				h.end(t, v.process, v.exit)
 			}
 			return calls, !through
@@ -505,14 +492,15 @@ func TestF37DeathAtAnySystemCallOfATakeover(t *testing.T) {
 			if status != 0 && v.state.Signal() != unix.SIGKILL {
 				t.Errorf("exit status %d:\n%s", status, &v.process.Err)
 			}
-			for late := time.Now().Add(patience); exchange(h.d, 0, message, late) != nil && time.Now().Before(late); time.Sleep(10 * time.Millisecond) {
+			testkit.Await(t, func() error {
 				select {
-				case <-successor.Ended: // it ended because its server died
+				case <-successor.Ended: // because its server died
 					gaveUp.Add(1)
 					successor = serving(t, start(t, h.d, h.args...))
 				default:
 				}
-			}
+				return exchange(h.d, 0, message, time.Now().Add(patience))
+			})
 			wantServed(t, h.d)
 			h.wantRight(t, true)
 			if t.Failed() {
@@ -561,9 +549,7 @@ func TestDeathAtAnySystemCallOfAClient(t *testing.T) {
 			t.Errorf("exit status %d: %s", exit, &v.process.Err)
 		}
 		awaitStatus(t, d+"/admin", func(s status) bool { return s.Connections == 0 })
-		if status, stdout, stderr := run(t, d, "", testkit.Plain(t, "client")); status != 0 || stdout != message {
-			t.Errorf("exit status %d, output %q, error %q", status, stdout, stderr)
-		}
+		gotBack(t, start(t, d, testkit.Plain(t, "client")))
 		p.Stop(t)
 		return calls, exit != 0
 	})
@@ -599,8 +585,9 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 		}
 		calls := v.calls.Load()
 		check(t, <-written)
-		if status := client.Status(t); status != 0 || !bytes.Equal([]byte(client.Out.String()), []byte(first+rest)) {
-			t.Errorf("exit status %d, received %d of %d bytes, error %q", status, len(client.Out.String()), len(first+rest), &client.Err)
+		client.WantStatus(t, 0)
+		if out := client.Out.String(); out != first+rest {
+			t.Errorf("received %d of %d bytes, or others", len(out), len(first+rest))
 		}
 		if !died {
 			v.process.Signal(t, syscall.SIGTERM)

@@ -287,12 +287,13 @@ func TestF53TooManyHangingDescriptorsStopOnlyThoseWhoSendThem(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serving(t, activate(t, d, boundFiles(t, d)))
+	wantHealthy(t, d, places...) // everything that it needs is open
 	before := descriptors(t, server)
 	t.Run("hanging", func(t *testing.T) {
 		send := func(fd int) {
 			t.Helper()
 			hangs := nested(t)
-			check(t, unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(append(nulls(t)[1:], hangs)...), nil, 0))
+			check(t, unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(append([]int{hangs}, nulls(t)[1:]...)...), nil, 0))
 			check(t, unix.Close(hangs))
 		}
 		goOn := server.Pause(t)

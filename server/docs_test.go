@@ -37,7 +37,7 @@ func TestTextsOfTroubleshootingAreInTheSources(t *testing.T) {
 	if len(rows) < 30 {
 		t.Fatalf("%d texts", len(rows))
 	}
-	varies := regexp.MustCompile(`…|[0-9][0-9smh]*|: | \(E[A-Z]+\)`)
+	varies := regexp.MustCompile(`…|[0-9][0-9smh]*|: | \(E[A-Z]+\)| before `)
 	for _, row := range rows {
 		for _, piece := range varies.Split(row[1], -1) {
 			if piece = strings.TrimSpace(piece); !system[piece] && !strings.Contains(sources.String(), piece) {

@@ -1,9 +1,14 @@
 package main_test
 
 import (
+	"fmt"
+	"io"
+	"net"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -90,4 +95,60 @@ func limitFiles(t *testing.T, p *process, n uint64) (lift func()) {
 	check(t, unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, nil, &before))
 	check(t, unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: before.Max}, nil))
 	return func() { t.Helper(); check(t, unix.Prlimit(p.Pid(), unix.RLIMIT_NOFILE, &before, nil)) }
+}
+
+// kinds are the three types of AF_UNIX.
+var kinds = []string{"stream", "datagram", "seqpacket"}
+
+// connect returns a connection of type network, "unix" or "unixpacket".
+func connect(t *testing.T, network, path string) *net.UnixConn {
+	t.Helper()
+	conn, err := net.DialUnix(network, nil, &net.UnixAddr{Name: path, Net: network})
+	check(t, err)
+	t.Cleanup(func() { _ = conn.Close() })
+	check(t, conn.SetDeadline(time.Now().Add(5*patience)))
+	return conn
+}
+
+// connectEither connects to d/s or d/q, a stream or a seqpacket socket, in turns.
+func connectEither(t *testing.T, d string, i int) *net.UnixConn {
+	t.Helper()
+	return connect(t, []string{"unix", "unixpacket"}[i%2], d+[]string{"/s", "/q"}[i%2])
+}
+
+// echoed sends words and returns an error if the echo differs.
+func echoed(conn net.Conn, words string) error {
+	if _, err := io.WriteString(conn, words); err != nil {
+		return err
+	}
+	got := make([]byte, len(words))
+	if _, err := io.ReadFull(conn, got); err != nil {
+		return err
+	}
+	if string(got) != words {
+		return fmt.Errorf("sent %q, got back %q", words, got)
+	}
+	return nil
+}
+
+// awaitServer waits for a server that logs nothing, by its admin socket.
+func awaitServer(t *testing.T, admin string) {
+	t.Helper()
+	testkit.Await(t, func() error {
+		_, err := tryGet(t, admin, "/status")
+		return err
+	})
+}
+
+// awaitEmpty waits until the server has removed its files, which it does not
+// log.
+func awaitEmpty(t *testing.T, d string) {
+	t.Helper()
+	testkit.Await(t, func() error {
+		entries, err := os.ReadDir(d)
+		if len(entries) > 0 {
+			return fmt.Errorf("%v is still there", entries)
+		}
+		return err
+	})
 }

@@ -185,6 +185,16 @@ func asNobody() *syscall.SysProcAttr {
 	}
 }
 
+// answered runs a client of the stranger, which must get its answer, or none.
+func answered(t *testing.T, want bool, d string, args ...string) {
+	t.Helper()
+	timeout, status := time.Second, 1
+	if want {
+		timeout, status = patience, 0
+	}
+	startAs(t, stranger, d, append(args, "--timeout", timeout.String())...).WantStatus(t, status)
+}
+
 // The server's own user and all strangers have the same number here.
 func TestF45UnmappedUsers(t *testing.T) {
 	testkit.NeedRoot(t, "to be another user")
@@ -212,14 +222,7 @@ func TestF45UnmappedUsers(t *testing.T) {
 				{places[2], "@" + d, tt.datagrams},
 				{places[2], "auto", tt.datagrams},
 			} {
-				timeout := time.Second // of one that gets no answer
-				if c.want {
-					timeout = patience
-				}
-				client := startAs(t, stranger, d, "client", "--connect", c.address, "--bind", c.bind, "--timeout", timeout.String())
-				if status := client.Status(t); (status == 0) != c.want {
-					t.Errorf("%s as %s: exit status %d, error %q; the server wrote:\n%s", c.address, c.bind, status, &client.Err, &server.Err)
-				}
+				answered(t, c.want, d, "client", "--connect", c.address, "--bind", c.bind)
 				asked++
 			}
 			if !tt.served {
@@ -268,11 +271,7 @@ func TestF57NameOrOwnerIsNoIdentity(t *testing.T) {
 	asked := 0
 	ask := func(want bool, args ...string) {
 		t.Helper()
-		timeout := "1s" // no reply comes
-		if want {
-			timeout = patience.String()
-		}
-		startAs(t, stranger, d, append(args, "--timeout", timeout)...).WantStatus(t, map[bool]int{true: 0, false: 1}[want])
+		answered(t, want, d, args...)
 		asked++
 	}
 	const notOwn, unknown = "cannot reply to a name that is not the client's own socket",

@@ -36,7 +36,7 @@ func wantAllEcho(t *testing.T, d string) {
 func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	args := []string{"--drain-timeout", "60s", "--chunk", "65536"}
+	args := []string{"--drain-timeout", (5 * patience).String(), "--chunk", "65536"}
 	server := serveTakeover(t, d, args...)
 	var (
 		clients sync.WaitGroup
@@ -55,25 +55,27 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 		})
 	}
 	var transfers []*process
-	for _, a := range places {
-		transfers = append(transfers, start(t, d, "client", "--log-level", "warn", "--connect", a, "--chunk", "1000", "-"))
+	sent := make([]bytes.Buffer, len(places))
+	for i, a := range places {
+		p := start(t, d, "client", "--log-level", "warn", "--connect", a, "--chunk", "1000", "-")
+		transfers = append(transfers, p)
+		clients.Go(func() {
+			random := rand.NewChaCha8([32]byte{byte(i)})
+			for block := make([]byte, 10_000); !over.Load(); {
+				_, _ = random.Read(block)
+				sent[i].Write(block)
+				if _, err := p.In.Write(block); err != nil {
+					t.Error(err)
+					break
+				}
+			}
+			_ = p.In.Close()
+		})
 	}
-	sent := make([]bytes.Buffer, len(transfers))
-	feed := func() {
-		for i, p := range transfers {
-			block := make([]byte, 200_000)
-			_, _ = rand.NewChaCha8([32]byte{byte(i), byte(sent[i].Len() / len(block))}).Read(block)
-			sent[i].Write(block)
-			_, err := p.In.Write(block)
-			check(t, err)
-		}
-	}
-	feed()
 	for range 3 {
 		seen := echoes.Load()
 		next := serveTakeover(t, d, args...)
 		next.Err.Await(t, 3, "took over ")
-		feed()
 		testkit.Await(t, func() error {
 			if echoes.Load() < seen+100 && !t.Failed() {
 				return errors.New("nothing is echoed any more")
@@ -84,10 +86,11 @@ func TestTakeoversUnderLoadLoseNothing(t *testing.T) {
 		server = next
 	}
 	over.Store(true)
+	for _, p := range transfers {
+		p.WantStatus(t, 0)
+	}
 	clients.Wait()
 	for i, p := range transfers {
-		check(t, p.In.Close())
-		p.WantStatus(t, 0)
 		if p.Out.String() != sent[i].String() {
 			t.Errorf("%q: received %d of %d bytes, or others", p.Cmd.Args, len(p.Out.String()), sent[i].Len())
 		}

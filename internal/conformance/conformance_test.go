@@ -21,7 +21,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var check = testkit.Check
 
 func TestConn(t *testing.T) {
-	plain := func(l net.Listener, _ string) (net.Conn, error) { return net.Dial(l.Addr().Network(), l.Addr().String()) }
+	plain := func(l net.Listener, _ string) (net.Conn, error) {
+		return net.Dial(l.Addr().Network(), l.Addr().String())
+	}
 	for _, tt := range []struct {
 		name, network string
 		listen        uds.ListenConfig

@@ -137,7 +137,11 @@ func (d *datagrams) wait(c client, q *queue, r reply) {
 // client has read, so the server tries at every turn of the loop, and less and
 // less often while no client takes anything.
 func (d *datagrams) sendWaiting(now time.Time) {
-	if d.waiting == 0 || d.pause > minPause && now.Before(d.tryAgain) {
+	if d.waiting == 0 {
+		d.tryAgain = time.Time{} // the last ones may have been dropped
+		return
+	}
+	if d.pause > minPause && now.Before(d.tryAgain) {
 		return
 	}
 	sent := 0

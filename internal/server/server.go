@@ -42,8 +42,8 @@ type Config struct {
 	Log      zerolog.Logger
 }
 
-// A phase is what a server does with its sockets. takeover.pml has the same
-// phases.
+// A phase is what a server does with its sockets. Up to yielded, the names are
+// those of [sock.State] and of takeover.pml.
 type phase int
 
 const (

@@ -55,7 +55,8 @@ func TestF58ClientsThatConnectWhenTheNameAppears(t *testing.T) {
 			go asStranger(func() {
 				defer close(attempts)
 				for range rounds {
-					for n, err := 0, error(nil); !bytes.Contains(buf[:n], []byte("\x00s\x00")); {
+					for n := 0; !bytes.Contains(buf[:n], []byte("\x00s\x00")); {
+						var err error
 						if n, err = unix.Read(names, buf); err != nil {
 							return
 						}

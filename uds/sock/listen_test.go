@@ -34,8 +34,9 @@ func wantRefused(t *testing.T, a sock.Addr, target error, words ...string) {
 	same()
 }
 
+// Not parallel: a child that is being started would hold a socket open for a
+// moment.
 func TestListenRefusesLiveSocket(t *testing.T) {
-	t.Parallel()
 	for typ := range types {
 		// A plain listener without our lock: the socket itself must show that it is
 		// served.
@@ -62,8 +63,9 @@ func TestListenRefusesLiveSocket(t *testing.T) {
 	}
 }
 
+// Not parallel: a child that is being started would hold a socket open for a
+// moment.
 func TestBoundSocketThatDoesNotListenYetIsLeftAlone(t *testing.T) {
-	t.Parallel()
 	for _, typ := range []sock.Type{sock.Stream, sock.Seqpacket} {
 		path := dir(t) + "/s"
 		fd, err := unix.Socket(unix.AF_UNIX, types[typ]|unix.SOCK_CLOEXEC, 0)

@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 			unix.Umask(int(octal(args[2])))
 			return sock.ListenConfig{Mode: octal(args[1])}.Listen(parse(args[0]))
 		},
-		// dial ADDRESS NAME , and perhaps a MESSAGE
+		// dial ADDRESS NAME, and perhaps MESSAGE, which it sends
 		"dial": func(args []string) (io.Closer, error) {
 			unix.Umask(0)
 			conn, err := sock.Dial(context.Background(), parse(args[0]), sock.DialConfig{Bind: args[1]})
@@ -45,8 +45,8 @@ func TestMain(m *testing.M) {
 			}
 			return conn, err
 		},
-		// hand ADDRESS, or with offers as a further argument: a handover that answers no server that asks, or
-		// offers its socket to the first one, and answers no more
+		// hand ADDRESS: it answers no server that asks. With a second argument it
+		// offers its socket to the first one, and then answers no more.
 		"hand": func(args []string) (io.Closer, error) {
 			unix.Umask(0)
 			h, err := sock.ListenConfig{}.Handover(context.Background(), parse(args[0]))

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -123,11 +124,10 @@ func TestDescriptorsThatComeAlongAreRefusedAndNoneStaysOpen(t *testing.T) {
 
 // copies returns control data that sends a file n times.
 func copies(n int, f *os.File) []byte {
-	fds := make([]int, n)
-	for i := range fds {
-		fds[i] = int(f.Fd())
+	if n == 0 {
+		return nil
 	}
-	return unix.UnixRights(fds...)
+	return unix.UnixRights(slices.Repeat([]int{int(f.Fd())}, n)...)
 }
 
 func TestDrainReportsWhetherAnythingIsLeft(t *testing.T) {
@@ -313,8 +313,9 @@ func TestReceiveAndReplyDoNotAllocate(t *testing.T) {
 	}
 }
 
+// Not parallel: a child that is being started would hold a socket open for a
+// moment.
 func TestReplyErrorsAreErrnos(t *testing.T) {
-	t.Parallel()
 	d := dir(t)
 	s := listen(t, sock.ListenConfig{SendBuffer: 5000}, datagram(d+"/s"))
 	// Not connected, so that its queue has a limit.

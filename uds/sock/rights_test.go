@@ -68,7 +68,7 @@ func TestFilesArriveAsNewDescriptorsOfTheSameFiles(t *testing.T) {
 		t.Errorf("an empty record: %d bytes, %v, %v", n, fds, err)
 	}
 	wantError(t, conn.SendFiles([]byte("many"), make([]int, 254)...), unix.EINVAL, "254 descriptors: a message carries at most 253")
-	check(t, conn.Close())
+	check(t, conn.CloseWrite())
 	if _, _, _, err := sock.ReceiveFiles(fd, buf, 1); err != io.EOF {
 		t.Errorf("the end is %v", err)
 	}

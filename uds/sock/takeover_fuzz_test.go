@@ -4,9 +4,12 @@ package sock
 
 import (
 	"os"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/uds/internal/testkit"
 )
 
 // FuzzTakeover makes each side of a takeover receive arbitrary words from its
@@ -70,35 +73,22 @@ func FuzzTakeover(f *testing.F) {
 // too: it checks that none of the descriptors is open.
 func overhear(t *testing.T, said []byte, n int) (fd int, heard func()) {
 	t.Helper()
-	check := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	check(err)
+	testkit.Check(t, err)
 	r, w, err := os.Pipe() // the descriptors are copies of w: r reads end of file when all are closed
-	check(err)
+	testkit.Check(t, err)
 	var rights []byte
 	if n > 0 {
-		fds := make([]int, n)
-		for i := range fds {
-			fds[i] = int(w.Fd())
-		}
-		rights = unix.UnixRights(fds...)
+		rights = unix.UnixRights(slices.Repeat([]int{int(w.Fd())}, n)...)
 	}
-	check(unix.Sendmsg(pair[1], said, rights, nil, 0))
-	check(unix.Close(pair[1]))
-	check(w.Close())
+	testkit.Check(t, unix.Sendmsg(pair[1], said, rights, nil, 0))
+	testkit.Check(t, unix.Close(pair[1]))
+	testkit.Check(t, w.Close())
 	return pair[0], func() {
 		t.Helper()
-		poll := []unix.PollFd{{Fd: int32(r.Fd()), Events: unix.POLLIN}}
-		_, err := unix.Poll(poll, 0)
-		check(err)
-		if poll[0].Revents&unix.POLLHUP == 0 {
+		if !HungUp(int(r.Fd())) {
 			t.Errorf("a descriptor that came with %q stays open", said)
 		}
-		check(r.Close())
+		testkit.Check(t, r.Close())
 	}
 }

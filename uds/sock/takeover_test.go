@@ -286,8 +286,10 @@ func TestTakeoverFromAnotherUser(t *testing.T) {
 }
 
 // A process that may connect to the control socket may still send anything.
+//
+// Not parallel: a child that is being started would hold a socket open for a
+// moment.
 func TestNonsenseAtTheControlSocketChangesNothing(t *testing.T) {
-	t.Parallel()
 	d := dir(t)
 	a := stream(d + "/s")
 	old := handover(t, a)
@@ -480,8 +482,10 @@ func TestClaimOfSocketWhoseFileIsGone(t *testing.T) {
 
 // The old server ends while the sockets are its successor's, for example
 // because its program does not know that they are.
+//
+// Not parallel: a child that is being started would hold a socket open for a
+// moment.
 func TestServerLeavesWhatIsYielded(t *testing.T) {
-	t.Parallel()
 	for _, successorDies := range []bool{false, true} {
 		d := dir(t)
 		a := stream(d + "/s")
