@@ -119,12 +119,12 @@ lint: # golangci-lint and shellcheck
 	cd bench/peers && GOWORK=off go vet ./...
 
 vuln: # known vulnerabilities in what the programs call
-	@$$($(TOOL) -n govulncheck) $(if $(VULNDB),-db $(VULNDB)) ./server ./client || { status=$$?; \
+	@$$($(TOOL) -n govulncheck) $(if $(VULNDB),-db $(VULNDB)) ./server ./client ./cmd/uds || { status=$$?; \
 		[ $$status -eq 3 ] || echo 'vuln: nothing was checked, see above; a copy of the database will do: make vuln VULNDB=file:///DIR' >&2; exit $$status; }
 
 sbom: # what the programs are made of, built as in the images: every module, its version and hash
-	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server ./client
-	@cd .bin && go version -m server client
+	@CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o .bin/ ./server ./client ./cmd/uds
+	@cd .bin && go version -m server client uds
 
 tidy: # go mod tidy of both modules; the root's needs the library of this tree for a moment
 	cd uds && GOWORK=off go mod tidy
@@ -132,7 +132,7 @@ tidy: # go mod tidy of both modules; the root's needs the library of this tree f
 	GOWORK=off go mod tidy; status=$$?; go mod edit -dropreplace github.com/udsecho/udsecho/uds; exit $$status
 
 fmt: # gofmt
-	gofmt -w bench client integration internal server uds
+	gofmt -w bench client cmd integration internal server uds
 
 clean: # the programs, and the images that demo and test keep for the next time
 	@docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=udsecho-*' | xargs -r docker image rm -f # by name: an image built on them keeps their layers

@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/docker/docker/api/types/container"
 	"github.com/google/go-cmp/cmp"
 	"github.com/testcontainers/testcontainers-go"
 	"github.com/testcontainers/testcontainers-go/wait"
@@ -87,13 +89,15 @@ func TestLsNamesContainersAsTheDocumentShows(t *testing.T) {
 func TestLsShowsWhoIsOnTheEnginesSocket(t *testing.T) {
 	t.Parallel()
 	ls := uds(t)
-	client := start(t, clientImage, "/var/run/docker.sock:/var/run/docker.sock", withUser("0"),
-		testcontainers.WithCmd("--no-echo", "--connect", "/var/run/docker.sock", ""), testcontainers.WithWaitStrategy(wait.ForLog("connecting to")))
+	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
+	if !ok {
+		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
+	}
+	client := startConnected(t, filepath.Dir(path), withUser("0"), testcontainers.WithCmd("--no-echo", "--connect", "/run/uds/"+filepath.Base(path), ""),
+		withHost(func(h *container.HostConfig) { h.CapDrop = nil }))
 	name, pid := client.name(t)
 	await(t, "the client to be listed", func() bool {
 		var s struct {
-			Address     string
-			Server      struct{ Processes []struct{ Name string } }
 			Connections []struct {
 				Client *struct {
 					Processes []struct {
@@ -103,7 +107,7 @@ func TestLsShowsWhoIsOnTheEnginesSocket(t *testing.T) {
 				}
 			}
 		}
-		if err := json.Unmarshal([]byte(ls("ls", "--format", "json", "/var/run/docker.sock")), &s); err != nil {
+		if err := json.Unmarshal([]byte(ls("ls", "--format", "json", path)), &s); err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range s.Connections {

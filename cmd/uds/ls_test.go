@@ -79,7 +79,7 @@ func TestWhatIsClosedIsListedWhileTheOtherEndIsOpen(t *testing.T) {
 	shut(t, &s[0])
 	wantLines(t, d, "s", fmt.Sprintf("stream %s/s - open 2: none\n", d)+both)
 	_, table, _ := run(t, d, "ls", "s")
-	wantWords(t, table, "(closed)", "(listens no more)")
+	wantWords(t, table, "(closed)", "(no listener seen)")
 }
 
 func TestAnOpenSocketHasItsOtherEnd(t *testing.T) {

@@ -70,8 +70,8 @@ func half(e *inspect.End, t sock.Type, none string) string {
 	return fmt.Sprintf("%s\t%d\t%s", summary(e), e.Inode, unread)
 }
 
-// servers describes the processes that serve; if none listens any more, those
-// that have accepted.
+// servers describes the processes that serve; if the listening socket is closed
+// or not seen, those that have accepted.
 func servers(s *inspect.Socket) string {
 	if s.Server != nil {
 		return summary(s.Server)
@@ -83,7 +83,7 @@ func servers(s *inspect.Socket) string {
 	if s.Pair() {
 		return summary(accepted...)
 	}
-	return summary(accepted...) + " (listens no more)"
+	return summary(accepted...) + " (no listener seen)"
 }
 
 // summary names up to three processes, and how many of the sockets they have.

@@ -1,4 +1,4 @@
-// Package cli holds what the two programs share on the command line: parsing,
+// Package cli holds what the programs share on the command line: parsing,
 // help, exit statuses, the format of the log.
 package cli
 
@@ -134,7 +134,7 @@ func (n *noting) Write(p []byte) (int, error) {
 	return m, err
 }
 
-// Version is the version of both programs and both images.
+// Version is the version of the programs and the images.
 const Version = "0.1.0"
 
 // helpOf returns how to get help on the command that was called wrongly.

@@ -19,7 +19,7 @@ type Socket struct {
 	Address     string       `json:"address"` // as the server has bound it, in its own view of the files; @NAME; "" for a pair
 	Type        sock.Type    `json:"type"`
 	Namespace   uint64       `json:"netns"`   // the number of its network namespace
-	Server      *End         `json:"server"`  // the socket that listens or receives; nil if it is closed, and for a pair
+	Server      *End         `json:"server"`  // the socket that listens or receives; nil if it is closed or not seen, and for a pair
 	Waiting     *uint32      `json:"waiting"` // connections that wait to be accepted; nil if it does not listen
 	Backlog     *uint32      `json:"backlog"` // how many may wait; the kernel admits one more
 	Open        int          `json:"open"`    // connections that are accepted; for a datagram socket, clients that are connected
@@ -151,7 +151,7 @@ func (g *graph) connect(o *open) {
 		r.connection(o.end, r.Server)
 	case o.State == why.Established && o.SoType != unix.SOCK_DGRAM && g.accepted(o, peer):
 		to := g.listens[o.address()]
-		if to == nil { // the listening socket is closed
+		if to == nil { // the listening socket is closed, or not seen
 			to = g.serve(o)
 			g.listens[o.address()] = to
 		}
@@ -170,8 +170,8 @@ func (g *graph) connect(o *open) {
 	}
 }
 
-// accepted reports whether an end of a stream is the server's. If no socket
-// listens any more, it is the one with a name, of two with names the later.
+// accepted reports whether an end of a stream is the server's. If no
+// listening socket is seen, it is the one with a name, of two with names the later.
 func (g *graph) accepted(o, peer *open) bool {
 	switch {
 	case o.Name == "":

@@ -44,7 +44,9 @@ func holders(held map[uint32][]*Process) (found []*Process, denied int, err erro
 				continue
 			}
 			if p == nil {
-				p = process(proc)
+				if p = process(proc); p == nil {
+					break
+				}
 				found = append(found, p)
 			}
 			held[uint32(number)] = append(of, p)
@@ -53,12 +55,13 @@ func holders(held map[uint32][]*Process) (found []*Process, denied int, err erro
 	return found, denied, err
 }
 
-// process reads what it can; the process may have ended meanwhile.
+// process returns nil if the process has ended.
 func process(proc procfs.Proc) *Process {
-	p := &Process{PID: proc.PID}
-	if status, err := proc.NewStatus(); err == nil {
-		p.Name, p.UID = logtext.Escape(status.Name), uint32(status.UIDs[1])
+	status, err := proc.NewStatus()
+	if err != nil {
+		return nil
 	}
+	p := &Process{PID: proc.PID, Name: logtext.Escape(status.Name), UID: uint32(status.UIDs[1])}
 	groups, _ := proc.Cgroups()
 	for _, g := range groups {
 		if p.Container == nil {
