@@ -187,11 +187,12 @@ func handOver(t *testing.T, to, fd int) error {
 	return unix.Close(fd)
 }
 
-// unreading returns a connection of a client that has sent until the server
-// stopped reading, because the client does not read. It can still send a bit.
-func unreading(t *testing.T, typ int, path string) (fd int) {
+// queueUnread is a client that sends until the server stops reading, because the
+// client does not read, and then a lingering descriptor. It closes that while the
+// server is stopped, and so cannot be the last to close it.
+func queueUnread(t *testing.T, server *process, typ int, path string, expect error) {
 	t.Helper()
-	fd = rawClient(t, typ, path)
+	fd := rawClient(t, typ, path)
 	check(t, unix.SetNonblock(fd, true))
 	for poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}; ; {
 		_, err := unix.Write(fd, make([]byte, 50_000))
@@ -203,21 +204,20 @@ func unreading(t *testing.T, typ int, path string) (fd int) {
 			check(t, err)
 		}
 	}
-	check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20))
-	return fd
+	check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20)) // room for a bit more
+	goOn := server.Pause(t)
+	wantErr(t, handOver(t, fd, lingering(t)), expect)
+	check(t, unix.Close(fd))
+	goOn()
 }
 
 func TestF53NoCloseOfASentDescriptorStopsTheServer(t *testing.T) {
 	attacks := map[string]func(t *testing.T, server *process, d string, expect error){
-		"queued by a seqpacket client that does not read": func(t *testing.T, _ *process, d string, expect error) {
-			fd := unreading(t, unix.SOCK_SEQPACKET, d+"/q")
-			wantErr(t, handOver(t, fd, lingering(t)), expect)
-			check(t, unix.Close(fd))
+		"queued by a seqpacket client that does not read": func(t *testing.T, server *process, d string, expect error) {
+			queueUnread(t, server, unix.SOCK_SEQPACKET, d+"/q", expect)
 		},
-		"queued by a stream client that does not read": func(t *testing.T, _ *process, d string, expect error) {
-			fd := unreading(t, unix.SOCK_STREAM, d+"/s")
-			wantErr(t, handOver(t, fd, lingering(t)), expect)
-			check(t, unix.Close(fd))
+		"queued by a stream client that does not read": func(t *testing.T, server *process, d string, expect error) {
+			queueUnread(t, server, unix.SOCK_STREAM, d+"/s", expect)
 		},
 		"a second one behind the first": func(t *testing.T, server *process, d string, expect error) {
 			for path, typ := range map[string]int{"/s": unix.SOCK_STREAM, "/q": unix.SOCK_SEQPACKET} {

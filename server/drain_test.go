@@ -24,7 +24,7 @@ func TestF23SIGTERMWithDataInFlight(t *testing.T) {
 	n := testkit.Count(20, 100)
 	longest := time.Duration(0)
 	for i := range n {
-		server := serve(t, dir(t), "--chunk", "65536", "--log-format", "plain")
+		server := serve(t, dir(t), "--chunk", "65536", "--drain-timeout", patience.String())
 		conn := connect(t, "unix", server.Cmd.Dir+"/uds_socket")
 		written := make(chan error, 1)
 		go func() {

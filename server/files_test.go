@@ -26,6 +26,11 @@ func askSum(t *testing.T, conn int, fds ...int) string {
 		rights = unix.UnixRights(fds...)
 	}
 	check(t, unix.Sendmsg(conn, []byte("sum 1"), rights, nil, unix.MSG_NOSIGNAL))
+	return answerOf(t, conn)
+}
+
+func answerOf(t *testing.T, conn int) string {
+	t.Helper()
 	answer := make([]byte, 1000)
 	n, err := unix.Read(conn, answer)
 	check(t, err)
@@ -132,7 +137,10 @@ func TestF59FilesClientsOfAServerThatWasStoppedAreNotIdle(t *testing.T) {
 	f, err := os.Open("files_test.go")
 	check(t, err)
 	for _, conn := range conns {
-		if answer := askSum(t, conn, int(f.Fd())); !strings.HasPrefix(answer, "sum 1 ") {
+		check(t, unix.Sendmsg(conn, []byte("sum 1"), unix.UnixRights(int(f.Fd())), nil, unix.MSG_NOSIGNAL))
+	}
+	for _, conn := range conns {
+		if answer := answerOf(t, conn); !strings.HasPrefix(answer, "sum 1 ") {
 			t.Errorf("the answer is %q", answer)
 		}
 		check(t, unix.Close(conn))

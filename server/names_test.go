@@ -245,7 +245,7 @@ func TestF45UnmappedUsers(t *testing.T) {
 	// A health check does not trust a stranger.
 	d := open(t)
 	impostor := serving(t, startAs(t, stranger, d, "server", "--listen", "s", "--mode", "0666"))
-	client := startAttr(t, asNobody(), d, "server", "healthcheck", "--listen", "s")
+	client := startAttr(t, asNobody(), d, "server", "healthcheck", "--timeout", patience.String(), "--listen", "s")
 	client.WantStatus(t, 1)
 	wantWords(t, client.Err.String(), "user 65534 serves there, which may be any that this user namespace does not map")
 	asked++

@@ -35,7 +35,7 @@ func TestF8RemovedSocketFilesAreRecreated(t *testing.T) {
 		for _, a := range addrs {
 			_, path, _ := strings.Cut(a, ":")
 			check(t, os.Remove(d+"/"+path))
-			health := start(t, d, "server", "healthcheck", "--listen", a)
+			health := start(t, d, "server", "healthcheck", "--timeout", patience.String(), "--listen", a)
 			health.WantStatus(t, 1)
 			wantWords(t, health.Err.String(), "no such file or directory (ENOENT)")
 		}

@@ -43,7 +43,7 @@ func forward(t testing.TB, d, listen, connect string, args ...string) *testkit.P
 // relay's loop has seen then.
 func wantHealthy(t testing.TB, d, address string) {
 	t.Helper()
-	if status, _, stderr := run(t, d, "", "client", "healthcheck", "--listen", address); status != 0 {
+	if status, _, stderr := run(t, d, "", "client", "healthcheck", "--timeout", testkit.Patience.String(), "--listen", address); status != 0 {
 		t.Errorf("the health check printed %s", stderr)
 	}
 }
