@@ -7,6 +7,7 @@
 //	uds forward [--listen ADDR] --connect ADDR [--show hex|json|FILE.pcapng] ...
 //	uds healthcheck [--listen ADDR]... # of a running uds forward
 //	uds inspect [--format table|json] PATH...
+//	uds ls [PATH|@NAME]... [--format table|json|mermaid|dot] [--watch]
 //	uds send [--connect ADDR] [--hex] [MESSAGE]
 //	uds wait PATH... [--timeout DURATION] [-- COMMAND...]
 //
@@ -31,6 +32,7 @@ type commands struct {
 	Forward     forwardCmd     `cmd:"" help:"Relay clients to another socket, and show what passes."`
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running relay whether it answers."`
 	Inspect     inspectCmd     `cmd:"" help:"Show what a path is, who serves it, and why it does not work."`
+	Ls          lsCmd          `cmd:"" help:"List the sockets that are served, and who is connected."`
 	Send        sendCmd        `cmd:"" help:"Send, and print everything that the server answers."`
 	Wait        waitCmd        `cmd:"" help:"Wait until sockets are served, then run a command."`
 }
@@ -39,6 +41,7 @@ type commands struct {
 func (*commands) Help() string {
 	return `Examples:
 
+	uds ls /var/run/docker.sock            who is connected, in which container?
 	uds inspect /var/run/docker.sock       who serves it, and does it work?
 	uds forward --listen door --connect /run/app.sock --show hex
 	uds wait /run/db.sock --timeout 30s -- my-program`

@@ -2,6 +2,11 @@
 // socket, it also finds out whether the socket is served, by which user and
 // process, and how many connections wait there. It connects once, and asks
 // sock_diag(7).
+//
+// A [Collector] collects all sockets of the machine that are served, and joins
+// each with its clients: sock_diag(7) in each network namespace has the sockets
+// (namespaces.go), /proc the processes that have them open (processes.go), their
+// control groups the containers (containers.go).
 package inspect
 
 import (

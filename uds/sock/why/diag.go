@@ -15,11 +15,15 @@ import (
 
 // From linux/unix_diag.h and linux/sock_diag.h; sock_diag(7) explains them.
 const (
-	showName, showVFS, showQueue, showUID        = 1 << 0, 1 << 1, 1 << 4, 1 << 6
-	attrName, attrVFS, attrQueue, attrUID        = 0, 1, 4, 7
-	diagRequestSize, diagMessageSize             = 24, 16
-	allStates                             uint32 = 1<<32 - 1
-	anyCookie                             uint64 = 1<<64 - 1 // INET_DIAG_NOCOOKIE, twice
+	attrName, attrVFS, attrPeer, attrWaiting, attrQueue, attrUID = 0, 1, 2, 3, 4, 7
+
+	// One bit for each attribute; the owner's is not that of its number.
+	showAll     uint32 = 1<<attrName | 1<<attrVFS | 1<<attrPeer | 1<<attrQueue | 1<<6
+	showWaiting uint32 = 1 << attrWaiting
+
+	diagRequestSize, diagMessageSize        = 24, 16
+	allStates                        uint32 = 1<<32 - 1
+	anyCookie                        uint64 = 1<<64 - 1 // INET_DIAG_NOCOOKIE, twice
 
 	// The states of TCP, which AF_UNIX uses too.
 	Listening   = 10 // TCP_LISTEN
@@ -32,18 +36,40 @@ type Socket struct {
 	SoType, State uint8  // SOCK_STREAM, ...; TCP_LISTEN, TCP_ESTABLISHED or TCP_CLOSE
 	Number        uint32 // the inode number of the open socket, as in socket:[N]
 	Name          string // as it was bound, with the leading NUL of an abstract name
-	dev, ino      uint32 // of its file, as the kernel numbers them; 0 without a file
+	File          File   // to which it was bound; zero without a file
+	// The number of the socket that it is connected to: 0 if it is not, if the
+	// other end is closed, or waits to be accepted.
+	Peer uint32
 	// For a listening socket: the connections that wait, and the backlog. For
 	// a datagram socket: the bytes of the next message, and the bytes that it
-	// has sent and no process has read. nil if the kernel did not report them.
+	// has sent and no process has read. For a connected one: the bytes that it
+	// has not read, and those that it has sent and its peer has not read. nil
+	// if the kernel did not report them.
 	Queue, Limit *uint32
 	UID          *uint32 // its owner; since Linux 5.3
+	waiting      []uint32
 }
+
+// A File is the file of a socket, as the kernel numbers it: see [IsFile].
+type File struct{ dev, ino uint32 }
 
 // Sockets asks the kernel for all AF_UNIX sockets in the caller's network
 // namespace; the kernel does not report those of other namespaces. It needs no
 // privilege.
-func Sockets() ([]Socket, error) { return diagnose(0) }
+func Sockets() ([]Socket, error) { return diagnose(0, showAll) }
+
+// Waiting returns the numbers of the client sockets that wait for a listening
+// socket to accept them: 0 for a client that has closed its socket. The kernel
+// answers about a thousand of them at most, otherwise with EMSGSIZE. In the
+// answer about all sockets they would be dangerous: if the first socket has
+// many, the kernel ends the list before it.
+func Waiting(listener uint32) ([]uint32, error) {
+	all, err := diagnose(listener, showWaiting)
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	return all[0].waiting, nil
+}
 
 // IsBoundTo reports whether the open socket fd was bound to the file. Unlike
 // the file's owner, this is the same on every file system. The error is that of
@@ -53,15 +79,15 @@ func IsBoundTo(fd int, file *unix.Stat_t) (bool, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return false, os.NewSyscallError("fstat", err)
 	}
-	all, err := diagnose(uint32(st.Ino))
+	all, err := diagnose(uint32(st.Ino), showAll)
 	if err != nil {
 		return false, err
 	}
-	return len(all) == 1 && all[0].ino == uint32(file.Ino), nil
+	return len(all) == 1 && all[0].File.ino == uint32(file.Ino), nil
 }
 
 // diagnose asks for one socket by its inode number, or, with 0, for all.
-func diagnose(number uint32) ([]Socket, error) {
+func diagnose(number, show uint32) ([]Socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -80,7 +106,7 @@ func diagnose(number uint32) ([]Socket, error) {
 	request = append(request, unix.AF_UNIX, 0, 0, 0) // sdiag_family, sdiag_protocol, pad
 	request = binary.NativeEndian.AppendUint32(request, allStates)
 	request = binary.NativeEndian.AppendUint32(request, number) // udiag_ino
-	request = binary.NativeEndian.AppendUint32(request, showName|showVFS|showQueue|showUID)
+	request = binary.NativeEndian.AppendUint32(request, show)
 	request = binary.NativeEndian.AppendUint64(request, anyCookie)
 	if err := raw.Again(func() error { return unix.Sendto(fd, request, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}) }); err != nil {
 		return nil, os.NewSyscallError("sendto", err)
@@ -154,7 +180,15 @@ func parseSocket(b []byte) (s Socket, err error) {
 			s.Name = string(value)
 		case attrVFS:
 			if ino, dev := number(0), number(1); dev != nil {
-				s.ino, s.dev = *ino, *dev
+				s.File = File{*dev, *ino}
+			}
+		case attrPeer:
+			if peer := number(0); peer != nil {
+				s.Peer = *peer
+			}
+		case attrWaiting:
+			for i := range len(value) / 4 {
+				s.waiting = append(s.waiting, *number(i))
 			}
 		case attrQueue:
 			s.Queue, s.Limit = number(0), number(1)
@@ -189,7 +223,7 @@ func IsFile(fd int) func(Socket) bool {
 	// The kernel writes the device as 12 bits and 20 bits, and the lower half
 	// of the inode's number.
 	return func(s Socket) bool {
-		return s.ino == uint32(st.Ino) && s.dev == unix.Major(dev)<<20|unix.Minor(dev)
+		return s.File == File{unix.Major(dev)<<20 | unix.Minor(dev), uint32(st.Ino)}
 	}
 }
 

@@ -45,7 +45,7 @@ func TestDiagGuardsEveryLength(t *testing.T) {
 	// An attribute too short for its value is ignored.
 	got, _, err := parseDiag(answer(unix.SOCK_DIAG_BY_FAMILY, 0,
 		with(append(attr(8, attrVFS, 1, 0, 0, 0), append(attr(4, attrUID), attr(5, attrQueue, 1, 0, 0, 0)...)...)...)))
-	if err != nil || len(got) != 1 || got[0].ino != 0 || got[0].UID != nil || got[0].Queue != nil {
+	if err != nil || len(got) != 1 || got[0].File != (File{}) || got[0].UID != nil || got[0].Queue != nil {
 		t.Errorf("short attributes: %+v, %v", got, err)
 	}
 	if _, _, err := parseDiag(answer(unix.NLMSG_ERROR, 0, binary.NativeEndian.AppendUint32(nil, ^uint32(0)))); err != unix.EPERM {

@@ -15,11 +15,8 @@ import (
 type Owners struct {
 	sockets map[uint32]bool   // by inode
 	names   map[string]uint32 // users by abstract name, with its NUL
-	files   map[socketFile][]uint32
+	files   map[File][]uint32
 }
-
-// A socketFile identifies a file as sock_diag(7) does, see [Socket].
-type socketFile struct{ dev, ino uint32 }
 
 // DatagramOwners asks the kernel for them. It needs no privilege, and its time
 // depends on how many sockets there are. The kernel reports owners since Linux
@@ -29,7 +26,7 @@ func DatagramOwners() (*Owners, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Owners{map[uint32]bool{}, map[string]uint32{}, map[socketFile][]uint32{}}
+	o := &Owners{map[uint32]bool{}, map[string]uint32{}, map[File][]uint32{}}
 	for _, s := range all {
 		if s.SoType != unix.SOCK_DGRAM {
 			continue
@@ -39,9 +36,8 @@ func DatagramOwners() (*Owners, error) {
 		}
 		o.sockets[s.Number] = true
 		switch {
-		case s.ino != 0:
-			at := socketFile{s.dev, s.ino}
-			o.files[at] = append(o.files[at], *s.UID)
+		case s.File != File{}:
+			o.files[s.File] = append(o.files[s.File], *s.UID)
 		case s.Name != "":
 			o.names[s.Name] = *s.UID
 		}
@@ -63,7 +59,7 @@ func (o *Owners) OfName(name string) (uid uint32, ok bool) {
 // kernel reports only half of the inode's number, so several sockets may seem to
 // have the file; then all must have the same owner.
 func (o *Owners) OfFile(st *unix.Stat_t) (uid uint32, ok bool) {
-	for i, u := range o.files[socketFile{unix.Major(st.Dev)<<20 | unix.Minor(st.Dev), uint32(st.Ino)}] {
+	for i, u := range o.files[File{unix.Major(st.Dev)<<20 | unix.Minor(st.Dev), uint32(st.Ino)}] {
 		if i > 0 && u != uid {
 			return 0, false
 		}

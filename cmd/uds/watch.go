@@ -1,0 +1,105 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/udsecho/udsecho/internal/inspect"
+)
+
+// follow returns what to do at each look: redraw the table on a terminal,
+// otherwise print what has changed.
+func (c *lsCmd) follow(out io.Writer) func([]*inspect.Socket) error {
+	if f, ok := out.(*os.File); ok && c.Format == "table" {
+		if _, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil {
+			return func(sockets []*inspect.Socket) error { return redraw(f, string(c.text(sockets))) }
+		}
+	}
+	var before map[string]inspect.Socket
+	return func(sockets []*inspect.Socket) error {
+		var b bytes.Buffer
+		before = c.changes(&b, before, sockets)
+		return write(out, b.Bytes())
+	}
+}
+
+// redraw fills the screen with the beginning of a text.
+func redraw(screen *os.File, text string) error {
+	size, err := unix.IoctlGetWinsize(int(screen.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return errors.New("the terminal is gone")
+	}
+	var b strings.Builder
+	b.WriteString("\x1b[H") // to the top; \x1b[K clears the rest of the line, \x1b[J that of the screen
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	for _, line := range lines[:min(len(lines), max(int(size.Row), 2)-1)] {
+		letters := []rune(line)
+		b.WriteString(string(letters[:min(len(letters), int(size.Col))]) + "\x1b[K\r\n")
+	}
+	b.WriteString("\x1b[J")
+	return write(screen, []byte(b.String()))
+}
+
+// A change is a socket that has appeared or ended, without its connections; or
+// with the one that has.
+type change struct {
+	Time  time.Time `json:"time"`
+	Event string    `json:"event"` // appeared, ended
+	inspect.Socket
+}
+
+// changes prints what is not the same as at the look before, whose lines are
+// the keys.
+func (c *lsCmd) changes(b *bytes.Buffer, before map[string]inspect.Socket, sockets []*inspect.Socket) (now map[string]inspect.Socket) {
+	now = map[string]inspect.Socket{}
+	see := func(s inspect.Socket, what string, ends ...*inspect.End) {
+		key := fmt.Sprintf("%s %s %s", s.Type, cmp.Or(s.Address, "(pair)"), what)
+		for _, e := range ends {
+			if e != nil {
+				key += fmt.Sprintf(" %d", e.Inode)
+			}
+		}
+		if _, ok := before[key]; !ok {
+			c.change(b, "appeared", key, s)
+		}
+		now[key] = s
+		delete(before, key)
+	}
+	for _, s := range sockets {
+		one := *s
+		if one.Connections = []inspect.Connection{}; s.Server != nil {
+			see(one, "server "+summary(s.Server), s.Server)
+		}
+		for _, of := range s.Connections {
+			one.Connections = []inspect.Connection{of}
+			what := "client " + summary(of.Client)
+			if of.Server == nil {
+				what += " (waits to be accepted)"
+			}
+			see(one, what, of.Client, of.Server)
+		}
+	}
+	for key, s := range before {
+		c.change(b, "ended", key, s)
+	}
+	return now
+}
+
+func (c *lsCmd) change(b *bytes.Buffer, event, line string, s inspect.Socket) {
+	now := time.Now()
+	if c.Format == "json" {
+		writeJSON(b, change{now, event, s})
+		return
+	}
+	fmt.Fprintf(b, "%s %s %s\n", now.Format(time.TimeOnly), event, line)
+}

@@ -1,0 +1,120 @@
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/docker/docker/api/types/container"
+	"github.com/google/go-cmp/cmp"
+	"github.com/testcontainers/testcontainers-go"
+	"github.com/testcontainers/testcontainers-go/wait"
+
+	"github.com/udsecho/udsecho/internal/testkit"
+)
+
+// uds runs the tool on the engine's machine.
+func uds(t *testing.T) func(args ...string) string {
+	t.Helper()
+	testkit.NeedRoot(t, "which may look into containers")
+	program := t.TempDir() + "/uds"
+	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./cmd/uds")
+	goBuild.Dir = ".."
+	if out, err := goBuild.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return func(args ...string) string {
+		t.Helper()
+		out, err := exec.CommandContext(t.Context(), program, args...).Output()
+		if err != nil {
+			t.Fatalf("uds %q: %v", args, err)
+		}
+		return string(out)
+	}
+}
+
+// startConnected starts a client that stays connected and sends nothing.
+func startConnected(t *testing.T, volume string, opts ...testcontainers.ContainerCustomizer) box {
+	t.Helper()
+	return start(t, clientImage, volume, append([]testcontainers.ContainerCustomizer{
+		testcontainers.WithCmd("--no-echo", ""), testcontainers.WithWaitStrategy(wait.ForLog("connecting to")), readOnly,
+	}, opts...)...)
+}
+
+// name returns the name of a container, and the process id of its first process.
+func (b box) name(t *testing.T) (name string, pid int) {
+	t.Helper()
+	state, err := b.Inspect(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimPrefix(state.Name, "/"), state.State.Pid
+}
+
+func TestLsNamesContainersAsTheDocumentShows(t *testing.T) {
+	t.Parallel()
+	ls := uds(t)
+	volume := newVolume(t)
+	server := startServer(t, volume)
+	client := startConnected(t, volume)
+	serverName, serverPID := server.name(t)
+	clientName, clientPID := client.name(t)
+	// The same file, by its path in the server's container.
+	path := fmt.Sprintf("/proc/%d/root%s", serverPID, socketPath)
+	await(t, "the server to accept", func() bool { return strings.Contains(ls("ls", path), " 1 open\n") })
+
+	plain := func(text string) string {
+		text = strings.NewReplacer(serverName, "udsecho-server-1", clientName, "udsecho-client-1").Replace(text)
+		text = regexp.MustCompile(`\[\d+\]`).ReplaceAllString(text, "[PID]")
+		text = regexp.MustCompile(` \d{3,} `).ReplaceAllString(text, " INODE ")
+		return regexp.MustCompile(`  +`).ReplaceAllString(text, " ")
+	}
+	for block, args := range map[string][]string{"ls": {"ls", path}, "ls mermaid": {"ls", "--format", "mermaid", path}} {
+		got := ls(args...)
+		for _, who := range []string{fmt.Sprintf("server[%d] 10001", serverPID), fmt.Sprintf("client[%d] 10002", clientPID)} {
+			if !strings.Contains(got, who) {
+				t.Errorf("%s: no %s in %s", block, who, got)
+			}
+		}
+		if d := cmp.Diff(plain(readme(t, block)), plain(got)); d != "" {
+			t.Errorf("the document and uds %q (-document +uds):\n%s", args, d)
+		}
+	}
+}
+
+func TestLsShowsWhoIsOnTheEnginesSocket(t *testing.T) {
+	t.Parallel()
+	ls := uds(t)
+	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
+	if !ok {
+		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
+	}
+	client := startConnected(t, filepath.Dir(path), withUser("0"), testcontainers.WithCmd("--no-echo", "--connect", "/run/uds/"+filepath.Base(path), ""),
+		withHost(func(h *container.HostConfig) { h.CapDrop = nil }))
+	name, pid := client.name(t)
+	await(t, "the client to be listed", func() bool {
+		var s struct {
+			Connections []struct {
+				Client *struct {
+					Processes []struct {
+						PID       int
+						Container *struct{ Name string }
+					}
+				}
+			}
+		}
+		if err := json.Unmarshal([]byte(ls("ls", "--format", "json", path)), &s); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range s.Connections {
+			if c.Client != nil && len(c.Client.Processes) == 1 && c.Client.Processes[0].PID == pid {
+				return c.Client.Processes[0].Container != nil && c.Client.Processes[0].Container.Name == name
+			}
+		}
+		return false
+	})
+}
