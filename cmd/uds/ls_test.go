@@ -135,12 +135,12 @@ func TestAnInheritedSocketHasAllItsProcesses(t *testing.T) {
 		p.Cmd.ExtraFiles = append(p.Cmd.ExtraFiles, f)
 	}
 	p.Start(t)
-	both := []int{os.Getpid(), p.Pid()}
-	want := fmt.Sprintf("stream %s/s 0/9 open 1: %s\n  %s - %s\n", d, has(number(s[0]), both...), has(number(s[1]), both...), has(number(s[2]), both[0]))
+	me, child := os.Getpid(), p.Pid()
+	want := fmt.Sprintf("stream %s/s 0/9 open 1: %s\n  %s - %s\n", d, has(number(s[0]), me, child), has(number(s[1]), me, child), has(number(s[2]), me))
 	wantLines(t, d, "s", want)
-	wantLines(t, d, fmt.Sprintf("/proc/%d/fd/4", p.Pid()), want)
+	wantLines(t, d, fmt.Sprintf("/proc/%d/fd/4", child), want)
 	_, mermaid, _ := run(t, d, "ls", "--format", "mermaid", "s")
-	wantWords(t, mermaid, fmt.Sprintf("sleep[%d]", p.Pid()), fmt.Sprintf("[%d]", both[0]), `-- "`+d+`/s" -->`)
+	wantWords(t, mermaid, fmt.Sprintf("sleep[%d]", child), fmt.Sprintf("[%d]", me), `-- "`+d+`/s" -->`)
 	check(t, p.Cmd.Process.Kill())
 }
 
