@@ -200,8 +200,10 @@ func pids(e *inspect.End) (pids []int) {
 	for _, p := range e.Processes {
 		pids = append(pids, p.PID)
 	}
-	slices.Sort(pids)
 	return pids
 }
 
-func has(number uint32, pids ...int) string { return fmt.Sprint(number, pids) }
+func has(number uint32, pids ...int) string {
+	slices.Sort(pids)
+	return fmt.Sprint(number, pids)
+}

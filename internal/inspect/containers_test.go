@@ -128,7 +128,7 @@ func engine(t *testing.T, list http.HandlerFunc) (asked *int) {
 	})}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
-	t.Cleanup(func() { _ = s.Close(); <-served })
+	t.Cleanup(func() { _, _ = s.Close(), <-served })
 	t.Setenv("DOCKER_HOST", "tcp://"+l.Addr().String())
 	return asked
 }
