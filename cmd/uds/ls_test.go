@@ -349,7 +349,7 @@ func terminal(t *testing.T) (user, tty *os.File) {
 func TestHelpOfLsFitsOneScreenAndHasThreeExamples(t *testing.T) {
 	t.Parallel()
 	status, stdout, stderr := run(t, dir(t), "ls", "--help")
-	if n := strings.Count(stdout, "\n"); status != 0 || stderr != "" || n > 30 || strings.Count(stdout, "    uds ls") != 3 {
+	if n := strings.Count(stdout, "\n"); status != 0 || stderr != "" || n > 30 || strings.Count(stdout, "    sudo uds ls") != 3 {
 		t.Errorf("exit status %d, %d lines:\n%s%s", status, n, stdout, stderr)
 	}
 }
