@@ -42,7 +42,6 @@ func (*commands) Help() string {
 	return `Examples:
 
 	uds ls /var/run/docker.sock            who is connected, in which container?
-	uds inspect /var/run/docker.sock       who serves it, and does it work?
 	uds forward --listen door --connect /run/app.sock --show hex
 	uds wait /run/db.sock --timeout 30s -- my-program`
 }
