@@ -19,8 +19,6 @@ func TestMain(m *testing.M) {
 var (
 	check     = testkit.Check
 	dir       = testkit.Dir
-	need      = testkit.Need
-	run       = testkit.Run
 	start     = testkit.Start
 	wantWords = testkit.WantWords
 )

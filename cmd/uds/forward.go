@@ -177,9 +177,9 @@ func (c *forwardCmd) dial(ctx context.Context) (*sock.Conn, error) {
 	if !c.PassFiles {
 		config.Control = func(fd int) error { sock.RefuseRights(fd); return nil }
 	}
-	conn, err := c.RequireFlags.Dial(ctx, c.Connect, config, 0)
+	conn, err := c.Dial(ctx, c.Connect, config, 0)
 	if err != nil && c.Retry > 0 && !errors.Is(err, unix.EAGAIN) && sock.NotThereYet(err) { // for a full backlog the relay waits in any case
-		conn, err = c.RequireFlags.Dial(ctx, c.Connect, config, c.Retry)
+		conn, err = c.Dial(ctx, c.Connect, config, c.Retry)
 	}
 	return conn, c.explainBind(err)
 }

@@ -332,7 +332,7 @@ func (c *conn) mayReceive() bool {
 // message.
 func (c *conn) close(strays ...int) {
 	c.giveRoomBack()
-	c.Conn.Close(strays...)
+	c.Close(strays...)
 }
 
 // receiver returns the receiver of the connection's messages.

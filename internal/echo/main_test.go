@@ -17,8 +17,7 @@ const (
 )
 
 type (
-	config  = echotest.Config
-	journal = echotest.Journal
+	config = echotest.Config
 )
 
 var (

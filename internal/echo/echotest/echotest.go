@@ -42,10 +42,13 @@ type Journal struct {
 	changed chan struct{}
 }
 
+// NewJournal returns an empty journal.
 func NewJournal() *Journal { return &Journal{changed: make(chan struct{})} }
 
+// Logger returns a log that is written to the journal.
 func (j *Journal) Logger(level zerolog.Level) zerolog.Logger { return zerolog.New(j).Level(level) }
 
+// Write takes one event.
 func (j *Journal) Write(line []byte) (int, error) {
 	var e Event
 	if err := json.Unmarshal(line, &e); err != nil {
@@ -59,7 +62,7 @@ func (j *Journal) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// await waits until n events have a message that starts with prefix.
+// Await waits until n events have a message that starts with prefix.
 func (j *Journal) Await(t testing.TB, n int, prefix string) {
 	t.Helper()
 	late := time.After(testkit.Patience)
@@ -83,12 +86,14 @@ func (j *Journal) Await(t testing.TB, n int, prefix string) {
 	}
 }
 
+// All returns the events so far.
 func (j *Journal) All() []Event {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return append([]Event(nil), j.events...)
 }
 
+// Messages returns their texts.
 func (j *Journal) Messages() []string {
 	var m []string
 	for _, e := range j.All() {
@@ -112,6 +117,7 @@ var Connecting = []addr.Type{addr.Stream, addr.Seqpacket}
 // UnixTypes are the types that the server handles alike.
 var UnixTypes = []addr.Type{addr.Stream, addr.Datagram, addr.Seqpacket}
 
+// ListenOn is Listen with a socket of a type.
 func ListenOn(t testing.TB, typ addr.Type) *addr.Socket {
 	t.Helper()
 	d, err := os.MkdirTemp("", "uds")
@@ -150,6 +156,7 @@ func (c Config) make() (*server.Server, *echo.Handler, error) {
 	return s, echo.New(s, echo.Config{Chunk: c.Chunk, SendBuffer: c.SendBuffer, IdleTimeout: c.IdleTimeout, WriteTimeout: c.WriteTimeout}), nil
 }
 
+// Serve serves sockets with a server of its own.
 func (c Config) Serve(ctx context.Context, sockets ...*addr.Socket) error {
 	s, h, err := c.make()
 	if err != nil {
@@ -158,6 +165,7 @@ func (c Config) Serve(ctx context.Context, sockets ...*addr.Socket) error {
 	return s.Serve(ctx, server.Services(h, sockets...)...)
 }
 
+// ServeConn serves one connection.
 func (c Config) ServeConn(ctx context.Context, fd int) error {
 	s, h, err := c.make()
 	if err != nil {
@@ -175,11 +183,13 @@ type Running struct {
 	Done chan error
 }
 
+// Serve serves a new stream socket.
 func Serve(t testing.TB, s Config, level zerolog.Level) *Running {
 	t.Helper()
 	return ServeSocket(t, Listen(t), s, level)
 }
 
+// ServeSocket serves a socket until the end of the test.
 func ServeSocket(t testing.TB, socket *addr.Socket, s Config, level zerolog.Level) *Running {
 	t.Helper()
 	r := &Running{Addr: socket.Addr, Log: NewJournal(), Done: make(chan error, 1)}
@@ -214,6 +224,7 @@ func (r *Running) Ended(t testing.TB) {
 	}
 }
 
+// Dial connects to a server until the end of the test.
 func Dial(t testing.TB, a addr.Addr) *sock.Conn {
 	t.Helper()
 	Config := sock.DialConfig{}
@@ -273,6 +284,7 @@ type Correspondent struct {
 	Server *net.UnixAddr
 }
 
+// Correspond makes a correspondent of a server.
 func Correspond(t testing.TB, srv addr.Addr) *Correspondent {
 	t.Helper()
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: sock.AutoName("@"), Net: "unixgram"})
@@ -282,12 +294,14 @@ func Correspond(t testing.TB, srv addr.Addr) *Correspondent {
 	return &Correspondent{conn, &net.UnixAddr{Name: srv.Path, Net: "unixgram"}}
 }
 
+// Send sends a message.
 func (c *Correspondent) Send(t testing.TB, message string) {
 	t.Helper()
 	_, err := c.WriteTo([]byte(message), c.Server)
 	testkit.Check(t, err)
 }
 
+// Receive returns the next message.
 func (c *Correspondent) Receive(t testing.TB) string {
 	t.Helper()
 	buf := make([]byte, 1<<20)
