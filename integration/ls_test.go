@@ -37,11 +37,13 @@ func uds(t *testing.T) func(args ...string) string {
 	}
 }
 
-// startConnected starts a client that stays connected and sends nothing.
-func startConnected(t *testing.T, volume string, opts ...testcontainers.ContainerCustomizer) box {
+// startConnected starts a client that stays connected and sends nothing: its
+// standard input stays open.
+func startConnected(t *testing.T, volume, socket, user string, opts ...testcontainers.ContainerCustomizer) box {
 	t.Helper()
 	return start(t, clientImage, volume, append([]testcontainers.ContainerCustomizer{
-		testcontainers.WithCmd("--no-echo", ""), testcontainers.WithWaitStrategy(wait.ForLog("connecting to")), readOnly,
+		testcontainers.WithCmd("--connect", "/run/uds/"+socket, "-"), testcontainers.WithWaitStrategy(wait.ForLog("connecting to")), readOnly,
+		testcontainers.WithConfigModifier(func(c *container.Config) { c.User, c.OpenStdin = user, true }),
 	}, opts...)...)
 }
 
@@ -60,7 +62,7 @@ func TestLsNamesContainersAsTheDocumentShows(t *testing.T) {
 	ls := uds(t)
 	volume := newVolume(t)
 	server := startServer(t, volume)
-	client := startConnected(t, volume)
+	client := startConnected(t, volume, "uds_socket", "10002:10000")
 	serverName, serverPID := server.name(t)
 	clientName, clientPID := client.name(t)
 	// The same file, by its path in the server's container.
@@ -93,7 +95,7 @@ func TestLsShowsWhoIsOnTheEnginesSocket(t *testing.T) {
 	if !ok {
 		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
 	}
-	client := startConnected(t, filepath.Dir(path), withUser("0"), testcontainers.WithCmd("--no-echo", "--connect", "/run/uds/"+filepath.Base(path), ""),
+	client := startConnected(t, filepath.Dir(path), filepath.Base(path), "0",
 		withHost(func(h *container.HostConfig) { h.CapDrop = nil }))
 	name, pid := client.name(t)
 	await(t, "the client to be listed", func() bool {
