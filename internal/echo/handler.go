@@ -155,13 +155,13 @@ func (c *conn) Ready(events uint32) {
 		return
 	}
 	if c.records {
-		if c.makeRoom() && (c.NoRights() || c.mayReceive()) {
+		if c.makeRoom() && c.mayReceive() {
 			c.receiveRecord(events)
 		}
 		return
 	}
 	for turn, bytes := 0, 0; turn < maxTurn && bytes < maxTurnBytes; turn++ {
-		if !c.NoRights() && !c.mayReceive() {
+		if !c.mayReceive() {
 			return
 		}
 		most := c.mostBytes()

@@ -24,9 +24,9 @@ type datagrams struct {
 	queues   map[client]*queue // of clients that are behind
 	waiting  int               // replies in all queues
 	bytes    int
-	maxBytes int // in all queues
-	kept     int // descriptors in all queues
-	tryAgain time.Time
+	maxBytes int       // in all queues
+	kept     int       // descriptors in all queues
+	tryAgain time.Time // while replies wait
 	pause    time.Duration
 	buffer   sendBuffer
 	unmapped bool          // reply at paths even to clients whose user the kernel cannot map

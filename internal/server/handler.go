@@ -16,7 +16,7 @@ import (
 // Its methods are called on the loop's goroutine and must not block. A handler
 // knows its server, and the server knows no handler.
 type Handler interface {
-	// Serve takes over a connection, until [Conn.Close] or [Conn.Done].
+	// Serve takes over a connection, until [Conn.Close], [Conn.End] or [Conn.Done].
 	Serve(Conn)
 	// Receive handles a datagram that may be answered, or has no address. The
 	// message is valid until Receive returns, and its descriptors are taken
@@ -48,7 +48,7 @@ func Services(h Handler, sockets ...*addr.Socket) (all []Service) {
 // A Conn is a connection that was accepted.
 type Conn struct {
 	ln    *listener
-	fd    int32 // these three sizes keep a handler's struct of a connection small
+	fd    int32 // 4 bytes, as a handler's struct of a connection has to be small
 	level zerolog.Level
 	ID    uint64
 	UID   int64 // of the client; -1 if it is not known

@@ -155,9 +155,6 @@ func (ln *listener) refusal(fd int, cred *unix.Ucred) (Cause, string) {
 	if text == "" || !t.Unix() {
 		return why, text
 	}
-	if cred == nil {
-		cred, _ = sock.PeerCred(fd)
-	}
 	if isHealthCheck(sock.PeerName(fd), cred) {
 		return ln.server.full(cred, HealthChecks)
 	}

@@ -107,9 +107,7 @@ func (s *Server) look(c client) (sock.Sender, error) {
 func (s *Server) startSearch(c client) {
 	var own []uint64
 	for _, d := range s.datagrams {
-		if d.inode != 0 {
-			own = append(own, d.inode)
-		}
+		own = append(own, d.inode)
 	}
 	s.names.ask(c, s.names.dir.home, own)
 }
@@ -190,7 +188,6 @@ func (s *Server) found(f finding) {
 		d.pause = minPause // replies wait for the result
 		if q := d.queues[f.client]; q != nil && f.err != nil {
 			d.dropQueue(f.client, q, f.err)
-			d.end(f.client, q)
 		}
 	}
 }

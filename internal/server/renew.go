@@ -87,7 +87,7 @@ func (s *Server) retire() {
 
 // replace makes a new socket in place of one whose file was removed.
 func (s *Server) replace(old *addr.Socket) bool {
-	if s.failed = s.refuseSuccessor(); s.failed != nil { // the successor has the old socket
+	if s.fail(s.refuseSuccessor()) { // the successor has the old socket
 		return false
 	}
 	renewed, err := old.Renew()
@@ -106,10 +106,11 @@ func (s *Server) replace(old *addr.Socket) bool {
 	if s.Handover != nil {
 		s.Handover.Replace(old.Unix(), renewed.Unix())
 	}
-	if s.failed = s.serve(*of); s.failed != nil {
+	if s.fail(s.serve(*of)) {
 		_ = renewed.Close()
+		return false
 	}
-	return s.failed == nil
+	return true
 }
 
 // renewControl recreates the control socket if its file was removed. If that

@@ -120,6 +120,9 @@ func (d *datagrams) wait(c client, q *queue, r reply) {
 	if len(q.replies) >= maxWaiting || d.bytes+len(r.message)+replyCost > d.maxBytes || d.kept+len(r.files) > maxKeptFiles {
 		d.dropped(1, c, errors.New("it does not read its replies"))
 		d.closeFiles(-1, r.files...)
+		if len(q.replies) == 0 {
+			d.end(c, q)
+		}
 		return
 	}
 	r.message = append([]byte(nil), r.message...)
@@ -127,7 +130,7 @@ func (d *datagrams) wait(c client, q *queue, r reply) {
 	d.waiting++
 	d.bytes += len(r.message) + replyCost
 	d.kept += len(r.files)
-	if d.tryAgain.IsZero() {
+	if d.waiting == 1 {
 		d.pause = minPause
 		d.tryAgain = time.Now().Add(d.pause)
 	}
@@ -137,11 +140,7 @@ func (d *datagrams) wait(c client, q *queue, r reply) {
 // client has read, so the server tries at every turn of the loop, and less and
 // less often while no client takes anything.
 func (d *datagrams) sendWaiting(now time.Time) {
-	if d.waiting == 0 {
-		d.tryAgain = time.Time{} // the last ones may have been dropped
-		return
-	}
-	if d.pause > minPause && now.Before(d.tryAgain) {
+	if d.waiting == 0 || d.pause > minPause && now.Before(d.tryAgain) {
 		return
 	}
 	sent := 0
@@ -167,17 +166,14 @@ func (d *datagrams) sendWaiting(now time.Time) {
 				err = fmt.Errorf("its socket could not be looked up for %v", maxWait)
 			}
 		}
-		if err != nil {
+		switch {
+		case err != nil:
 			d.dropQueue(c, q, err)
-		}
-		if len(q.replies) == 0 {
+		case len(q.replies) == 0:
 			d.end(c, q)
 		}
 	}
 	switch {
-	case d.waiting == 0:
-		d.tryAgain = time.Time{}
-		return
 	case sent > 0:
 		d.pause = minPause
 	case now.After(d.tryAgain):
@@ -204,6 +200,7 @@ func (d *datagrams) sendQueue(c client, q *queue) (sent int, err error) {
 	return sent, nil
 }
 
+// dropQueue drops what a client has not taken.
 func (d *datagrams) dropQueue(c client, q *queue, err error) {
 	own := !errors.Is(err, errNotOwn) && !errors.Is(err, errOwner)
 	n := 0
@@ -214,6 +211,7 @@ func (d *datagrams) dropQueue(c client, q *queue, err error) {
 		d.forget(r)
 	}
 	q.replies = nil
+	d.end(c, q)
 	switch {
 	case !own:
 		d.server.Refuse(CauseNameless, n).Str("peer", logtext.Escape(c.address.String())).Uint32("uid", c.uid).Msg(logtext.Escape(err.Error()))

@@ -22,10 +22,10 @@ func TestServerSleepsOnceTheLastReplyIsDropped(t *testing.T) {
 	who := client{address: "somebody"}
 	d.waitFirst(who, reply{message: []byte("hello")})
 	d.dropQueue(who, d.queues[who], errors.New("nobody is there"))
-	d.end(who, d.queues[who])
 	d.sendWaiting(time.Now())
-	if d.waiting != 0 || !d.tryAgain.IsZero() {
-		t.Errorf("%d replies wait, and the server tries again at %v", d.waiting, d.tryAgain)
+	s.stopBy = time.Now().Add(time.Hour) // so that it does not look at its files
+	if sleep := s.timeout(); d.waiting != 0 || sleep < time.Minute {
+		t.Errorf("%d replies wait, and the server sleeps for %v", d.waiting, sleep)
 	}
 	s.datagrams = nil // it has no socket
 }

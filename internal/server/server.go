@@ -250,7 +250,9 @@ func (s *Server) timeout() time.Duration {
 	earlier(s.stopBy)
 	earlier(s.acceptAgain)
 	for _, d := range s.datagrams {
-		earlier(d.tryAgain)
+		if d.waiting > 0 {
+			earlier(d.tryAgain)
+		}
 	}
 	if s.phase == yielding {
 		earlier(s.yieldBy)
@@ -352,7 +354,7 @@ func (s *Server) drain() {
 			d.stop()
 			continue
 		}
-		if s.failed = s.orFailed(d.socket.Refuse()); s.failed != nil {
+		if s.fail(d.socket.Refuse()) {
 			return
 		}
 		d.drain()
@@ -372,7 +374,7 @@ func (s *Server) drainListeners() {
 	for _, ln := range s.listeners {
 		if !ln.socket.Shared() { // otherwise the other servers accept the waiting clients
 			ln.acceptAll()
-			if s.failed = s.orFailed(ln.socket.Refuse()); s.failed != nil {
+			if s.fail(ln.socket.Refuse()) {
 				return
 			}
 			if !ln.acceptAll() {
@@ -381,16 +383,18 @@ func (s *Server) drainListeners() {
 			}
 		}
 		s.Loop.Remove(ln.socket.FD())
-		s.failed = s.orFailed(ln.socket.Close())
+		s.fail(ln.socket.Close())
 	}
 	s.listeners = kept
 }
 
-func (s *Server) orFailed(err error) error {
-	if s.failed != nil {
-		return s.failed
+// fail notes an error that ends the server, and reports whether there is one, the
+// first of which counts.
+func (s *Server) fail(err error) bool {
+	if s.failed == nil {
+		s.failed = err
 	}
-	return err
+	return s.failed != nil
 }
 
 // close ends everything, in this order: the clients, while the sockets that

@@ -47,7 +47,7 @@ func (s *Server) step() {
 	s.atHome(func() { state, err = s.Handover.Step() })
 	switch {
 	case err != nil && before != sock.Serving:
-		s.failed = err
+		s.fail(err)
 	case state == before:
 	case state == sock.Claimed:
 		s.enter(serving)
@@ -64,7 +64,7 @@ func (s *Server) step() {
 		}
 	}
 	if s.failed == nil {
-		s.failed = s.follow()
+		s.fail(s.follow())
 	}
 	if s.failed != nil || err == nil {
 		return
@@ -82,7 +82,7 @@ func (s *Server) step() {
 // other one continues to serve.
 func (s *Server) takeOver() {
 	for _, of := range s.services {
-		if s.failed = s.serve(of); s.failed != nil {
+		if s.fail(s.serve(of)) {
 			return
 		}
 	}
@@ -156,13 +156,13 @@ func (s *Server) handedOver() {
 func (s *Server) takeBack(from phase) {
 	s.Log.Warn().Msg("the server that was taking over has ended; continuing to serve")
 	for _, d := range s.datagrams {
-		if !d.replaced && s.failed == nil {
-			s.failed = s.Loop.Add(d.socket.FD(), d, unix.EPOLLIN)
+		if !d.replaced {
+			s.fail(s.Loop.Add(d.socket.FD(), d, unix.EPOLLIN))
 		}
 	}
 	for _, ln := range s.listeners {
-		if from == yielded && s.failed == nil {
-			s.failed = s.Loop.Add(ln.socket.FD(), ln, unix.EPOLLIN)
+		if from == yielded {
+			s.fail(s.Loop.Add(ln.socket.FD(), ln, unix.EPOLLIN))
 		}
 	}
 }
