@@ -22,40 +22,51 @@ import (
 
 func TestTranscripts(t *testing.T) {
 	t.Parallel()
-	srv := serve(t, config{}, zerolog.InfoLevel)
-	journal, out := newJournal(), &bytes.Buffer{}
-	client := echo.Client{Chunk: 16, Log: journal.Logger(zerolog.InfoLevel)}
-	conn := dial(t, srv.Addr)
-	check(t, client.Message(t.Context(), conn, []byte(message), out))
-	check(t, conn.Close())
-	srv.Log.Await(t, 2, "waiting for a connection")
+	whole := []string{"received 'This is the message.  It will be repeated.'"}
+	for _, tt := range []struct {
+		typ      addr.Type
+		received []string
+		waiting  string
+		end      []string // of the connection
+	}{
+		{addr.Stream, []string{"received 'This is the mess'", "received 'age.  It will be'", "received ' repeated.'"}, "waiting for a connection", []string{"received ''", "no data from"}},
+		{addr.Seqpacket, whole, "waiting for a connection", []string{"no data from"}},
+		{addr.Datagram, whole, "waiting for a message", nil},
+	} {
+		t.Run(string(tt.typ), func(t *testing.T) {
+			t.Parallel()
+			srv := serveSocket(t, listenOn(t, tt.typ), config{}, zerolog.InfoLevel)
+			srv.Log.Await(t, 1, tt.waiting)
+			journal, out := newJournal(), &bytes.Buffer{}
+			client := echo.Client{Chunk: 16, Log: journal.Logger(zerolog.InfoLevel)}
+			conn := dial(t, srv.Addr)
+			name := conn.LocalAddr().String()
+			check(t, client.Message(t.Context(), conn, []byte(message), out))
+			check(t, conn.Close())
 
-	if diff := cmp.Diff([]string{
-		"starting up on " + srv.Addr.Path,
-		"waiting for a connection",
-		"connection from",
-		"received 'This is the mess'",
-		"sending data back to the client",
-		"received 'age.  It will be'",
-		"sending data back to the client",
-		"received ' repeated.'",
-		"sending data back to the client",
-		"received ''",
-		"no data from",
-		"waiting for a connection",
-	}, srv.Log.Messages()); diff != "" {
-		t.Errorf("server (-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff([]string{
-		"sending 'This is the message.  It will be repeated.'",
-		"received 'This is the mess'",
-		"received 'age.  It will be'",
-		"received ' repeated.'",
-	}, journal.Messages()); diff != "" {
-		t.Errorf("client (-want +got):\n%s", diff)
-	}
-	if out.String() != message {
-		t.Errorf("output is %q", out)
+			want := []string{"starting up on " + srv.Addr.Path, tt.waiting}
+			if tt.typ.Connects() {
+				srv.Log.Await(t, 2, tt.waiting)
+				want = append(want, "connection from")
+			}
+			for _, received := range tt.received {
+				want = append(want, received, "sending data back to the client")
+			}
+			if want = append(want, tt.end...); tt.typ.Connects() {
+				want = append(want, tt.waiting)
+			} else if e := srv.Log.All()[2]; e.Peer != name || e.Bytes == nil || *e.Bytes != 42 {
+				t.Errorf("event is %+v, the client %s", e, name)
+			}
+			if diff := cmp.Diff(want, srv.Log.Messages()); diff != "" {
+				t.Errorf("server (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(append([]string{"sending 'This is the message.  It will be repeated.'"}, tt.received...), journal.Messages()); diff != "" {
+				t.Errorf("client (-want +got):\n%s", diff)
+			}
+			if out.String() != message {
+				t.Errorf("output is %q", out)
+			}
+		})
 	}
 }
 

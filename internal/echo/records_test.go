@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/rs/zerolog"
 
 	"github.com/udsecho/udsecho/internal/addr"
@@ -100,37 +99,6 @@ func TestSeqpacketClientThatNeverReadsStopsNoOtherClient(t *testing.T) {
 	}
 	check(t, lazy.CloseWrite())
 	wantRecords(t, lazy, taken)
-}
-
-func TestSeqpacketTranscripts(t *testing.T) {
-	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Seqpacket), config{}, zerolog.InfoLevel)
-	journal, out := newJournal(), &bytes.Buffer{}
-	client := echo.Client{Log: journal.Logger(zerolog.InfoLevel)}
-	conn := dial(t, srv.Addr)
-	check(t, client.Message(t.Context(), conn, []byte(message), out))
-	check(t, conn.Close())
-	srv.Log.Await(t, 2, "waiting for a connection")
-	if diff := cmp.Diff([]string{
-		"starting up on " + srv.Addr.Path,
-		"waiting for a connection",
-		"connection from",
-		"received 'This is the message.  It will be repeated.'",
-		"sending data back to the client",
-		"no data from",
-		"waiting for a connection",
-	}, srv.Log.Messages()); diff != "" {
-		t.Errorf("server (-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff([]string{
-		"sending 'This is the message.  It will be repeated.'",
-		"received 'This is the message.  It will be repeated.'",
-	}, journal.Messages()); diff != "" {
-		t.Errorf("client (-want +got):\n%s", diff)
-	}
-	if out.String() != message {
-		t.Errorf("output is %q", out)
-	}
 }
 
 func TestManySeqpacketClientsAtOnceGetTheirOwnRecords(t *testing.T) {

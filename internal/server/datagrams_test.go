@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/addr"
-	"github.com/udsecho/udsecho/internal/echo"
 	"github.com/udsecho/udsecho/internal/echo/echotest"
 	"github.com/udsecho/udsecho/internal/server"
 	"github.com/udsecho/udsecho/internal/testkit"
@@ -27,36 +26,6 @@ import (
 
 // kept is how many replies the server keeps for a client that is behind.
 const kept = 1024
-
-func TestDatagramTranscripts(t *testing.T) {
-	t.Parallel()
-	srv := serveSocket(t, listenOn(t, addr.Datagram), config{}, zerolog.InfoLevel)
-	srv.Log.Await(t, 1, "waiting for a message")
-	journal, out := newJournal(), &bytes.Buffer{}
-	client := echo.Client{Log: journal.Logger(zerolog.InfoLevel)}
-	conn := dial(t, srv.Addr)
-	check(t, client.Message(t.Context(), conn, []byte(message), out))
-	if diff := cmp.Diff([]string{
-		"starting up on " + srv.Addr.Path,
-		"waiting for a message",
-		"received 'This is the message.  It will be repeated.'",
-		"sending data back to the client",
-	}, srv.Log.Messages()); diff != "" {
-		t.Errorf("server (-want +got):\n%s", diff)
-	}
-	if e := srv.Log.All()[2]; e.Peer != conn.LocalAddr().String() || e.Bytes == nil || *e.Bytes != 42 {
-		t.Errorf("event is %+v, the client %s", e, conn.LocalAddr())
-	}
-	if diff := cmp.Diff([]string{
-		"sending 'This is the message.  It will be repeated.'",
-		"received 'This is the message.  It will be repeated.'",
-	}, journal.Messages()); diff != "" {
-		t.Errorf("client (-want +got):\n%s", diff)
-	}
-	if out.String() != message {
-		t.Errorf("output is %q", out)
-	}
-}
 
 func TestSenderWithoutANameIsLoggedRarelyAndHarmsNoOtherClient(t *testing.T) {
 	t.Parallel()
