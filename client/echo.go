@@ -16,8 +16,10 @@ type messageArg struct {
 
 type echoCmd struct {
 	messageArg
+
 	echo.ClientFlags `set:"retry= If the connection breaks, continue over a new one." set:"timeout=The longest wait for an echo; 0s: no limit." set:"chunk=16, or 65536 for -"` //nolint:staticcheck // kong reads each set
-	Window           int                                                                                                                                                        `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream."`
+
+	Window int `default:"8" placeholder:"N" help:"Messages of - that may be in flight, on types other than stream."`
 }
 
 // Validate rejects values that make no sense.

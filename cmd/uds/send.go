@@ -11,9 +11,11 @@ import (
 )
 
 type sendCmd struct {
-	Message          string                                                                                                                                           `arg:"" optional:"" default:"-" help:"What to send; - is standard input, an empty message only listens."`
+	Message string `arg:"" optional:"" default:"-" help:"What to send; - is standard input, an empty message only listens."`
+
 	echo.ClientFlags `set:"retry=" set:"timeout=The longest silence once everything is sent; 0s: no limit, but 1s for datagram, which has no end." set:"chunk=65536"` //nolint:staticcheck // kong reads each set
-	Hex              bool                                                                                                                                             `help:"Print the received bytes as a hex dump."`
+
+	Hex bool `help:"Print the received bytes as a hex dump."`
 }
 
 // Validate rejects values that make no sense.
