@@ -111,13 +111,13 @@ func (d *direction) landed() {
 
 // closeFiles closes the descriptors of the rest, beside the loop: the receiver
 // may have closed them already, and then the last close waits for whatever the
-// sender chose, see [server.Closers].
+// sender chose.
 func (d *direction) closeFiles() {
 	if n := len(d.files); n > 0 {
 		r, user := d.link.relay, d.link.conn.UID
 		// Do not use sock.CloseFiles: the receiver has the same open files, and
 		// this process must not change their options.
-		r.srv.Closers.Close(user, func() { r.srv.Loop.Post(func() { r.files.add(user, -n) }) }, d.files...)
+		r.srv.CloseBeside(user, func() { r.files.add(user, -n) }, d.files...)
 		d.files = nil
 	}
 }

@@ -14,8 +14,13 @@ const (
 	maxOwner   = 4
 )
 
-// Closers close descriptors on a bounded number of goroutines. Nothing waits
-// for them when the process ends.
+// Closers close descriptors beside the loop, on a bounded number of goroutines.
+// Nothing waits for them when the process ends.
+//
+// close(2) can wait for another process. A Unix socket's receive queue may hold
+// descriptors that a peer has sent, and the kernel closes them with the socket:
+// a TCP socket with SO_LINGER waits as long as its sender chose, socket(7), and
+// a file on FUSE waits for the process that serves its file system.
 type Closers struct {
 	log     zerolog.Logger
 	mu      sync.Mutex

@@ -180,7 +180,7 @@ func (d *datagrams) resume() {
 func (d *datagrams) close() {
 	if !d.noRights {
 		if last, err := unix.FcntlInt(uintptr(d.socket.FD()), unix.F_DUPFD_CLOEXEC, 0); err == nil {
-			defer d.server.Closers.Close(-1, nil, last)
+			defer d.server.closers.Close(-1, nil, last)
 		}
 	}
 	_ = d.socket.Close()

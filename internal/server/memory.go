@@ -24,7 +24,11 @@ func MemoryLimit() (bytes int, source string) {
 	return int(limit), source
 }
 
-// A Pool shares memory among connections. Each connection is sure of a small
+// A Pool bounds what the clients of a server can make it hold, all together: the
+// send buffers of the kernel, which count for the sender's memory cgroup until
+// the other end has read them, and what the process keeps.
+//
+// It shares memory among connections. Each connection is sure of a small
 // send buffer. As long as there is room, connections also get the buffers that
 // the system gives by default; then less and less.
 //

@@ -58,9 +58,9 @@ const (
 // of the loop.
 type Server struct {
 	Config
-	Loop    *loop.Loop
-	Closers *Closers
+	Loop *loop.Loop
 
+	closers   *Closers
 	phase     phase
 	stopBy    time.Time // when the clients of a server that was told to stop have had their time; zero: it was not told
 	failed    error     // the error that ends the server
@@ -99,7 +99,7 @@ func New(c Config) (*Server, error) {
 	if c.Stats == nil {
 		c.Stats = new(Stats)
 	}
-	s := &Server{Config: c, Loop: l, Closers: NewClosers(c.Log), phase: serving, followed: -1, started: time.Now(), perUser: map[uint32]int{}}
+	s := &Server{Config: c, Loop: l, closers: NewClosers(c.Log), phase: serving, followed: -1, started: time.Now(), perUser: map[uint32]int{}}
 	s.names = newNames(s)
 	for cause := range s.warn {
 		s.warn[cause] = Bounded(c.Log)
@@ -276,7 +276,7 @@ func (s *Server) sweep(now time.Duration) {
 	stopped := now-s.swept > 3*sweepPeriod
 	s.swept = now
 	s.names.forgetAll() // look them up again
-	s.Closers.Sweep()
+	s.closers.Sweep()
 	for _, h := range s.handlers {
 		h.Sweep(now, stopped)
 	}

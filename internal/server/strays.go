@@ -31,10 +31,10 @@ var (
 	errStuffed = errors.New("message carries file descriptors, and too many others still wait to be closed")
 )
 
-// closeBeside closes descriptors that come from a user, -1 if it is not known,
-// beside the loop, and then calls done on the loop's goroutine.
-func (s *Server) closeBeside(uid int64, done func(), fds ...int) {
-	s.Closers.Close(uid, func() { s.Loop.Post(done) }, fds...)
+// CloseBeside closes descriptors that come from a user, -1 if it is not known,
+// beside the loop, see [Closers], and then calls done on the loop's goroutine.
+func (s *Server) CloseBeside(uid int64, done func(), fds ...int) {
+	s.closers.Close(uid, func() { s.Loop.Post(done) }, fds...)
 }
 
 // reject closes the connection of a client that is not served.
@@ -48,7 +48,7 @@ func (s *Server) reject(fd int, noRights bool, cred *unix.Ucred) {
 		uid = int64(cred.Uid)
 	}
 	s.rejected++
-	s.closeBeside(uid, func() { s.rejected-- }, fd)
+	s.CloseBeside(uid, func() { s.rejected-- }, fd)
 }
 
 // Close closes the connection, and the descriptors that came with its last
@@ -64,7 +64,7 @@ func (c *Conn) Close(strays ...int) {
 	s.closing++
 	s.strays += len(strays)
 	closed := *c
-	s.closeBeside(c.UID, func() {
+	s.CloseBeside(c.UID, func() {
 		s.closing--
 		s.discarded(len(strays))
 		closed.ended()
@@ -94,7 +94,7 @@ func (c *Conn) End(left ...int) {
 		return
 	}
 	s.closing++
-	s.closeBeside(uid, func() {
+	s.CloseBeside(uid, func() {
 		s.closing--
 		s.forget(uid)
 	}, left...)
@@ -136,7 +136,7 @@ func (d *datagrams) mayReceive() bool {
 func (d *datagrams) closeFiles(uid int64, fds ...int) {
 	if len(fds) > 0 {
 		d.server.strays += len(fds)
-		d.server.closeBeside(uid, func() { d.server.discarded(len(fds)) }, fds...)
+		d.server.CloseBeside(uid, func() { d.server.discarded(len(fds)) }, fds...)
 	}
 }
 
