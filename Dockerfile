@@ -4,7 +4,7 @@
 #     docker build --target client -t udsecho-client .
 #     docker build --target tools -t udsecho-tools .
 
-# GO_IMAGE and BASE_IMAGE: see images/base.sh if no registry can be reached.
+# GO_IMAGE and BASE_IMAGE: see tools/offline/base.sh if no registry can be reached.
 ARG GO_IMAGE=golang:1.26-alpine
 ARG BASE_IMAGE=busybox:1.37-musl
 

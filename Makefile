@@ -6,7 +6,7 @@ SOAK ?= 5m
 SCALE ?= 10 100 1000
 # As the components' own build sets it: the API server reports it to clients.
 KUBERNETES_VERSION = -s -w $(foreach v,gitVersion=$(KUBERNETES) gitMajor=1 gitMinor=$(word 2,$(subst ., ,$(KUBERNETES))),-X k8s.io/component-base/version.$v)
-KUBERNETES = $(shell sed -n 's|^.*k8s.io/kubernetes \(v[0-9.]*\).*|\1|p' tools/kubernetes/go.mod)
+KUBERNETES = $(shell sed -n 's|^.*k8s.io/kubernetes \(v[0-9.]*\).*|\1|p' deploy/lab/kubernetes/go.mod)
 
 # The tools have a go.mod of their own, which a workspace does not allow.
 TOOL = GOWORK=off go tool -modfile=tools/go.mod
@@ -36,7 +36,7 @@ stress: engine # the same tests with the counts of docs/faults.csv, and what tak
 	@STRESS=1 $(GOTEST) $(ALL)
 
 engine:
-	@images/base.sh -q || { echo 'make: these tests run containers; without an engine: go test -short ./...' >&2; exit 1; }
+	@tools/offline/base.sh -q || { echo 'make: these tests run containers; without an engine: go test -short ./...' >&2; exit 1; }
 
 soak: # 50 clients and one fault after another, for SOAK; a ledger of every byte
 	SOAK=$(SOAK) go test -race -count=1 -v -timeout 0 -run '^TestSoak$$' ./server
@@ -82,39 +82,39 @@ examples: # nginx and PHP, PostgreSQL, X11, a sandbox with one door: runs and te
 	@examples/run.sh
 
 images: # udsecho-server and udsecho-client, which deploy/ runs, and udsecho-tools
-	@images/build.sh
+	@tools/images.sh
 
 cluster-demo: # three nodes on this machine, as root: who echoes whom, an update, a killed engine
-	@deploy/swarm.sh
+	@deploy/lab/swarm.sh
 
 kubernetes-demo: .bin/kubernetes/kubelet # the same with three nodes of Kubernetes, and more faults
-	@deploy/kubernetes.sh demo
+	@deploy/lab/kubernetes.sh demo
 
 kubernetes-test: # the demonstration, tried and counted for docs/faults.csv, as root; `make test` leaves it out
 	KUBERNETES=run go test -count=1 -v -timeout 45m -run '^TestF50' ./integration
 
 kubernetes-existing: # the same, without the faults, on the cluster that kubectl reaches (KUBECONFIG)
-	@deploy/kubernetes.sh existing
+	@deploy/lab/kubernetes.sh existing
 
 kubernetes-scale: .bin/kubernetes/kubelet .bin/kubernetes/kwok # docs/scale.csv and .png: nodes that KWOK plays, SCALE of them
 	@echo 'nodes,all Pods ready (s),update 100 % (s),update 10 % (s),update 1 (s),API server (MiB),etcd (MiB),requests a second' >.bin/scale.csv
-	@for nodes in $(SCALE); do deploy/kubernetes.sh scale $$nodes >>.bin/scale.csv || exit 1; done
+	@for nodes in $(SCALE); do deploy/lab/kubernetes.sh scale $$nodes >>.bin/scale.csv || exit 1; done
 	@mv .bin/scale.csv docs/scale.csv
 	@go run ./bench/plot docs/scale.csv docs/scale.png
 
-.bin/kubernetes/kubelet: tools/kubernetes/go.mod
+.bin/kubernetes/kubelet: deploy/lab/kubernetes/go.mod
 	@echo 'building Kubernetes $(KUBERNETES) (5 to 10 minutes the first time)' >&2
-	@cd tools/kubernetes && GOWORK=off CGO_ENABLED=0 go build -trimpath -o ../../.bin/kubernetes/ -ldflags '$(KUBERNETES_VERSION)' tool
+	@cd deploy/lab/kubernetes && GOWORK=off CGO_ENABLED=0 go build -trimpath -o ../../../.bin/kubernetes/ -ldflags '$(KUBERNETES_VERSION)' tool
 	@touch $@
 
-.bin/kubernetes/kwok: tools/kwok/go.mod
+.bin/kubernetes/kwok: deploy/lab/kwok/go.mod
 	@echo 'building KWOK (a minute or two the first time)' >&2
-	@cd tools/kwok && GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../.bin/kubernetes/ tool
+	@cd deploy/lab/kwok && GOWORK=off CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o ../../../.bin/kubernetes/ tool
 	@touch $@
 
 lint: # golangci-lint and shellcheck
 	@tools/need.sh shellcheck
-	shellcheck bench/*.sh deploy/*.sh examples/*.sh examples/*/*.sh images/*.sh integration/*.sh tools/*.sh .ci/run
+	shellcheck $$(git ls-files "*.sh") .ci/run
 	$$($(TOOL) -n golangci-lint) run $(ALL)
 	cd bench/peers && GOWORK=off go vet ./...
 

@@ -6,8 +6,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-images/base.sh -q
-images/base.sh -q --debian
+tools/offline/base.sh -q
+tools/offline/base.sh -q --debian
 [ $# -gt 0 ] || set -- nginx-php postgres x11 one-door
 table='' failed=0
 for example; do

@@ -34,9 +34,9 @@ func TestLabWithoutRootNamesTheFormThatWorks(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ command, words string }{
-		{"deploy/swarm.sh", "docker stack deploy --resolve-image never -c deploy/swarm.yaml udsecho"},
-		{"deploy/kubernetes.sh demo", "make kubernetes-existing"},
-		{"deploy/kubernetes.sh scale 10", "make kubernetes-existing"},
+		{"deploy/lab/swarm.sh", "docker stack deploy --resolve-image never -c deploy/swarm.yaml udsecho"},
+		{"deploy/lab/kubernetes.sh demo", "make kubernetes-existing"},
+		{"deploy/lab/kubernetes.sh scale 10", "make kubernetes-existing"},
 	} {
 		cmd := exec.CommandContext(t.Context(), "bash", strings.Fields(c.command)...)
 		cmd.Dir = dir
@@ -57,7 +57,7 @@ func TestCluster(t *testing.T) {
 	testkit.NeedRoot(t, "to make namespaces")
 	before := inventory(t)
 
-	killed := exec.CommandContext(t.Context(), "../deploy/swarm.sh")
+	killed := exec.CommandContext(t.Context(), "../deploy/lab/swarm.sh")
 	events, err := killed.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -73,7 +73,7 @@ func TestCluster(t *testing.T) {
 	if lines.Err() != nil || !strings.Contains(said.String(), "rolling update") {
 		t.Errorf("the cluster ended before its update: %v\n%s", lines.Err(), said.String())
 	}
-	second := exec.CommandContext(t.Context(), "../deploy/swarm.sh")
+	second := exec.CommandContext(t.Context(), "../deploy/lab/swarm.sh")
 	if out, err := second.CombinedOutput(); err == nil || !strings.Contains(string(out), "in use: another lab holds "+labDir) {
 		t.Errorf("a second cluster: %v\n%s", err, out)
 	}
@@ -150,7 +150,7 @@ func TestF50KubernetesHealsThePair(t *testing.T) {
 	result(`the Pod of node-1 is deleted, first the client ended, then the server, both with exit status 0: \d+ echoes meanwhile, 0 failed`)
 
 	// The command for a cluster that one has, with the lab's as that cluster.
-	existing := exec.CommandContext(t.Context(), "../deploy/kubernetes.sh", "shell", "make", "kubernetes-existing")
+	existing := exec.CommandContext(t.Context(), "../deploy/lab/kubernetes.sh", "shell", "make", "kubernetes-existing")
 	if out, err := existing.CombinedOutput(); err != nil || !strings.Contains(string(out), "rolling update of 3 Pods") {
 		t.Errorf("make kubernetes-existing: %v\n%s", err, out)
 	}

@@ -25,7 +25,7 @@ import (
 )
 
 // An ownEngine is a Docker Engine that a test may kill, on a node of
-// deploy/lab.sh: it does not meet the machine's engine (whose bridge it would
+// deploy/lab/lab.sh: it does not meet the machine's engine (whose bridge it would
 // remove), and all that it makes is gone with the node's process 1.
 type ownEngine struct {
 	*client.Client
@@ -49,7 +49,7 @@ func startOwnEngine(t *testing.T) *ownEngine {
 	for _, program := range [][2]string{{"dockerd", "docker.io"}, {"containerd", "containerd"}, {"runc", "runc"}, {"bash", "bash"}} {
 		testkit.Need(t, program[0], program[1])
 	}
-	init := exec.Command("../deploy/lab.sh", "node", project())
+	init := exec.Command("../deploy/lab/lab.sh", "node", project())
 	init.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS, Unshareflags: unix.CLONE_NEWNS}
 	var errs bytes.Buffer
 	init.Stderr = &errs
@@ -73,7 +73,7 @@ func startOwnEngine(t *testing.T) *ownEngine {
 			t.Logf("the engine says:\n%s%s", &errs, log)
 		}
 		await(t, "the control groups to be empty", func() bool {
-			return exec.Command("../deploy/lab.sh", "remove_groups", project()).Run() == nil
+			return exec.Command("../deploy/lab/lab.sh", "remove_groups", project()).Run() == nil
 		})
 	})
 	// Before the node has its folders, /run is the machine's.

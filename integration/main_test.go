@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 }
 
 func setUp(ctx context.Context) (err error) {
-	base := exec.CommandContext(ctx, "../images/base.sh", "-q")
+	base := exec.CommandContext(ctx, "../tools/offline/base.sh", "-q")
 	base.Stdout, base.Stderr = os.Stderr, os.Stderr
 	if err := base.Run(); err != nil {
 		return fmt.Errorf("base images: %w", err)
@@ -111,7 +111,7 @@ func buildImage(ctx context.Context, name string) error {
 	return nil
 }
 
-// buildArgs returns the base images that images/base.sh has chosen.
+// buildArgs returns the base images that tools/offline/base.sh has chosen.
 func buildArgs() (map[string]*string, error) {
 	args := map[string]*string{}
 	f, err := os.Open("../.env")

@@ -45,11 +45,11 @@ packages=
 for program; do
 	if here "$program"; then continue; fi
 	if [ "$program" = 'docker compose' ]; then
-		version=$(cd tools/compose && GOWORK=off go list -m -f '{{.Version}}' github.com/docker/compose/v2)
+		version=$(cd tools/offline/compose && GOWORK=off go list -m -f '{{.Version}}' github.com/docker/compose/v2)
 		echo "need: building the docker compose plugin $version, which takes some minutes the first time" >&2
 		plugins=${DOCKER_CONFIG:-$HOME/.docker}/cli-plugins
 		mkdir -p "$plugins"
-		(cd tools/compose && GOWORK=off go build -trimpath -ldflags "-s -w -X github.com/docker/compose/v2/internal.Version=$version" \
+		(cd tools/offline/compose && GOWORK=off go build -trimpath -ldflags "-s -w -X github.com/docker/compose/v2/internal.Version=$version" \
 			-o "$plugins/docker-compose" github.com/docker/compose/v2/cmd)
 		continue
 	fi

@@ -8,7 +8,7 @@ set -eu
 cd "$(dirname "$0")"
 rounds=${ROUNDS:-15}
 seconds=${SECONDS_EACH:-1}
-../../images/base.sh -q --debian
+../../tools/offline/base.sh -q --debian
 # shellcheck source=examples/lib.sh
 . ../lib.sh
 

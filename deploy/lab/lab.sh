@@ -2,8 +2,8 @@
 # A lab is namespaces of this machine with nodes in it. A node is namespaces of its
 # own, a host name, a link to the other nodes, and the programs that run in it.
 #
-#     deploy/lab.sh node NAME            is process 1 of a node; see node() below
-#     deploy/lab.sh remove_groups NAME   removes empty control groups
+#     deploy/lab/lab.sh node NAME           is process 1 of a node; see node() below
+#     deploy/lab/lab.sh remove_groups NAME  removes empty control groups
 #
 # The scripts beside this one source it; integration/ starts a node of its own.
 # All processes are in PID namespaces, all mounts in mount namespaces, all links
@@ -15,7 +15,7 @@ shopt -s nullglob
 
 # shellcheck disable=SC2034 # for those who source this
 self=$(realpath "$0")
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 lab=/dev/shm          # in the lab: a file system of its own, in memory, which the nodes see
 logs=$lab/logs        # what the clients of NODE counted, in files NODE.*
 group=udsecho-lab     # the parent of the nodes' control groups
@@ -124,7 +124,7 @@ start_node() { # start_node NUMBER
 	make_groups "$name"
 	mkfifo "$lab/$name"
 	# For reading and writing, so that it has no end.
-	unshare --mount --uts --ipc --net --pid --fork --kill-child deploy/lab.sh node "$name" 0<>"$lab/$name" >"$lab/$name.pid" &
+	unshare --mount --uts --ipc --net --pid --fork --kill-child deploy/lab/lab.sh node "$name" 0<>"$lab/$name" >"$lab/$name.pid" &
 	await "start $name" test -s "$lab/$name.pid"
 	pid[$name]=$(<"$lab/$name.pid")
 	inside="nsenter -t ${pid[$name]} -n ip"

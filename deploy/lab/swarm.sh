@@ -4,7 +4,7 @@
 # updates it and kills an engine under load, and prints who echoed whom. As root:
 #
 #     make cluster-demo
-# shellcheck source=deploy/lab.sh
+# shellcheck source=deploy/lab/lab.sh
 . "$(dirname "$0")/lab.sh"
 instead='sudo make cluster-demo; or take the one node that you have: make images && docker swarm init && docker stack deploy --resolve-image never -c deploy/swarm.yaml udsecho'
 nodes=(node-1 node-2 node-3)
@@ -52,7 +52,7 @@ demo() {
 	local -A server=()
 	set_up
 	docker save -o "$lab/images.tar" udsecho-server:latest udsecho-client:latest
-	cp deploy/daemon.json "$lab"
+	cp deploy/lab/daemon.json "$lab"
 
 	say "starting ${#nodes[@]} nodes, each with an engine of its own, as one swarm"
 	for node in "${nodes[@]}"; do
@@ -122,6 +122,6 @@ else
 	for program in docker:docker-cli dockerd:docker.io containerd:containerd runc:runc; do
 		need "${program%:*}" "${program#*:}"
 	done
-	images/build.sh
+	tools/images.sh
 	enter "$instead" "$self"
 fi

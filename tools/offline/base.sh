@@ -6,12 +6,12 @@
 # .env as GO_IMAGE and BASE_IMAGE, which compose reads by itself. Call it again when
 # the programs import something new; if there is nothing to do it takes a second.
 #
-#     images/base.sh             logs what it does on standard error
-#     images/base.sh -q          logs only what it makes
-#     images/base.sh --debian    makes DEBIAN_IMAGE instead, which examples/ start from:
-#                                debootstrap does it, as root, in some minutes
+#     tools/offline/base.sh            logs what it does on standard error
+#     tools/offline/base.sh -q         logs only what it makes
+#     tools/offline/base.sh --debian   makes DEBIAN_IMAGE instead, which examples/ start from:
+#                                      debootstrap does it, as root, in some minutes
 set -eu
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 go_image=golang:1.26-alpine
 base_image=busybox:1.37-musl
@@ -58,7 +58,7 @@ find_busybox() {
 		[ ! -x "$busybox" ] || ldd "$busybox" >/dev/null 2>&1 || return 0
 	done
 	[ $# -eq 0 ] || die "busybox-static is unpacked in .bin/debian, but no static busybox is there"
-	tools/unpack.sh .bin/debian busybox-static || exit 1
+	tools/offline/unpack.sh .bin/debian busybox-static || exit 1
 	find_busybox again
 }
 
@@ -130,7 +130,7 @@ make_go() {
 make_debian() {
 	from="debootstrap, ${debian_image#*:}"
 	[ "$(made_from "$local_debian")" != "$from" ] || return 0
-	[ "$(id -u)" = 0 ] || die "$debian_image cannot be pulled, and debootstrap makes it as root only: run 'sudo images/base.sh --debian' once, or name an image of Debian in DEBIAN_IMAGE"
+	[ "$(id -u)" = 0 ] || die "$debian_image cannot be pulled, and debootstrap makes it as root only: run 'sudo tools/offline/base.sh --debian' once, or name an image of Debian in DEBIAN_IMAGE"
 	tools/need.sh debootstrap
 	say "$debian_image cannot be pulled: making $local_debian with debootstrap"
 	mkdir "$work/debian"

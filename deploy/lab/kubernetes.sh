@@ -10,7 +10,7 @@
 #     kubernetes.sh shell COMMAND   a command, as bash, with kubectl and three nodes
 #     kubernetes.sh scale [NODES]   one row of docs/scale.csv: NODES nodes whose
 #                                   kubelets are played by KWOK
-# shellcheck source=deploy/lab.sh
+# shellcheck source=deploy/lab/lab.sh
 . "$(dirname "$0")/lab.sh"
 bin=$PWD/.bin/kubernetes
 instead='sudo make kubernetes-demo; or take a cluster that you have: make kubernetes-existing'
@@ -32,7 +32,7 @@ install() {
 	done
 	cni >/dev/null || packages+=(containernetworking-plugins)
 	[ "${#packages[@]}" -gt 0 ] || return 0
-	tools/unpack.sh "$debian" "${packages[@]}" ||
+	tools/offline/unpack.sh "$debian" "${packages[@]}" ||
 		die "the control plane and its nodes need these programs (the CNI plugins in /opt/cni/bin); or take a cluster that you have: make kubernetes-existing"
 }
 
@@ -370,7 +370,7 @@ scale() { # scale NODES
 
 stages() { # what KWOK plays: nodes that are ready and renew their leases, Pods that start at once
 	local file
-	cd "$(cd tools/kwok && GOWORK=off go list -m -f '{{.Dir}}' sigs.k8s.io/kwok)/kustomize/stage"
+	cd "$(cd deploy/lab/kwok && GOWORK=off go list -m -f '{{.Dir}}' sigs.k8s.io/kwok)/kustomize/stage"
 	for file in node/fast/node-*.yaml node/heartbeat-with-lease/node-*.yaml pod/fast/pod-*.yaml; do
 		echo --- && cat "$file"
 	done
@@ -386,8 +386,8 @@ existing:)
 	context=$(kubectl config current-context) || die 'kubectl has no cluster: set KUBECONFIG; or, as root, take three nodes of this machine: sudo make kubernetes-demo'
 	logs=$(mktemp -d)
 	case $context in
-	kind-*) images/build.sh && kind load docker-image --name "${context#kind-}" udsecho-server:latest udsecho-client:latest ;;
-	minikube) images/build.sh && minikube image load udsecho-server:latest udsecho-client:latest ;;
+	kind-*) tools/images.sh && kind load docker-image --name "${context#kind-}" udsecho-server:latest udsecho-client:latest ;;
+	minikube) tools/images.sh && minikube image load udsecho-server:latest udsecho-client:latest ;;
 	*) say "$context: its nodes need the images that deploy/kubernetes.yaml names, from a registry or loaded" ;;
 	esac
 	trap 'rm -r "$logs"' EXIT
@@ -402,7 +402,7 @@ demo: | shell:)
 	root "$instead"
 	[ -c /dev/kmsg ] || die "the kubelet needs /dev/kmsg: in a container docker run --privileged gives it; $instead"
 	install
-	images/build.sh
+	tools/images.sh
 	printf 'FROM udsecho-client:latest\nENTRYPOINT ["sleep", "1000000000"]\n' | docker build -q -t udsecho-pause:latest - >/dev/null 2>&1
 	enter "$instead" "$self" "$@"
 	;;

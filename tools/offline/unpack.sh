@@ -2,7 +2,7 @@
 # Unpacks packages of this distribution (Debian or Ubuntu) in a folder: nothing is
 # installed, no service starts, and nobody has to be root.
 #
-#     tools/unpack.sh .bin/debian busybox-static
+#     tools/offline/unpack.sh .bin/debian busybox-static
 set -eu
 mkdir -p "$1"
 cd "$1"

@@ -1,4 +1,4 @@
-module github.com/udsecho/udsecho/tools/compose
+module github.com/udsecho/udsecho/tools/offline/compose
 
 go 1.26
 

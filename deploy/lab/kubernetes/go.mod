@@ -1,4 +1,4 @@
-module github.com/udsecho/udsecho/tools/kubernetes
+module github.com/udsecho/udsecho/deploy/lab/kubernetes
 
 go 1.26
 

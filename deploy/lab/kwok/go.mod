@@ -1,4 +1,4 @@
-module github.com/udsecho/udsecho/tools/kwok
+module github.com/udsecho/udsecho/deploy/lab/kwok
 
 go 1.26.0
 
