@@ -15,14 +15,14 @@ func TestDrawsEachMeasurementInEachFormat(t *testing.T) {
 	measured := filepath.Join(dir, "bench.json")
 	result := bench.Result{Base: 1}
 	for i := range 4 { // 2 addresses × 2 numbers of connections
-		row := &bench.Row{Address: []string{"stream:a", "tcp::1"}[i%2], Size: 64, Connections: 1 + i/2, Window: 1, Ratio: 1, RatioMin: 0.9, RatioMax: 1.1}
+		row := &bench.Row{Name: []string{"a", "b"}[i%2], Size: 64, Connections: 1 + i/2, Window: 1, Ratio: 1, RatioMin: 0.9, RatioMax: 1.1}
 		result.Rows = append(result.Rows, row)
 	}
 	testkit.Check(t, bench.WriteFile(measured, result.WriteJSON))
-	for _, in := range []string{measured, "../../docs/scale.csv"} {
+	for _, in := range [][]string{{measured, measured}, {"../../docs/scale.csv"}} {
 		for ext, start := range map[string]string{".svg": "<?xml", ".png": "\x89PNG"} {
 			out := filepath.Join(dir, "plot"+ext)
-			testkit.Check(t, run([]string{in, out}))
+			testkit.Check(t, run(append(in, out)))
 			content, err := os.ReadFile(out)
 			if err != nil || !strings.HasPrefix(string(content), start) {
 				t.Errorf("%s, %s: %v, %.20q", in, ext, err, content)

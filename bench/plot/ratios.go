@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"image/color"
 	"io"
+	"slices"
+	"strings"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -19,17 +21,24 @@ import (
 const slot = 22 * vg.Millimeter / 3
 
 // ratios draws the ratio of each address to the baseline, with its range over the
-// rounds, for each size and number of connections.
+// rounds, for each load. in is one result after the other, of the same addresses.
 func ratios(in io.Reader) ([]*plot.Plot, vg.Length, error) {
-	var r bench.Result
-	if err := json.NewDecoder(in).Decode(&r); err != nil {
-		return nil, 0, err
+	var rows []*bench.Row
+	base := 1
+	for d := json.NewDecoder(in); ; {
+		var r bench.Result
+		if err := d.Decode(&r); err == io.EOF && len(rows) > 0 {
+			break
+		} else if err != nil {
+			return nil, 0, err
+		}
+		rows, base = append(rows, r.Rows...), r.Base
 	}
-	if len(r.Rows) == 0 {
+	if len(rows) == 0 {
 		return nil, 0, errors.New("it has no rows")
 	}
 	p := plot.New()
-	p.Title.Text = "Messages per second, as a ratio to " + baseline(&r)
+	p.Title.Text = "Messages per second, as a ratio to " + baseline(rows[0].Name, base)
 	p.Y.Label.Text = "median ratio, and its range over the rounds"
 	p.Y.Min = 0
 	grid := plotter.NewGrid()
@@ -38,22 +47,30 @@ func ratios(in io.Reader) ([]*plot.Plot, vg.Length, error) {
 	p.Legend.Top, p.Legend.Padding = true, vg.Millimeter
 
 	var groups []plot.Tick
-	n := addresses(&r)
+	n := 1 + slices.IndexFunc(rows[1:], func(row *bench.Row) bool { return row.Name == rows[0].Name })
+	if n == 0 {
+		n = len(rows)
+	}
 	var at float64 // the next bar, in slots
-	for i, row := range r.Rows {
+	for i, row := range rows {
 		if i%n == 0 {
 			at++ // a gap between groups
-			groups = append(groups, plot.Tick{Value: at + float64(n-1)/2, Label: title(row)})
+			groups = append(groups, plot.Tick{Value: at + float64(n-1)/2, Label: strings.ReplaceAll(row.Title(), ", ", "\n")})
 		}
 		bar, err := ratio(p, row, at, plotutil.Color(i%n))
 		if err != nil {
 			return nil, 0, err
 		}
 		if i < n {
-			p.Legend.Add(row.Address, bar)
+			p.Legend.Add(row.Name, bar)
 		}
 		at++
 	}
+	level, err := plotter.NewLine(plotter.XYs{{X: 0, Y: 1}, {X: at, Y: 1}})
+	if err != nil {
+		return nil, 0, err
+	}
+	p.Add(level)
 	p.X.Min, p.X.Max = 0, at
 	p.X.Tick.Marker = plot.ConstantTicks(groups)
 	p.X.Tick.Length = 0
@@ -61,34 +78,12 @@ func ratios(in io.Reader) ([]*plot.Plot, vg.Length, error) {
 	return []*plot.Plot{p}, slot*vg.Length(at) + 30*vg.Millimeter, nil
 }
 
-// addresses returns the number of addresses, which each group of rows has.
-func addresses(r *bench.Result) int {
-	for i, row := range r.Rows[1:] {
-		if row.Address == r.Rows[0].Address {
-			return i + 1
-		}
-	}
-	return len(r.Rows)
-}
-
 // baseline names what the ratios are to.
-func baseline(r *bench.Result) string {
-	if r.Base > 1 {
-		return fmt.Sprintf("the fastest of the first %d addresses", r.Base)
+func baseline(first string, addresses int) string {
+	if addresses > 1 {
+		return fmt.Sprintf("the fastest of the first %d", addresses)
 	}
-	return r.Rows[0].Address
-}
-
-// title names a group of rows.
-func title(row *bench.Row) string {
-	s := fmt.Sprintf("%d B × %d", row.Size, row.Connections)
-	if row.Size%1024 == 0 {
-		s = fmt.Sprintf("%d KiB × %d", row.Size/1024, row.Connections)
-	}
-	if row.Window > 1 {
-		s += fmt.Sprintf(", %d in flight", row.Window)
-	}
-	return s
+	return first
 }
 
 // ratio adds the bar of a row to a plot, at slot number at.

@@ -17,6 +17,7 @@ import (
 
 type benchCmd struct {
 	Connect     []addr.Addr   `default:"stream:./uds_socket" placeholder:"ADDR" help:"The servers to measure side by side, as for echo."`
+	Names       []string      `placeholder:"NAME" help:"What tables and charts call these addresses, in their order (default: the addresses)."`
 	Size        []int         `default:"64" placeholder:"BYTES" help:"Sizes of a message; each with each number of connections."`
 	Connections []int         `default:"1" placeholder:"N" help:"Numbers of connections."`
 	Window      int           `default:"1" placeholder:"N" help:"Messages in flight on each connection."`
@@ -49,6 +50,8 @@ func (c *benchCmd) Validate() error {
 		}
 	}
 	switch {
+	case len(c.Names) > len(c.Connect):
+		return fmt.Errorf("--names: %d names for %d addresses", len(c.Names), len(c.Connect))
 	case len(c.Connect) == 0:
 		return errors.New("--connect: no address; write stream:PATH")
 	case c.Window < 1 || c.Window > 10_000:
@@ -73,7 +76,7 @@ func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 		return cli.Dial(ctx, a, c.dialConfig(a), c.Retry)
 	}
 	config := bench.Config{
-		Addrs: c.Connect, Dial: open, Sizes: c.Size, Connections: c.Connections, Window: c.Window, Rate: c.Rate,
+		Addrs: c.Connect, Names: c.Names, Dial: open, Sizes: c.Size, Connections: c.Connections, Window: c.Window, Rate: c.Rate,
 		Warmup: c.Warmup, Duration: c.Duration, Rounds: c.Rounds, Baseline: c.Baseline, Spin: c.Spin,
 	}
 	if cli.IsTerminal(std.Err) {

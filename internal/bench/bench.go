@@ -26,6 +26,7 @@ import (
 // at each address.
 type Config struct {
 	Addrs       []addr.Addr
+	Names       []string // of the addresses, in tables and charts; those that have none are called by their address
 	Dial        func(context.Context, addr.Addr) (*sock.Conn, error)
 	Sizes       []int // of a message, in bytes
 	Connections []int
@@ -42,7 +43,9 @@ type Config struct {
 // A Row is the measurement of one size, with one number of connections, at one
 // address, over all rounds. Latencies are in nanoseconds.
 type Row struct {
+	Name        string    `json:"name"`
 	Address     string    `json:"address"`
+	Spins       bool      `json:"client_spins"`
 	Size        int       `json:"size_bytes"`
 	Connections int       `json:"connections"`
 	Window      int       `json:"window"`
@@ -86,7 +89,10 @@ func (c Config) Run(ctx context.Context) (*Result, error) {
 		for _, connections := range c.Connections {
 			rows := make([]*Row, len(c.Addrs))
 			for i, a := range c.Addrs {
-				rows[i] = &Row{Address: a.String(), Size: size, Connections: connections, Window: c.Window, histogram: newHistogram()}
+				rows[i] = &Row{Name: a.String(), Address: a.String(), Spins: c.Spin > 0, Size: size, Connections: connections, Window: c.Window, histogram: newHistogram()}
+				if i < len(c.Names) {
+					rows[i].Name = c.Names[i]
+				}
 			}
 			for round := range c.Rounds {
 				for i := range c.Addrs {
