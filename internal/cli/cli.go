@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"runtime/debug"
 	"slices"
+	"strings"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
@@ -137,8 +139,19 @@ func (n *noting) Write(p []byte) (int, error) {
 	return m, err
 }
 
-// Version is the version of the programs and the images.
-const Version = "0.1.0"
+// Version is the version of the programs: what `go install` or a build in a
+// checkout has recorded, or else, as in the images, the release that
+// CHANGELOG.md begins with.
+var Version = version()
+
+const release = "v0.2.0"
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && strings.HasPrefix(info.Main.Version, "v") {
+		return info.Main.Version
+	}
+	return release
+}
 
 // helpOf returns how to get help on the command that was called wrongly.
 func helpOf(name string, err error) string {

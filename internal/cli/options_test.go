@@ -1,6 +1,10 @@
 package cli
 
-import "testing"
+import (
+	"os"
+	"strings"
+	"testing"
+)
 
 func TestHelpHasDefaultAndVariable(t *testing.T) {
 	t.Parallel()
@@ -18,5 +22,16 @@ func TestHelpHasDefaultAndVariable(t *testing.T) {
 		if help := withDefault(f.Value); help != want {
 			t.Errorf("--%s: %q, want %q", f.Name, help, want)
 		}
+	}
+}
+
+func TestReleaseIsTheChangelogsFirst(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../CHANGELOG.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, first, _ := strings.Cut(string(text), "\n## "); !strings.HasPrefix(first, release+"\n") && !strings.HasPrefix(first, release+",") {
+		t.Errorf("CHANGELOG.md begins with %.20q, the programs' release is %s", first, release)
 	}
 }
