@@ -27,10 +27,9 @@ COPY . .
 RUN CGO_ENABLED=0 go build -trimpath -gcflags=all=-dwarf=false -ldflags=-s -o /out/ ./server ./client ./cmd/uds
 
 # /run/uds is for the server's sockets, /run/clients for those that datagram
-# clients bind. A new named volume takes owner and mode from here, so both images
-# make the directories alike; and a copy of their contents too, so both leave
-# them empty. The set-group-id bit gives what is made in them the group that
-# server and clients share.
+# clients bind. A new named volume takes owner, mode and contents from here. So both
+# images make the directories alike, and leave them empty. The set-group-id bit gives
+# new files the group that server and clients share.
 FROM ${BASE_IMAGE} AS base
 RUN mkdir -p /run/uds /run/clients && \
     chown 10001:10000 /run/uds && chown 10002:10000 /run/clients && \

@@ -1,7 +1,6 @@
 #!/bin/sh
-# `uds forward` beside what one could take instead, socat and
-# systemd-socket-proxyd, under the same load: medians of interleaved rounds, and
-# their ranges. `make bench-forward` calls it.
+# `uds forward`, socat and systemd-socket-proxyd under the same load: medians of
+# interleaved rounds, and their ranges. `make bench-forward` calls it.
 #
 #     ROUNDS=5 make bench-forward
 set -eu

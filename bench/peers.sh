@@ -1,6 +1,6 @@
 #!/bin/sh
-# Our server beside what one could take instead, under the same load, without
-# containers: ratios are to the faster of the two C servers in the same round.
+# Our server and its alternatives under the same load, without containers. Ratios
+# are to the faster of the two C servers in the same round.
 # `make bench-peers` calls it.
 #
 #     ROUNDS=5 DURATION=1s make bench-peers

@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# What the examples' tests have alike; each sources it in its own folder. The
-# project that it runs is not the one that a reader of the README runs, so that
-# one is left alone; at the end it is taken down, however that comes.
+# The common part of the examples' tests; each sources it in its own folder. It runs
+# a Compose project of its own, so that a stack that you have running is left alone,
+# and takes it down at the end, also after a failure or a signal.
 
 export COMPOSE_PROJECT_NAME="udsecho-examples-${PWD##*/}"
 # Which compose: COMPOSE=docker-compose tests with the old one.

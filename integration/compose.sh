@@ -1,7 +1,7 @@
 # shellcheck shell=sh
-# What make demo and make bench have alike; they source it in the project's
-# directory. It takes $COMPOSE_PROJECT_NAME down at the end, however that comes:
-# a project of its own, so that a stack that you have running is left alone.
+# The common part of make demo and make bench, which source it in the project's
+# directory. It runs $COMPOSE_PROJECT_NAME, so that a stack that you have running is
+# left alone, and takes it down at the end, also after a failure or a signal.
 
 if docker compose version >/dev/null 2>&1; then
 	compose() { docker compose "$@"; }

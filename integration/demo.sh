@@ -12,7 +12,7 @@ echo '--- starting them as two containers without a network'
 quietly compose up -d
 status=$(docker wait "$(container client)")
 
-# The client may end a moment before the server has said all.
+# The client may end a moment before the server's last line.
 tries=600 # a minute
 until docker logs "$(container server)" 2>&1 | grep -q 'no data from' || [ $((tries -= 1)) -eq 0 ]; do sleep 0.1; done
 

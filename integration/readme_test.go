@@ -122,8 +122,8 @@ func TestListenOfTheREADMECompiles(t *testing.T) {
 	t.Parallel()
 	file := t.TempDir() + "/main.go"
 	source := `package main
-import ("context"; "net/http"; "github.com/udsecho/udsecho/uds")
-func serve(ctx context.Context, handler http.Handler) error {
+import ("context"; "net/http"; "os"; "os/signal"; "syscall"; "github.com/udsecho/udsecho/uds")
+func serve(handler http.Handler) error {
 ` + readme(t, "listen") + `}
 func main() { _ = serve }
 `

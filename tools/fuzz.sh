@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs every fuzz target for a while, one after the other, a line each. Making an
-# interesting input shorter gets few tries: it would take most of the time.
+# Runs one fuzz target after another for a while, and prints a line for each.
+# Minimizing an interesting input gets few tries, because it takes most of the time.
 #
 #     tools/fuzz.sh 60s
 set -eu

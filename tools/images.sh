@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 tools/offline/base.sh -q
-# What the environment says goes before what .env says, as for compose.
+# As for compose, a variable of the environment overrides .env.
 from() { eval "echo \"\${$1:-$(sed -n "s/^$1=//p" .env 2>/dev/null | tail -n 1)}\""; }
 for program in server client tools; do
 	set -- # the build arguments

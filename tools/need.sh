@@ -1,10 +1,10 @@
 #!/bin/sh
-# Sees to it that programs are on this machine. As root on Debian or Ubuntu it
-# installs the packages of those that are missing; elsewhere it names them.
+# Installs the packages of programs that are missing, as root on Debian or Ubuntu.
+# Elsewhere it names the packages.
 #
 #     tools/need.sh shellcheck spin    exits with 1 if one is still missing
-#     tools/need.sh --tests            what single tests need, which are skipped without: exits with 0
-#     tools/need.sh --stress           and those of make stress
+#     tools/need.sh --tests            the programs without which a test is skipped; exits with 0
+#     tools/need.sh --stress           the same for make stress
 set -eu
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Other machines than this one: 32-bit and arm64 Linux compile, tests and all, and
-# arm64 echoes, under an emulator; macOS and Windows get one line that says what
-# to run instead.
+# Builds for other machines: 32-bit and arm64 Linux with all tests, and an arm64 echo
+# under an emulator. On macOS and Windows the library compiles, and the programs
+# print one line that names what to run instead.
 #
 #     tools/platforms.sh
 set -eu

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Records the demo as docs/demo.svg, without the server's events, at a pace that
-# one can read. `make recording` calls it.
+# one can read. It plays once and rests on the whole transcript, which is also what
+# shows where nothing is animated. `make recording` calls it.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -29,4 +30,6 @@ script -qec "stty cols 90 rows 24; termtosvg docs/demo.svg -c 'tools/recording.s
 	tail -n 5 "$log" >&2
 	exit 1
 }
+last=$(sed -n 's/^100.*translateY(\(-[0-9]*\)px).*/\1/p' docs/demo.svg)
+sed -i "s/animation-iteration-count:infinite/animation-iteration-count:1/; s/<g id=\"screen_view\">/<g id=\"screen_view\" transform=\"translate(0,$last)\">/" docs/demo.svg
 echo "recording: docs/demo.svg, $(($(wc -c <docs/demo.svg) / 1024)) KiB" >&2

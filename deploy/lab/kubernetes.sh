@@ -73,8 +73,8 @@ control() {
 	await 'start the controllers' kubectl get serviceaccount default
 }
 
-# join starts a node's containerd and kubelet, all of whose files are in folders of
-# the node's own.
+# join starts a node's containerd and kubelet. All their files are in the node's own
+# folders.
 join() { # join NODE
 	local dir=$lab/etc-$1
 	start_node "${1#node-}"
@@ -252,8 +252,8 @@ faults() {
 	echo "$(awk '{ sum += $1 } END { print 2 * sum }' "$logs"/pump.*) bytes through the sockets, $(($(links) - bytes)) on the links of the nodes meanwhile" >>"$logs/report"
 }
 
-# deletion deletes a node's Pod, and looks how its containers ended. A Pod's status
-# has the second of an end; where two are the same, a lab's containerd knows more.
+# deletion deletes a node's Pod and checks in which order its containers ended. The
+# Pod's status has whole seconds; if two are equal, a lab's containerd knows more.
 deletion() { # deletion NODE
 	local name client server end watch patience=60
 	name=$(pod "$1")

@@ -13,7 +13,7 @@ set -Eeuo pipefail
 trap 'echo "$(basename "$0"): line $LINENO of ${BASH_SOURCE[0]} failed: $BASH_COMMAND" >&2' ERR
 shopt -s nullglob
 
-# shellcheck disable=SC2034 # for those who source this
+# shellcheck disable=SC2034 # the scripts that source this use them
 self=$(realpath "$0")
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 lab=/dev/shm          # in the lab: a file system of its own, in memory, which the nodes see
@@ -42,8 +42,7 @@ await() { # await WHAT COMMAND...: until the command succeeds
 	done
 }
 
-# Control groups: one tree (version 2), or one for each controller (version 1),
-# some of which have second names.
+# Control groups: one tree (version 2), or a tree for each controller (version 1).
 roots() {
 	if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
 		echo /sys/fs/cgroup
@@ -79,7 +78,7 @@ root() { # root INSTEAD: what those do who are not root
 	[ "$(id -u)" = 0 ] || die "needs root, for namespaces of its own: $1"
 }
 
-# enter runs a program in a lab, as process 1. INSTEAD is for those who cannot.
+# enter runs a program in a lab, as process 1. INSTEAD is the advice if it cannot.
 enter() { # enter INSTEAD PROGRAM...
 	local program status=0
 	for program in ip:iproute2 iptables:iptables nsenter:util-linux setpriv:util-linux flock:util-linux; do
@@ -104,8 +103,8 @@ enter() { # enter INSTEAD PROGRAM...
 	exit "$status"
 }
 
-# set_up is the first that is done in a lab. 10.77.0.100 is the lab itself,
-# 10.77.0.N node-N. No name is looked up in vain elsewhere.
+# set_up runs first in a lab. 10.77.0.100 is the lab itself,
+# 10.77.0.N node-N. Lookups of other names fail at once.
 set_up() {
 	mount -t proc proc /proc
 	mount -t tmpfs -o mode=0755 lab "$lab"
@@ -138,10 +137,10 @@ tell() { # tell NODE COMMAND...
 	echo "${*:2}" >"$lab/$1"
 }
 
-# node is process 1 of a node, and runs the lines of its standard input, which are
-# commands or the functions below. With the end of the input it ends, and the
-# kernel kills all that it started. It writes its id, of the namespace it was
-# started from, once the node's folders are its own: /proc/ID/root leads to them.
+# node is process 1 of a node. It runs the lines of its standard input: commands, or
+# the functions below. It ends with its input, and the kernel then kills everything
+# that it started. Once the node has folders of its own, it writes its process id as
+# the outer namespace knows it: /proc/ID/root leads to these folders.
 node() { # node NAME
 	local id line dir
 	read -r id _ </proc/self/stat
@@ -182,9 +181,9 @@ power_cut() { # all of the node's processes, as a power cut would
 	while (set +f && set -- /proc/[1-9]* && [ $# -gt 2 ]); do sleep 0.05; done # this one and its copy
 }
 
-# What follows is for scripts that have clients count: collect, a function of
-# theirs, brings a node's files in $logs up to date. Their lines are a time,
-# "echoes", a number, "failures", a number; the greatest of a file count.
+# The rest is for scripts whose clients count echoes. Such a script has a function
+# collect, which brings a node's files in $logs up to date. A line of these files is
+# a time, "echoes", a number, "failures", a number; the last line has the totals.
 
 count() { # count NODE...: prints the echoes and the failures there so far
 	local node files=(/dev/null)

@@ -41,8 +41,8 @@ healed() { # healed NODE
 	state "$1" Ready && [ -n "$(containers "$1" server)" ] && [ -n "$(containers "$1" client)" ]
 }
 
-# served_by prints who the server says it is that received the messages of the
-# node's client, which are the name of its node.
+# served_by prints the name of the server that answered NODE's client. The client's
+# message is the name of its node.
 served_by() { # served_by NODE
 	on "$1" logs "$(containers "$1" server)" 2>&1 | sed -n "s/.*\"identity\":\"\([^\"]*\)\".*\"message\":\"received '$1'\".*/\1/p" | sort -u
 }

@@ -4,9 +4,9 @@
 set -eu
 data=/var/lib/postgresql/data
 
-# PostgreSQL's own lock files name a process, and every PostgreSQL is process 1 of
-# its container: a second one would take a running one's for its own. The kernel
-# frees these two when process 1 dies, whatever kills it.
+# PostgreSQL's own lock files name a process, and in a container that is always
+# process 1: a second PostgreSQL would mistake a running one's lock for its own old
+# one. The kernel frees these two locks when process 1 dies, however it dies.
 umask 077 # a client that could read the files could hold the locks
 exec 8>>/var/run/postgresql/lock 9>>/var/lib/postgresql/lock
 if ! flock -n 8 || ! flock -n 9; then

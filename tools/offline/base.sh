@@ -2,9 +2,9 @@
 # Makes the images that the Dockerfile starts from, if no registry can be reached.
 # If one can be reached it does nothing, because the engine pulls them.
 #
-# It makes them from this machine's own Go and a static busybox, and names them in
-# .env as GO_IMAGE and BASE_IMAGE, which compose reads by itself. Call it again when
-# the programs import something new; if there is nothing to do it takes a second.
+# It makes them from this machine's own Go and a static busybox, and writes GO_IMAGE
+# and BASE_IMAGE to .env, which compose reads. Call it again when the programs import
+# something new; if there is nothing to do, it takes a second.
 #
 #     tools/offline/base.sh            logs what it does on standard error
 #     tools/offline/base.sh -q         logs only what it makes

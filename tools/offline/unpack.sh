@@ -1,6 +1,6 @@
 #!/bin/sh
-# Unpacks packages of this distribution (Debian or Ubuntu) in a folder: nothing is
-# installed, no service starts, and nobody has to be root.
+# Unpacks packages of this distribution (Debian or Ubuntu) in a folder, without root:
+# nothing is installed, and no service starts.
 #
 #     tools/offline/unpack.sh .bin/debian busybox-static
 set -eu
