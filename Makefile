@@ -13,9 +13,9 @@ TOOL = GOWORK=off go tool -modfile=tools/go.mod
 # Both modules, see go.work.
 ALL = ./... ./uds/...
 
-# One package at a time: what their tests start would slow down each other's. The
-# race detector needs a C compiler.
-GOTEST = $$($(TOOL) -n gotestsum) --format $$([ -t 1 ] && echo testname || echo pkgname) -- -p 1 -count=1 -timeout 40m \
+# Two packages at a time, on any machine: tests wait for events, but what they start
+# shares the processors. The race detector needs a C compiler.
+GOTEST = $$($(TOOL) -n gotestsum) --format $$([ -t 1 ] && echo testname || echo pkgname) -- -p 2 -count=1 -timeout 40m \
 	$$([ "$$(go env CGO_ENABLED)" = 0 ] || echo -race)
 
 help: # this list
@@ -30,10 +30,10 @@ test: engine # every test; what single tests need is installed (as root on Debia
 	@$(GOTEST) $(ALL)
 	@$(GOTEST) -tags uds_portable ./uds
 
-stress: engine # the same tests with the counts of docs/faults.csv, and what takes minutes
+stress: engine # with the counts of docs/faults.csv: the tests that make test runs shorter, or not at all
 	@tools/need.sh --stress
 	@tools/need.sh docker-compose 'docker compose'
-	@STRESS=1 $(GOTEST) $(ALL)
+	@STRESS=1 $(GOTEST) $$(tools/stressed.sh)
 
 engine:
 	@tools/offline/base.sh -q || { echo 'make: these tests run containers; without an engine: go test -short ./...' >&2; exit 1; }
