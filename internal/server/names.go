@@ -82,7 +82,7 @@ type name struct {
 func newNames(s *Server) names {
 	return names{
 		workDir{home: unix.AT_FDCWD, fds: -1}, map[client]name{}, map[client]bool{}, map[uint64]bool{},
-		searches{found: s.found, post: s.Loop.Post, asked: map[client]bool{}, users: map[uint32]int{}},
+		searches{found: s.found, post: s.Loop.Post, asked: map[client]bool{}, users: map[place]int{}},
 	}
 }
 

@@ -14,7 +14,8 @@ import (
 )
 
 // The limits of searches at the same time, in all and for one user: each takes
-// a thread if the name is on a file system that does not answer.
+// a thread if the name is on a file system that does not answer. Searches for
+// abstract names wait for nothing but the kernel, so they have places of their own.
 const (
 	maxSearches     = 32
 	maxUserSearches = 8
@@ -27,13 +28,20 @@ type searches struct {
 	found func(finding)     // gets the result of each, on the loop's goroutine
 	post  func(func()) bool // of the loop
 	asked map[client]bool   // in progress; only the loop uses it
-	users map[uint32]int    // searches in progress for a user; only the loop uses it
+	users map[place]int     // searches in progress for a user; only the loop uses it
 
 	list   sync.Mutex // held while the kernel lists the sockets
 	listed time.Time  // when the kernel began the last list
 	owners *why.Owners
 	err    error
 }
+
+type place struct {
+	uid      uint32
+	abstract bool
+}
+
+func (c client) place() place { return place{c.uid, !c.address.IsPath()} }
 
 // A finding is the end of a search: the file of the client's socket, if it has
 // one, or the reason why the client gets no reply.
@@ -49,12 +57,12 @@ type finding struct {
 // many. home is the directory of relative paths, own are the inodes of the
 // server's sockets.
 func (s *searches) ask(c client, home int, own []uint64) {
-	if s.asked[c] || len(s.asked) >= maxSearches || s.users[c.uid] >= maxUserSearches {
+	if s.asked[c] || len(s.asked) >= maxSearches || s.users[c.place()] >= maxUserSearches {
 		return
 	}
 	c = c.clone()
 	s.asked[c] = true
-	s.users[c.uid]++
+	s.users[c.place()]++
 	go func() {
 		f := s.search(c, home, own)
 		if !s.post(func() { s.end(f) }) {
@@ -66,8 +74,8 @@ func (s *searches) ask(c client, home int, own []uint64) {
 // end ends a search.
 func (s *searches) end(f finding) {
 	delete(s.asked, f.client)
-	if s.users[f.client.uid]--; s.users[f.client.uid] == 0 {
-		delete(s.users, f.client.uid)
+	if s.users[f.client.place()]--; s.users[f.client.place()] == 0 {
+		delete(s.users, f.client.place())
 	}
 	if len(s.asked) == 0 {
 		s.list.Lock()
