@@ -4,6 +4,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,8 +51,10 @@ func pathOf(s string) (string, error) {
 }
 
 // Run inspects all paths, and continues after a path that it cannot inspect.
-func (c *inspectCmd) Run(std cli.Std) error {
+func (c *inspectCmd) Run(ctx context.Context, std cli.Std) error {
 	var failed []string
+	var of inspect.Collector
+	all, _, _ := of.Sockets() // before it connects; what cannot be seen is left out
 	for _, path := range c.Path {
 		in, err := inspect.Path(path)
 		if err != nil {
@@ -59,6 +62,9 @@ func (c *inspectCmd) Run(std cli.Std) error {
 		}
 		if in == nil {
 			continue
+		}
+		if s := in.See(all); s != nil {
+			of.Name(ctx, []*inspect.Socket{s})
 		}
 		in.Path, in.Row, in.Process = logtext.Escape(in.Path), logtext.Escape(in.Row), logtext.Escape(in.Process)
 		if err := c.write(std.Out, in); err != nil {
@@ -102,6 +108,9 @@ func (c *inspectCmd) write(w io.Writer, in *inspect.Result) error {
 			line("queue", queue(in))
 		} else {
 			line("backlog", backlog(in))
+		}
+		if in.Connections != nil {
+			line(clients(in))
 		}
 	}
 	if in.ReadOnly {
@@ -151,6 +160,23 @@ func backlog(in *inspect.Result) string {
 		return fmt.Sprintf("full: %d of %d connections wait, the kernel admits one more", *in.Waiting, *in.Backlog)
 	default:
 		return fmt.Sprintf("%d of %d connections wait", *in.Waiting, *in.Backlog)
+	}
+}
+
+// clients describes the connections of a socket that serves, or the one that an
+// open socket is an end of.
+func clients(in *inspect.Result) (name, value string) {
+	var ends []*inspect.End
+	for _, c := range in.Connections {
+		ends = append(ends, c.Client)
+	}
+	switch {
+	case len(ends) == 0:
+		return "clients", "none seen"
+	case in.State == inspect.Private && in.Kind == "open socket":
+		return "between", summary(ends...) + " and " + summary(in.Connections[0].Server)
+	default:
+		return "clients", fmt.Sprintf("%d: %s", len(ends), summary(ends...))
 	}
 }
 

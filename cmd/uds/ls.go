@@ -52,7 +52,7 @@ const period = time.Second
 // Run lists once, or until the context ends.
 func (c *lsCmd) Run(ctx context.Context, std cli.Std) error {
 	var of inspect.Collector
-	all, unseen, err := of.Sockets(ctx)
+	all, unseen, err := of.Sockets()
 	if err != nil {
 		return err
 	}
@@ -63,6 +63,7 @@ func (c *lsCmd) Run(ctx context.Context, std cli.Std) error {
 	if err != nil {
 		return err
 	}
+	of.Name(ctx, shown)
 	if c.Watch {
 		follow := c.follow(std.Out)
 		for tick := time.NewTicker(period); err == nil; {
@@ -74,8 +75,9 @@ func (c *lsCmd) Run(ctx context.Context, std cli.Std) error {
 				return nil
 			case <-tick.C:
 			}
-			if all, _, err = of.Sockets(ctx); err == nil {
+			if all, _, err = of.Sockets(); err == nil {
 				shown, _, err = c.pick(all)
+				of.Name(ctx, shown)
 			}
 		}
 		return err

@@ -176,6 +176,33 @@ func TestSocketsOfOtherNetworkNamespacesAreListed(t *testing.T) {
 	wantListed(t, ls(t, d), "t", accepted.numbers[0])
 }
 
+func TestInspectShowsWhoIsConnected(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	s := own(t, "listen stream "+d+"/s", "connect stream "+d+"/s", "accept", "listen datagram "+d+"/g")
+	c := start(t, d, nil, "connect stream s", "connect stream s", "connect datagram g")
+	me, they := fmt.Sprintf("[%d] ", os.Getpid()), fmt.Sprintf("[%d] ", c.Pid())
+	inspected := func(path string, words ...string) {
+		t.Helper()
+		testkit.Await(t, func() error { // see wantLines
+			status, stdout, stderr := run(t, d, "inspect", path)
+			for _, word := range words {
+				if status != 0 || !strings.Contains(stdout, word) {
+					return fmt.Errorf("uds inspect %s: exit status %d, without %q: %s%s", path, status, word, stdout, stderr)
+				}
+			}
+			return nil
+		})
+	}
+	inspected("s", "\n  clients   3: ", me, they, " ×2")
+	inspected("g", "\n  clients   1: ", they)
+	inspected(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), s[1]), "\n  between   ", me, " and ")
+	shut(t, &s[1])
+	inspected("s", "\n  clients   3: ", "(closed)", they, " ×2")
+	_, stdout, _ := run(t, d, "inspect", "--format", "json", "s")
+	wantWords(t, stdout, `"connections":[{"client":null,"server":{"inode":`, fmt.Sprintf(`"processes":[{"pid":%d,`, c.Pid()))
+}
+
 func TestUsersSeeWhatTheyMay(t *testing.T) {
 	t.Parallel()
 	testkit.NeedRoot(t, "which may become other users")

@@ -17,9 +17,8 @@ import (
 type Collector struct{ names names }
 
 // Sockets returns the sockets that are served, and the pairs, in all network
-// namespaces that this process may enter. It connects to none of them but the
-// container engine's.
-func (c *Collector) Sockets(ctx context.Context) ([]*Socket, Unseen, error) {
+// namespaces that this process may enter. It connects to none of them.
+func (c *Collector) Sockets() ([]*Socket, Unseen, error) {
 	all, denied, err := namespaces()
 	if err != nil {
 		return nil, Unseen{}, err
@@ -30,15 +29,32 @@ func (c *Collector) Sockets(ctx context.Context) ([]*Socket, Unseen, error) {
 			held[s.Number] = nil
 		}
 	}
-	processes, closed, err := holders(held)
+	closed, err := holders(held)
 	if err != nil {
 		return nil, Unseen{}, err
+	}
+	return join(all, held), Unseen{closed, denied, !firstPIDs()}, nil
+}
+
+// Name completes the containers of sockets with their names. For containers that
+// are new to it, it asks the engine, which sees that as a client.
+func (c *Collector) Name(ctx context.Context, sockets []*Socket) {
+	var processes []*Process
+	for _, s := range sockets {
+		ends := []*End{s.Server}
+		for _, of := range s.Connections {
+			ends = append(ends, of.Client, of.Server)
+		}
+		for _, e := range ends {
+			if e != nil {
+				processes = append(processes, e.Processes...)
+			}
+		}
 	}
 	if c.names == nil {
 		c.names = names{}
 	}
 	c.names.complete(ctx, processes)
-	return join(all, held), Unseen{closed, denied, !firstPIDs()}, nil
 }
 
 // Unseen is what Sockets could not look into.

@@ -64,6 +64,8 @@ type Result struct {
 	NextBytes *uint32 `json:"next_bytes"`
 	Full      *bool   `json:"full"` // whether the next client has to wait to connect or to send
 
+	Connections []Connection `json:"connections"` // nil if See has not found the socket
+
 	NotTold string `json:"not_told"` // why sock_diag(7) has not reported this socket
 
 	Why      []string `json:"why"`       // what stops the socket from working now or later, each with its cure
@@ -87,6 +89,24 @@ func Path(path string) (*Result, error) {
 		in = nil
 	}
 	return in, fmt.Errorf("inspect %s: %w", path, err)
+}
+
+// See completes the result with the connections of the socket, if it is among
+// those that a [Collector] has collected, better before Path: that connects, too.
+// It returns the socket, nil if it is not among them.
+func (in *Result) See(all []*Socket) *Socket {
+	pick, err := At(in.Path)
+	var here unix.Stat_t
+	if err != nil || in.State != Live && in.State != Private || unix.Stat("/proc/thread-self/ns/net", &here) != nil {
+		return nil
+	}
+	for _, s := range all {
+		if s = pick(s); s != nil && (in.Path[0] != '@' || s.Namespace == here.Ino) {
+			in.Connections = s.Connections
+			return s
+		}
+	}
+	return nil
 }
 
 func inspect(path string) (*Result, error) {

@@ -22,7 +22,7 @@ type Process struct {
 // holders finds the processes that have sockets open: held has the numbers of
 // the sockets as keys, and gets the processes. denied is the number of processes
 // that this one may not look into.
-func holders(held map[uint32][]*Process) (found []*Process, denied int, err error) {
+func holders(held map[uint32][]*Process) (denied int, err error) {
 	all, err := procfs.AllProcs()
 	for _, proc := range all {
 		// It needs the same permission as the targets of descriptors, which come
@@ -47,12 +47,11 @@ func holders(held map[uint32][]*Process) (found []*Process, denied int, err erro
 				if p = process(proc); p == nil {
 					break
 				}
-				found = append(found, p)
 			}
 			held[uint32(number)] = append(of, p)
 		}
 	}
-	return found, denied, err
+	return denied, err
 }
 
 // process returns nil if the process has ended.
