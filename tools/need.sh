@@ -17,7 +17,7 @@ package() { # package PROGRAM: which one contains it
 	nsenter | prlimit | setpriv | setsid | taskset | unshare) echo util-linux ;;
 	postgres) echo postgresql ;;
 	qemu-aarch64-static) echo qemu-user-static ;;
-	systemd-socket-activate) echo systemd ;;
+	busctl | systemd-socket-activate) echo systemd ;;
 	Xvfb) echo xvfb ;;
 	*) echo "$1" ;;
 	esac
@@ -36,7 +36,7 @@ if [ "$1" = --tests ] || [ "$1" = --stress ]; then
 	[ "$1" = --tests ] || more='postgres tshark'
 	# gcc is for the race detector.
 	# shellcheck disable=SC2086 # several words
-	set -- bash bindfs curl fuse-overlayfs gcc ip iptables nc.openbsd nsenter prlimit python3 setpriv socat systemd-socket-activate taskset unshare Xvfb $more
+	set -- bash bindfs busctl curl dbus-daemon fuse-overlayfs gcc ip iptables nc.openbsd nsenter prlimit python3 setpriv socat systemd-socket-activate taskset unshare Xvfb $more
 	why='tests run them with the stack; a test whose program is missing is skipped, and says so'
 	optional=true
 fi

@@ -116,3 +116,36 @@ func TestPeerAuthenticationOfPostgreSQL(t *testing.T) {
 	server.Signal(t, os.Interrupt)
 	server.Status(t)
 }
+
+// D-Bus compares what its client writes, AUTH EXTERNAL and a user, with the
+// credentials of the socket.
+func TestExternalAuthenticationOfDBus(t *testing.T) {
+	testkit.NeedRoot(t, "to become other users")
+	t.Parallel()
+	need(t, "dbus-daemon", "dbus-daemon")
+	need(t, "busctl", "systemd")
+	need(t, "setpriv", "util-linux")
+	d := dir(t)
+	check(t, os.Chmod(d, 0o777))
+	check(t, os.WriteFile(d+"/bus.conf", fmt.Appendf(nil, `<busconfig><type>session</type><listen>unix:path=%s/bus</listen><auth>EXTERNAL</auth>
+		<policy context="default"><deny user="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy>
+		<policy context="mandatory"><allow user="daemon"/></policy></busconfig>`, d), 0o644))
+	as := func(user string, args ...string) []string {
+		return append([]string{"setpriv", "--reuid=" + user, "--regid=" + user, "--clear-groups"}, args...)
+	}
+	bus := start(t, d, as("bin", "dbus-daemon", "--config-file=bus.conf", "--nofork", "--print-address")...)
+	bus.Out.Await(t, 1, "unix:path=")
+	forward(t, d, "stream:as", "stream:bus", "--mode", "0666", "--as-client")
+	forward(t, d, "stream:r", "stream:bus", "--mode", "0666")
+	const name = "org.freedesktop.DBus"
+	for _, tt := range []struct {
+		user, through string
+		admitted      bool
+	}{{"daemon", "bus", true}, {"daemon", "as", true}, {"daemon", "r", false}, {"games", "bus", false}, {"games", "as", false}, {"root", "as", false}} {
+		status, out, stderr := run(t, d, "", as(tt.user, "busctl", "--address=unix:path="+d+"/"+tt.through, "call", name, "/", name, "ListNames")...)
+		if (status == 0) != tt.admitted || strings.HasPrefix(out, `as 2 "`+name+`" ":1.`) != tt.admitted {
+			t.Errorf("busctl as %s through %s: exit status %d, %q, %s", tt.user, tt.through, status, out, stderr)
+		}
+	}
+	bus.Terminate(t)
+}
