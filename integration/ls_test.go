@@ -88,6 +88,57 @@ func TestLsNamesContainersAsTheDocumentShows(t *testing.T) {
 	}
 }
 
+// The flags are those of docs/debugging.md.
+func TestLsSeesTheSameFromAContainer(t *testing.T) {
+	t.Parallel()
+	ls := uds(t)
+	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
+	if !ok {
+		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
+	}
+	volume := newVolume(t)
+	server := startServer(t, volume)
+	startConnected(t, volume, "uds_socket", "10002:10000")
+	_, pid := server.name(t)
+	socket := fmt.Sprintf("/proc/%d/root%s", pid, socketPath)
+	await(t, "the server to accept", func() bool { return strings.Contains(ls("ls", socket), " 1 open\n") })
+	inContainer := func(user string, caps ...string) (stdout, stderr string) {
+		return runClient(t, volume, []string{"ls", socket}, tool, withUser(user), withHost(func(h *container.HostConfig) {
+			h.PidMode, h.CapAdd, h.Binds = "host", caps, []string{path + ":/var/run/docker.sock"}
+			h.SecurityOpt = append(h.SecurityOpt, "apparmor=unconfined")
+		})).output(t)
+	}
+	if got, stderr := inContainer("0", "SYS_ADMIN", "SYS_PTRACE"); got != ls("ls", socket) {
+		t.Errorf("in a container (-on the machine +in the container):\n%s\n%s", cmp.Diff(ls("ls", socket), got), stderr)
+	}
+	if got, stderr := inContainer("10003"); got != "" || !strings.Contains(stderr, "; run it as root\nuds: no process is seen to serve "+socket) {
+		t.Errorf("as a user: %s%s", got, stderr)
+	}
+}
+
+// Beside a process of somebody else's container, whose image has no tool.
+func TestInspectLooksIntoAnotherContainer(t *testing.T) {
+	t.Parallel()
+	volume := newVolume(t)
+	server := startServer(t, volume)
+	id := container.PidMode("container:" + server.GetContainerID())
+	for _, tt := range []struct {
+		path string
+		join func(h *container.HostConfig)
+	}{
+		{"/proc/1/root" + socketPath, func(*container.HostConfig) {}}, // as its user and group
+		{socketPath, func(h *container.HostConfig) { h.VolumesFrom = []string{server.GetContainerID()} }},
+	} {
+		out, stderr := runClient(t, volume, []string{"inspect", tt.path}, tool, withUser("10001:10000"), withHost(func(h *container.HostConfig) {
+			h.PidMode, h.NetworkMode, h.Binds = id, container.NetworkMode(id), nil
+			tt.join(h)
+		})).output(t)
+		if d := cmp.Diff(strings.ReplaceAll(readme(t, "inspect joined"), "/proc/1/root"+socketPath, tt.path), out); d != "" {
+			t.Errorf("the document and uds inspect %s (-document +uds): %s\n%s", tt.path, d, stderr)
+		}
+	}
+}
+
 func TestLsShowsWhoIsOnTheEnginesSocket(t *testing.T) {
 	t.Parallel()
 	ls := uds(t)

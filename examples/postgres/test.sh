@@ -36,3 +36,21 @@ eventually sql_is 'SELECT sum(n) FROM kept' 3
 say 'a second server gets neither the socket nor the data'
 contains 'a second one' "$(one_off db)" 'another PostgreSQL serves this socket or this data'
 equal 'the first one' "$(sql 'SELECT sum(n) FROM kept')" 3
+
+say 'uds wait as health check and entrypoint, as docs/debugging.md shows'
+block() { sed -n "/<!-- test: $1 -->/,/^\`\`\`\$/p" ../../docs/debugging.md | sed '1,2d; $d'; }
+wait_image=$COMPOSE_PROJECT_NAME-wait
+image=$(docker inspect -f '{{.Image}}' "$(container db)")
+quietly ../../tools/images.sh
+block 'wait image' | sed "s/^FROM .*/FROM $image/" | quietly docker build -t "$wait_image" -
+block 'wait compose' | sed "s/my-postgres/$wait_image/" >"$work/wait.yaml"
+waiting() { compose -f compose.yaml -f "$work/wait.yaml" "$@"; }
+quietly compose rm -fs db
+waiting run --rm --no-deps -T psql >"$work/early" 2>"$log" &
+early=$!
+eventually sh -c "docker ps --format '{{.Image}} {{.Command}}' --no-trunc | grep -q '^$wait_image \"/uds wait '"
+contains 'psql after db is healthy' "$(waiting run --rm -T psql 2>"$log")" 'app          | t'
+wait "$early" || fail 'psql that started before db'
+contains 'psql that started before db' "$(cat "$work/early")" 'app          | t'
+equal 'the health check' "$(docker inspect -f '{{.State.Health.Status}} {{index .Config.Healthcheck.Test 1}}' "$(container db)")" 'healthy /uds'
+contains 'a socket that is not there' "$(waiting exec -T db /uds wait /var/run/postgresql/none --timeout 1ms 2>&1 || true)" 'uds: /var/run/postgresql/none: no such file or directory (ENOENT)'
