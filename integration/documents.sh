@@ -51,9 +51,8 @@ why() {
 	*kubectl* | *kubernetes*) echo 'it needs a cluster, or builds one: make kubernetes-test' ;;
 	*swarm* | *'docker service'* | *cluster-demo*) echo 'it changes the engine, or starts three: go test -run TestCluster ./integration' ;;
 	*'docker wait'*) echo 'it needs a healthy second server: TestComposeServiceIsReplacedUnderLoad' ;;
-	*NAME*) echo 'NAME stands for a container' ;;
+	*NAME*) echo 'NAME stands for a container, or a process' ;;
 	*psql*) [ -S /var/run/postgresql/.s.PGSQL.5432 ] || echo 'it needs a running PostgreSQL' ;;
-	*X11-unix*) [ -S /tmp/.X11-unix/X0 ] || echo 'it needs an X server' ;;
 	*tcp:127.0.0.1:8080*) echo 'it needs a service at port 8080: examples/one-door/test.sh' ;;
 	*socat*) command -v socat >/dev/null && nc -h 2>&1 | grep -q OpenBSD || echo 'it needs socat and nc of OpenBSD' ;;
 	systemd-socket-activate*) command -v systemd-socket-activate >/dev/null || echo 'it needs systemd-socket-activate' ;;

@@ -102,9 +102,9 @@ func TestLsSeesTheSameFromAContainer(t *testing.T) {
 	_, pid := server.name(t)
 	socket := fmt.Sprintf("/proc/%d/root%s", pid, socketPath)
 	await(t, "the server to accept", func() bool { return strings.Contains(ls("ls", socket), " 1 open\n") })
-	inContainer := func(user string, caps ...string) (stdout, stderr string) {
+	inContainer := func(user string, caps ...string) (stdout, stderr string) { // with docker's own capabilities
 		return runClient(t, volume, []string{"ls", socket}, tool, withUser(user), withHost(func(h *container.HostConfig) {
-			h.PidMode, h.CapAdd, h.Binds = "host", caps, []string{path + ":/var/run/docker.sock"}
+			h.PidMode, h.CapDrop, h.CapAdd, h.Binds = "host", nil, caps, []string{path + ":/var/run/docker.sock"}
 			h.SecurityOpt = append(h.SecurityOpt, "apparmor=unconfined")
 		})).output(t)
 	}
