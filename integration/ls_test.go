@@ -122,19 +122,21 @@ func TestInspectLooksIntoAnotherContainer(t *testing.T) {
 	volume := newVolume(t)
 	server := startServer(t, volume)
 	id := container.PidMode("container:" + server.GetContainerID())
+	inRoot := "/proc/1/root" + socketPath
 	for _, tt := range []struct {
-		path string
-		join func(h *container.HostConfig)
+		path, user string
+		with       func(h *container.HostConfig)
 	}{
-		{"/proc/1/root" + socketPath, func(*container.HostConfig) {}}, // as its user and group
-		{socketPath, func(h *container.HostConfig) { h.VolumesFrom = []string{server.GetContainerID()} }},
+		{inRoot, "10001:10000", func(*container.HostConfig) {}},
+		{inRoot, "0", func(h *container.HostConfig) { h.CapDrop, h.CapAdd = nil, []string{"SYS_PTRACE"} }},
+		{socketPath, "10001:10000", func(h *container.HostConfig) { h.VolumesFrom = []string{server.GetContainerID()} }},
 	} {
-		out, stderr := runClient(t, volume, []string{"inspect", tt.path}, tool, withUser("10001:10000"), withHost(func(h *container.HostConfig) {
+		out, stderr := runClient(t, volume, []string{"inspect", tt.path}, tool, withUser(tt.user), withHost(func(h *container.HostConfig) {
 			h.PidMode, h.NetworkMode, h.Binds = id, container.NetworkMode(id), nil
-			tt.join(h)
+			tt.with(h)
 		})).output(t)
-		if d := cmp.Diff(strings.ReplaceAll(readme(t, "inspect joined"), "/proc/1/root"+socketPath, tt.path), out); d != "" {
-			t.Errorf("the document and uds inspect %s (-document +uds): %s\n%s", tt.path, d, stderr)
+		if d := cmp.Diff(strings.ReplaceAll(readme(t, "inspect joined"), inRoot, tt.path), out); d != "" {
+			t.Errorf("the document and uds inspect %s as %s (-document +uds): %s\n%s", tt.path, tt.user, d, stderr)
 		}
 	}
 }
