@@ -69,6 +69,10 @@ func TestLsNamesContainersAsTheDocumentShows(t *testing.T) {
 	path := fmt.Sprintf("/proc/%d/root%s", serverPID, socketPath)
 	await(t, "the server to accept", func() bool { return strings.Contains(ls("ls", path), " 1 open\n") })
 
+	if got, want := ls("inspect", path), fmt.Sprintf("connections wait\n  clients   1: %s: client[%d] 10002\n", clientName, clientPID); !strings.HasSuffix(got, want) {
+		t.Errorf("uds inspect: %s", got)
+	}
+
 	plain := func(text string) string {
 		text = strings.NewReplacer(serverName, "udsecho-server-1", clientName, "udsecho-client-1").Replace(text)
 		text = regexp.MustCompile(`\[\d+\]`).ReplaceAllString(text, "[PID]")

@@ -153,6 +153,11 @@ func TestSocketsOfOtherNetworkNamespacesAreListed(t *testing.T) {
 	client := start(t, d, another(), "connect stream s", "listen stream @"+d, "connect stream @"+d)
 	wantLines(t, d, "s", fmt.Sprintf("stream s 2/9 open 0: %s\n", has(server.numbers[0], server.Pid()))+
 		connections(has(server.numbers[1], server.Pid()), "none", has(client.numbers[0], client.Pid()), "none"))
+	_, inspected, _ := run(t, d, "inspect", "s")
+	wantWords(t, inspected, "\n  backlog   2 of 9 connections wait\n  clients   2: ", fmt.Sprintf("[%d]", client.Pid()))
+	datagrams := start(t, d, another(), "listen datagram g", "connect datagram g")
+	_, inspected, _ = run(t, d, "inspect", "g")
+	wantWords(t, inspected, "\n  listener  uid 0", "; nothing waits, or an empty message is next\n  clients   1: ", fmt.Sprintf("[%d]", datagrams.Pid()))
 	// An abstract name is one in each namespace.
 	both, want := []child{server, client}, ""
 	if server.numbers[2] > client.numbers[1] {
@@ -200,7 +205,7 @@ func TestInspectShowsWhoIsConnected(t *testing.T) {
 	shut(t, &s[1])
 	inspected("s", "\n  clients   3: ", "(closed)", they, " ×2")
 	_, stdout, _ := run(t, d, "inspect", "--format", "json", "s")
-	wantWords(t, stdout, `"connections":[{"client":null,"server":{"inode":`, fmt.Sprintf(`"processes":[{"pid":%d,`, c.Pid()))
+	wantWords(t, stdout, `"connections":[{"client":`, `{"client":null,"server":{"inode":`, fmt.Sprintf(`"processes":[{"pid":%d,`, c.Pid()))
 }
 
 func TestUsersSeeWhatTheyMay(t *testing.T) {

@@ -91,9 +91,10 @@ func Path(path string) (*Result, error) {
 	return in, fmt.Errorf("inspect %s: %w", path, err)
 }
 
-// See completes the result with the connections of the socket, if it is among
-// those that a [Collector] has collected, better before Path: that connects, too.
-// It returns the socket, nil if it is not among them.
+// See completes the result with the connections of the socket, and with what
+// sock_diag(7) reports only in its network namespace, if it is among those that a
+// [Collector] has collected, better before Path: that connects, too. It returns
+// the socket, nil if it is not among them.
 func (in *Result) See(all []*Socket) *Socket {
 	pick, err := At(in.Path)
 	var here unix.Stat_t
@@ -103,6 +104,12 @@ func (in *Result) See(all []*Socket) *Socket {
 	for _, s := range all {
 		if s = pick(s); s != nil && (in.Path[0] != '@' || s.Namespace == here.Ino) {
 			in.Connections = s.Connections
+			if in.Waiting == nil && in.NextBytes == nil && in.Kind != "open socket" && s.Server != nil { // it belongs to another network namespace
+				in.NotTold, in.Waiting, in.Backlog = "", s.Waiting, s.Backlog
+				if in.Type == sock.Datagram {
+					in.UID, in.NextBytes = s.Server.UID, s.Server.Unread
+				}
+			}
 			return s
 		}
 	}
