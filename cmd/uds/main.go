@@ -31,7 +31,7 @@ type commands struct {
 	Bench       benchCmd       `cmd:"" help:"Measure echo servers, side by side."`
 	Forward     forwardCmd     `cmd:"" help:"Relay clients to another socket, and show what passes."`
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask a running relay whether it answers."`
-	Inspect     inspectCmd     `cmd:"" help:"Show what a path is, who serves it, and why it does not work."`
+	Inspect     inspectCmd     `cmd:"" help:"Show what a path is, who serves and uses it, and why it fails."`
 	Ls          lsCmd          `cmd:"" help:"List the sockets that are served, and who is connected."`
 	Send        sendCmd        `cmd:"" help:"Send, and print everything that the server answers."`
 	Wait        waitCmd        `cmd:"" help:"Wait until sockets are served, then run a command."`
