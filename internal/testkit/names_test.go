@@ -172,3 +172,44 @@ func TestPathsInCommentsAndDocumentsExist(t *testing.T) {
 		}
 	})
 }
+
+// A link in a document leads to a file of the tree and, behind a #, to a heading.
+func TestLinksOfDocumentsLeadToHeadings(t *testing.T) {
+	t.Parallel()
+	link := regexp.MustCompile(`\]\(([^)#:\s]*)(?:#([^)\s]+))?\)`)
+	heading := regexp.MustCompile(`(?m)^#+ (.*)$`)
+	dropped := regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+	documents, err := filepath.Glob("../../*.md")
+	Check(t, err)
+	for _, pattern := range []string{"docs/*.md", "examples/*/*.md", "bench/*.md"} {
+		more, err := filepath.Glob("../../" + pattern)
+		Check(t, err)
+		documents = append(documents, more...)
+	}
+	for _, document := range documents {
+		text, err := os.ReadFile(document)
+		Check(t, err)
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			target := document
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(document), m[1])
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %v", document, err)
+				continue
+			}
+			if m[2] == "" {
+				continue
+			}
+			text, err := os.ReadFile(target)
+			Check(t, err)
+			found := false
+			for _, h := range heading.FindAllStringSubmatch(string(text), -1) {
+				found = found || strings.ReplaceAll(dropped.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-") == m[2]
+			}
+			if !found {
+				t.Errorf("%s: no heading #%s in %s", document, m[2], target)
+			}
+		}
+	}
+}
