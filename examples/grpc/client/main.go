@@ -32,11 +32,13 @@ func main() {
 	flag.Parse()
 
 	conn, err := grpc.NewClient("unix://"+*path, unixgrpc.Require(*server),
-		// A connection to a socket costs nothing to try. The default waits for up
-		// to 2 minutes between two attempts.
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
-			BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second,
-		}}),
+		// Connecting to a socket is cheap to try. By default two attempts are up to
+		// 2 minutes apart. Without a MinConnectTimeout an attempt may take as long
+		// as the delay only.
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
 		// While no server is there a call waits until its deadline, which every
 		// call needs for this. Otherwise it fails at once.
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true)))

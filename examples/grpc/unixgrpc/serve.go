@@ -16,9 +16,17 @@ import (
 // and asks the clients to connect again (GOAWAY). The process can exit when it
 // returns.
 func Serve(ctx context.Context, server *grpc.Server, l net.Listener, limit time.Duration) error {
-	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	closed := make(chan struct{})
+	dismiss := context.AfterFunc(ctx, func() {
+		_ = l.Close()
+		close(closed)
+	})
 	counted := &listener{Listener: l}
-	if err := server.Serve(counted); !errors.Is(err, net.ErrClosed) {
+	err := server.Serve(counted)
+	if !dismiss() {
+		<-closed // so that the socket file is gone
+	}
+	if !errors.Is(err, net.ErrClosed) {
 		return err
 	}
 	ended := make(chan struct{})
