@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 tools/offline/base.sh -q
 tools/offline/base.sh -q --debian
-[ $# -gt 0 ] || set -- nginx-php postgres x11 one-door
+[ $# -gt 0 ] || set -- nginx-php postgres x11 one-door grpc
 table='' failed=0
 for example; do
 	echo "=== examples/$example"

@@ -99,7 +99,7 @@ make_go() {
 	command -v go >/dev/null || die "$go_image cannot be pulled, and no Go is installed here to make it from: install Go 1.26"
 	root=$(go env GOROOT) modules=$(go env GOMODCACHE) cache=$PWD/.bin/go-cache
 	# As in the Dockerfile.
-	programs='./server ./client ./cmd/uds'
+	programs='./server ./client ./cmd/uds ./examples/grpc/server ./examples/grpc/client'
 	export CGO_ENABLED=0 GOFLAGS='-trimpath -gcflags=all=-dwarf=false'
 	# The largest part of the standard library is compiled while the modules come.
 	have "$local_go" || GOCACHE=$cache go build net/http &
