@@ -78,7 +78,7 @@ recording: # docs/demo.svg, the animated picture of the README
 bench-examples: # a PHP page and a SELECT 1: through a socket or through TCP?
 	@examples/bench/run.sh
 
-examples: # nginx and PHP, PostgreSQL, X11, a sandbox with one door: runs and tests examples/
+examples: # nginx and PHP, PostgreSQL, X11, a sandbox with one door, gRPC: runs and tests examples/
 	@examples/run.sh
 
 images: # udsecho-server and udsecho-client, which deploy/ runs, and udsecho-tools
@@ -132,7 +132,7 @@ tidy: # go mod tidy of both modules; the root's needs the library of this tree f
 	GOWORK=off go mod tidy; status=$$?; go mod edit -dropreplace github.com/udsecho/udsecho/uds; exit $$status
 
 fmt: # gofmt
-	gofmt -w bench client cmd integration internal server uds
+	gofmt -w bench client cmd examples integration internal server uds
 
 clean: # the programs, and the images that demo and test keep for the next time
 	@docker image ls --format '{{.Repository}}:{{.Tag}}' --filter 'reference=udsecho-*' | xargs -r docker image rm -f # by name: an image built on them keeps their layers

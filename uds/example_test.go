@@ -110,47 +110,19 @@ func ExamplePeerCred_http() {
 	// Output: welcome
 }
 
-// gRPC takes a listener and a dialer as they are. The client's credentials
-// come as the authentication of the connection:
+// gRPC takes a listener as it is, and its client connects by itself:
 //
 //	// server
 //	l, err := uds.Listen("unix", "/run/app/socket")
-//	server := grpc.NewServer(grpc.Creds(peerCreds{insecure.NewCredentials()}))
-//	// … register services
 //	err = server.Serve(l)
 //
-//	// in a handler
-//	p, _ := peer.FromContext(ctx)
-//	cred := p.AuthInfo.(peerInfo).Cred
-//
 //	// client
-//	conn, err := grpc.NewClient("unix:///run/app/socket",
-//		grpc.WithTransportCredentials(insecure.NewCredentials()),
-//		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-//			return uds.Dialer{}.DialContext(ctx, "unix", address)
-//		}))
+//	conn, err := grpc.NewClient("unix:///run/app/socket", …)
 //
-//	// peerCreds reads the peer's credentials in place of a TLS handshake.
-//	type peerCreds struct{ credentials.TransportCredentials }
+// For the client's user in a handler, and for an end and a takeover that lose no
+// call, copy the [two files of the example].
 //
-//	type peerInfo struct {
-//		credentials.CommonAuthInfo
-//		Cred uds.Cred
-//	}
-//
-//	func (peerInfo) AuthType() string { return "unix" }
-//
-//	func (c peerCreds) Clone() credentials.TransportCredentials { return c }
-//
-//	func (peerCreds) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-//		cred, err := uds.PeerCred(conn)
-//		info := credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}
-//		return conn, peerInfo{info, cred}, err
-//	}
-//
-// To stop, call server.GracefulStop. After a takeover, wait before that until
-// each accepted connection has been read from once: gRPC closes those that it
-// has not begun to read. docs/operating.md of this project shows how.
+// [two files of the example]: https://github.com/udsecho/udsecho/tree/main/examples/grpc/unixgrpc
 func Example_grpc() {}
 
 // Send an open file. The receiver reads it, though it may be in no file system
