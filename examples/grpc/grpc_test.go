@@ -83,8 +83,8 @@ func TestKernelSaysWhoCalls(t *testing.T) {
 		"own health check":     {10001, 10000, "health", 0, ""},
 		"another user":         {10003, 10000, "", 1, "PermissionDenied desc = uid 10003 is not permitted"},
 		"another user, health": {10003, 10000, "health", 1, "PermissionDenied desc = uid 10003 is not permitted"},
-		"another group":        {10002, 10002, "-timeout 1s", 1, "connect: permission denied"},
-		"another server":       {10002, 10000, "-require 10009 -timeout 1s", 1, "the server runs as uid 10001, not as one of [10009]"},
+		"another group":        {10002, 10002, "health", 1, "connect: permission denied"},
+		"another server":       {10002, 10000, "-require 10009 health", 1, "the server runs as uid 10001, not as one of [10009]"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := as(c.uid, c.gid, append([]string{"client", "-connect", d + "/s"}, strings.Fields(c.args)...)...)
@@ -96,14 +96,14 @@ func TestKernelSaysWhoCalls(t *testing.T) {
 	server.Stop(t)
 }
 
-func TestHealthWithoutServer(t *testing.T) {
+func TestHealthCheckDoesNotWaitForAServer(t *testing.T) {
 	t.Parallel()
 	d := testkit.Dir(t)
-	status, _, stderr := testkit.Run(t, d, "", "client", "-connect", d+"/s", "-timeout", "10ms", "health")
+	status, _, stderr := testkit.Run(t, d, "", "client", "-connect", d+"/s", "-timeout", "1m", "health")
 	if status != 1 {
 		t.Errorf("status %d", status)
 	}
-	testkit.WantWords(t, stderr, "DeadlineExceeded")
+	testkit.WantWords(t, stderr, "Unavailable", "connect: no such file or directory")
 }
 
 // A handler is a server whose handler waits.

@@ -16,8 +16,8 @@ equal 'TCP sockets' "$(compose exec -T server cat /proc/net/tcp /proc/net/tcp6 |
 
 say 'the kernel says who calls'
 contains 'another user' "$(user=10003:10000 one_off client client)" 'PermissionDenied desc = uid 10003 is not permitted'
-contains 'another group' "$(user=10002:10003 one_off client client -timeout 1s)" 'connect: permission denied'
-contains 'another server' "$(one_off client client -timeout 1s -require 10003)" 'the server runs as uid 10001, not as one of [10003]'
+contains 'another group' "$(user=10002:10003 one_off client client health)" 'connect: permission denied'
+contains 'another server' "$(one_off client client -require 10003 health)" 'the server runs as uid 10001, not as one of [10003]'
 contains 'a client that replaces the socket' "$(one_off client rm -f /run/grpc/socket)" 'Read-only file system'
 
 say 'three takeovers under load'

@@ -62,7 +62,7 @@ func run(conn *grpc.ClientConn, command string, timeout time.Duration) error {
 		fmt.Println(answer)
 		return nil
 	case "health":
-		answer, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, new(grpc_health_v1.HealthCheckRequest))
+		answer, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, new(grpc_health_v1.HealthCheckRequest), grpc.WaitForReady(false))
 		if err == nil && answer.Status != grpc_health_v1.HealthCheckResponse_SERVING {
 			err = fmt.Errorf("the server is %s", answer.Status)
 		}
