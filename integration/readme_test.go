@@ -3,6 +3,7 @@ package integration
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"os"
 	"os/exec"
 	"regexp"
@@ -11,20 +12,29 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/container"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// programs returns a directory with the programs, built as described in the
-// README.
+// programs returns a new directory with the programs, as the images have them.
 func programs(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", dir, "./server", "./client", "./cmd/uds")
-	goBuild.Dir = ".."
-	if out, err := goBuild.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	for image, names := range map[string][]string{serverImage: {"server"}, clientImage: {"client", "uds"}} {
+		from, err := engine.ContainerCreate(t.Context(), &container.Config{Image: image, Labels: map[string]string{sessionLabel: session}}, nil, nil, nil, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if out, err := exec.CommandContext(t.Context(), "docker", "cp", from.ID+":/usr/local/bin/"+name, dir).CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, out)
+			}
+		}
+		if err := engine.ContainerRemove(context.WithoutCancel(t.Context()), from.ID, container.RemoveOptions{}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir
 }
