@@ -22,8 +22,7 @@ finish() {
 set -m # each job is a process group, which `go run` and its program are in
 stop() { # ends what the documents leave in the background
 	local job
-	for job in $(jobs -p); do kill -- "-$job"; done 2>/dev/null
-	wait 2>/dev/null
+	{ for job in $(jobs -p); do kill -- "-$job"; done; wait; } 2>/dev/null
 }
 trap finish EXIT
 trap 'exit 1' INT TERM
