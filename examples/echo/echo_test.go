@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -40,10 +41,13 @@ closing socket
 `
 )
 
-// build returns the directory of the small server and the small client.
-func build(t *testing.T) string {
+var build = sync.OnceValue(func() error { return testkit.Build("small", "./server", "./client") })
+
+// small returns the path of the small server or the small client.
+func small(t *testing.T, program string) string {
 	t.Helper()
-	return testkit.Build(t, "./server", "./client")
+	testkit.Check(t, build())
+	return testkit.Program("small/" + program)
 }
 
 // start starts a server in d, and waits until it serves.
@@ -61,9 +65,9 @@ func start(t *testing.T, d string, args ...string) *testkit.Process {
 }
 
 // startSmall starts the small server in d, and waits until it serves.
-func startSmall(t *testing.T, d, small string) *testkit.Process {
+func startSmall(t *testing.T, d string) *testkit.Process {
 	t.Helper()
-	server := testkit.Start(t, d, small+"/server")
+	server := testkit.Start(t, d, small(t, "server"))
 	server.Out.Await(t, 1, waiting)
 	return server
 }
@@ -86,9 +90,8 @@ func wantOutput(t *testing.T, p *testkit.Process, want string) {
 
 func TestClientsOfTheSmallServer(t *testing.T) {
 	t.Parallel()
-	small := build(t)
 	for name, client := range map[string]func(t *testing.T) (args []string, out string){
-		"small": func(*testing.T) ([]string, string) { return []string{small + "/client"}, clientWrites },
+		"small": func(t *testing.T) ([]string, string) { return []string{small(t, "client")}, clientWrites },
 		"stack": func(*testing.T) ([]string, string) {
 			return []string{"client", "--log-level", "error"}, message
 		},
@@ -100,7 +103,7 @@ func TestClientsOfTheSmallServer(t *testing.T) {
 			t.Parallel()
 			args, out := client(t)
 			d := testkit.Dir(t)
-			server := startSmall(t, d, small)
+			server := startSmall(t, d)
 			p := testkit.Start(t, d, args...)
 			p.WantStatus(t, 0)
 			wantOutput(t, p, out)
@@ -113,7 +116,6 @@ func TestClientsOfTheSmallServer(t *testing.T) {
 
 func TestServersOfTheSmallClient(t *testing.T) {
 	t.Parallel()
-	small := build(t)
 	for name, server := range map[string]func(t *testing.T) []string{
 		"stack":  func(*testing.T) []string { return []string{"server"} },
 		"Python": func(t *testing.T) []string { return python(t, "../../bench/peers/source.py", "uds_socket") },
@@ -123,7 +125,7 @@ func TestServersOfTheSmallClient(t *testing.T) {
 			args := server(t)
 			d := testkit.Dir(t)
 			started := start(t, d, args...)
-			client := testkit.Start(t, d, small+"/client")
+			client := testkit.Start(t, d, small(t, "client"))
 			client.WantStatus(t, 0)
 			wantOutput(t, client, clientWrites)
 			started.Terminate(t)
@@ -133,13 +135,12 @@ func TestServersOfTheSmallClient(t *testing.T) {
 
 func TestSignalEndsTheSmallServer(t *testing.T) {
 	t.Parallel()
-	small := build(t)
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		for _, busy := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%v, with a client: %v", signal, busy), func(t *testing.T) {
 				t.Parallel()
 				d := testkit.Dir(t)
-				server := startSmall(t, d, small)
+				server := startSmall(t, d)
 				if busy {
 					client, err := net.Dial("unix", d+"/uds_socket")
 					testkit.Check(t, err)
@@ -159,9 +160,9 @@ func TestSignalEndsTheSmallServer(t *testing.T) {
 
 func TestSmallServerReplacesAStaleFileOnly(t *testing.T) {
 	t.Parallel()
-	small, d := build(t), testkit.Dir(t)
-	killed := startSmall(t, d, small)
-	second := testkit.Start(t, d, small+"/server")
+	d := testkit.Dir(t)
+	killed := startSmall(t, d)
+	second := testkit.Start(t, d, small(t, "server"))
 	second.WantStatus(t, 1)
 	testkit.WantWords(t, second.Err.String(), "./uds_socket", "in use")
 	killed.Signal(t, syscall.SIGKILL)
@@ -169,15 +170,15 @@ func TestSmallServerReplacesAStaleFileOnly(t *testing.T) {
 	if _, err := os.Lstat(d + "/uds_socket"); err != nil {
 		t.Error(err)
 	}
-	startSmall(t, d, small).Stop(t)
+	startSmall(t, d).Stop(t)
 }
 
 // A client that breaks off ends neither the server nor the next client's echo,
 // and its bytes cannot control a terminal.
 func TestSmallServerOutlivesItsClients(t *testing.T) {
 	t.Parallel()
-	small, d := build(t), testkit.Dir(t)
-	server := startSmall(t, d, small)
+	d := testkit.Dir(t)
+	server := startSmall(t, d)
 	rude, err := net.Dial("unix", d+"/uds_socket")
 	testkit.Check(t, err)
 	_, err = rude.Write([]byte("\x1b[2J\n"))
@@ -186,6 +187,6 @@ func TestSmallServerOutlivesItsClients(t *testing.T) {
 	server.Out.Await(t, 1, "sending data back to the client\n")
 	testkit.Check(t, rude.Close()) // with the echo unread: the server's next read fails
 	server.Out.Await(t, 2, waiting)
-	testkit.Start(t, d, small+"/client").WantStatus(t, 0)
+	testkit.Start(t, d, small(t, "client")).WantStatus(t, 0)
 	server.Stop(t)
 }

@@ -94,14 +94,9 @@ func races() bool {
 // Program returns the path of a program that Main has built.
 func Program(name string) string { return bin + "/" + name }
 
-// Build builds more programs, as Main does, and returns their directory. They may
-// have the names of others.
-func Build(t testing.TB, from ...string) (d string) {
-	t.Helper()
-	d = t.TempDir()
-	Check(t, goBuild(d, raced(), from))
-	return d
-}
+// Build builds more programs, as Main does, into the directory Program(name). So
+// they may have the names of others.
+func Build(name string, from ...string) error { return goBuild(Program(name), raced(), from) }
 
 var buildPlain = sync.OnceValue(func() error { return goBuild(bin+"/plain", false, sources) })
 
