@@ -1,8 +1,11 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -11,19 +14,27 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-// startTyping starts a program at a terminal of its own, so that it gets the
-// signals typed there.
-func startTyping(t *testing.T, d string, args ...string) (p *testkit.Process, typing func(keys string)) {
+// terminal returns both ends of a terminal, pty(7): the one of the user, and the
+// one of the program.
+func terminal(t *testing.T) (typist, tty *os.File) {
 	t.Helper()
-	typist, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0) // pty(7)
+	typist, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	check(t, err)
 	t.Cleanup(func() { _ = typist.Close() })
 	check(t, unix.IoctlSetPointerInt(int(typist.Fd()), unix.TIOCSPTLCK, 0))
 	n, err := unix.IoctlGetUint32(int(typist.Fd()), unix.TIOCGPTN)
 	check(t, err)
-	tty, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	tty, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	check(t, err)
 	t.Cleanup(func() { _ = tty.Close() })
+	return typist, tty
+}
+
+// startTyping starts a program at a terminal of its own, so that it gets the
+// signals typed there.
+func startTyping(t *testing.T, d string, args ...string) (p *testkit.Process, typing func(keys string)) {
+	t.Helper()
+	typist, tty := terminal(t)
 	p = testkit.Prepare(t, d, append(args, "--log-format", "plain")...)
 	p.Cmd.Stdin = tty
 	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -84,4 +95,31 @@ func TestTypedMessagesOfChunk(t *testing.T) {
 	}
 	server.Stop(t)
 	wantWords(t, server.Err.String(), "received 'hel'\n", `received 'lo\n'`)
+}
+
+func TestEventsBeginALineOfTheTerminal(t *testing.T) {
+	t.Parallel()
+	d := dir(t)
+	server := start(t, d, "server", "--listen", "s", "--log-format", "plain")
+	server.Err.Await(t, 1, "waiting for a ")
+	for message, want := range map[string]string{
+		"it was 16 bytes. ": "received 'it was 16 bytes.'\nit was 16 bytes.\nreceived ' '\n \n",
+		"a line\n":          "received 'a line\\n'\na line\n",
+	} {
+		user, tty := terminal(t)
+		p := testkit.Prepare(t, d, "client", "--connect", "s", "--log-format", "plain", message)
+		p.Cmd.Stdout, p.Cmd.Stderr = tty, tty
+		p.Start(t)
+		p.WantStatus(t, 0)
+		check(t, tty.Close())
+		shown, err := io.ReadAll(user) // EIO is its end
+		if !errors.Is(err, unix.EIO) {
+			t.Error(err)
+		}
+		got := strings.ReplaceAll(string(shown), "\r\n", "\n")
+		if _, got, _ = strings.Cut(got, "sending '"); !strings.HasSuffix(got, "'\n"+want+"closing socket\n") {
+			t.Errorf("the terminal shows %q", got)
+		}
+	}
+	server.Stop(t)
 }

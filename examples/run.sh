@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 tools/offline/base.sh -q
 tools/offline/base.sh -q --debian
-[ $# -gt 0 ] || set -- nginx-php postgres x11 one-door grpc
+[ $# -gt 0 ] || set -- nginx-php postgres x11 one-door languages grpc
 table='' failed=0
 for example; do
 	echo "=== examples/$example"

@@ -19,11 +19,10 @@ finish() {
 	rm -rf "$work"
 	exit "$status"
 }
+set -m # each job is a process group, which `go run` and its program are in
 stop() { # ends what the documents leave in the background
-	local pids
-	pids=$(jobs -p)
-	# shellcheck disable=SC2086 # several
-	[ -z "$pids" ] || { kill $pids; wait; } 2>/dev/null
+	local job
+	{ for job in $(jobs -p); do kill -- "-$job"; done; wait; } 2>/dev/null
 }
 trap finish EXIT
 trap 'exit 1' INT TERM
@@ -74,7 +73,7 @@ for document in README.md docs/learn.md docs/debugging.md docs/design.md docs/de
 		fi
 		case $command in
 		*' &'*) eval "$command" >"$work/log" 2>&1 </dev/null ;;
-		'server '* | 'uds forward'* | systemd-socket-activate*) # until the next one
+		'server '* | 'go run ./examples/echo/server' | 'uds forward'* | systemd-socket-activate*) # until the next one
 			stop
 			eval "exec $command" >"$work/log" 2>&1 &
 			timeout 60 tail -n +1 -f --pid=$! "$work/log" | grep -q -e 'waiting for a' -e 'Listening on' # it serves, or has ended

@@ -19,7 +19,7 @@ func TestTextsOfTroubleshootingAreInTheSources(t *testing.T) {
 	text, err := os.ReadFile("../docs/troubleshooting.md")
 	check(t, err)
 	var sources strings.Builder
-	for _, top := range []string{"../client", "../cmd", "../server", "../internal", "../uds", "../deploy", "../images"} {
+	for _, top := range []string{"../client", "../cmd", "../server", "../internal", "../uds", "../deploy", "../tools/offline"} {
 		check(t, filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() || strings.HasSuffix(path, "_test.go") || !slices.Contains([]string{".go", ".sh"}, filepath.Ext(path)) {
 				return err

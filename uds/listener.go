@@ -15,6 +15,7 @@ import (
 type Listener struct {
 	addr  *net.UnixAddr
 	files func() error // removes and closes what package net does not know about
+	close sync.Once
 
 	mu        sync.Mutex
 	change    sync.Cond // of what follows
@@ -174,18 +175,18 @@ func (l *Listener) finish(reason error) {
 }
 
 // Close ends Accept and removes the socket file. While another server takes the
-// socket over, the file is left to that server. Closing again returns
-// [net.ErrClosed].
+// socket over, the file is left to that server. Closing again waits for the first
+// Close, so that the file is gone then too, and returns [net.ErrClosed].
 func (l *Listener) Close() error {
-	l.mu.Lock()
-	again := l.closed
-	l.closed = true
-	l.mu.Unlock()
-	if again {
-		return l.opError("close", net.ErrClosed)
-	}
-	l.finish(net.ErrClosed)
-	return opError("close", l.addr.Net, l.addr.Name, l.files())
+	err := l.opError("close", net.ErrClosed)
+	l.close.Do(func() {
+		l.mu.Lock()
+		l.closed = true
+		l.mu.Unlock()
+		l.finish(net.ErrClosed)
+		err = opError("close", l.addr.Net, l.addr.Name, l.files())
+	})
+	return err
 }
 
 // runs reports whether Accept has not ended.

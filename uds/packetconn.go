@@ -3,24 +3,23 @@ package uds
 import (
 	"errors"
 	"net"
-	"sync/atomic"
+	"sync"
 )
 
 // A PacketConn receives datagrams, and answers them if the sender has a name.
 // It is a *[net.UnixConn] whose Close also removes the socket file.
 type PacketConn struct {
 	*net.UnixConn
-	files  func() error
-	closed atomic.Bool
+	files func() error
+	close sync.Once
 }
 
-// Close closes the socket and removes its file. Closing again returns
-// [net.ErrClosed].
-func (p *PacketConn) Close() error {
-	if p.closed.CompareAndSwap(false, true) {
-		if err := p.files(); err != nil { // first: the file is known only as long as the socket is open
-			return errors.Join(err, p.UnixConn.Close())
-		}
+// Close closes the socket and removes its file. Closing again waits for the first
+// Close, so that the file is gone then too, and returns [net.ErrClosed].
+func (p *PacketConn) Close() (err error) {
+	p.close.Do(func() { err = p.files() }) // first: the file is known only as long as the socket is open
+	if err != nil {
+		return errors.Join(err, p.UnixConn.Close())
 	}
 	return p.UnixConn.Close()
 }

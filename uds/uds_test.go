@@ -51,6 +51,8 @@ func connect(t testing.TB, network string) (client, server net.Conn) {
 // connected are the networks with connections.
 var connected = []string{"unix", "unixpacket"}
 
+// Whichever of the calls returns first, the file is gone then: a program that
+// defers one and calls the other at SIGTERM ends without it.
 func TestCloseFromSeveralGoroutines(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
@@ -59,10 +61,15 @@ func TestCloseFromSeveralGoroutines(t *testing.T) {
 	named, err := uds.Dialer{Name: d + "/name"}.Dial("unixgram", d+"/s")
 	check(t, err)
 	for name, c := range map[string]io.Closer{
-		"listener": listen(t, uds.ListenConfig{}, "unix", d+"/l"), "client": named, "datagrams": s,
+		"l": listen(t, uds.ListenConfig{}, "unix", d+"/l"), "name": named, "s": s,
 	} {
 		var errs [8]error
-		testkit.Go(len(errs), func(i int) { errs[i] = c.Close() })
+		testkit.Go(len(errs), func(i int) {
+			errs[i] = c.Close()
+			if _, err := os.Lstat(d + "/" + name); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s is still there after Close (%v)", name, err)
+			}
+		})
 		closed := 0
 		for _, err := range errs {
 			if err == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 
 	"github.com/udsecho/udsecho/internal/addr"
@@ -48,6 +49,10 @@ func (f *ClientFlags) ValidateFor(noEcho bool) error {
 // Talk connects, sends a message, or for - standard input, and writes what it
 // receives to out. c has what the flags do not say.
 func (f *ClientFlags) Talk(ctx context.Context, std cli.Std, c Client, message string, out io.Writer) error {
+	if cli.IsTerminal(std.Out) && cli.IsTerminal(std.Err) {
+		open := new(atomic.Bool)
+		out, std.Err = screen{out, open, false}, screen{std.Err, open, true}
+	}
 	log := f.Logger(std.Err)
 	log.Info().Str("connect", logtext.Escape(f.Connect.String())).Msg("connecting to " + logtext.Escape(f.Connect.Path))
 	name := cli.OwnName(f.Bind, f.Connect)
@@ -91,4 +96,23 @@ func (f *ClientFlags) Talk(ctx context.Context, std cli.Std, c Client, message s
 		log.Info().Msg("closing socket")
 	}
 	return err
+}
+
+// A screen shows output and events on one terminal, where an event begins a new
+// line.
+type screen struct {
+	io.Writer
+	open   *atomic.Bool // the last line has no end yet
+	events bool
+}
+
+func (s screen) Write(p []byte) (int, error) {
+	if s.events && s.open.Swap(false) {
+		fmt.Fprintln(s.Writer)
+	}
+	n, err := s.Writer.Write(p)
+	if n > 0 {
+		s.open.Store(p[n-1] != '\n')
+	}
+	return n, err
 }

@@ -64,7 +64,7 @@ func (h *Handler) Serve(of server.Conn) {
 // Receive sends a message back.
 func (h *Handler) Receive(m server.Message) (more bool) {
 	if ev := m.Event(); ev != nil {
-		logtext.WithCred(ev.Str("peer", logtext.Escape(m.Address())), m.Cred()).Int("bytes", len(m.Bytes)).Msg("received " + logtext.Quote(m.Bytes))
+		logtext.WithCred(logtext.WithPeer(ev, m.Address()), m.Cred()).Int("bytes", len(m.Bytes)).Msg("received " + logtext.Quote(m.Bytes))
 	}
 	if len(m.Files) > 0 {
 		m.Close(m.Files...)

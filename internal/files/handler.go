@@ -383,7 +383,7 @@ func (c *conn) left() (left bool) {
 // it.
 func (c *conn) refuse(why server.Cause, err error) *zerolog.Event {
 	ev := c.handler.srv.Refuse(why, 1)
-	return logtext.WithCred(ev.Uint64("conn", c.ID).Str("peer", logtext.Escape(c.peer)).Err(err), c.cred)
+	return logtext.WithCred(logtext.WithPeer(ev.Uint64("conn", c.ID), c.peer).Err(err), c.cred)
 }
 
 // turnAway tells the client, and logs, why it is rejected. The caller closes

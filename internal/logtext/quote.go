@@ -68,6 +68,14 @@ func appendEscaped(out, in []byte, quote byte) []byte {
 	return out
 }
 
+// WithPeer adds the peer's name, if it has one.
+func WithPeer(ev *zerolog.Event, name string) *zerolog.Event {
+	if name == "" {
+		return ev
+	}
+	return ev.Str("peer", Escape(name))
+}
+
 // WithCred adds the peer's credentials, as reported by the kernel.
 func WithCred(ev *zerolog.Event, cred *unix.Ucred) *zerolog.Event {
 	if cred == nil {

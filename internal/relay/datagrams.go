@@ -39,14 +39,14 @@ func (r *Relay) Receive(m server.Message) (more bool) {
 	if p == nil {
 		cred := m.Cred()
 		if !r.makeRoom(cred) {
-			r.warn.Warn().Str("peer", logtext.Escape(m.Address())).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
+			logtext.WithPeer(r.warn.Warn(), m.Address()).Msgf("dropped a message: datagram client limit reached, and %d clients wait for the target", r.Busy())
 			m.Close(m.Files...)
 			return true
 		}
 		r.lastID++
 		p = &peer{relay: r, client: m.Clone(), cred: cred, id: r.lastID, record: r.record(r.lastID, m.Address(), cred), fd: -1}
 		r.peers[p.client.Key()] = p
-		logtext.WithCred(r.srv.Log.Info().Uint64("conn", p.id).Str("peer", logtext.Escape(m.Address())), cred).Msg("message from a new client")
+		logtext.WithCred(logtext.WithPeer(r.srv.Log.Info().Uint64("conn", p.id), m.Address()), cred).Msg("message from a new client")
 	}
 	p.record.Data(true, m.Bytes, m.Files)
 	return p.send(m.Bytes, m.Files)
@@ -133,7 +133,7 @@ func (p *peer) keep(message []byte, files []int) {
 
 // lose drops a message and its descriptors.
 func (p *peer) lose(files []int, err error) {
-	p.relay.warn.Warn().Err(err).Str("peer", logtext.Escape(p.client.Address())).Msgf("dropped a message to the target: %s", escape(err))
+	logtext.WithPeer(p.relay.warn.Warn().Err(err), p.client.Address()).Msgf("dropped a message to the target: %s", escape(err))
 	p.again = false
 	p.client.Close(files...)
 	if p.rest != nil {

@@ -246,5 +246,5 @@ func (l *link) event(ev *zerolog.Event) *zerolog.Event {
 	if ev == nil {
 		return nil // Escape costs time
 	}
-	return logtext.WithCred(ev.Uint64("conn", l.conn.ID).Str("peer", logtext.Escape(l.peer)), l.cred)
+	return logtext.WithCred(logtext.WithPeer(ev.Uint64("conn", l.conn.ID), l.peer), l.cred)
 }

@@ -236,7 +236,7 @@ func (d *datagrams) cred() *unix.Ucred {
 }
 
 func (d *datagrams) refuseMessage(c Cause) *zerolog.Event {
-	return d.server.Refuse(c, 1).Str("peer", logtext.Escape(d.server.receiver.Sender().String()))
+	return logtext.WithPeer(d.server.Refuse(c, 1), d.server.receiver.Sender().String())
 }
 
 // Refusal returns the message that a datagram server sends to a client that it

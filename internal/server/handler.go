@@ -95,13 +95,13 @@ func (c *Conn) Event() *zerolog.Event {
 	if c.ln.server.Log.GetLevel() > c.level {
 		return nil // Escape costs time
 	}
-	return c.ln.server.Log.WithLevel(c.level).Uint64("conn", c.ID).Str("peer", logtext.Escape(c.Peer()))
+	return logtext.WithPeer(c.ln.server.Log.WithLevel(c.level).Uint64("conn", c.ID), c.Peer())
 }
 
 // TurnAway counts and logs that the server stops serving a client. The caller
 // closes the connection.
 func (c *Conn) TurnAway(why Cause, format string, args ...any) {
-	c.ln.server.Refuse(why, 1).Uint64("conn", c.ID).Str("peer", logtext.Escape(c.Peer())).Int64("uid", c.UID).
+	logtext.WithPeer(c.ln.server.Refuse(why, 1).Uint64("conn", c.ID), c.Peer()).Int64("uid", c.UID).
 		Msgf("disconnected a client: "+format, args...)
 }
 

@@ -117,7 +117,7 @@ func (ln *listener) welcome(fd int) {
 	}
 	if why, text := ln.refusal(fd, cred); text != "" {
 		if ev := s.Refuse(why, 1); ev != nil { // there may be thousands
-			logtext.WithCred(ev.Str("peer", logtext.Escape(c.Peer())), cred).Msg("rejected a client: " + text)
+			logtext.WithCred(logtext.WithPeer(ev, c.Peer()), cred).Msg("rejected a client: " + text)
 		}
 		s.reject(fd, ln.noRights, cred)
 		return

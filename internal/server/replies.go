@@ -214,7 +214,7 @@ func (d *datagrams) dropQueue(c client, q *queue, err error) {
 	d.end(c, q)
 	switch {
 	case !own:
-		d.server.Refuse(CauseNameless, n).Str("peer", logtext.Escape(c.address.String())).Uint32("uid", c.uid).Msg(logtext.Escape(err.Error()))
+		logtext.WithPeer(d.server.Refuse(CauseNameless, n), c.address.String()).Uint32("uid", c.uid).Msg(logtext.Escape(err.Error()))
 	case n > 0:
 		d.dropped(n, c, err)
 	}

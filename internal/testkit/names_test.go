@@ -213,3 +213,31 @@ func TestLinksOfDocumentsLeadToHeadings(t *testing.T) {
 		}
 	}
 }
+
+// Documents name functions that exist in the directory that the name links to.
+func TestNamesInDocumentsExist(t *testing.T) {
+	t.Parallel()
+	link := regexp.MustCompile(`\[` + "`" + `(\w+(?:\.\w+)?)` + "`" + `\]\(([^)#]+)/\w+\.go\)`)
+	found := 0
+	walk(t, func(path, name string) {
+		if filepath.Ext(name) != ".md" {
+			return
+		}
+		text, err := os.ReadFile(path)
+		Check(t, err)
+		for _, m := range link.FindAllStringSubmatch(string(text), -1) {
+			if strings.HasSuffix(m[1], ".go") {
+				continue
+			}
+			found++
+			dir := filepath.Join(filepath.Dir(path), m[2])
+			exported := strings.TrimPrefix(m[1], filepath.Base(dir)+".") // uds.Listen
+			if names := parseDir(t, dir).names; !names[m[1]] && !names[exported] {
+				t.Errorf("%s: %s has no %s", path, dir, m[1])
+			}
+		}
+	})
+	if found == 0 {
+		t.Error("no document names a function")
+	}
+}

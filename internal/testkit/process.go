@@ -55,9 +55,7 @@ func build() (err error) {
 	if bin, err = os.MkdirTemp("", "bin"); err != nil {
 		return err
 	}
-	race := "-race=false"
 	if raced() {
-		race = "-race"
 		// The reports go to files, which exist even if a program is killed.
 		// Without atexit_sleep_ms=0 each program would wait a second at its
 		// end for more reports.
@@ -66,11 +64,11 @@ func build() (err error) {
 	// Programs run as other users write reports, too.
 	err = errors.Join(err, os.Chmod(bin, 0o755), os.Mkdir(bin+"/race", 0o700), os.Chmod(bin+"/race", 0o777|os.ModeSticky),
 		os.WriteFile(Program("as"), []byte(as), 0o755))
-	return errors.Join(err, goBuild(bin, race))
+	return errors.Join(err, goBuild(bin, raced(), sources))
 }
 
-func goBuild(d, race string) error {
-	args := append([]string{"build", race, "-o", d + "/"}, sources...)
+func goBuild(d string, race bool, from []string) error {
+	args := append([]string{"build", fmt.Sprintf("-race=%v", race), "-o", d + "/"}, from...)
 	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("go build: %w\n%s", err, out)
 	}
@@ -96,7 +94,11 @@ func races() bool {
 // Program returns the path of a program that Main has built.
 func Program(name string) string { return bin + "/" + name }
 
-var buildPlain = sync.OnceValue(func() error { return goBuild(bin+"/plain", "-race=false") })
+// Build builds more programs, as Main does, into the directory Program(name). So
+// they may have the names of others.
+func Build(name string, from ...string) error { return goBuild(Program(name), raced(), from) }
+
+var buildPlain = sync.OnceValue(func() error { return goBuild(bin+"/plain", false, sources) })
 
 // Plain returns the path of a program as users run it, for tests of properties
 // that the race detector changes: memory, speed, and the system calls of a

@@ -16,16 +16,9 @@ import (
 // and asks the clients to connect again (GOAWAY). The process can exit when it
 // returns.
 func Serve(ctx context.Context, server *grpc.Server, l net.Listener, limit time.Duration) error {
-	closed := make(chan struct{})
-	dismiss := context.AfterFunc(ctx, func() {
-		_ = l.Close()
-		close(closed)
-	})
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
 	counted := &listener{Listener: l}
-	err := server.Serve(counted)
-	if !dismiss() {
-		<-closed // so that the socket file is gone
-	}
+	err := server.Serve(counted) // closes the listener too, so that the socket file is gone
 	if !errors.Is(err, net.ErrClosed) {
 		return err
 	}
