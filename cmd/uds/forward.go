@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/addr"
@@ -38,6 +39,8 @@ type forwardCmd struct {
 	server.LimitFlags `set:"idle=0s"`
 	cli.RequireFlags
 	cli.LogFlags
+
+	name string // of the target in a record; "" for its path
 }
 
 // Validate rejects values that make no sense, and completes tcp:.
@@ -124,11 +127,26 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 		server.CloseSockets(sockets, nil)
 		return err
 	}
+	s, r, err := c.relay(std, log, sockets)
+	if err != nil {
+		return err
+	}
+	c.removeStale(log)
+	handler := server.SplitHealthChecks(r, echo.New(s, echo.Config{Chunk: 1024, IdleTimeout: c.IdleTimeout}))
+	return s.Serve(ctx, c.services(handler, sockets)...)
+}
+
+// relay makes a server and its relay. If it fails, it closes the sockets.
+func (c *forwardCmd) relay(std cli.Std, log zerolog.Logger, sockets []*addr.Socket) (s *server.Server, r *relay.Relay, err error) {
+	defer func() {
+		if err != nil {
+			server.CloseSockets(sockets, nil)
+		}
+	}()
 	var recorder *record.Recorder
 	if c.Show != "" {
 		if recorder, err = record.New(c.Show, c.showPort(), std.Out, cli.IsTerminal(std.Out), log); err != nil {
-			server.CloseSockets(sockets, nil)
-			return err
+			return nil, nil, err
 		}
 	}
 	beside := 2 * relay.MaxPipes
@@ -139,26 +157,22 @@ func (c *forwardCmd) Run(ctx context.Context, std cli.Std) error {
 	if c.Connect.Type == addr.Seqpacket { // any record that a process can send has to fit
 		sendBuffer = sock.MaxMessage() + sock.Overhead
 	}
-	s, err := server.New(c.Config(sockets, 2, beside, 2, sendBuffer, log))
-	if err != nil {
-		server.CloseSockets(sockets, nil)
-		return err
+	if s, err = server.New(c.Config(sockets, 2, beside, 2, sendBuffer, log)); err != nil {
+		return nil, nil, err
 	}
-	r, err := relay.New(s, relay.Config{
-		Target: c.Connect, Dial: c.dial, Check: c.CheckCred, Process: os.Getpid(), AsClient: c.AsClient, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
+	r, err = relay.New(s, relay.Config{
+		Target: c.Connect, Name: c.name, Dial: c.dial, Check: c.CheckCred, Process: os.Getpid(), AsClient: c.AsClient, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
 		MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser, Record: recorder,
 	})
-	if err != nil {
-		server.CloseSockets(sockets, nil)
-		return err
-	}
-	c.removeStale(log)
-	handler := server.SplitHealthChecks(r, echo.New(s, echo.Config{Chunk: 1024, IdleTimeout: c.IdleTimeout}))
+	return s, r, err
+}
+
+func (c *forwardCmd) services(handler server.Handler, sockets []*addr.Socket) []server.Service {
 	services := server.Services(handler, sockets...)
 	for i := range services {
 		services[i].Files = c.PassFiles
 	}
-	return s.Serve(ctx, services...)
+	return services
 }
 
 // showPort returns the target's port in a capture. For HTTP's, Wireshark finds

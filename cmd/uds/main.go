@@ -9,6 +9,7 @@
 //	uds inspect [--format table|json] PATH...
 //	uds ls [PATH|@NAME]... [--format table|json|mermaid|dot] [--watch]
 //	uds send [--connect ADDR] [--hex] [MESSAGE]
+//	uds tap PATH [--show hex|json|FILE.pcapng]
 //	uds wait PATH... [--timeout DURATION] [-- COMMAND...]
 //
 // An ADDR is stream:PATH, datagram:PATH or seqpacket:PATH; a bare PATH means
@@ -34,6 +35,8 @@ type commands struct {
 	Inspect     inspectCmd     `cmd:"" help:"Show what a path is, who serves and uses it, and why it fails."`
 	Ls          lsCmd          `cmd:"" help:"List the sockets that are served, and who is connected."`
 	Send        sendCmd        `cmd:"" help:"Send, and print everything that the server answers."`
+	Tap         tapCmd         `cmd:"" help:"Show what passes a running socket, without a restart."`
+	TapGuard    tapGuardCmd    `cmd:"" hidden:""`
 	Wait        waitCmd        `cmd:"" help:"Wait until sockets are served, then run a command."`
 }
 
@@ -42,7 +45,7 @@ func (*commands) Help() string {
 	return `Examples:
 
 	uds ls /var/run/docker.sock            who is connected, in which container?
-	uds forward --listen door --connect /run/app.sock --show hex
+	uds tap /run/app.sock                  what is being said right now?
 	uds wait /run/db.sock --timeout 30s -- my-program`
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // Commands of the tool, which are looked for in the client, too.
-var toolCommands = []string{"bench", "forward", "healthcheck", "inspect", "ls", "send", "wait"}
+var toolCommands = []string{"bench", "forward", "healthcheck", "inspect", "ls", "send", "tap", "wait"}
 
 // mistaken returns an error if the default command has got a message that was
 // meant as a command or a path. The command's own name before it makes it a

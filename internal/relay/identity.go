@@ -82,3 +82,13 @@ func set(name string, call, real, effective, saved uintptr) error {
 	}
 	return nil
 }
+
+// As calls f on a thread that is effectively the process at the other end of a
+// connection. It needs root.
+func As(fd int, f func()) error {
+	who, err := identityOf(fd)
+	if err != nil {
+		return err
+	}
+	return who.do(f)
+}

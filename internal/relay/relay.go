@@ -14,6 +14,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,6 +37,7 @@ import (
 // A Config configures where and how to forward.
 type Config struct {
 	Target addr.Addr
+	Name   string // of the target in the record; "" for its path
 	// Dial connects to the target, however long that takes, and checks the
 	// user that serves there. Without PassFiles its sockets refuse descriptors.
 	// It is called from many goroutines.
@@ -258,7 +260,7 @@ func (r *Relay) Close() {
 
 // record records a connection, if anything is recorded.
 func (r *Relay) record(id uint64, peer string, cred *unix.Ucred) *record.Conn {
-	return r.config.Record.Open(record.Conn{ID: id, Peer: peer, Cred: cred, Target: r.config.Target.Path})
+	return r.config.Record.Open(record.Conn{ID: id, Peer: peer, Cred: cred, Target: cmp.Or(r.config.Name, r.config.Target.Path)})
 }
 
 func escape(err error) string { return logtext.Escape(err.Error()) }

@@ -35,6 +35,7 @@ type Service struct {
 	*addr.Socket
 	Handler Handler
 	Files   bool // the handler gets the descriptors that come with datagrams; otherwise such a message is dropped
+	tapped  bool // see [Server.reportTaps]
 }
 
 // Services returns services of sockets that one handler serves.

@@ -26,6 +26,7 @@ func (s *Server) renew() {
 }
 
 func (s *Server) renewSockets() {
+	s.reportTaps()
 	for _, ln := range slices.Clone(s.listeners) {
 		if !ln.socket.Lost() {
 			continue
@@ -52,6 +53,21 @@ func (s *Server) renewSockets() {
 	}
 	s.retire()
 	s.renewControl()
+}
+
+// reportTaps logs once that `uds tap` has put its own socket in the place of
+// one, which otherwise would look like theft.
+func (s *Server) reportTaps() {
+	for i := range s.services {
+		of := &s.services[i]
+		before := of.tapped
+		if own := of.Unix(); own != nil {
+			of.tapped = own.Tapped()
+		}
+		if of.tapped && !before {
+			s.Log.Info().Str("listen", logtext.Escape(of.Addr.String())).Msgf("%s is tapped: its clients come through uds tap now", logtext.Escape(of.Addr.Path))
+		}
+	}
 }
 
 // maxReplaced is how many replaced datagram sockets stay open for the clients

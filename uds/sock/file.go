@@ -3,6 +3,7 @@
 package sock
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -153,7 +154,7 @@ func umask() (mask fs.FileMode) {
 
 func (f *file) chmod(mode fs.FileMode) error {
 	fd, err := raw.Retry(func() (int, error) {
-		return unix.Open(f.path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		return unix.Open(cmp.Or(f.at(), f.path), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	})
 	if err != nil {
 		return fmt.Errorf("set mode %04o: %w", mode.Perm(), explainFile(f.path, err))
@@ -177,16 +178,56 @@ func (f *file) chmod(mode fs.FileMode) error {
 
 // remove unlinks the file if the path still leads to it. Device and inode
 // identify the file only while the socket is open, which keeps the inode from
-// being reused. So call remove before close.
+// being reused. So call remove before close. A tapped file goes back first: then
+// nothing is at the path, as without the tap.
 func (f *file) remove() {
-	if f != nil && f.ours() {
+	if f == nil {
+		return
+	}
+	if at := f.at(); at != "" && at != f.path {
+		_ = unix.Rename(at, f.path)
+	}
+	if f.at() == f.path {
 		_ = unix.Unlink(f.path)
 	}
 }
 
-func (f *file) ours() bool {
+func (f *file) ours() bool { return f.at() != "" }
+
+// at returns where the file is: at its path, or where a tap has put it; "" if it
+// is gone.
+func (f *file) at() string {
 	var st unix.Stat_t
-	return unix.Lstat(f.path, &st) == nil && f.is(&st)
+	switch {
+	case unix.Lstat(f.path, &st) != nil:
+	case f.is(&st):
+		return f.path
+	default:
+		if aside := tapped(f.path, &st); f.is(&st) {
+			return aside
+		}
+	}
+	return ""
+}
+
+// TapName returns the name beside path under which `uds tap` keeps the socket
+// that it taps, while a socket of its own with this inode is at path. So what
+// belongs to whom can be told from the files alone, whichever process has died.
+func TapName(path string, inode uint64) string {
+	return beside(path, fmt.Sprintf(".tap-%d", inode))
+}
+
+// tapped makes st, which describes the file at path, that of the socket which a
+// tap has put aside, and returns its name; "" if path is not tapped. A tap gives
+// its own socket the same owner.
+func tapped(path string, st *unix.Stat_t) string {
+	aside := TapName(path, st.Ino)
+	var behind unix.Stat_t
+	if unix.Lstat(aside, &behind) != nil || behind.Mode&unix.S_IFMT != unix.S_IFSOCK || behind.Uid != st.Uid {
+		return ""
+	}
+	*st = behind
+	return aside
 }
 
 func (f *file) is(st *unix.Stat_t) bool { return st.Dev == f.dev && st.Ino == f.ino }
@@ -278,6 +319,17 @@ func Probe(path string, connected func(t Type, fd int) error) (Type, error) {
 	default:
 		return "", unix.ECONNREFUSED
 	}
+}
+
+// IsOpen reports whether a process has the socket of type t at path open. The
+// process does not notice: connecting with another type fails.
+func IsOpen(path string, t Type) bool {
+	other := Datagram
+	if t == Datagram {
+		other = Stream
+	}
+	err := connects(other, path, nil)
+	return err != unix.ECONNREFUSED && err != unix.ENOENT
 }
 
 func connects(t Type, path string, connected func(t Type, fd int) error) error {

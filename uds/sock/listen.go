@@ -216,8 +216,24 @@ func (s *Socket) FD() int { return s.fd }
 func (s *Socket) Is(st *unix.Stat_t) bool { return s.file != nil && s.file.is(st) }
 
 // Lost reports whether clients can no longer connect because the socket file
-// was removed or replaced since this socket made it.
-func (s *Socket) Lost() bool { return s.file != nil && !s.file.ours() }
+// was removed or replaced since this socket made it. It is not lost while `uds
+// tap` passes the clients on, and comes back if that has died.
+func (s *Socket) Lost() bool {
+	if s.Tapped() && !IsOpen(s.file.path, s.addr.Type) {
+		_ = unix.Rename(s.file.at(), s.file.path) // fails if the tap's guard has done it
+	}
+	return s.file != nil && !s.file.ours()
+}
+
+// Tapped reports whether `uds tap` has put its own socket in the place of this
+// one.
+func (s *Socket) Tapped() bool {
+	if s.file == nil {
+		return false
+	}
+	at := s.file.at()
+	return at != "" && at != s.file.path
+}
 
 // Renew makes a new socket in place of one whose file is [Socket.Lost].
 // Clients that are connected to s, or send to it, are not affected; s owns no

@@ -269,6 +269,7 @@ func fileAt(path string) (*file, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
 		return nil, fmt.Errorf("%w: %s is a %s", ErrNotSocket, path, why.Kind(st.Mode))
 	}
+	tapped(path, &st)
 	return newFile(path, &st), nil
 }
 

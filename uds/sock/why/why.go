@@ -119,6 +119,12 @@ func Empty(path string) string {
 	return ""
 }
 
+// Mounted explains a file that is itself a mount; "" if it is not.
+func Mounted(fd int) string {
+	m, itself := mountOf(fd)
+	return m.itself(itself)
+}
+
 // itself explains a file that is the root of its mount.
 func (m mount) itself(isRoot bool) string {
 	switch _, deleted := strings.CutSuffix(m.root, "//deleted"); {
