@@ -36,7 +36,7 @@ type place struct {
 // of another mount namespace, /proc/PID/root/DIR.
 func findPlace(path string) (*place, error) {
 	if sock.IsAbstract(path) {
-		return nil, fmt.Errorf("%s: an abstract name belongs to its socket until that is closed, so it cannot be tapped; clients can be sent to another name, uds forward", path)
+		return nil, errors.New("an abstract name stays with its socket until that is closed, so it cannot be tapped; send the clients to another name, and use uds forward")
 	}
 	at, name := filepath.Split(path)
 	const most = 40 // as in the kernel
@@ -65,7 +65,7 @@ func findPlace(path string) (*place, error) {
 	}
 	if n := len(p.aside(0)) + digits - sock.MaxPath; n > 0 {
 		_ = dir.Close()
-		return nil, fmt.Errorf("%s: the file's name is %d bytes too long: a tap needs longer ones beside it", path, n)
+		return nil, fmt.Errorf("the name of its file is %d bytes too long, because a tap needs longer ones beside it; use uds forward", n)
 	}
 	return p, nil
 }

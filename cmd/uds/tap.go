@@ -280,8 +280,13 @@ func (t *tap) giveBack() {
 
 // Unlink is what the server calls before it accepts the last clients; the name
 // was given back before.
-func (t *tap) Unlink()    { t.giveBack() }
-func (t *tap) Lost() bool { return false } // watch notices it
+func (t *tap) Unlink() { t.giveBack() }
+
+// Lost is for a server that would make its file again.
+func (t *tap) Lost() bool { return false }
+
+// Is reports whether the file is the tap's own socket, whatever its name.
+func (t *tap) Is(st *unix.Stat_t) bool { return st.Ino == t.inode && st.Dev == t.file.Dev }
 
 func (t *tap) close() {
 	t.giveBack()
