@@ -91,13 +91,15 @@ func TestF64TapsUnderLoad(t *testing.T) {
 	for path, network := range kinds {
 		for i := range 2 {
 			clients.Go(func() {
-				for {
+				// Each has a new name: this process starts others, which have its
+				// closed sockets for a moment, and a server knows a name for a second.
+				for n := 0; ; n++ {
 					select {
 					case <-over:
 						return
 					default:
 					}
-					if err := asked(network, d+"/"+path, fmt.Sprint(d, "/own", i)); err != nil {
+					if err := asked(network, d+"/"+path, fmt.Sprint(d, "/own", i, ".", n)); err != nil {
 						t.Errorf("%s: %v", path, err)
 						return
 					}
