@@ -52,10 +52,16 @@ var chance = []uint64{
 // before arm.
 func launchVictim(t *testing.T, n int64, d string, args ...string) *victim {
 	t.Helper()
+	return launchVictimIn(t, 0, n, d, args...)
+}
+
+// launchVictimIn starts it in a new namespace, clone(2).
+func launchVictimIn(t *testing.T, namespace uintptr, n int64, d string, args ...string) *victim {
+	t.Helper()
 	v := &victim{process: testkit.Prepare(t, d, args...)}
 	// Its own process group, so that waiting for it does not wait for another
 	// process.
-	v.process.Cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
+	v.process.Cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true, Cloneflags: namespace}
 	v.arm(n)
 	started := make(chan error)
 	go func() {
@@ -597,5 +603,101 @@ func TestDeathAtAnySystemCallOfATransfersServer(t *testing.T) {
 			wantFiles(t, d)
 		}
 		return calls, died
+	})
+}
+
+// A tapped socket is that of a foreign server, which gives nothing back by itself.
+type tappedSocket struct {
+	d    string
+	file unix.Stat_t
+}
+
+func newTappedSocket(t *testing.T) tappedSocket {
+	t.Helper()
+	s := tappedSocket{d: dir(t)}
+	l, err := net.Listen("unix", s.d+"/s")
+	check(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	check(t, unix.Lstat(s.d+"/s", &s.file))
+	return s
+}
+
+// hasName returns an error if the name does not lead to the socket.
+func (s tappedSocket) hasName() error {
+	var now unix.Stat_t
+	if err := unix.Lstat(s.d+"/s", &now); err != nil || now.Ino != s.file.Ino {
+		return fmt.Errorf("the name leads to inode %d, not %d, %v", now.Ino, s.file.Ino, err)
+	}
+	conn, err := net.Dial("unix", s.d+"/s")
+	if err == nil {
+		err = conn.Close()
+	}
+	return err
+}
+
+// undone runs --undo, after which only the socket is there.
+func (s tappedSocket) undone(t *testing.T) {
+	t.Helper()
+	status, _, stderr := run(t, s.d, "", testkit.Plain(t, "uds"), "tap", "--undo", "s")
+	if err := s.hasName(); status != 0 || err != nil {
+		t.Errorf("exit status %d, %v: %s", status, err, stderr)
+	}
+	wantFiles(t, s.d, "s")
+}
+
+func TestF65DeathAtAnySystemCallOfATap(t *testing.T) {
+	t.Parallel()
+	testkit.NeedNamespace(t, "--pid", "--fork")
+	var outcome []string
+	taps := func(name, after string, namespace uintptr, dead func(*testing.T, tappedSocket)) {
+		t.Run(name, func(t *testing.T) {
+			kills, calls := deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
+				s := newTappedSocket(t)
+				v := launchVictimIn(t, namespace, n, s.d, testkit.Plain(t, "uds"), "tap", "s")
+				if v.process.Err.Reaches(1, "waiting for a ", v.process.Ended) {
+					if conn, err := net.Dial("unix", s.d+"/s"); err == nil { // otherwise it has died
+						check(t, conn.Close())
+					}
+					_ = v.process.Cmd.Process.Signal(syscall.SIGTERM) // it may be dead
+				}
+				status := v.exit(t)
+				if status != 0 && v.state.Signal() != unix.SIGKILL {
+					t.Errorf("exit status %d", status)
+				}
+				dead(t, s)
+				s.undone(t)
+				if t.Failed() {
+					t.Logf("killed at call %d:\n%s", n, &v.process.Err)
+				}
+				return v.calls.Load(), status != 0
+			})
+			outcome = append(outcome, fmt.Sprintf("%s killed at %d of %d calls: %s", name, kills, calls, after))
+		})
+	}
+	taps("the tap", "its guard gave the name back", 0, func(t *testing.T, s tappedSocket) {
+		testkit.Await(t, s.hasName)
+	})
+	// The first process of a namespace takes all others with it, pid_namespaces(7).
+	taps("tap and guard at once", "`--undo` did", unix.CLONE_NEWPID, func(*testing.T, tappedSocket) {})
+	t.Run("the repair", func(t *testing.T) {
+		kills, calls := deaths(t, 6, func(t *testing.T, n int64) (int64, bool) {
+			s := newTappedSocket(t)
+			v := launchVictimIn(t, unix.CLONE_NEWPID, 0, s.d, testkit.Plain(t, "uds"), "tap", "s")
+			v.process.Err.Await(t, 1, "waiting for a ")
+			check(t, v.process.Cmd.Process.Kill())
+			v.exit(t)
+			if s.hasName() == nil {
+				t.Error("nothing is to be undone")
+			}
+			undo := launchVictim(t, n, s.d, testkit.Plain(t, "uds"), "tap", "--undo", "s")
+			status := undo.exit(t)
+			s.undone(t)
+			return undo.calls.Load(), status != 0
+		})
+		outcome = append(outcome, fmt.Sprintf("`--undo` killed at %d of %d: the next one did", kills, calls))
+	})
+	testkit.ReportFault(t, testkit.FaultRow{
+		ID: "F65", Done: "a tap of another program's socket killed at system calls from its start to its end: alone, together with its guard, and then the repair; at every one: `make crash`", Count: 30,
+		Outcome: strings.Join(outcome, "; ") + "; then the name led to the same inode, and no other file was left",
 	})
 }
