@@ -7,8 +7,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,6 +35,7 @@ import (
 // differs only by a few calls from run to run.
 type victim struct {
 	process *process
+	family  bool         // the processes that it has started die with it
 	left    atomic.Int64 // calls until its death; 0: it need not die, or is being killed
 	armed   bool
 	calls   atomic.Int64
@@ -52,16 +55,17 @@ var chance = []uint64{
 // before arm.
 func launchVictim(t *testing.T, n int64, d string, args ...string) *victim {
 	t.Helper()
-	return launchVictimIn(t, 0, n, d, args...)
+	return launchFamily(t, false, n, d, args...)
 }
 
-// launchVictimIn starts it in a new namespace, clone(2).
-func launchVictimIn(t *testing.T, namespace uintptr, n int64, d string, args ...string) *victim {
+// launchFamily starts a program that dies with all that it has started if family
+// is true.
+func launchFamily(t *testing.T, family bool, n int64, d string, args ...string) *victim {
 	t.Helper()
-	v := &victim{process: testkit.Prepare(t, d, args...)}
+	v := &victim{process: testkit.Prepare(t, d, args...), family: family}
 	// Its own process group, so that waiting for it does not wait for another
 	// process.
-	v.process.Cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true, Cloneflags: namespace}
+	v.process.Cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	v.arm(n)
 	started := make(chan error)
 	go func() {
@@ -126,6 +130,9 @@ func (v *victim) trace() error {
 			if counts(tid) {
 				v.calls.Add(1)
 				if v.left.Load() > 0 && v.left.Add(-1) == 0 {
+					if v.family {
+						killChildren(pid)
+					}
 					_ = v.process.Cmd.Process.Kill()
 				}
 			}
@@ -134,6 +141,19 @@ func (v *victim) trace() error {
 			deliver = int(s)
 		}
 		_ = unix.PtraceSyscall(tid, deliver) // it may be dead
+	}
+}
+
+// killChildren kills the processes that a process has started.
+func killChildren(pid int) {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, list := range lists {
+		text, _ := os.ReadFile(list)
+		for _, child := range strings.Fields(string(text)) {
+			if id, err := strconv.Atoi(child); err == nil {
+				_ = unix.Kill(id, unix.SIGKILL)
+			}
+		}
 	}
 }
 
@@ -647,13 +667,12 @@ func (s tappedSocket) undone(t *testing.T) {
 
 func TestF65DeathAtAnySystemCallOfATap(t *testing.T) {
 	t.Parallel()
-	testkit.NeedNamespace(t, "--pid", "--fork")
 	var outcome []string
-	taps := func(name, after string, namespace uintptr, dead func(*testing.T, tappedSocket)) {
+	taps := func(name, after string, family bool, dead func(*testing.T, tappedSocket)) {
 		t.Run(name, func(t *testing.T) {
 			kills, calls := deaths(t, 12, func(t *testing.T, n int64) (int64, bool) {
 				s := newTappedSocket(t)
-				v := launchVictimIn(t, namespace, n, s.d, testkit.Plain(t, "uds"), "tap", "s")
+				v := launchFamily(t, family, n, s.d, testkit.Plain(t, "uds"), "tap", "s")
 				if v.process.Err.Reaches(1, "waiting for a ", v.process.Ended) {
 					if conn, err := net.Dial("unix", s.d+"/s"); err == nil { // otherwise it has died
 						check(t, conn.Close())
@@ -674,18 +693,18 @@ func TestF65DeathAtAnySystemCallOfATap(t *testing.T) {
 			outcome = append(outcome, fmt.Sprintf("%s killed at %d of %d calls: %s", name, kills, calls, after))
 		})
 	}
-	taps("the tap", "its guard gave the name back", 0, func(t *testing.T, s tappedSocket) {
+	taps("the tap", "its guard gave the name back", false, func(t *testing.T, s tappedSocket) {
 		testkit.Await(t, s.hasName)
 	})
-	// The first process of a namespace takes all others with it, pid_namespaces(7).
-	taps("tap and guard at once", "`--undo` did", unix.CLONE_NEWPID, func(*testing.T, tappedSocket) {})
+	taps("tap and guard at once", "`--undo` did", true, func(*testing.T, tappedSocket) {})
 	t.Run("the repair", func(t *testing.T) {
 		kills, calls := deaths(t, 6, func(t *testing.T, n int64) (int64, bool) {
 			s := newTappedSocket(t)
-			v := launchVictimIn(t, unix.CLONE_NEWPID, 0, s.d, testkit.Plain(t, "uds"), "tap", "s")
-			v.process.Err.Await(t, 1, "waiting for a ")
-			check(t, v.process.Cmd.Process.Kill())
-			v.exit(t)
+			tap := serving(t, start(t, s.d, testkit.Plain(t, "uds"), "tap", "s"))
+			tap.Pause(t) // otherwise it would notice the end of its guard
+			killChildren(tap.Pid())
+			tap.Signal(t, syscall.SIGKILL)
+			tap.Status(t)
 			if s.hasName() == nil {
 				t.Error("nothing is to be undone")
 			}

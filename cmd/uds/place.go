@@ -158,12 +158,12 @@ func (p *place) exchange(inode uint64, file *unix.Stat_t) error {
 	switch err := swap(); err {
 	case nil:
 	case unix.EINVAL, unix.ENOSYS:
-		return fmt.Errorf("%s: its file system cannot exchange two names at once (renameat2, RENAME_EXCHANGE: %w), so clients would be refused; use uds forward", p.path(), err)
+		return fmt.Errorf("the file system cannot exchange two names at once (renameat2, RENAME_EXCHANGE: %w), so clients would be refused; use uds forward", err)
 	default:
 		return sock.Explain(p.path(), err)
 	}
 	if now, err := p.inode(hidden); err != nil || now != file.Ino {
-		return errors.Join(fmt.Errorf("%s was replaced meanwhile; try again", p.path()), swap())
+		return errors.Join(errors.New("it was replaced meanwhile; try again"), swap())
 	}
 	return nil
 }
@@ -201,7 +201,7 @@ func (p *place) check(file *os.File, st *unix.Stat_t) error {
 		return errors.New(why.Refused(p.path()))
 	}
 	if text := why.Mounted(int(file.Fd())); text != "" {
-		return fmt.Errorf("%s cannot be tapped: %s", p.path(), text)
+		return errors.New(text)
 	}
 	return nil
 }

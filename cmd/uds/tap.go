@@ -260,20 +260,19 @@ func (t *tap) watch(ctx context.Context, shown string) error {
 	}
 }
 
-// giveBack gives the name back, ends the guard, and then gives the place to
-// other taps.
+// giveBack gives the name back, then the place to other taps, and ends the guard.
 func (t *tap) giveBack() {
 	t.once.Do(func() {
 		if t.inode != 0 {
 			_, _ = t.place.giveBack(t.inode, true)
 		}
-		if t.guarded != nil {
+		if t.Socket != nil {
+			t.Socket.Unlink()
+		}
+		if t.guarded != nil { // last, so that it does what a second signal prevents
 			_, _ = t.alarm.Write([]byte{0})
 			_ = t.alarm.Close()
 			t.guarded <- <-t.guarded
-		}
-		if t.Socket != nil {
-			t.Socket.Unlink()
 		}
 	})
 }
