@@ -7,10 +7,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -131,7 +129,7 @@ func (v *victim) trace() error {
 				v.calls.Add(1)
 				if v.left.Load() > 0 && v.left.Add(-1) == 0 {
 					if v.family {
-						killChildren(pid)
+						testkit.KillChildren(pid)
 					}
 					_ = v.process.Cmd.Process.Kill()
 				}
@@ -141,19 +139,6 @@ func (v *victim) trace() error {
 			deliver = int(s)
 		}
 		_ = unix.PtraceSyscall(tid, deliver) // it may be dead
-	}
-}
-
-// killChildren kills the processes that a process has started.
-func killChildren(pid int) {
-	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	for _, list := range lists {
-		text, _ := os.ReadFile(list)
-		for _, child := range strings.Fields(string(text)) {
-			if id, err := strconv.Atoi(child); err == nil {
-				_ = unix.Kill(id, unix.SIGKILL)
-			}
-		}
 	}
 }
 
@@ -701,10 +686,7 @@ func TestF65DeathAtAnySystemCallOfATap(t *testing.T) {
 		kills, calls := deaths(t, 6, func(t *testing.T, n int64) (int64, bool) {
 			s := newTappedSocket(t)
 			tap := serving(t, start(t, s.d, testkit.Plain(t, "uds"), "tap", "s"))
-			tap.Pause(t) // otherwise it would notice the end of its guard
-			killChildren(tap.Pid())
-			tap.Signal(t, syscall.SIGKILL)
-			tap.Status(t)
+			tap.KillAll(t)
 			if s.hasName() == nil {
 				t.Error("nothing is to be undone")
 			}

@@ -68,6 +68,7 @@ func (c *tapCmd) Run(ctx context.Context, std cli.Std) error {
 			done = "nothing was to be undone"
 		}
 		log.Info().Msgf("tap: %s: %s", logtext.Escape(c.Path), done)
+		(&forwardCmd{Connect: addr.Addr{Type: addr.Datagram, Path: p.path()}}).removeStale(log)
 	}
 	if err != nil {
 		return fmt.Errorf("tap %s: %w", c.Path, err)

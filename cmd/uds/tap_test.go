@@ -1,9 +1,11 @@
 package main_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -23,13 +25,9 @@ func tapping(t *testing.T, d string, args ...string) *testkit.Process {
 	return p
 }
 
-func serving(t *testing.T, d string, as uint32, args ...string) *testkit.Process {
+func serving(t *testing.T, d string, args ...string) *testkit.Process {
 	t.Helper()
-	p := testkit.Prepare(t, d, append([]string{"server"}, args...)...)
-	if as != 0 {
-		p.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: as, Gid: as}}
-	}
-	p.Start(t)
+	p := testkit.Start(t, d, append([]string{"server"}, args...)...)
 	if !p.Err.Reaches(1, "waiting for a ", p.Ended) {
 		t.Fatal(p.Err.String())
 	}
@@ -83,7 +81,7 @@ func back(conn *net.UnixConn) error {
 func TestF64TapsUnderLoad(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
-	server := serving(t, d, 0, "--listen", "s,seqpacket:q,datagram:d", "--max-per-user", "0")
+	server := serving(t, d, "--listen", "s,seqpacket:q,datagram:d", "--max-per-user", "0")
 	kinds := map[string]string{"s": "unix", "q": "unixpacket", "d": "unixgram"}
 	var clients sync.WaitGroup
 	var done atomic.Int64
@@ -138,4 +136,101 @@ func TestF64TapsUnderLoad(t *testing.T) {
 		ID: "F64", Count: 3 * rounds, Done: "a running server is tapped again and again, over each type, while 6 clients ask it without a pause; a connection through each tap of streams and seqpacket is open at its end",
 		Outcome: fmt.Sprintf("%d clients, none failed; the open connections were served to their end", done.Load()),
 	})
+}
+
+// Our own server does not take a tap for a thief, whatever happens meanwhile.
+func TestF66ServerThatIsTapped(t *testing.T) {
+	t.Parallel()
+	all := map[string]string{"s": "unix", "q": "unixpacket", "d": "unixgram"}
+	listen := []string{"--listen", "s,seqpacket:q,datagram:d"}
+	echoes := func(t *testing.T, d string) {
+		t.Helper()
+		for path, network := range all {
+			check(t, asked(network, d+"/"+path, d+"/own"))
+		}
+	}
+	const taken = "was taken or removed, as by a server that starts or ends"
+	for name, try := range map[string]func(t *testing.T, d string, server *testkit.Process, taps []*testkit.Process){
+		"it ends, and another starts at once": func(t *testing.T, d string, server *testkit.Process, taps []*testkit.Process) {
+			server.Signal(t, syscall.SIGTERM)
+			server.WantStatus(t, 0)
+			next := serving(t, d, listen...)
+			for _, tap := range taps {
+				tap.WantStatus(t, 1)
+				wantWords(t, tap.Err.String(), taken)
+			}
+			echoes(t, d)
+			next.Stop(t)
+		},
+		"a second one starts": func(t *testing.T, d string, server *testkit.Process, taps []*testkit.Process) {
+			status, _, stderr := testkit.Run(t, d, "", append([]string{"server"}, listen...)...)
+			if status != 1 {
+				t.Errorf("exit status %d: %s", status, stderr)
+			}
+			ended(t, taps)
+			echoes(t, d)
+			server.Stop(t)
+		},
+		"a successor takes over": func(t *testing.T, d string, server *testkit.Process, taps []*testkit.Process) {
+			next := serving(t, d, append(listen, "--takeover")...)
+			next.Err.Await(t, 3, "took over ")
+			server.WantStatus(t, 0)
+			echoes(t, d) // through the taps
+			next.Err.Await(t, 3, "is tapped: ")
+			ended(t, taps)
+			echoes(t, d)
+			next.Stop(t)
+		},
+		"the name is removed": func(t *testing.T, d string, server *testkit.Process, taps []*testkit.Process) {
+			for path := range all {
+				check(t, os.Remove(d+"/"+path))
+			}
+			for _, tap := range taps {
+				tap.WantStatus(t, 1)
+				wantWords(t, tap.Err.String(), taken)
+			}
+			server.Err.Await(t, 3, "was removed: listening again")
+			echoes(t, d)
+			server.Stop(t)
+		},
+		"tap and guard are killed": func(t *testing.T, d string, server *testkit.Process, taps []*testkit.Process) {
+			for _, tap := range taps {
+				tap.KillAll(t)
+			}
+			testkit.Await(t, func() (err error) { // within a second, when it looks at its files
+				for path, network := range all {
+					err = errors.Join(err, asked(network, d+"/"+path, d+"/own"))
+				}
+				return err
+			})
+			check(t, exec.Command(testkit.Program("uds"), "tap", "--undo", d+"/s").Run())
+			check(t, exec.Command(testkit.Program("uds"), "tap", "--undo", d+"/q").Run())
+			check(t, exec.Command(testkit.Program("uds"), "tap", "--undo", d+"/d").Run())
+			server.Stop(t)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := dir(t)
+			server := serving(t, d, append(listen, "--takeover")...)
+			var taps []*testkit.Process
+			for path := range all {
+				taps = append(taps, tapping(t, d, path))
+			}
+			server.Err.Await(t, 3, "is tapped: ")
+			echoes(t, d)
+			try(t, d, server, taps)
+		})
+	}
+	testkit.ReportFault(t, testkit.FaultRow{
+		ID: "F66", Count: 15, Done: "our server is tapped, over each type: it ends, and another starts at once; a second one starts; a successor takes over; the name is removed; tap and guard are killed",
+		Outcome: "each time the server did what it does without a tap, clients were served, and nothing was left",
+	})
+}
+
+func ended(t *testing.T, taps []*testkit.Process) {
+	t.Helper()
+	for _, tap := range taps {
+		tap.Signal(t, syscall.SIGTERM)
+		tap.WantStatus(t, 0)
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -266,6 +267,29 @@ func (p *Process) Pause(t testing.TB) (goOn func()) {
 	p.Signal(t, syscall.SIGSTOP)
 	Check(t, unix.Waitid(unix.P_PID, p.Pid(), nil, unix.WSTOPPED|unix.WNOWAIT, nil))
 	return func() { t.Helper(); p.Signal(t, syscall.SIGCONT) }
+}
+
+// KillAll kills the process and those that it has started, and waits for its end.
+// It is stopped meanwhile, so that it cannot notice their end.
+func (p *Process) KillAll(t testing.TB) {
+	t.Helper()
+	p.Pause(t)
+	KillChildren(p.Pid())
+	p.Signal(t, syscall.SIGKILL)
+	p.Status(t)
+}
+
+// KillChildren kills the processes that a process has started.
+func KillChildren(pid int) {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, list := range lists {
+		text, _ := os.ReadFile(list)
+		for _, child := range strings.Fields(string(text)) {
+			if id, err := strconv.Atoi(child); err == nil {
+				_ = unix.Kill(id, unix.SIGKILL)
+			}
+		}
+	}
 }
 
 // Signal sends a signal.
