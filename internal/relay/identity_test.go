@@ -113,6 +113,27 @@ func TestPeerAuthenticationOfPostgreSQL(t *testing.T) {
 			t.Errorf("psql as %s through %s printed %q, %s", refused[0], refused[1], out, stderr)
 		}
 	}
+
+	// A tap of the server's own socket keeps who is who by itself, and no client
+	// that comes meanwhile fails.
+	load := start(t, d, "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups",
+		"sh", "-c", `while [ ! -e "$0" ]; do psql -h "$1" -U postgres -Atc "SELECT 6*7" || echo failed; done`, d+"/over", d+"/run")
+	for i := range testkit.Count(3, 100) {
+		tap := start(t, d, "uds", "tap", "run/.s.PGSQL.5432")
+		tap.Err.Await(t, 1, "waiting for a ")
+		load.Out.Await(t, 3*i+3, "42\n")
+		if status, _, stderr := query("daemon", "run"); status == 0 || !strings.Contains(stderr, "Peer authentication failed") {
+			t.Errorf("psql as daemon through a tap: %s", stderr)
+		}
+		tap.Out.Await(t, 1, "SELECT 6*7") // in the dump's last column
+		tap.Signal(t, syscall.SIGTERM)
+		tap.WantStatus(t, 0)
+	}
+	check(t, os.WriteFile(d+"/over", nil, 0o644))
+	load.WantStatus(t, 0)
+	if out := load.Out.String(); strings.Trim(out, "42\n") != "" {
+		t.Errorf("clients failed: %s%s", out, &load.Err)
+	}
 	server.Signal(t, os.Interrupt)
 	server.Status(t)
 }
