@@ -3,10 +3,13 @@ package integration
 import (
 	"bytes"
 	"crypto/rand"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,27 +39,90 @@ func socketDir(t *testing.T) string {
 	return d
 }
 
+// built builds uds.
+func built(t *testing.T) string {
+	t.Helper()
+	program := filepath.Join(t.TempDir(), "uds")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../cmd/uds").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return program
+}
+
+// engineBehindARelay returns the directory of a docker.sock that leads to the
+// engine.
+func engineBehindARelay(t *testing.T, program string) string {
+	t.Helper()
+	d := socketDir(t)
+	// The relay logs nothing after it listens: the socket file shows that it
+	// does.
+	relay := exec.Command(program, "forward", "--listen", d+"/docker.sock", "--connect", "/var/run/docker.sock", "--mode", "0600")
+	if err := relay.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = relay.Process.Signal(os.Interrupt)
+		_ = relay.Wait()
+	})
+	await(t, "the relay", func() bool { _, err := os.Lstat(d + "/docker.sock"); return err == nil })
+	return d
+}
+
+// The engine's socket is tapped again and again, while `docker run` and others
+// use it: none of them fails, also those that run on when the tap ends.
+func TestTapOfTheEnginesSocket(t *testing.T) {
+	t.Parallel()
+	program := built(t)
+	d := engineBehindARelay(t, program)
+	docker := func(args ...string) *exec.Cmd {
+		return exec.CommandContext(t.Context(), "docker", append([]string{"-H", "unix://" + d + "/docker.sock"}, args...)...)
+	}
+	in := make([]byte, 1<<20)
+	_, _ = rand.Read(in)
+	var over atomic.Bool
+	var load sync.WaitGroup
+	var done [2]atomic.Int64
+	for i, run := range []func() error{
+		func() error {
+			c := docker("run", "--rm", "-i", "--network", "none", "--label", sessionLabel+"="+session, "--entrypoint", "cat", clientImage)
+			c.Stdin = bytes.NewReader(in)
+			out, err := c.Output()
+			if err == nil && !bytes.Equal(out, in) {
+				err = fmt.Errorf("%d bytes of %d came back", len(out), len(in))
+			}
+			return err
+		},
+		func() error { return docker("ps").Run() },
+	} {
+		load.Go(func() {
+			for !over.Load() {
+				if err := run(); err != nil {
+					t.Errorf("while the socket is tapped: %v", err)
+				}
+				done[i].Add(1)
+			}
+		})
+	}
+	for range testkit.Count(3, 100) {
+		before := done[1].Load()
+		tap := testkit.Start(t, d, program, "tap", "docker.sock")
+		tap.Err.Await(t, 1, "waiting for a ")
+		tap.Out.Await(t, 1, "HTTP/1.1")
+		await(t, "a client through the tap", func() bool { return done[1].Load() > before })
+		tap.Signal(t, os.Interrupt)
+		tap.WantStatus(t, 0)
+	}
+	over.Store(true)
+	load.Wait()
+	t.Logf("%d times docker run, %d times docker ps", done[0].Load(), done[1].Load())
+}
+
 // `docker run -i` ends its input, and then waits for the output, over one
 // connection that it has taken over from HTTP.
 func TestDockerAttachesThroughARelay(t *testing.T) {
 	t.Parallel()
-	d := socketDir(t)
-	program := filepath.Join(t.TempDir(), "client")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../cmd/uds").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	// The relay logs nothing after it listens: the socket file shows that it
-	// does.
-	relay := exec.CommandContext(t.Context(), program, "forward", "--listen", d+"/docker.sock", "--connect", "/var/run/docker.sock", "--mode", "0600")
-	relay.Cancel = func() error { return relay.Process.Signal(os.Interrupt) }
-	if err := relay.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		_ = relay.Process.Signal(os.Interrupt)
-		_ = relay.Wait()
-	}()
-	await(t, "the relay", func() bool { _, err := os.Lstat(d + "/docker.sock"); return err == nil })
+	program := built(t)
+	d := engineBehindARelay(t, program)
 	in := make([]byte, 8<<20)
 	_, _ = rand.Read(in)
 	docker := exec.CommandContext(t.Context(), "docker", "-H", "unix://"+d+"/docker.sock", "run", "--rm", "-i", "--network", "none",
