@@ -2,11 +2,16 @@ package integration
 
 import (
 	"bytes"
+	"fmt"
+	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/udsecho/udsecho/internal/testkit"
 )
 
 func TestHexDumpIsWhatTheREADMESays(t *testing.T) {
@@ -56,5 +61,33 @@ func TestPairIsWhatTheREADMESays(t *testing.T) {
 	}
 	if d := cmp.Diff(readme(t, "pair"), events); d != "" {
 		t.Errorf("README.md and client (-README +client):\n%s", d)
+	}
+}
+
+// A tap on the machine shows what a client says in its container, and the server
+// there sees that client and not the tap.
+func TestTapShowsWhatTheDocumentSays(t *testing.T) {
+	t.Parallel()
+	testkit.NeedRoot(t, "to reach a container's files")
+	volume := newVolume(t)
+	server := startServer(t, volume)
+	_, pid := server.name(t)
+	path := fmt.Sprintf("/proc/%d/root%s", pid, socketPath)
+	tap := testkit.Start(t, t.TempDir(), programs(t)+"/uds", "tap", path)
+	tap.Err.Await(t, 1, "waiting for a ")
+	runClient(t, volume, []string{"--connect", socketPath, "hello"})
+	tap.Out.Await(t, 1, "client -> target: end")
+	tap.Signal(t, os.Interrupt)
+	tap.WantStatus(t, 0)
+	if _, events := server.output(t); strings.Count(events, "uid=10002") != 1 {
+		t.Errorf("the server saw:\n%s", events)
+	}
+	masked := func(text string) string {
+		text = regexp.MustCompile(`(?m)^\d\d:\d\d:\d\d(\.\d+)?`).ReplaceAllString(text, "TIME")
+		return regexp.MustCompile(`pid \d+|/proc/\d+`).ReplaceAllString(text, "N")
+	}
+	first, _, _ := strings.Cut(tap.Err.String(), "\n")
+	if d := cmp.Diff(masked(readme(t, "tap")), masked(first+"\n"+tap.Out.String())); d != "" {
+		t.Errorf("the document and uds tap (-document +uds):\n%s", d)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,16 +38,6 @@ func socketDir(t *testing.T) string {
 	return d
 }
 
-// built builds uds.
-func built(t *testing.T) string {
-	t.Helper()
-	program := filepath.Join(t.TempDir(), "uds")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "../cmd/uds").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return program
-}
-
 // engineBehindARelay returns the directory of a docker.sock that leads to the
 // engine.
 func engineBehindARelay(t *testing.T, program string) string {
@@ -72,7 +61,7 @@ func engineBehindARelay(t *testing.T, program string) string {
 // use it: none of them fails, also those that run on when the tap ends.
 func TestTapOfTheEnginesSocket(t *testing.T) {
 	t.Parallel()
-	program := built(t)
+	program := programs(t) + "/uds"
 	d := engineBehindARelay(t, program)
 	docker := func(args ...string) *exec.Cmd {
 		return exec.CommandContext(t.Context(), "docker", append([]string{"-H", "unix://" + d + "/docker.sock"}, args...)...)
@@ -121,7 +110,7 @@ func TestTapOfTheEnginesSocket(t *testing.T) {
 // connection that it has taken over from HTTP.
 func TestDockerAttachesThroughARelay(t *testing.T) {
 	t.Parallel()
-	program := built(t)
+	program := programs(t) + "/uds"
 	d := engineBehindARelay(t, program)
 	in := make([]byte, 8<<20)
 	_, _ = rand.Read(in)
