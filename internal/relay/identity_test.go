@@ -134,8 +134,14 @@ func TestPeerAuthenticationOfPostgreSQL(t *testing.T) {
 	if out := load.Out.String(); strings.Trim(out, "42\n") != "" {
 		t.Errorf("clients failed: %s%s", out, &load.Err)
 	}
+
+	// At its end it removes its name, which is the tap's then.
+	tap := start(t, d, "uds", "tap", "run/.s.PGSQL.5432")
+	tap.Err.Await(t, 1, "waiting for a ")
 	server.Signal(t, os.Interrupt)
 	server.Status(t)
+	tap.WantStatus(t, 1)
+	testkit.WantFiles(t, d+"/run")
 }
 
 // D-Bus compares what its client writes, AUTH EXTERNAL and a user, with the

@@ -509,3 +509,52 @@ func TestNeverTwoServersWhileSocketsComeAndGo(t *testing.T) {
 		}
 	})
 }
+
+// A socket in whose place a tap is, as `uds tap` puts it there, is not lost; and
+// its name comes back if the tap has died.
+func TestTappedSocketIsNotLost(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []sock.Type{sock.Stream, sock.Seqpacket, sock.Datagram} {
+		d := dir(t)
+		listen := func(name string) *sock.Socket {
+			t.Helper()
+			s, err := sock.ListenConfig{}.Listen(sock.Addr{Type: kind, Path: d + "/" + name})
+			check(t, err)
+			return s
+		}
+		exchange := func() (dies func()) {
+			t.Helper()
+			own := listen("own")
+			var st unix.Stat_t
+			check(t, unix.Lstat(d+"/own", &st))
+			aside := sock.TapName(d+"/s", st.Ino)
+			check(t, os.Rename(d+"/own", aside))
+			check(t, unix.Renameat2(unix.AT_FDCWD, aside, unix.AT_FDCWD, d+"/s", unix.RENAME_EXCHANGE))
+			return func() { t.Helper(); check(t, own.Close()) }
+		}
+		s := listen("s")
+		dies := exchange()
+		if !s.Tapped() || s.Lost() || !s.Tapped() {
+			t.Errorf("%s: tapped %v, lost %v", kind, s.Tapped(), s.Lost())
+		}
+		dies()
+		if s.Lost() || s.Tapped() {
+			t.Errorf("%s: lost after the death of its tap", kind)
+		}
+		wantFiles(t, d, ".s.lock", "s")
+
+		dies = exchange()
+		check(t, s.Close())
+		dies()
+		wantFiles(t, d)
+
+		s = listen("s")
+		dies = exchange()
+		check(t, os.Remove(d+"/s"))
+		if !s.Lost() {
+			t.Errorf("%s: not lost without its name", kind)
+		}
+		dies()
+		check(t, s.Close())
+	}
+}
