@@ -168,21 +168,22 @@ func (p *place) exchange(inode uint64, file *unix.Stat_t) error {
 	return nil
 }
 
-// copyAttributes gives the file at path the owner, the access control list, the
-// label and the mode of the open file.
-func copyAttributes(path string, from *os.File, file *unix.Stat_t) error {
-	if err := unix.Lchown(path, int(file.Uid), int(file.Gid)); err != nil {
+// copyAttributes gives an open file the owner, the access control list, the label
+// and the mode of another. Their paths in /proc lead to these files, whatever other
+// users put in the place of their names.
+func copyAttributes(to, from *os.File, file *unix.Stat_t) error {
+	target, source := fmt.Sprintf("/proc/self/fd/%d", to.Fd()), fmt.Sprintf("/proc/self/fd/%d", from.Fd())
+	if err := unix.Chown(target, int(file.Uid), int(file.Gid)); err != nil {
 		return fmt.Errorf("the socket of a tap must have the owner of the real one, %d:%d (%w): run it as root, or as that user in that group", file.Uid, file.Gid, err)
 	}
-	source := fmt.Sprintf("/proc/self/fd/%d", from.Fd())
 	for _, attribute := range []string{"system.posix_acl_access", "security.selinux"} {
 		value := make([]byte, 64<<10) // the largest value, xattr(7)
 		n, err := unix.Getxattr(source, attribute, value)
 		switch {
 		case err == nil:
-			err = unix.Lsetxattr(path, attribute, value[:n], 0)
+			err = unix.Setxattr(target, attribute, value[:n], 0)
 		case attribute == "system.posix_acl_access": // a new file may have got one from its directory
-			if err = unix.Lremovexattr(path, attribute); err == unix.ENODATA {
+			if err = unix.Removexattr(target, attribute); err == unix.ENODATA {
 				err = nil
 			}
 		default:
@@ -192,7 +193,15 @@ func copyAttributes(path string, from *os.File, file *unix.Stat_t) error {
 			return fmt.Errorf("set %s of the tap's socket as that of the real one: %w", attribute, err)
 		}
 	}
-	return os.NewSyscallError("chmod", os.Chmod(path, os.FileMode(file.Mode).Perm()))
+	return os.NewSyscallError("chmod", unix.Chmod(target, file.Mode&0o7777))
+}
+
+// look opens the file at a path, which is not a link, for [os.File.Fd] alone.
+func look(path string) (f *os.File, st unix.Stat_t, err error) {
+	if f, err = os.OpenFile(path, unix.O_PATH|unix.O_NOFOLLOW, 0); err == nil {
+		err = os.NewSyscallError("fstat", unix.Fstat(int(f.Fd()), &st))
+	}
+	return f, st, err
 }
 
 // check refuses a file that cannot be tapped.

@@ -83,9 +83,8 @@ func (c *tapCmd) tap(ctx context.Context, std cli.Std, log zerolog.Logger, p *pl
 	}
 	defer t.close()
 	const day = 24 * time.Hour
-	root := os.Geteuid() == 0
 	f := &forwardCmd{
-		Connect: t.target, PassFiles: true, AsClient: root && t.target.Type.Connects(),
+		Connect: t.target, PassFiles: true, AsClient: os.Geteuid() == 0 && t.target.Type.Connects(),
 		Show: c.Show, ShowPort: c.ShowPort, LimitFlags: server.LimitFlags{MaxPerUser: new(int), DrainTimeout: day}, name: c.Path,
 	}
 	sockets := []*addr.Socket{{Addr: addr.Addr{Type: t.target.Type, Path: c.Path}, Bound: t}}
@@ -104,25 +103,21 @@ func (c *tapCmd) tap(ctx context.Context, std cli.Std, log zerolog.Logger, p *pl
 		return err
 	}
 	log.Info().Msgf("tap: %s is shown until Ctrl-C; %sconnections that were open before are not seen", logtext.Escape(c.Path), before)
-	if !root && t.file.Mode&0o022 != 0 {
-		log.Warn().Msg("tap: the server sees all clients as this process's user; run it as root if the server tells users apart")
+	if !f.AsClient && t.file.Mode&0o022 != 0 {
+		log.Warn().Msgf("tap: the server sees all clients as user %d, the tap's; if it tells users apart, run the tap as root, or over datagrams not at all", os.Geteuid())
 	}
 	serve, stop := context.WithCancel(context.WithoutCancel(ctx))
 	ended := make(chan error, 1)
 	go func() {
 		defer stop()
-		ended <- t.watch(ctx, c.Path)
-		t.giveBack()
+		early := t.watch(ctx, serve, c.Path)
+		ended <- cmp.Or(t.giveBack(), early)
 		// A client that has looked up the name just before connects now.
 		time.Sleep(grace)
 	}()
 	err = s.Serve(serve, f.services(r, sockets)...)
-	select {
-	case early := <-ended:
-		return errors.Join(err, early)
-	default:
-		return err
-	}
+	stop()
+	return errors.Join(err, <-ended)
 }
 
 const (
@@ -140,7 +135,8 @@ type tap struct {
 	target  addr.Addr      // leads to that file under any name, and fits sun_path
 	alarm   io.WriteCloser // tells the guard that the name was given back, or by its end that this process has died
 	guarded chan error     // has the end of the guard
-	once    sync.Once      // for giveBack
+	once    sync.Once      // of giveBack
+	failed  error          // of giveBack
 }
 
 // newTap makes a socket that looks like the real one, beside it. before is the
@@ -152,16 +148,13 @@ func newTap(p *place) (t *tap, before string, err error) {
 			t.close()
 		}
 	}()
-	if t.real, err = os.OpenFile(p.path(), unix.O_PATH|unix.O_NOFOLLOW, 0); err != nil {
+	if t.real, t.file, err = look(p.path()); err != nil {
 		return t, "", sock.Explain(p.path(), err)
-	}
-	if err := unix.Fstat(int(t.real.Fd()), &t.file); err != nil {
-		return t, "", os.NewSyscallError("fstat", err)
 	}
 	if err := p.check(t.real, &t.file); err != nil {
 		return t, "", err
 	}
-	before = open(int(t.real.Fd()))
+	before = openBefore(int(t.real.Fd()))
 	path := fmt.Sprintf("/proc/self/fd/%d", t.real.Fd())
 	conn := -1 // to the server, as whom this process is to listen
 	kind, err := sock.Probe(path, func(_ sock.Type, fd int) (err error) {
@@ -181,10 +174,15 @@ func newTap(p *place) (t *tap, before string, err error) {
 	if t.Socket, err = p.claim(kind); err != nil {
 		return t, "", err
 	}
-	if t.inode, err = p.inode(t.Addr().Path); err != nil {
-		return t, "", err
+	own, st, err := look(t.Addr().Path)
+	if own != nil {
+		defer func() { _ = own.Close() }()
 	}
-	if err := copyAttributes(t.Addr().Path, t.real, &t.file); err != nil {
+	if err != nil || !t.Socket.Is(&st) {
+		return t, "", errors.Join(fmt.Errorf("%s was replaced while it was made; do not let other users write to its directory", t.Addr().Path), err)
+	}
+	t.inode = st.Ino
+	if err := copyAttributes(own, t.real, &t.file); err != nil {
 		return t, "", err
 	}
 	if err := unix.Rename(t.Addr().Path, p.aside(t.inode)); err != nil {
@@ -200,9 +198,9 @@ func newTap(p *place) (t *tap, before string, err error) {
 	return t, before, nil
 }
 
-// open returns how many connections are open to a socket, and a space; "" if
+// openBefore returns how many connections are open to a socket, and a space; "" if
 // the kernel does not report the socket, as it is of another network namespace.
-func open(fd int) string {
+func openBefore(fd int) string {
 	all, _ := why.Sockets()
 	is, n, listens := why.IsFile(fd), 0, false
 	for _, s := range all {
@@ -238,13 +236,15 @@ func (t *tap) guard(shown string) error {
 	return nil
 }
 
-// watch returns nil at the end of ctx, or why the tap has to end before.
-func (t *tap) watch(ctx context.Context, shown string) error {
+// watch returns nil at the end of ctx or serve, or why the tap has to end before.
+func (t *tap) watch(ctx, serve context.Context, shown string) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			return nil
+		case <-serve.Done():
 			return nil
 		case err := <-t.guarded:
 			t.guarded <- err
@@ -262,10 +262,14 @@ func (t *tap) watch(ctx context.Context, shown string) error {
 }
 
 // giveBack gives the name back, then the place to other taps, and ends the guard.
-func (t *tap) giveBack() {
+// If the real socket is not where the tap has put it, its server has taken the
+// name back.
+func (t *tap) giveBack() error {
 	t.once.Do(func() {
 		if t.inode != 0 {
-			_, _ = t.place.giveBack(t.inode, true)
+			if _, err := t.place.giveBack(t.inode, true); err != nil && err != unix.ENOENT {
+				t.failed = fmt.Errorf("the name was not given back: %w; uds tap --undo does it", err)
+			}
 		}
 		if t.Socket != nil {
 			t.Socket.Unlink()
@@ -276,11 +280,12 @@ func (t *tap) giveBack() {
 			t.guarded <- <-t.guarded
 		}
 	})
+	return t.failed
 }
 
 // Unlink is what the server calls before it accepts the last clients; the name
 // was given back before.
-func (t *tap) Unlink() { t.giveBack() }
+func (t *tap) Unlink() { _ = t.giveBack() }
 
 // Lost is for a server that would make its file again.
 func (t *tap) Lost() bool { return false }
@@ -289,7 +294,7 @@ func (t *tap) Lost() bool { return false }
 func (t *tap) Is(st *unix.Stat_t) bool { return st.Ino == t.inode && st.Dev == t.file.Dev }
 
 func (t *tap) close() {
-	t.giveBack()
+	_ = t.giveBack()
 	if t.Socket != nil {
 		_ = t.Socket.Close()
 	}
