@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -50,11 +51,10 @@ func findPlace(path string) (*place, error) {
 			at = dir + at
 		}
 	}
-	shown := at
-	if shown == "" {
-		shown = "."
+	if name == "" {
+		return nil, errors.New("name the socket's file, not a directory")
 	}
-	dir, err := os.OpenFile(shown, unix.O_PATH|unix.O_DIRECTORY, 0)
+	dir, err := os.OpenFile(cmp.Or(at, "."), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, sock.Explain(path, err)
 	}

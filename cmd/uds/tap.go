@@ -38,6 +38,9 @@ type tapCmd struct {
 
 // Validate takes the path out of an address, and rejects invalid flags.
 func (c *tapCmd) Validate() (err error) {
+	if c.Path == "" {
+		return nil // kong reports that it is missing
+	}
 	if c.Path, err = pathOf(c.Path); err != nil {
 		return err
 	}
