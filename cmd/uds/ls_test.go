@@ -3,6 +3,7 @@ package main_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
@@ -304,10 +305,20 @@ func TestWatchPrintsWhatAppearsAndEnds(t *testing.T) {
 		p := testkit.Start(t, d, "uds", "ls", "--watch", "--format", format, d+"/s")
 		s := own(t, "listen stream "+d+"/s")
 		p.Out.Await(t, 1, "appeared")
+		// A child that has the socket too, as any has between fork and exec, is no event.
+		twin, err := unix.FcntlInt(uintptr(s[0]), unix.F_DUPFD_CLOEXEC, 0)
+		check(t, err)
+		heir := os.NewFile(uintptr(twin), "heir")
+		child := exec.CommandContext(t.Context(), "sleep", "600")
+		child.ExtraFiles = []*os.File{heir}
+		check(t, child.Start())
 		c := own(t, "connect stream "+d+"/s")
 		p.Out.Await(t, 2, "appeared")
 		shut(t, &c[0])
 		p.Out.Await(t, 1, "ended")
+		check(t, child.Process.Kill())
+		_ = child.Wait()
+		check(t, heir.Close())
 		shut(t, &s[0])
 		p.Out.Await(t, 2, "ended")
 		p.Signal(t, os.Interrupt)

@@ -25,7 +25,7 @@ func (c *lsCmd) follow(out io.Writer) func([]*inspect.Socket) error {
 			return func(sockets []*inspect.Socket) error { return redraw(f, string(c.text(sockets))) }
 		}
 	}
-	var before map[string]inspect.Socket
+	var before map[string]seen
 	return func(sockets []*inspect.Socket) error {
 		var b bytes.Buffer
 		before = c.changes(&b, before, sockets)
@@ -58,21 +58,32 @@ type change struct {
 	inspect.Socket
 }
 
-// changes prints what is not the same as at the look before, whose lines are
-// the keys.
-func (c *lsCmd) changes(b *bytes.Buffer, before map[string]inspect.Socket, sockets []*inspect.Socket) (now map[string]inspect.Socket) {
-	now = map[string]inspect.Socket{}
+// A seen socket or connection, and the line that says so.
+type seen struct {
+	line   string
+	socket inspect.Socket
+}
+
+// changes prints what is not the same as at the look before. The keys are the open
+// sockets, not their processes: a child that a process starts has its descriptors
+// for a moment.
+func (c *lsCmd) changes(b *bytes.Buffer, before map[string]seen, sockets []*inspect.Socket) (now map[string]seen) {
+	now = map[string]seen{}
 	see := func(s inspect.Socket, what string, ends ...*inspect.End) {
-		key := fmt.Sprintf("%s %s %s", s.Type, cmp.Or(s.Address, "(pair)"), what)
+		line, key := fmt.Sprintf("%s %s %s", s.Type, cmp.Or(s.Address, "(pair)"), what), s.Address
 		for _, e := range ends {
 			if e != nil {
+				line += fmt.Sprintf(" %d", e.Inode)
 				key += fmt.Sprintf(" %d", e.Inode)
 			}
 		}
-		if _, ok := before[key]; !ok {
-			c.change(b, "appeared", key, s)
+		if len(s.Connections) > 0 {
+			key += " connection"
 		}
-		now[key] = s
+		if _, ok := before[key]; !ok {
+			c.change(b, "appeared", line, s)
+		}
+		now[key] = seen{line, s}
 		delete(before, key)
 	}
 	for _, s := range sockets {
@@ -89,8 +100,8 @@ func (c *lsCmd) changes(b *bytes.Buffer, before map[string]inspect.Socket, socke
 			see(one, what, of.Client, of.Server)
 		}
 	}
-	for key, s := range before {
-		c.change(b, "ended", key, s)
+	for _, s := range before {
+		c.change(b, "ended", s.line, s.socket)
 	}
 	return now
 }
