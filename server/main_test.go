@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { testkit.Main(m, ".", "../client", "../cmd/uds") }
 // shell has.
 func TestScripts(t *testing.T) { testkit.Scripts(t, "testdata/script") }
 
-const patience = testkit.Patience
+var patience = testkit.Patience
 
 type process = testkit.Process
 

@@ -11,7 +11,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const (
+var (
 	patience = testkit.Patience
 	message  = echotest.Message
 )

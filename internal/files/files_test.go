@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const patience = testkit.Patience
+var patience = testkit.Patience
 
 var (
 	check     = testkit.Check

@@ -28,9 +28,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Patience is the longest wait for an event. It measures nothing, so it is long
-// enough for a slow and busy machine: only a test that fails waits this long.
-const Patience = time.Minute
+// Patience is the longest wait for an event: a minute, and longer in proportion on a
+// machine that is slower than usual when the tests start. It measures nothing, so it
+// is long enough for a busy machine.
+var Patience = time.Duration(float64(time.Minute) * slowness())
+
+// slowness returns how much longer than on a quiet machine of 2020 a thousand round
+// trips through a pipe take here, at least 1.
+func slowness() float64 {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 1
+	}
+	defer func() { _, _ = r.Close(), w.Close() }()
+	began, b := time.Now(), []byte{0}
+	for range 1000 {
+		if _, err := w.Write(b); err != nil {
+			return 1
+		}
+		if _, err := r.Read(b); err != nil {
+			return 1
+		}
+	}
+	return max(1, float64(time.Since(began))/float64(usual))
+}
+
+// usual is how long that takes, with the race detector.
+const usual = 5 * time.Millisecond
 
 // Ready waits until a descriptor has one of events, or its other side has ended,
 // poll(2), and reports whether that came within [Patience].
