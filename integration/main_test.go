@@ -48,6 +48,11 @@ func TestMain(m *testing.M) {
 		return
 	}
 	testkit.WaitInParallel()
+	// go test keeps the output of a package until its end.
+	if tty, err := os.OpenFile("/dev/tty", os.O_WRONLY, 0); err == nil {
+		fmt.Fprintln(tty, "integration: building the images, then two minutes of tests with containers")
+		_ = tty.Close()
+	}
 	if err := setUp(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "integration:", err)
 		os.Exit(1)
