@@ -65,7 +65,7 @@ func start(t *testing.T, image, volume string, opts ...testcontainers.ContainerC
 		}),
 	}, opts...)
 	c, err := testcontainers.Run(t.Context(), image, all...)
-	testcontainers.CleanupContainer(t, c)
+	testcontainers.CleanupContainer(t, c, testcontainers.StopTimeout(0)) // a test of an end stops it itself
 	if err != nil {
 		if c != nil {
 			t.Log(box{c}.output(t))
