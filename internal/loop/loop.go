@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,11 +17,17 @@ import (
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
-// hold is how long a sleeping loop keeps its processor from the Go scheduler.
-// Handing the processor over and getting it back costs a good part of an echo.
-// But a garbage collection would have to wait for the loop, and so would every
-// other goroutine if there were only this processor, see [New].
-const hold = time.Millisecond
+// hold is for how many milliseconds a sleeping loop may keep its processor from
+// the Go scheduler, -1 for any number. Handing the processor over and getting it
+// back costs a good part of an echo, and so does a timer. Without one, a signal
+// ends the wait: Go sends SIGURG for a garbage collection, and in any case after
+// 10 ms or a little more. With GODEBUG=asyncpreemptoff=1 it sends none.
+var hold = func() int {
+	if strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff") {
+		return 1
+	}
+	return -1
+}()
 
 // processors is the number of processors given to Go.
 var processors = runtime.GOMAXPROCS(0)
@@ -203,27 +210,22 @@ func (l *Loop) Wait(timeout time.Duration) error {
 }
 
 func (l *Loop) await(timeout time.Duration) (int, error) {
-	if timeout == 0 {
-		return l.poll(0)
+	ms := -1
+	if timeout >= 0 {
+		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
 	}
-	if l.busy {
+	if !l.busy && ms != 0 {
+		return interrupted(unix.EpollWait(l.epoll, l.events[:], ms))
+	}
+	if ms != 0 {
 		if n := l.ask(); n > 0 {
 			return n, nil
 		}
-		n, err := l.poll(hold)
-		if n > 0 || err != nil || timeout > 0 && timeout <= hold {
-			return n, err
-		}
 	}
-	ms := -1
-	if timeout > 0 {
-		ms = milliseconds(timeout)
+	if hold > 0 && (ms < 0 || ms > hold) {
+		ms = hold // then the next wait is not busy
 	}
-	n, err := unix.EpollWait(l.epoll, l.events[:], ms)
-	if err == unix.EINTR {
-		return 0, nil
-	}
-	return n, err
+	return l.poll(ms)
 }
 
 // maxMiss limits how rarely a loop that misses spins: every 64th time.
@@ -252,16 +254,16 @@ func (l *Loop) ask() int {
 	return 0
 }
 
-// poll waits for a moment, or not at all.
-func (l *Loop) poll(timeout time.Duration) (int, error) {
-	n, err := raw.Wait(l.epoll, l.events[:], timeout)
+// poll waits for ms milliseconds and keeps the processor, see hold.
+func (l *Loop) poll(ms int) (int, error) { return interrupted(raw.Wait(l.epoll, l.events[:], ms)) }
+
+// interrupted lets a signal end a wait as if it had found nothing.
+func interrupted(n int, err error) (int, error) {
 	if err == unix.EINTR {
 		return 0, nil
 	}
 	return n, err
 }
-
-func milliseconds(d time.Duration) int { return int((d + time.Millisecond - 1) / time.Millisecond) }
 
 // Interrupt ends a wait from another goroutine.
 func (l *Loop) Interrupt() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
