@@ -17,17 +17,21 @@ import (
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
-// hold is for how many milliseconds a sleeping loop may keep its processor from
-// the Go scheduler, -1 for any number. Handing the processor over and getting it
-// back costs a good part of an echo, and so does a timer. Without one, a signal
-// ends the wait: Go sends SIGURG for a garbage collection, and in any case after
-// 10 ms or a little more. With GODEBUG=asyncpreemptoff=1 it sends none.
+// hold is for how many milliseconds a loop that was busy keeps its processor
+// from the Go scheduler while it sleeps, -1 until a signal. Handing the
+// processor over and getting it back costs a good part of an echo, and so does
+// the timer of a timeout. Go sends SIGURG when a garbage collection begins, and
+// in any case after 10 ms or a little more; with GODEBUG=asyncpreemptoff=1 it
+// sends none.
 var hold = func() int {
 	if strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff") {
 		return 1
 	}
 	return -1
 }()
+
+// soon is a number of milliseconds for which the signal may come too late.
+const soon = 20
 
 // processors is the number of processors given to Go.
 var processors = runtime.GOMAXPROCS(0)
@@ -187,7 +191,7 @@ func (l *Loop) Handlers(yield func(Handler) bool) {
 
 // Wait sleeps until a descriptor is ready, or for timeout if it is not
 // negative, and calls the handler of each ready descriptor once, and then what
-// was posted.
+// was posted. It may return earlier.
 func (l *Loop) Wait(timeout time.Duration) error {
 	n, err := l.await(timeout)
 	if err != nil {
@@ -214,16 +218,17 @@ func (l *Loop) await(timeout time.Duration) (int, error) {
 	if timeout >= 0 {
 		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
 	}
-	if !l.busy && ms != 0 {
+	switch {
+	case ms == 0:
+		return l.poll(0)
+	case !l.busy:
 		return interrupted(unix.EpollWait(l.epoll, l.events[:], ms))
 	}
-	if ms != 0 {
-		if n := l.ask(); n > 0 {
-			return n, nil
-		}
+	if n := l.ask(); n > 0 {
+		return n, nil
 	}
-	if hold > 0 && (ms < 0 || ms > hold) {
-		ms = hold // then the next wait is not busy
+	if hold > 0 || ms < 0 || ms > soon {
+		ms = hold // if nothing comes, the next wait is not busy
 	}
 	return l.poll(ms)
 }
