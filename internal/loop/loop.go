@@ -17,21 +17,24 @@ import (
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
-// hold is for how many milliseconds a loop that was busy keeps its processor
-// from the Go scheduler while it sleeps, -1 until a signal. Handing the
-// processor over and getting it back costs a good part of an echo, and so does
-// the timer of a timeout. Go sends SIGURG when a garbage collection begins, and
-// in any case after 10 ms or a little more; with GODEBUG=asyncpreemptoff=1 it
-// sends none.
-var hold = func() int {
-	if strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff") {
-		return 1
-	}
-	return -1
-}()
+// A loop that was busy keeps its processor from the Go scheduler while it
+// sleeps: handing it over and getting it back costs a good part of an echo. The
+// timer of a short wait costs as much. So the loop waits until Go sends SIGURG,
+// which ends epoll_wait(2): when a garbage collection begins, and in any case
+// after 10 ms or a little more.
+const (
+	// soon is a number of milliseconds for which the signal may come too late.
+	soon = 20
+	// hold is for how many milliseconds the loop keeps its processor if no signal
+	// comes, or if there are other loops, which together could take all
+	// processors.
+	hold = 1
+)
 
-// soon is a number of milliseconds for which the signal may come too late.
-const soon = 20
+// signals reports whether Go sends the signal.
+var signals = !strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff")
+
+var loops atomic.Int32 // that are open
 
 // processors is the number of processors given to Go.
 var processors = runtime.GOMAXPROCS(0)
@@ -49,6 +52,7 @@ type Handler interface {
 type Loop struct {
 	epoll    int
 	wake     int // an eventfd(2)
+	turns    uint64
 	handlers []Handler
 	events   [256]unix.EpollEvent
 	next, n  int // indexes of events whose handlers have not been called yet
@@ -88,6 +92,7 @@ func New(spin time.Duration) (l *Loop, err error) {
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
+	loops.Add(1)
 	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		l.Close()
 		return nil, os.NewSyscallError("eventfd", err)
@@ -138,6 +143,7 @@ func (l *Loop) Close() {
 	l.closed = true
 	l.mu.Unlock()
 	l.CallPosted()
+	loops.Add(-1)
 	for _, fd := range []int{l.wake, l.epoll} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
@@ -172,6 +178,17 @@ func (l *Loop) Watch(fd int, events uint32) {
 // connection with the same number must not get that event.
 func (l *Loop) Remove(fd int) {
 	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+	l.forget(fd)
+}
+
+// CloseFD is Remove and close(2), which takes a descriptor out of epoll, unless
+// a process that this one is about to start still has a copy of it.
+func (l *Loop) CloseFD(fd int) {
+	_ = unix.Close(fd)
+	l.forget(fd)
+}
+
+func (l *Loop) forget(fd int) {
 	l.handlers[fd] = nil
 	for i := l.next; i < l.n; i++ {
 		if l.events[i].Fd == int32(fd) {
@@ -179,6 +196,9 @@ func (l *Loop) Remove(fd int) {
 		}
 	}
 }
+
+// Turn returns the number of waits so far.
+func (l *Loop) Turn() uint64 { return l.turns }
 
 // Handlers yields the handlers that were added and not removed.
 func (l *Loop) Handlers(yield func(Handler) bool) {
@@ -198,6 +218,7 @@ func (l *Loop) Wait(timeout time.Duration) error {
 		return os.NewSyscallError("epoll_wait", err)
 	}
 	l.busy = n > 0
+	l.turns++
 	for l.next, l.n = 0, n; l.next < l.n; {
 		ev := l.events[l.next]
 		l.next++
@@ -206,7 +227,9 @@ func (l *Loop) Wait(timeout time.Duration) error {
 			var n [8]byte
 			_, _ = unix.Read(l.wake, n[:])
 		case ev.Fd >= 0: // otherwise it was removed meanwhile
-			l.handlers[ev.Fd].Ready(ev.Events)
+			if h := l.handlers[ev.Fd]; h != nil { // nil: it was closed, see CloseFD
+				h.Ready(ev.Events)
+			}
 		}
 	}
 	l.CallPosted()
@@ -227,8 +250,11 @@ func (l *Loop) await(timeout time.Duration) (int, error) {
 	if n := l.ask(); n > 0 {
 		return n, nil
 	}
-	if hold > 0 || ms < 0 || ms > soon {
-		ms = hold // if nothing comes, the next wait is not busy
+	switch { // if nothing comes, the next wait is not busy
+	case !signals || loops.Load() > 1:
+		ms = hold
+	case ms > soon:
+		ms = -1
 	}
 	return l.poll(ms)
 }

@@ -1,9 +1,11 @@
 package loop_test
 
 import (
+	"context"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
@@ -97,6 +100,78 @@ func TestWaitEndsAtTheTimeout(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A loop that was busy keeps a processor while it sleeps. A garbage collection
+// needs all of them.
+func TestCollectionEndsWhileTheLoopSleeps(t *testing.T) {
+	l := newLoop(t, 0)
+	a, b := pair(t)
+	received := make(chan error, 1)
+	if err := l.Add(b, handler(func(uint32) {
+		_, err := raw.Read(b, make([]byte, 1))
+		received <- err
+	}), unix.EPOLLIN); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		defer l.InterruptAt(ctx)()
+		var err error
+		for ctx.Err() == nil && err == nil {
+			err = l.Wait(-1)
+		}
+		done <- err
+	}()
+	var longest time.Duration
+	for range 50 {
+		send(t, a)
+		if err := <-received; err != nil {
+			t.Error(err)
+		}
+		from := time.Now()
+		runtime.GC()
+		longest = max(longest, time.Since(from))
+	}
+	t.Logf("the longest of 50 took %v", longest)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDeadlineEndsTheSleepOfABusyLoop(t *testing.T) {
+	l := newLoop(t, 0)
+	a, b := pair(t)
+	if err := l.Add(b, handler(func(uint32) {
+		if n, err := raw.Read(b, make([]byte, 1)); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+	}), unix.EPOLLIN); err != nil {
+		t.Fatal(err)
+	}
+	for _, timeout := range []time.Duration{time.Millisecond, 50 * time.Millisecond} {
+		send(t, a)
+		from := time.Now()
+		for time.Since(from) < timeout {
+			if err := l.Wait(timeout); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Logf("%v: after %v", timeout, time.Since(from))
+	}
+}
+
+// Without Go's signals, a sleep that waited for one would never end.
+func TestSleepsEndWithoutSignals(t *testing.T) {
+	child := exec.Command(os.Args[0], "-test.v", "-test.timeout="+testkit.Patience.String(), "-test.run=^(TestCollectionEnds|TestDeadlineEnds|TestOthersGet)")
+	child.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
+	out, err := child.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
 }
 
 func TestInterruptEndsAWait(t *testing.T) {
