@@ -165,7 +165,9 @@ func TestDeadlineEndsTheSleepOfABusyLoop(t *testing.T) {
 
 // Without Go's signals, a sleep that waited for one would never end.
 func TestSleepsEndWithoutSignals(t *testing.T) {
-	child := exec.Command(os.Args[0], "-test.v", "-test.timeout="+testkit.Patience.String(), "-test.run=^(TestCollectionEnds|TestDeadlineEnds|TestOthersGet)")
+	ctx, stop := context.WithTimeout(t.Context(), testkit.Patience) // it could not end itself
+	defer stop()
+	child := exec.CommandContext(ctx, os.Args[0], "-test.v", "-test.run=^(TestCollectionEnds|TestDeadlineEnds|TestOthersGet)")
 	child.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
 	out, err := child.CombinedOutput()
 	if err != nil {
