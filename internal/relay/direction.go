@@ -107,7 +107,7 @@ func (d *direction) read() (n int, err error) {
 	r, l, fd := d.link.relay, d.link, d.from.fd
 	if d.bulk && d.state == flowing {
 		if n, err := d.splice(); n > 0 || err != nil {
-			d.bulk = n >= d.limit()
+			d.bulk = err != nil || n > bufSize/8 // less is copied as fast
 			return n, err
 		}
 	}
