@@ -227,7 +227,7 @@ func (l *Loop) Wait(timeout time.Duration) error {
 			var n [8]byte
 			_, _ = unix.Read(l.wake, n[:])
 		case ev.Fd >= 0: // otherwise it was removed meanwhile
-			if h := l.handlers[ev.Fd]; h != nil { // nil: it was closed, see CloseFD
+			if h := l.handlers[ev.Fd]; h != nil { // otherwise a copy of it is still open, see CloseFD
 				h.Ready(ev.Events)
 			}
 		}

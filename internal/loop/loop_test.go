@@ -204,16 +204,35 @@ func TestWatchedForNothingIsLeftAlone(t *testing.T) {
 
 func TestRemovedWhileItsEventIsPending(t *testing.T) {
 	l := newLoop(t, 0)
+	removedWhilePending(t, l, func(fd int) { l.Remove(fd); _ = unix.Close(fd) })
+}
+
+// The kernel continues to report a socket of which there is a copy, as in a
+// child that is about to start a program.
+func TestClosedWhileItsEventIsPending(t *testing.T) {
+	l := newLoop(t, 0)
+	removedWhilePending(t, l, l.CloseFD)
+	if err := l.Wait(time.Minute); err != nil { // there are two events, and no handler
+		t.Fatal(err)
+	}
+}
+
+func removedWhilePending(t *testing.T, l *loop.Loop, remove func(fd int)) {
+	t.Helper()
 	calls := 0
 	var fds [2]int
 	for i := range fds {
-		a, b := pair(t)
+		a, held := pair(t)
+		b, err := unix.FcntlInt(uintptr(held), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
 		fds[i] = b
 		send(t, a)
 		if err := l.Add(b, handler(func(uint32) {
 			calls++
 			for _, fd := range fds { // the other descriptor's event is in the same batch
-				l.Remove(fd)
+				remove(fd)
 			}
 		}), unix.EPOLLIN); err != nil {
 			t.Fatal(err)
