@@ -64,8 +64,9 @@ func PeerGroups(fd int, groups []uint32) (n int, err error) {
 }
 
 // Wait is epoll_wait(2), with a timeout in milliseconds, -1 for none. Until it
-// returns, other goroutines cannot use the processor. It is interrupted (EINTR)
-// when the Go scheduler needs it: at the latest, some milliseconds after 10.
+// returns, other goroutines cannot use the processor. The Go scheduler ends it
+// (EINTR) for a garbage collection, and in any case some milliseconds after 10,
+// but never with GODEBUG=asyncpreemptoff=1.
 func Wait(epoll int, events []unix.EpollEvent, timeout int) (int, error) {
 	return result(unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))),
 		uintptr(len(events)), uintptr(timeout), 0, 0))
