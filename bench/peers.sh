@@ -92,7 +92,7 @@ c_servers
 peers
 ours ours --spin 0s
 ours ours-spin
-echo '--- connect, echo 64 bytes, close: a second, with 1, 4 and 20 clients at once'
+echo "--- connect, echo 64 bytes, close: a second, and the server's processor time for each, with 1, 4 and 20 clients at once"
 i=0
 while [ $((i += 1)) -le "$rounds" ]; do
 	for s in c-thread c-epoll ours ours-spin gnet; do

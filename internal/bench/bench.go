@@ -62,12 +62,13 @@ type Row struct {
 	Errors      int64     `json:"errors"`
 	FirstError  string    `json:"first_error,omitempty"`
 	CPU         float64   `json:"client_cpu_us_per_message"`
+	ServerCPU   float64   `json:"server_cpu_us_per_message"` // of the process that listens, on this machine; 0: not known
 	Rates       []float64 `json:"rounds_messages_per_second"`
 	P99s        []int64   `json:"rounds_p99_ns"`
 
-	histogram *hdrhistogram.Histogram
-	messages  int64
-	cpu       time.Duration
+	histogram      *hdrhistogram.Histogram
+	messages       int64
+	cpu, serverCPU time.Duration
 }
 
 // Result is all rows and the machine they were measured on.
@@ -126,6 +127,7 @@ func (r *Row) add(m *measurement) {
 	r.Errors, r.FirstError = r.Errors+m.errors, cmp.Or(r.FirstError, m.reason)
 	r.messages += m.messages
 	r.cpu += m.cpu
+	r.serverCPU += m.serverCPU
 }
 
 func (r *Row) finish(baseline []*Row) {
@@ -135,6 +137,7 @@ func (r *Row) finish(baseline []*Row) {
 	r.P999, r.Max = r.histogram.ValueAtQuantile(99.9), r.histogram.Max()
 	if r.messages > 0 {
 		r.CPU = float64(r.cpu.Microseconds()) / float64(r.messages)
+		r.ServerCPU = float64(r.serverCPU.Microseconds()) / float64(r.messages)
 	}
 	var ratios, p99s []float64
 	for i := range r.Rates {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/uds/sock"
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
@@ -27,6 +28,7 @@ type measurement struct {
 	reason    string // of the first error
 	elapsed   time.Duration
 	cpu       time.Duration // of this process
+	serverCPU time.Duration // 0: not known
 }
 
 // load is what all connections of a measurement share.
@@ -54,6 +56,7 @@ func (c Config) measure(ctx context.Context, a addr.Addr, size, connections int)
 		return nil, err
 	}
 	defer l.loop.Close()
+	server := 0
 	for i := range connections {
 		conn, err := c.Dial(ctx, a)
 		if err != nil {
@@ -70,6 +73,9 @@ func (c Config) measure(ctx context.Context, a addr.Addr, size, connections int)
 		n := &lane{load: l, fd: fd, messages: a.Type.Messages(), phase: uint64(i), starts: make([]time.Duration, c.Window)}
 		n.due = l.interval * time.Duration(i) / time.Duration(connections)
 		l.lanes = append(l.lanes, n)
+		if cred, err := sock.PeerCred(fd); err == nil {
+			server = int(cred.Pid)
+		}
 		if err := l.loop.Add(fd, n, unix.EPOLLIN); err != nil {
 			return nil, err
 		}
@@ -82,7 +88,8 @@ func (c Config) measure(ctx context.Context, a addr.Addr, size, connections int)
 	for _, n := range l.lanes {
 		n.send(0)
 	}
-	cpu, counting := time.Duration(0), false
+	var cpu, serverCPU time.Duration
+	counting := false
 	for l.running > 0 {
 		if err := l.loop.Wait(l.timeout()); err != nil {
 			return nil, err
@@ -92,7 +99,7 @@ func (c Config) measure(ctx context.Context, a addr.Addr, size, connections int)
 		}
 		now := l.now()
 		if !counting && now >= l.from {
-			cpu, counting = cpuTime(), true
+			cpu, serverCPU, counting = cpuTime(0), cpuTime(server), true
 		}
 		if l.interval > 0 {
 			for _, n := range l.lanes {
@@ -103,7 +110,10 @@ func (c Config) measure(ctx context.Context, a addr.Addr, size, connections int)
 			continue
 		}
 		if l.measured.elapsed == 0 {
-			l.measured.elapsed, l.measured.cpu = c.Duration, cpuTime()-cpu
+			l.measured.elapsed, l.measured.cpu = c.Duration, cpuTime(0)-cpu
+			if server > 0 {
+				l.measured.serverCPU = cpuTime(server) - serverCPU
+			}
 			for _, n := range l.lanes {
 				n.finish()
 			}
@@ -305,11 +315,12 @@ func (n *lane) fail(count int64, reason string) {
 	n.load.loop.Remove(n.fd)
 }
 
-// cpuTime returns the CPU time that this process has used.
-func cpuTime() time.Duration {
-	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		panic(errors.Join(errors.New("getrusage"), err))
+// cpuTime returns the CPU time that a process has used, 0 if it is not known. pid
+// 0 is this process. The clock's id is made as clock_getcpuclockid(3) does.
+func cpuTime(pid int) time.Duration {
+	var t unix.Timespec
+	if unix.ClockGettime(int32(^pid<<3|2), &t) != nil {
+		return 0
 	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	return time.Duration(t.Nano())
 }

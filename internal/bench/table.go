@@ -22,11 +22,11 @@ func (r *Result) WriteTable(w io.Writer) error {
 		t.SetStyle(table.StyleLight)
 		t.Style().Format.Header = text.FormatDefault
 		t.Style().Options.DrawBorder, t.Style().Options.SeparateColumns = false, false
-		t.AppendHeader(table.Row{group[0].Title(), "messages/s", "ratio", "p50", "p99", "client CPU"})
+		t.AppendHeader(table.Row{group[0].Title(), "messages/s", "ratio", "p50", "p99", "server CPU"})
 		for _, row := range group {
 			t.AppendRow(table.Row{
 				row.Name, fmt.Sprintf("%.0f", row.Rate), fmt.Sprintf("%.2f [%.2f-%.2f]", row.Ratio, row.RatioMin, row.RatioMax),
-				took(row.P50), took(row.P99), fmt.Sprintf("%.1f µs", row.CPU),
+				took(row.P50), took(row.P99), took(int64(1000 * row.ServerCPU)),
 			})
 		}
 		right := []table.ColumnConfig{{Number: 1, WidthMin: 20}}
@@ -41,7 +41,8 @@ func (r *Result) WriteTable(w io.Writer) error {
 		base = fmt.Sprintf("the fastest of the first %d addresses", r.Base)
 	}
 	fmt.Fprintf(out, "%s, %d CPUs, %s; %d rounds. Rates are medians of the rounds. A ratio is to %s in the same round,\n"+
-		"and then the median of these with its range: not the ratio of two medians, as a machine drifts between rounds.\n",
+		"and then the median of these with its range: not the ratio of two medians, as a machine drifts between rounds.\n"+
+		"Server CPU is the processor time of the listening process for each message, if it runs on this machine.\n",
 		r.Kernel, r.CPUs, r.Go, r.Rounds, base)
 	for _, row := range r.Rows {
 		if row.FirstError != "" {
@@ -79,6 +80,9 @@ func (r *Row) Title() string {
 
 func took(ns int64) string {
 	d := time.Duration(ns)
+	if d == 0 {
+		return "-"
+	}
 	if d < time.Millisecond {
 		return fmt.Sprintf("%.1f µs", float64(ns)/1e3)
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,11 +17,24 @@ import (
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
-// hold is how long a sleeping loop keeps its processor from the Go scheduler.
-// Handing the processor over and getting it back costs a good part of an echo.
-// But a garbage collection would have to wait for the loop, and so would every
-// other goroutine if there were only this processor, see [New].
-const hold = time.Millisecond
+// A loop that was busy keeps its processor from the Go scheduler while it
+// sleeps: handing it over and getting it back costs a good part of an echo. The
+// timer of a short wait costs as much. So the loop waits until Go sends SIGURG,
+// which ends epoll_wait(2): when a garbage collection begins, and in any case
+// after 10 ms or a little more.
+const (
+	// soon is a number of milliseconds for which the signal may come too late.
+	soon = 20
+	// hold is for how many milliseconds the loop keeps its processor if no signal
+	// comes, or if there are other loops, which together could take all
+	// processors.
+	hold = 1
+)
+
+// signals reports whether Go sends the signal.
+var signals = !strings.Contains(os.Getenv("GODEBUG"), "asyncpreemptoff")
+
+var loops atomic.Int32 // that are open
 
 // processors is the number of processors given to Go.
 var processors = runtime.GOMAXPROCS(0)
@@ -38,6 +52,7 @@ type Handler interface {
 type Loop struct {
 	epoll    int
 	wake     int // an eventfd(2)
+	turns    uint64
 	handlers []Handler
 	events   [256]unix.EpollEvent
 	next, n  int // indexes of events whose handlers have not been called yet
@@ -77,6 +92,7 @@ func New(spin time.Duration) (l *Loop, err error) {
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("epoll_create1", err)
 	}
+	loops.Add(1)
 	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
 		l.Close()
 		return nil, os.NewSyscallError("eventfd", err)
@@ -127,6 +143,7 @@ func (l *Loop) Close() {
 	l.closed = true
 	l.mu.Unlock()
 	l.CallPosted()
+	loops.Add(-1)
 	for _, fd := range []int{l.wake, l.epoll} {
 		if fd >= 0 {
 			_ = unix.Close(fd)
@@ -161,6 +178,17 @@ func (l *Loop) Watch(fd int, events uint32) {
 // connection with the same number must not get that event.
 func (l *Loop) Remove(fd int) {
 	_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil)
+	l.forget(fd)
+}
+
+// CloseFD is Remove and close(2), which takes a descriptor out of epoll, unless
+// a process that this one is about to start still has a copy of it.
+func (l *Loop) CloseFD(fd int) {
+	_ = unix.Close(fd)
+	l.forget(fd)
+}
+
+func (l *Loop) forget(fd int) {
 	l.handlers[fd] = nil
 	for i := l.next; i < l.n; i++ {
 		if l.events[i].Fd == int32(fd) {
@@ -168,6 +196,9 @@ func (l *Loop) Remove(fd int) {
 		}
 	}
 }
+
+// Turn returns the number of waits so far.
+func (l *Loop) Turn() uint64 { return l.turns }
 
 // Handlers yields the handlers that were added and not removed.
 func (l *Loop) Handlers(yield func(Handler) bool) {
@@ -180,13 +211,14 @@ func (l *Loop) Handlers(yield func(Handler) bool) {
 
 // Wait sleeps until a descriptor is ready, or for timeout if it is not
 // negative, and calls the handler of each ready descriptor once, and then what
-// was posted.
+// was posted. It may return earlier.
 func (l *Loop) Wait(timeout time.Duration) error {
 	n, err := l.await(timeout)
 	if err != nil {
 		return os.NewSyscallError("epoll_wait", err)
 	}
 	l.busy = n > 0
+	l.turns++
 	for l.next, l.n = 0, n; l.next < l.n; {
 		ev := l.events[l.next]
 		l.next++
@@ -195,7 +227,9 @@ func (l *Loop) Wait(timeout time.Duration) error {
 			var n [8]byte
 			_, _ = unix.Read(l.wake, n[:])
 		case ev.Fd >= 0: // otherwise it was removed meanwhile
-			l.handlers[ev.Fd].Ready(ev.Events)
+			if h := l.handlers[ev.Fd]; h != nil { // otherwise a copy of it is still open, see CloseFD
+				h.Ready(ev.Events)
+			}
 		}
 	}
 	l.CallPosted()
@@ -203,27 +237,26 @@ func (l *Loop) Wait(timeout time.Duration) error {
 }
 
 func (l *Loop) await(timeout time.Duration) (int, error) {
-	if timeout == 0 {
-		return l.poll(0)
-	}
-	if l.busy {
-		if n := l.ask(); n > 0 {
-			return n, nil
-		}
-		n, err := l.poll(hold)
-		if n > 0 || err != nil || timeout > 0 && timeout <= hold {
-			return n, err
-		}
-	}
 	ms := -1
-	if timeout > 0 {
-		ms = milliseconds(timeout)
+	if timeout >= 0 {
+		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
 	}
-	n, err := unix.EpollWait(l.epoll, l.events[:], ms)
-	if err == unix.EINTR {
-		return 0, nil
+	switch {
+	case ms == 0:
+		return l.poll(0)
+	case !l.busy:
+		return interrupted(unix.EpollWait(l.epoll, l.events[:], ms))
 	}
-	return n, err
+	if n := l.ask(); n > 0 {
+		return n, nil
+	}
+	switch { // if nothing comes, the next wait is not busy
+	case !signals || loops.Load() > 1:
+		ms = hold
+	case ms > soon:
+		ms = -1
+	}
+	return l.poll(ms)
 }
 
 // maxMiss limits how rarely a loop that misses spins: every 64th time.
@@ -252,16 +285,16 @@ func (l *Loop) ask() int {
 	return 0
 }
 
-// poll waits for a moment, or not at all.
-func (l *Loop) poll(timeout time.Duration) (int, error) {
-	n, err := raw.Wait(l.epoll, l.events[:], timeout)
+// poll waits for ms milliseconds and keeps the processor, see hold.
+func (l *Loop) poll(ms int) (int, error) { return interrupted(raw.Wait(l.epoll, l.events[:], ms)) }
+
+// interrupted lets a signal end a wait as if it had found nothing.
+func interrupted(n int, err error) (int, error) {
 	if err == unix.EINTR {
 		return 0, nil
 	}
 	return n, err
 }
-
-func milliseconds(d time.Duration) int { return int((d + time.Millisecond - 1) / time.Millisecond) }
 
 // Interrupt ends a wait from another goroutine.
 func (l *Loop) Interrupt() { _, _ = unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }

@@ -1,9 +1,11 @@
 package loop_test
 
 import (
+	"context"
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/loop"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock/raw"
 )
 
@@ -99,6 +102,80 @@ func TestWaitEndsAtTheTimeout(t *testing.T) {
 	}
 }
 
+// A loop that was busy keeps a processor while it sleeps. A garbage collection
+// needs all of them.
+func TestCollectionEndsWhileTheLoopSleeps(t *testing.T) {
+	l := newLoop(t, 0)
+	a, b := pair(t)
+	received := make(chan error, 1)
+	if err := l.Add(b, handler(func(uint32) {
+		_, err := raw.Read(b, make([]byte, 1))
+		received <- err
+	}), unix.EPOLLIN); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		defer l.InterruptAt(ctx)()
+		var err error
+		for ctx.Err() == nil && err == nil {
+			err = l.Wait(-1)
+		}
+		done <- err
+	}()
+	var longest time.Duration
+	for range 50 {
+		send(t, a)
+		if err := <-received; err != nil {
+			t.Error(err)
+		}
+		from := time.Now()
+		runtime.GC()
+		longest = max(longest, time.Since(from))
+	}
+	t.Logf("the longest of 50 took %v", longest)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDeadlineEndsTheSleepOfABusyLoop(t *testing.T) {
+	l := newLoop(t, 0)
+	a, b := pair(t)
+	if err := l.Add(b, handler(func(uint32) {
+		if n, err := raw.Read(b, make([]byte, 1)); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+	}), unix.EPOLLIN); err != nil {
+		t.Fatal(err)
+	}
+	for _, timeout := range []time.Duration{time.Millisecond, 50 * time.Millisecond} {
+		send(t, a)
+		from := time.Now()
+		for time.Since(from) < timeout {
+			if err := l.Wait(timeout); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Logf("%v: after %v", timeout, time.Since(from))
+	}
+}
+
+// Without Go's signals, a sleep that waited for one would never end.
+func TestSleepsEndWithoutSignals(t *testing.T) {
+	ctx, stop := context.WithTimeout(t.Context(), testkit.Patience) // it could not end itself
+	defer stop()
+	child := exec.CommandContext(ctx, os.Args[0], "-test.v", "-test.run=^(TestCollectionEnds|TestDeadlineEnds|TestOthersGet)")
+	child.Env = append(os.Environ(), "GODEBUG=asyncpreemptoff=1")
+	out, err := child.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	t.Logf("%s", out)
+}
+
 func TestInterruptEndsAWait(t *testing.T) {
 	l := newLoop(t, spin)
 	done := make(chan struct{})
@@ -127,16 +204,35 @@ func TestWatchedForNothingIsLeftAlone(t *testing.T) {
 
 func TestRemovedWhileItsEventIsPending(t *testing.T) {
 	l := newLoop(t, 0)
+	removedWhilePending(t, l, func(fd int) { l.Remove(fd); _ = unix.Close(fd) })
+}
+
+// The kernel continues to report a socket of which there is a copy, as in a
+// child that is about to start a program.
+func TestClosedWhileItsEventIsPending(t *testing.T) {
+	l := newLoop(t, 0)
+	removedWhilePending(t, l, l.CloseFD)
+	if err := l.Wait(time.Minute); err != nil { // there are two events, and no handler
+		t.Fatal(err)
+	}
+}
+
+func removedWhilePending(t *testing.T, l *loop.Loop, remove func(fd int)) {
+	t.Helper()
 	calls := 0
 	var fds [2]int
 	for i := range fds {
-		a, b := pair(t)
+		a, held := pair(t)
+		b, err := unix.FcntlInt(uintptr(held), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
 		fds[i] = b
 		send(t, a)
 		if err := l.Add(b, handler(func(uint32) {
 			calls++
 			for _, fd := range fds { // the other descriptor's event is in the same batch
-				l.Remove(fd)
+				remove(fd)
 			}
 		}), unix.EPOLLIN); err != nil {
 			t.Fatal(err)

@@ -24,6 +24,7 @@ type direction struct {
 	rest  []byte         // received and not accepted yet
 	buf   *[bufSize]byte // the buffer that rest is part of; nil if rest is a copy
 	pipe  *pipe          // in place of rest; nil if there is none
+	bulk  bool           // much data is waiting, and no other than bytes
 	files []int          // descriptors that belong to rest, see descriptors.go
 	kept  int            // what rest takes of the memory, see room.go
 
@@ -60,7 +61,7 @@ func (d *direction) receive() {
 		if !d.makeRoom() || !d.mayReceive() {
 			return
 		}
-		payload, err := d.read()
+		n, err := d.read()
 		switch {
 		case err == unix.EAGAIN:
 			return
@@ -83,52 +84,58 @@ func (d *direction) receive() {
 		}
 		l.still = 0
 		if d.state == ended {
-			d.lost += uint64(len(payload))
+			d.lost += uint64(n)
+			d.rest = nil
 			continue
 		}
-		d.bytes += uint64(len(payload))
-		l.record.Data(d == &l.toTarget, payload, d.files)
-		d.rest = payload
+		d.bytes += uint64(n)
+		l.record.Data(d == &l.toTarget, d.rest, d.files)
 		if d.files != nil {
 			if d.relieve(); l.closed {
 				return
 			}
 		}
-		if !d.flush() || !l.records && len(payload) < d.limit() {
-			return
-		}
-		if !from.unix && l.record == nil && !d.splice() { // much data is waiting
+		if !d.flush() || !l.records && n < d.limit() {
 			return
 		}
 	}
 }
 
-// read receives into the relay's buffer, and descriptors into files. The error
-// is io.EOF at the end.
-func (d *direction) read() (payload []byte, err error) {
-	r, fd := d.link.relay, d.from.fd
-	var n int
+// read receives into rest, which is the relay's buffer then, or into a pipe, and
+// descriptors into files. The error is io.EOF at the end.
+func (d *direction) read() (n int, err error) {
+	r, l, fd := d.link.relay, d.link, d.from.fd
+	if d.bulk && d.state == flowing {
+		if n, err := d.splice(); n > 0 || err != nil {
+			d.bulk = err != nil || n > bufSize/8 // less is copied as fast
+			return n, err
+		}
+	}
 	switch {
-	case r.config.PassFiles && d.from.unix && !d.link.records:
+	case r.config.PassFiles && d.from.unix && !l.records:
 		n, d.files, err = r.placer.receive(fd, r.buf)
 	case d.from.rights: // without room for descriptors, the kernel would close them here
 		n, d.files, _, err = sock.ReceiveFiles(fd, r.buf, sock.MaxRights)
-	case d.link.records:
+	case l.records:
 		n, _, _, err = sock.ReceiveFiles(fd, r.buf, 0)
 	default:
 		n, err = raw.Read(fd, r.buf[:d.limit()])
+		d.bulk = n == d.limit() && l.record == nil
 	}
 	if d.files != nil {
-		r.files.add(d.link.conn.UID, len(d.files))
+		r.files.add(l.conn.UID, len(d.files))
 		if !r.config.PassFiles {
 			d.closeFiles()
-			return nil, errDescriptors
+			return 0, errDescriptors
 		}
 	}
-	if err == nil && n == 0 && !d.link.records {
+	if err == nil && n == 0 && !l.records {
 		err = io.EOF
 	}
-	return r.buf[:max(n, 0)], err
+	if err == nil {
+		d.rest = r.buf[:n]
+	}
+	return n, err
 }
 
 var errDescriptors = fmt.Errorf("%w; --pass-files passes descriptors on", sock.ErrDescriptors)
@@ -251,9 +258,9 @@ func (d *direction) drop(err error) {
 	}
 }
 
-// A pipe moves bytes from TCP to the other socket without copying them through
-// this process, splice(2). It is used for TCP only: from a Unix socket, splice
-// would close the descriptors of a message silently.
+// A pipe moves bytes from socket to socket without copying them through this
+// process, splice(2). It is not used where descriptors may come along: splice
+// would close them silently.
 type pipe struct {
 	fds  [2]int // read end, write end
 	held int    // bytes in it
@@ -266,20 +273,24 @@ const (
 	pipeSize = 256 << 10
 )
 
-// splice forwards the received bytes, and reports whether there may be more.
-// It does not notice an end or an error; the next receive does.
-func (d *direction) splice() bool {
-	if d.pipe = d.link.relay.takePipe(); d.pipe == nil {
-		return false
+// splice receives into a pipe. It returns 0 if there is no pipe or nothing to
+// receive, as at the end, and if the kernel cannot (EINVAL): read(2) finds out.
+func (d *direction) splice() (int, error) {
+	r := d.link.relay
+	p := r.takePipe()
+	if p == nil {
+		return 0, nil
 	}
-	n, err := unix.Splice(d.from.fd, nil, d.pipe.fds[1], nil, pipeSize, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
-	if err != nil || n <= 0 {
-		d.forget()
-		return false
+	n, err := unix.Splice(d.from.fd, nil, p.fds[1], nil, pipeSize, unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	if n > 0 {
+		p.held, d.pipe = int(n), p
+		return p.held, nil
 	}
-	d.pipe.held = int(n)
-	d.bytes += uint64(n)
-	return d.flush()
+	r.givePipe(p)
+	if err == unix.EINVAL {
+		err = nil
+	}
+	return 0, err
 }
 
 // takePipe returns an empty pipe, nil if the limit is reached.

@@ -3,9 +3,11 @@ package relay_test
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/testkit"
+	"github.com/udsecho/udsecho/uds/sock"
 )
 
 func TestForwardCarriesBothDirectionsAtOnce(t *testing.T) {
@@ -162,4 +165,76 @@ func TestForwardServesConnectedClientsAfterSIGTERM(t *testing.T) {
 	if status := relay.Status(t); status != 0 {
 		t.Errorf("exit status %d", status)
 	}
+}
+
+// The bytes in a pipe are owed like all others, at the relay's end too.
+func TestForwardDeliversWhatAPipeHolds(t *testing.T) {
+	t.Parallel()
+	if !sock.CanRefuseRights() {
+		t.Skip("before Linux 6.16 the relay copies")
+	}
+	const size = 8 << 20
+	d := dir(t)
+	reached, read, result := make(chan bool, 1), make(chan bool), make(chan error, 1)
+	serveAt(t, d, "stream:s", func(conn connection) {
+		reached <- true
+		select {
+		case <-read:
+		case <-t.Context().Done():
+		}
+		result <- same(conn, random(1, size))
+	})
+	relay := forward(t, d, "stream:r", "stream:s")
+	conn := dialAt(t, d, "stream:r")
+	<-reached
+	resume := relay.Pause(t)
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(conn, random(1, size))
+		sent <- errors.Join(err, conn.CloseWrite())
+	}()
+	testkit.Await(t, func() error {
+		if n, err := unix.IoctlGetInt(fdOf(t, conn), unix.SIOCOUTQ); n < 128<<10 {
+			return fmt.Errorf("%d bytes are waiting, %v", n, err)
+		}
+		return nil
+	})
+	resume()
+	testkit.Await(t, func() error {
+		if !pipeHolds(t, relay.Cmd.Process.Pid) {
+			return errors.New("nothing is in a pipe")
+		}
+		return nil
+	})
+	relay.Signal(t, syscall.SIGTERM)
+	relay.Err.Await(t, 1, "draining")
+	close(read)
+	check(t, errors.Join(<-sent, <-result))
+	wantEnd(t, conn)
+	if status := relay.Status(t); status != 0 {
+		t.Errorf("exit status %d", status)
+	}
+}
+
+// pipeHolds reports whether bytes are in a pipe of a process, except its
+// standard ones.
+func pipeHolds(t *testing.T, pid int) bool {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	check(t, err)
+	for _, name := range fds {
+		if to, _ := os.Readlink(name); !strings.HasPrefix(to, "pipe:") || strings.Contains("012", filepath.Base(name)) {
+			continue
+		}
+		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue // it is closed by now
+		}
+		n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+		check(t, errors.Join(err, unix.Close(fd)))
+		if n > 0 {
+			return true
+		}
+	}
+	return false
 }

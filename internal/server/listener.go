@@ -22,19 +22,33 @@ type listener struct {
 	socket   *addr.Socket
 	handler  Handler
 	noRights bool // of its connections, see [sock.RefusesRights]
+
+	most int    // clients to accept at once
+	full uint64 // the turn after one in which as many were accepted
 }
 
-func (ln *listener) Ready(uint32) { ln.accept(64) }
+// Ready accepts about as many clients as waited the last time. In vain,
+// accept(2) costs a fifth of a short connection. Open connections must get their
+// turn, hence the limit.
+func (ln *listener) Ready(uint32) {
+	turn := ln.server.Loop.Turn()
+	if ln.full == turn { // more are waiting
+		ln.most = min(2*ln.most, 64)
+	}
+	ln.most = max(ln.most, 1)
+	if !ln.accept(ln.most) {
+		ln.full = turn + 1
+	}
+}
 
 // acceptAll accepts all waiting connections, and reports whether it could: see
 // acceptLater.
 func (ln *listener) acceptAll() (all bool) { return ln.accept(-1) }
 
-// accept accepts waiting connections, up to limit if it is not negative,
-// because open connections must get their turn. It reports whether none is
-// left waiting.
+// accept accepts waiting connections, up to limit if it is not negative. It
+// reports whether it has found that none is left waiting.
 func (ln *listener) accept(limit int) (all bool) {
-	for ; limit != 0; limit-- {
+	for n := 0; n != limit; n++ {
 		if ln.server.rejected >= maxRejected {
 			ln.server.acceptLater("accept", errClosing)
 			return false
@@ -45,6 +59,7 @@ func (ln *listener) accept(limit int) (all bool) {
 			ln.welcome(fd)
 		case unix.EINTR, unix.ECONNABORTED:
 		case unix.EAGAIN, unix.EINVAL: // EINVAL: the listener was shut down
+			ln.most = n
 			return true
 		default:
 			ln.server.acceptLater("accept", err)

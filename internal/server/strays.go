@@ -55,12 +55,12 @@ func (s *Server) reject(fd int, noRights bool, cred *unix.Ucred) {
 // message. Until they are closed, it counts for the limits of its user.
 func (c *Conn) Close(strays ...int) {
 	s := c.ln.server
-	s.Loop.Remove(c.FD())
 	if len(strays) == 0 && (c.NoRights() || sock.Drain(c.FD())) {
-		_ = unix.Close(c.FD())
+		s.Loop.CloseFD(c.FD())
 		c.ended()
 		return
 	}
+	s.Loop.Remove(c.FD())
 	s.closing++
 	s.strays += len(strays)
 	closed := *c

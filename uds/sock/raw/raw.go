@@ -8,7 +8,6 @@ package raw
 
 import (
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -64,11 +63,13 @@ func PeerGroups(fd int, groups []uint32) (n int, err error) {
 	return int(size / 4), err
 }
 
-// Wait is epoll_wait(2) with a short timeout. Until it returns, other
-// goroutines cannot use the processor.
-func Wait(epoll int, events []unix.EpollEvent, timeout time.Duration) (int, error) {
+// Wait is epoll_wait(2), with a timeout in milliseconds, -1 for none. Until it
+// returns, other goroutines cannot use the processor. The Go scheduler ends it
+// (EINTR) for a garbage collection, and in any case some milliseconds after 10,
+// but never with GODEBUG=asyncpreemptoff=1.
+func Wait(epoll int, events []unix.EpollEvent, timeout int) (int, error) {
 	return result(unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epoll), uintptr(unsafe.Pointer(unsafe.SliceData(events))),
-		uintptr(len(events)), uintptr(timeout.Milliseconds()), 0, 0))
+		uintptr(len(events)), uintptr(timeout), 0, 0))
 }
 
 func result(n, _ uintptr, errno syscall.Errno) (int, error) {
