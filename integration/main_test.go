@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	testkit.WaitInParallel()
-	// go test keeps the output of a package until its end.
+	// go test shows what tests print only at their end.
 	if tty, err := os.OpenFile("/dev/tty", os.O_WRONLY, 0); err == nil {
 		fmt.Fprintln(tty, "integration: building the images, then two minutes of tests with containers")
 		_ = tty.Close()
