@@ -26,13 +26,14 @@ func (r *Result) WriteTable(w io.Writer) error {
 		for _, row := range group {
 			t.AppendRow(table.Row{
 				row.Name, fmt.Sprintf("%.0f", row.Rate), fmt.Sprintf("%.2f [%.2f-%.2f]", row.Ratio, row.RatioMin, row.RatioMax),
-				took(row.P50), took(row.P99), known(row.ServerCPU, took(int64(1000*row.ServerCPU))),
+				took(row.P50), took(row.P99), took(int64(1000 * row.ServerCPU)),
 			})
 		}
 		right := []table.ColumnConfig{{Number: 1, WidthMin: 20}}
 		for i := 2; i <= 6; i++ {
 			right = append(right, table.ColumnConfig{Number: i, Align: text.AlignRight, AlignHeader: text.AlignRight, WidthMin: 10})
 		}
+		right[5].Hidden = !slices.ContainsFunc(group, func(row *Row) bool { return row.ServerCPU > 0 }) // in other PID namespaces
 		t.SetColumnConfigs(right)
 		fmt.Fprintf(out, "%s\n\n", t.Render())
 	}
@@ -42,7 +43,7 @@ func (r *Result) WriteTable(w io.Writer) error {
 	}
 	fmt.Fprintf(out, "%s, %d CPUs, %s; %d rounds. Rates are medians of the rounds. A ratio is to %s in the same round,\n"+
 		"and then the median of these with its range: not the ratio of two medians, as a machine drifts between rounds.\n"+
-		"Server CPU is the processor time of the listening process for each message, if it is in this PID namespace.\n",
+		"Server CPU is the processor time of the listening process for each message.\n",
 		r.Kernel, r.CPUs, r.Go, r.Rounds, base)
 	for _, row := range r.Rows {
 		if row.FirstError != "" {
@@ -76,13 +77,6 @@ func (r *Row) Title() string {
 		s += ", no spin"
 	}
 	return s
-}
-
-func known(value float64, text string) string {
-	if value == 0 {
-		return "–"
-	}
-	return text
 }
 
 func took(ns int64) string {
