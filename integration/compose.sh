@@ -11,7 +11,7 @@ else
 	echo 'compose: neither "docker compose" nor "docker-compose" is here: install the package docker-compose-plugin' >&2
 	exit 1
 fi
-tools/offline/base.sh -q
+tools/offline/base.sh -q ${base:+"$base"}
 
 log=$(mktemp)
 # shellcheck disable=SC2317,SC2329 # the trap calls it

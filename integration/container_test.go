@@ -82,10 +82,13 @@ func startServer(t *testing.T, volume string, opts ...testcontainers.ContainerCu
 	return start(t, serverImage, volume, append([]testcontainers.ContainerCustomizer{ready}, opts...)...)
 }
 
-// runClient runs a client to its end.
-// tool makes a container of the client's image run uds, which is in it too.
-var tool = testcontainers.WithEntrypoint("uds")
+// tool makes it a container of uds.
+var tool = testcontainers.CustomizeRequestOption(func(r *testcontainers.GenericContainerRequest) error {
+	r.Image, r.Entrypoint = toolImage, []string{"uds"}
+	return nil
+})
 
+// runClient runs a client to its end.
 func runClient(t *testing.T, volume string, args []string, opts ...testcontainers.ContainerCustomizer) box {
 	t.Helper()
 	ended := testcontainers.WithWaitStrategy(wait.ForExit().WithExitTimeout(testkit.Patience))

@@ -36,12 +36,7 @@ func TestSendTalksToTheEngine(t *testing.T) {
 	if !ok {
 		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
 	}
-	binary := t.TempDir() + "/uds"
-	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../cmd/uds")
-	if out, err := goBuild.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	client := exec.CommandContext(t.Context(), binary, "send", "--connect", path, "-")
+	client := exec.CommandContext(t.Context(), programs(t)+"/uds", "send", "--connect", path, "-")
 	client.Stdin = strings.NewReader("GET /_ping HTTP/1.0\r\n\r\n")
 	var out, errs bytes.Buffer
 	client.Stdout, client.Stderr = &out, &errs

@@ -4,6 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 export COMPOSE_PROJECT_NAME="${COMPOSE_PROJECT_NAME:-udsecho-demo}" UDS_LOG_FORMAT=plain
+base=--demo # that is all it runs
 . integration/compose.sh
 
 echo '--- building two images (a minute or two the first time, seconds later)'

@@ -181,12 +181,8 @@ type hostTransfer struct {
 
 func startHostTransfer(t *testing.T, path string) *hostTransfer {
 	t.Helper()
-	binary := t.TempDir() + "/client"
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../client").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
 	tr := &hostTransfer{sent: md5.New(), back: md5.New(), stop: make(chan struct{}), done: make(chan struct{})}
-	tr.client = exec.CommandContext(t.Context(), binary, "--log-level", "warn", "--chunk", "65536", "--retry", "1m", "--connect", path, "-")
+	tr.client = exec.CommandContext(t.Context(), programs(t)+"/client", "--log-level", "warn", "--chunk", "65536", "--retry", "1m", "--connect", path, "-")
 	tr.client.Stdout, tr.client.Stderr = tr.back, &tr.errs
 	in, err := tr.client.StdinPipe()
 	if err == nil {

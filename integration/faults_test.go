@@ -199,10 +199,9 @@ func TestPauseByTheEngineIsWaitedForOrReported(t *testing.T) {
 }
 
 const (
-	connecting    = "stream:/run/uds/s,seqpacket:/run/uds/q"
-	everyType     = connecting + ",datagram:/run/uds/d"
-	adminAddress  = "stream:/run/uds/admin"
-	statusRequest = `printf 'GET /status HTTP/1.0\r\n\r\n' | uds send --log-level warn --connect ` + adminAddress + ` -`
+	connecting   = "stream:/run/uds/s,seqpacket:/run/uds/q"
+	everyType    = connecting + ",datagram:/run/uds/d"
+	adminAddress = "stream:/run/uds/admin"
 )
 
 // status returns what the server's admin socket, which only the server's own
@@ -212,7 +211,7 @@ func status(t *testing.T, volume string) (s struct {
 	Refused         map[string]uint64
 }) {
 	t.Helper()
-	out, events := runClient(t, volume, nil, shell(statusRequest), withUser("10001:10000")).output(t)
+	out, events := runClient(t, volume, []string{"send", "--log-level", "warn", "--connect", adminAddress, "GET /status HTTP/1.0\r\n\r\n"}, tool, withUser("10001:10000")).output(t)
 	_, body, _ := strings.Cut(out, "\r\n\r\n")
 	if err := json.Unmarshal([]byte(body), &s); err != nil {
 		t.Fatalf("%v in %q\n%s", err, out, events)

@@ -178,7 +178,7 @@ func TestInspectReportsWhyAMountedSocketFileIsDead(t *testing.T) {
 		testkit.Missing(t, "an engine with the files of this process", "run the tests where the engine runs, outside of containers and chroots")
 	}
 	server := startServer(t, volume, withHost(func(h *container.HostConfig) { h.Binds = []string{d + ":/run/uds"} }))
-	client := start(t, clientImage, volume, testcontainers.WithEntrypoint("sleep"), testcontainers.WithCmd("600"),
+	client := start(t, toolImage, volume, testcontainers.WithEntrypoint("sleep"), testcontainers.WithCmd("600"),
 		withHost(func(h *container.HostConfig) { h.Binds = []string{d + "/uds_socket:/run/s"} }))
 	inspect := func() string { t.Helper(); return client.exec(t, "uds", "inspect", "/run/s") }
 	if got := inspect(); !strings.Contains(got, "  state     live\n") || !strings.Contains(got, "  why       it is itself a mount: when its server starts again and makes a new file, this one stays the old. Mount the directory, not the file\n") {

@@ -52,12 +52,7 @@ func TestInspectDistinguishesLiveFromStaleInAnotherContainer(t *testing.T) {
 
 func TestInspectTheEnginesOwnSocket(t *testing.T) {
 	t.Parallel()
-	program := t.TempDir() + "/uds"
-	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./cmd/uds")
-	goBuild.Dir = ".."
-	if out, err := goBuild.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	program := programs(t) + "/uds"
 	var out []byte
 	await(t, "the engine to accept the other tests' connections", func() bool {
 		var err error

@@ -21,12 +21,7 @@ import (
 func uds(t *testing.T) func(args ...string) string {
 	t.Helper()
 	testkit.NeedRoot(t, "which may look into containers")
-	program := t.TempDir() + "/uds"
-	goBuild := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./cmd/uds")
-	goBuild.Dir = ".."
-	if out, err := goBuild.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	program := programs(t) + "/uds"
 	return func(args ...string) string {
 		t.Helper()
 		out, err := exec.CommandContext(t.Context(), program, args...).Output()

@@ -32,6 +32,7 @@ import (
 const (
 	serverImage = "udsecho-test-server:latest"
 	clientImage = "udsecho-test-client:latest"
+	toolImage   = "udsecho-test-toolbox:latest"
 )
 
 // sessionLabel marks everything that a test made, with the process that made
@@ -80,7 +81,7 @@ func setUp(ctx context.Context) (err error) {
 	if err := removeLeftovers(ctx); err != nil {
 		return fmt.Errorf("remove what an aborted run left: %w", err)
 	}
-	for _, name := range []string{"server", "client"} {
+	for _, name := range []string{"server", "client", "toolbox"} {
 		if err := buildImage(ctx, name); err != nil {
 			return fmt.Errorf("build the %s image: %w", name, err)
 		}

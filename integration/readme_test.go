@@ -22,15 +22,13 @@ import (
 func programs(t *testing.T) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
-	for image, names := range map[string][]string{serverImage: {"server"}, clientImage: {"client", "uds"}} {
+	for image, name := range map[string]string{serverImage: "server", clientImage: "client", toolImage: "uds"} {
 		from, err := engine.ContainerCreate(t.Context(), &container.Config{Image: image, Labels: map[string]string{sessionLabel: session}}, nil, nil, nil, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range names {
-			if out, err := exec.CommandContext(t.Context(), "docker", "cp", from.ID+":/usr/local/bin/"+name, dir).CombinedOutput(); err != nil {
-				t.Errorf("%v\n%s", err, out)
-			}
+		if out, err := exec.CommandContext(t.Context(), "docker", "cp", from.ID+":/usr/local/bin/"+name, dir).CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
 		}
 		if err := engine.ContainerRemove(context.WithoutCancel(t.Context()), from.ID, container.RemoveOptions{}); err != nil {
 			t.Fatal(err)

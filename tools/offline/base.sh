@@ -8,6 +8,7 @@
 #
 #     tools/offline/base.sh            logs what it does on standard error
 #     tools/offline/base.sh -q         logs only what it makes
+#     tools/offline/base.sh --demo     makes what server and client need, not the tool uds and the examples
 #     tools/offline/base.sh --debian   makes DEBIAN_IMAGE instead, which examples/ start from:
 #                                      debootstrap does it, as root, in some minutes
 set -eu
@@ -99,17 +100,27 @@ make_go() {
 	command -v go >/dev/null || die "$go_image cannot be pulled, and no Go is installed here to make it from: install Go 1.26"
 	root=$(go env GOROOT) modules=$(go env GOMODCACHE) cache=$PWD/.bin/go-cache
 	# As in the Dockerfile.
-	programs='./server ./client ./cmd/uds ./examples/grpc/server ./examples/grpc/client'
+	programs='./server ./client'
 	export CGO_ENABLED=0 GOFLAGS='-trimpath -gcflags=all=-dwarf=false'
 	# The largest part of the standard library is compiled while the modules come.
 	have "$local_go" || GOCACHE=$cache go build net/http &
-	go list -deps -f '{{range .GoFiles}}{{$.Dir}}/{{.}}
+	files() {
+		go list -deps -f '{{range .GoFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .SFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .HFiles}}{{$.Dir}}/{{.}}
 {{end}}{{range .EmbedFiles}}{{$.Dir}}/{{.}}
 {{end}}' $programs | grep -e "^$root/" -e "^$modules/" >"$work/files"
-	from="$(go env GOVERSION), files $(cksum <"$work/files" | cut -d ' ' -f 1)"
-	[ "$(made_from "$local_go")" != "$from" ] || return 0
+		from="${from:-$(go env GOVERSION), files} $(cksum <"$work/files" | cut -d ' ' -f 1)"
+	}
+	from=
+	files
+	if [ -n "$demo" ]; then
+		case $(made_from "$local_go") in "$from" | "$from "*) return 0 ;; esac
+	else
+		programs="$programs ./cmd/uds ./examples/grpc/server ./examples/grpc/client"
+		files
+		[ "$(made_from "$local_go")" != "$from" ] || return 0
+	fi
 	say "$go_image cannot be pulled: making $local_go from $from in $root"
 	plant_busybox "$work/go"
 	mkdir -p "$work/go/etc/ssl/certs"
@@ -149,12 +160,13 @@ make_debian() {
 	import "$work/debian" "$local_debian" "$from" PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 }
 
-quiet='' debian=''
+quiet='' debian='' demo=''
 for option; do
 	case $option in
 	-q) quiet=-q ;;
 	--debian) debian=yes ;;
-	*) die "unknown option $option: the options are -q and --debian" ;;
+	--demo) demo=yes ;;
+	*) die "unknown option $option: the options are -q, --demo and --debian" ;;
 	esac
 done
 
