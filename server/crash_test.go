@@ -631,7 +631,7 @@ func newTappedSocket(t *testing.T) tappedSocket {
 func (s tappedSocket) hasName() error {
 	var now unix.Stat_t
 	if err := unix.Lstat(s.d+"/s", &now); err != nil || now.Ino != s.file.Ino {
-		return fmt.Errorf("the name leads to inode %d, not %d, %v", now.Ino, s.file.Ino, err)
+		return errors.Join(fmt.Errorf("the name leads to inode %d, not %d", now.Ino, s.file.Ino), err)
 	}
 	conn, err := net.Dial("unix", s.d+"/s")
 	if err == nil {

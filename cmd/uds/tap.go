@@ -251,7 +251,7 @@ func (t *tap) watch(ctx, serve context.Context, shown string) error {
 			return nil
 		case err := <-t.guarded:
 			t.guarded <- err
-			return fmt.Errorf("the guard has ended (%v), which would give the name back if this process was killed", err)
+			return fmt.Errorf("the guard, which would give the name back if this process was killed, has ended: %w", cmp.Or(err, errors.New("exit status 0")))
 		case <-look.C:
 		}
 		now, err := t.place.inode(t.place.path())
@@ -299,7 +299,7 @@ func (t *tap) Is(st *unix.Stat_t) bool { return st.Ino == t.inode && st.Dev == t
 func (t *tap) close() {
 	_ = t.giveBack()
 	if t.Socket != nil {
-		_ = t.Socket.Close()
+		_ = t.Close()
 	}
 	if t.real != nil {
 		_ = t.real.Close()

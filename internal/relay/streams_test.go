@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -195,7 +196,7 @@ func TestForwardDeliversWhatAPipeHolds(t *testing.T) {
 	}()
 	testkit.Await(t, func() error {
 		if n, err := unix.IoctlGetInt(fdOf(t, conn), unix.SIOCOUTQ); n < 128<<10 {
-			return fmt.Errorf("%d bytes are waiting, %v", n, err)
+			return errors.Join(fmt.Errorf("%d bytes are waiting", n), err)
 		}
 		return nil
 	})
@@ -223,7 +224,7 @@ func pipeHolds(t *testing.T, pid int) bool {
 	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 	check(t, err)
 	for _, name := range fds {
-		if to, _ := os.Readlink(name); !strings.HasPrefix(to, "pipe:") || strings.Contains("012", filepath.Base(name)) {
+		if to, _ := os.Readlink(name); !strings.HasPrefix(to, "pipe:") || slices.Contains([]string{"0", "1", "2"}, filepath.Base(name)) {
 			continue
 		}
 		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)

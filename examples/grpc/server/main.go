@@ -48,8 +48,9 @@ func main() {
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, *path, server{*name}, *limit, permitted); err != nil {
+	err := run(ctx, *path, server{*name}, *limit, permitted)
+	stop()
+	if err != nil {
 		log.Fatal(err)
 	}
 }
