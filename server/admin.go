@@ -90,15 +90,13 @@ func refuseRights(_, _ string, c syscall.RawConn) error {
 // await listens once the server that this one replaces has released the
 // address.
 func (a *admin) await(ctx context.Context) (net.Listener, error) {
-	again := backoff.NewExponentialBackOff()
-	again.MaxInterval = time.Second
 	return backoff.Retry(ctx, func() (net.Listener, error) {
 		l, err := a.listen(ctx)
 		if err != nil && !errors.Is(err, uds.ErrInUse) {
 			err = backoff.Permanent(err)
 		}
 		return l, err
-	}, backoff.WithBackOff(again), backoff.WithMaxElapsedTime(0))
+	}, backoff.WithBackOff(cli.NewBackOff()), backoff.WithMaxElapsedTime(0))
 }
 
 // serve ends when ctx ends, or when the socket file was removed and something
