@@ -78,7 +78,7 @@ recording: # docs/demo.svg, the animated picture of the README
 bench-examples: # a PHP page and a SELECT 1: through a socket or through TCP?
 	@examples/bench/run.sh
 
-examples: # nginx and PHP, PostgreSQL, X11, a sandbox with one door, gRPC, clients in five languages: runs and tests examples/
+examples: # the small echo, nginx and PHP, PostgreSQL, X11, a sandbox with one door, gRPC, clients in five languages: runs and tests examples/
 	@examples/run.sh
 
 images: # udsecho-server and udsecho-client, which deploy/ runs, and udsecho-tools

@@ -8,12 +8,14 @@ cd "$(dirname "$0")/.."
 
 tools/offline/base.sh -q
 tools/offline/base.sh -q --debian
-[ $# -gt 0 ] || set -- nginx-php postgres x11 one-door languages grpc
+[ $# -gt 0 ] || set -- echo nginx-php postgres x11 one-door languages grpc
 table='' failed=0
 for example; do
 	echo "=== examples/$example"
 	start=$(date +%s)
-	if examples/"$example"/test.sh; then result=ok; else result=FAILED failed=1; fi
+	set -- examples/"$example"/test.sh
+	[ -e "$1" ] || set -- go test -count=1 ./examples/"$example" # it has no container
+	if "$@"; then result=ok; else result=FAILED failed=1; fi
 	table="$table$(printf '%-10s  %-6s  %4d s' "$example" "$result" $(($(date +%s) - start)))
 "
 done
