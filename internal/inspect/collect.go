@@ -75,7 +75,7 @@ func (u Unseen) String() string {
 	if os.Geteuid() != 0 {
 		return text + "; run it as root"
 	}
-	return text + "; it needs CAP_SYS_PTRACE and CAP_SYS_ADMIN, and in a container docker run --pid host --privileged"
+	return text + "; it needs CAP_SYS_PTRACE and CAP_SYS_ADMIN, and in a container docker run --pid host --cap-add SYS_PTRACE --cap-add SYS_ADMIN"
 }
 
 // firstPIDs reports whether this process is in the machine's first pid
