@@ -179,9 +179,21 @@ func nested(t *testing.T) (fd int) {
 func handOver(t *testing.T, to, fd int) error {
 	t.Helper()
 	err := unix.Sendmsg(to, []byte("x"), unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL)
-	if err != nil { // its close would wait here
-		check(t, unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
-		go func() { _ = unix.Close(fd) }()
+	if err != nil {
+		// Its last close would wait: here, or in a child that another test starts
+		// meanwhile, which has a copy until it executes its program.
+		files, oob := []int{fd}, make([]byte, unix.CmsgSpace(4))
+		if _, n, _, _, err := unix.Recvmsg(fd, make([]byte, 1), oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC); err == nil && n > 0 {
+			messages, err := unix.ParseSocketControlMessage(oob[:n])
+			check(t, err)
+			inner, err := unix.ParseUnixRights(&messages[0])
+			check(t, err)
+			files = append(inner, fd)
+		}
+		for _, fd := range files {
+			check(t, unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
+			check(t, unix.Close(fd))
+		}
 		return err
 	}
 	return unix.Close(fd)
