@@ -219,10 +219,15 @@ func (s *Socket) Is(st *unix.Stat_t) bool { return s.file != nil && s.file.is(st
 // was removed or replaced since this socket made it. It is not lost while `uds
 // tap` passes the clients on, and comes back if that has died.
 func (s *Socket) Lost() bool {
-	if s.Tapped() && !IsOpen(s.file.path, s.addr.Type) {
-		_ = unix.Rename(s.file.at(), s.file.path) // fails if the tap's guard has done it
+	if s.file == nil {
+		return false
 	}
-	return s.file != nil && !s.file.ours()
+	at := s.file.at()
+	if at != "" && at != s.file.path && !IsOpen(s.file.path, s.addr.Type) {
+		_ = unix.Rename(at, s.file.path) // fails if the tap's guard has done it
+		at = s.file.at()
+	}
+	return at == ""
 }
 
 // Tapped reports whether `uds tap` has put its own socket in the place of this
