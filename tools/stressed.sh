@@ -19,7 +19,7 @@ for dir in $(git grep -lE 'testkit\.(Count|Stress)' -- '*_test.go' | xargs -n 1 
 			do {
 				more = 0
 				for (n in text) if (!(n in long)) for (l in long)
-					if (l !~ /^Test/ && text[n] ~ "(^|[^a-zA-Z_.])" l "([^a-zA-Z_]|$)") { long[n] = 1; more = 1; if (ENVIRON["WHY"]) print n " <- " l > "/dev/stderr"; break }
+					if (l !~ /^Test/ && text[n] ~ "(^|[^a-zA-Z_.])" l "([^a-zA-Z_]|$)") { long[n] = 1; more = 1; break }
 			} while (more)
 			for (n in long) if (n ~ /^(Test|Fuzz)/) print n
 		}' "$dir"/*_test.go | sort)
