@@ -4,10 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,21 +24,41 @@ import (
 // programs returns a new directory with the programs, as the images have them.
 func programs(t *testing.T) (dir string) {
 	t.Helper()
+	from, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir = t.TempDir()
-	for image, name := range map[string]string{serverImage: "server", clientImage: "client", toolImage: "uds"} {
-		from, err := engine.ContainerCreate(t.Context(), &container.Config{Image: image, Labels: map[string]string{sessionLabel: session}}, nil, nil, nil, "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if out, err := exec.CommandContext(t.Context(), "docker", "cp", from.ID+":/usr/local/bin/"+name, dir).CombinedOutput(); err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
-		if err := engine.ContainerRemove(context.WithoutCancel(t.Context()), from.ID, container.RemoveOptions{}); err != nil {
-			t.Fatal(err)
-		}
+	for _, name := range []string{"server", "client", "uds"} {
+		testkit.Check(t, os.Symlink(from+"/"+name, dir+"/"+name))
 	}
 	return dir
 }
+
+// builtDir is what built has made; TestMain removes it.
+var builtDir string
+
+// built copies the programs from the images.
+var built = sync.OnceValues(func() (dir string, err error) {
+	if builtDir, err = os.MkdirTemp("", "udsecho"); err != nil {
+		return "", err
+	}
+	ctx := context.Background()
+	for image, name := range map[string]string{serverImage: "server", clientImage: "client", toolImage: "uds"} {
+		from, err := engine.ContainerCreate(ctx, &container.Config{Image: image, Labels: labels()}, nil, nil, nil, "")
+		if err != nil {
+			return "", err
+		}
+		out, err := exec.Command("docker", "cp", from.ID+":/usr/local/bin/"+name, builtDir).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("docker cp: %w\n%s", err, out)
+		}
+		if err := errors.Join(err, engine.ContainerRemove(ctx, from.ID, container.RemoveOptions{})); err != nil {
+			return "", err
+		}
+	}
+	return builtDir, nil
+})
 
 func TestTwoTerminalsShowWhatTheREADMESays(t *testing.T) {
 	t.Parallel()
