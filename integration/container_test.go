@@ -216,6 +216,16 @@ func withUser(user string) testcontainers.CustomizeRequestOption {
 	return testcontainers.WithConfigModifier(func(c *container.Config) { c.User = user })
 }
 
+// engineSocket returns the path of the engine's socket.
+func engineSocket(t *testing.T) string {
+	t.Helper()
+	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
+	if !ok {
+		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
+	}
+	return path
+}
+
 // transcripts returns the original transcripts, with the path of the volume.
 func transcripts(path string) (server, client string) {
 	server = `starting up on ` + path + `

@@ -32,10 +32,7 @@ func TestHexDumpIsWhatTheREADMESays(t *testing.T) {
 // The engine's socket was made by another program.
 func TestSendTalksToTheEngine(t *testing.T) {
 	t.Parallel()
-	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
-	if !ok {
-		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
-	}
+	path := engineSocket(t)
 	client := exec.CommandContext(t.Context(), programs(t)+"/uds", "send", "--connect", path, "-")
 	client.Stdin = strings.NewReader("GET /_ping HTTP/1.0\r\n\r\n")
 	var out, errs bytes.Buffer

@@ -90,10 +90,7 @@ func TestLsNamesContainersAsTheDocumentShows(t *testing.T) {
 func TestLsSeesTheSameFromAContainer(t *testing.T) {
 	t.Parallel()
 	ls := uds(t)
-	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
-	if !ok {
-		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
-	}
+	path := engineSocket(t)
 	volume := newVolume(t)
 	server := startServer(t, volume)
 	startConnected(t, volume, "uds_socket", "10002:10000")
@@ -147,10 +144,7 @@ func TestInspectLooksIntoAnotherContainer(t *testing.T) {
 func TestLsShowsWhoIsOnTheEnginesSocket(t *testing.T) {
 	t.Parallel()
 	ls := uds(t)
-	path, ok := strings.CutPrefix(engine.DaemonHost(), "unix://")
-	if !ok {
-		t.Fatalf("the engine is at %s, which is not a Unix socket; unset DOCKER_HOST", engine.DaemonHost())
-	}
+	path := engineSocket(t)
 	client := startConnected(t, filepath.Dir(path), filepath.Base(path), "0",
 		withHost(func(h *container.HostConfig) { h.CapDrop = nil }))
 	name, pid := client.name(t)
