@@ -188,7 +188,7 @@ func handOver(t *testing.T, to, fd int) error {
 			check(t, err)
 			inner, err := unix.ParseUnixRights(&messages[0])
 			check(t, err)
-			files = append(inner, fd)
+			files = append(files, inner...)
 		}
 		for _, fd := range files {
 			check(t, unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}))
