@@ -316,10 +316,14 @@ func toAndFro(n int) error {
 
 func TestOthersGetTheirTurnsWithOneProcessor(t *testing.T) {
 	const n = 100
-	two := turnsFor(t, 2, n)
-	one := turnsFor(t, 1, n)
-	t.Logf("%d turns with two processors, %d with one", two, one)
-	if one > 100*two { // it was 1,000 times and more
-		t.Errorf("%d turns until others had %d, with two processors %d", one, n, two)
+	two := n // at least: the others can be quick while the loop has no CPU at all
+	for range 5 {
+		two = max(two, turnsFor(t, 2, n))
+		one := turnsFor(t, 1, n)
+		t.Logf("up to %d turns with two processors, %d with one", two, one)
+		if one <= 100*two { // it was 1,000 times and more, each time
+			return
+		}
 	}
+	t.Errorf("with one processor, others hardly get their turns")
 }
