@@ -357,6 +357,7 @@ func stale(t testing.TB, path string) {
 	check(t, err)
 	l.SetUnlinkOnClose(false)
 	check(t, l.Close())
+	testkit.AwaitExec()
 }
 
 func TestListenReplacesAStaleSocketAndNothingElse(t *testing.T) {

@@ -163,7 +163,7 @@ func TestIdleInputIsNotATimeout(t *testing.T) {
 			t.Parallel()
 			timeout := 20 * time.Millisecond
 			if first != "" {
-				timeout = time.Second // limits the answer too, on a machine that may be busy
+				timeout = unhurried // it limits the answer too
 			}
 			asked, over := make(chan struct{}), make(chan struct{})
 			echoed := make(chan struct{})
@@ -286,8 +286,7 @@ func TestWriteThatReturnsLateIsNotATimeout(t *testing.T) {
 	conn := &late{&watched{dial(t, srv.Addr).Conn.(*net.UnixConn), waits}, written, back}
 	result, out := make(chan error), &bytes.Buffer{}
 	go func() {
-		// Long enough for the echo, on a machine that may be busy.
-		client := quiet(time.Second)
+		client := quiet(unhurried)
 		client.Chunk = len(message)
 		result <- client.Copy(t.Context(), &sock.Conn{Conn: conn}, &idle{strings.NewReader(message), asked, over}, out)
 	}()

@@ -14,6 +14,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 var (
 	patience = testkit.Patience
 	message  = echotest.Message
+	// unhurried is a timeout that an echo on a busy machine does not exceed, and that
+	// a test can wait for.
+	unhurried = patience / 30
 )
 
 type (

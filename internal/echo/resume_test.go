@@ -180,10 +180,10 @@ func TestRefusedDatagramIsNotSentAgain(t *testing.T) {
 func TestProgressRenewsThePatience(t *testing.T) {
 	t.Parallel()
 	a := stubs(t, addr.Stream, echoes(1))
-	c := resumes(t, a, time.Second) // for each byte, on a machine that may be busy
+	c := resumes(t, a, unhurried) // for each byte
 	redial := c.Redial
 	c.Redial = func(ctx context.Context) (*sock.Conn, error) {
-		<-time.After(150 * time.Millisecond)
+		<-time.After(unhurried / 8)
 		return redial(ctx)
 	}
 	out := &bytes.Buffer{}

@@ -90,6 +90,7 @@ func TestForwardDatagramsAnswerTheirSender(t *testing.T) {
 	// arrive in order, although it reads late; and so do as many replies: the
 	// target is slowed down.
 	check(t, errors.Join(target.Close(), os.Remove(d+"/s")))
+	testkit.AwaitExec()
 	target = listenDatagrams(t, d+"/s")
 	var sending errgroup.Group
 	numbers := func(write func(words []byte) (int, error)) {
@@ -257,8 +258,8 @@ func TestF60RelayLogsNoPayload(t *testing.T) {
 		if form == "datagram" {
 			target, client := listenDatagrams(t, d+"/s"), dialDatagrams(t, d+"/c", d+"/r")
 			answer(t, target, ask(t, client, target, secret), client, secret)
-			// A child that another test starts may have the socket for a moment longer.
-			check(t, errors.Join(target.CloseRead(), target.Close(), os.Remove(d+"/s")))
+			check(t, errors.Join(target.Close(), os.Remove(d+"/s")))
+			testkit.AwaitExec()
 			send(t, client, secret)
 			relay.Err.Await(t, 1, "dropped a message to the target")
 		} else {

@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -255,6 +256,14 @@ func WatchModes(t testing.TB, d string) (changed func() []string) {
 		}
 		return names
 	}
+}
+
+// AwaitExec waits until every child that other tests are starting executes its
+// program. Until then it has copies of all descriptors, also of those that this
+// test has closed.
+func AwaitExec() {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 }
 
 // Accepted accepts the connection of a client.

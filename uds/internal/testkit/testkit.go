@@ -9,12 +9,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
 
-// Patience is the longest wait for an event. It measures nothing.
-const Patience = time.Minute
+// Patience is the longest wait for an event. It measures nothing, so it is long
+// enough for a slow machine.
+const Patience = 3 * time.Minute
 
 // Check ends the test if there is an error.
 func Check(t testing.TB, err error) {
@@ -22,6 +24,14 @@ func Check(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// AwaitExec waits until every child that other tests are starting executes its
+// program. Until then it has copies of all descriptors, also of those that this
+// test has closed.
+func AwaitExec() {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 }
 
 // Err returns the error of a call that returns something else too.
