@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
@@ -148,24 +150,39 @@ func TestStatusIsAsTheREADMESays(t *testing.T) {
 	}
 }
 
-// What the README shows of package uds is Go.
-func TestListenOfTheREADMECompiles(t *testing.T) {
+// The README's HTTP server answers, and ends on SIGTERM with its socket file.
+func TestListenOfTheREADMEServesUntilSIGTERM(t *testing.T) {
 	t.Parallel()
-	file := t.TempDir() + "/main.go"
+	d := testkit.Dir(t)
 	source := `package main
 import ("context"; "net/http"; "os"; "os/signal"; "syscall"; "github.com/udsecho/udsecho/uds")
 func serve(handler http.Handler) error {
-` + readme(t, "listen") + `}
-func main() { _ = serve }
+` + strings.ReplaceAll(readme(t, "listen"), "/run/uds/socket", d+"/s") + `}
+func main() { if serve(http.NotFoundHandler()) != nil { os.Exit(1) } }
 `
-	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
+	if err := os.WriteFile(d+"/main.go", []byte(source), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	goVet := exec.CommandContext(t.Context(), "go", "vet", file)
-	goVet.Dir = ".."
-	if out, err := goVet.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", d+"/server", d+"/main.go")
+	build.Dir = ".."
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
+	server := testkit.Start(t, d, d+"/server")
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", d+"/s")
+	}}}
+	defer client.CloseIdleConnections()
+	testkit.Await(t, func() error {
+		answer, err := client.Get("http://server/")
+		if err == nil {
+			err = answer.Body.Close()
+		}
+		return err
+	})
+	server.Signal(t, syscall.SIGTERM)
+	server.WantStatus(t, 0)
+	testkit.WantGone(t, d+"/s")
 }
 
 // The README's relay shows an echo of "hello".
