@@ -94,6 +94,11 @@ func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 	} else if err = result.WriteTable(std.Out); err == nil && c.JSON != "" {
 		err = bench.WriteFile(c.JSON, result.WriteJSON)
 	}
+	for _, row := range result.Rows {
+		if err == nil && row.Rate == 0 {
+			err = fmt.Errorf("bench %s: no message was echoed", row.Name)
+		}
+	}
 	return err
 }
 

@@ -40,7 +40,8 @@ type forwardCmd struct {
 	cli.RequireFlags
 	cli.LogFlags
 
-	name string // of the target in a record; "" for its path
+	name     string // of the target in a record; "" for its path
+	recorder *record.Recorder
 }
 
 // Validate rejects values that make no sense, and completes tcp:.
@@ -143,9 +144,8 @@ func (c *forwardCmd) relay(std cli.Std, log zerolog.Logger, sockets []*addr.Sock
 			server.CloseSockets(sockets, nil)
 		}
 	}()
-	var recorder *record.Recorder
 	if c.Show != "" {
-		if recorder, err = record.New(c.Show, c.showPort(), std.Out, cli.IsTerminal(std.Out), log); err != nil {
+		if c.recorder, err = record.New(c.Show, c.showPort(), std.Out, cli.IsTerminal(std.Out), log); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -162,7 +162,7 @@ func (c *forwardCmd) relay(std cli.Std, log zerolog.Logger, sockets []*addr.Sock
 	}
 	r, err = relay.New(s, relay.Config{
 		Target: c.Connect, Name: c.name, Dial: c.dial, Check: c.CheckCred, Process: os.Getpid(), AsClient: c.AsClient, PassFiles: c.PassFiles, IdleTimeout: c.IdleTimeout,
-		MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser, Record: recorder,
+		MaxPeers: s.MaxConnections, MaxPeersPerUser: s.MaxConnectionsPerUser, Record: c.recorder,
 	})
 	return s, r, err
 }

@@ -23,6 +23,15 @@ type inspectCmd struct {
 	Format string   `default:"table" enum:"table,json" placeholder:"FORMAT" help:"The output: table for people, or json, one object a line."`
 }
 
+// Help ends the description in uds inspect --help.
+func (*inspectCmd) Help() string {
+	return `Examples:
+
+	uds inspect /run/app.sock
+	sudo uds inspect /var/run/docker.sock
+	uds inspect --format json /run/app.sock /run/db.sock`
+}
+
 // Validate takes the path out of an address, and rejects an invalid one.
 func (c *inspectCmd) Validate() error {
 	for i, s := range c.Path {

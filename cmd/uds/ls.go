@@ -56,7 +56,8 @@ func (c *lsCmd) Run(ctx context.Context, std cli.Std) error {
 	if err != nil {
 		return err
 	}
-	if text := unseen.String(); text != "" {
+	screen := c.screen(std.Out)
+	if text := unseen.String(); text != "" && screen == nil {
 		fmt.Fprintf(std.Err, "uds: %s\n", text)
 	}
 	shown, missing, err := c.pick(all)
@@ -65,9 +66,9 @@ func (c *lsCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	of.Name(ctx, shown)
 	if c.Watch {
-		follow := c.follow(std.Out)
+		follow := c.follow(std.Out, screen)
 		for tick := time.NewTicker(period); err == nil; {
-			if err = follow(shown); err != nil {
+			if err = follow(shown, unseen); err != nil {
 				return err
 			}
 			select {
@@ -75,7 +76,7 @@ func (c *lsCmd) Run(ctx context.Context, std cli.Std) error {
 				return nil
 			case <-tick.C:
 			}
-			if all, _, err = of.Sockets(); err == nil {
+			if all, unseen, err = of.Sockets(); err == nil {
 				shown, _, err = c.pick(all)
 				of.Name(ctx, shown)
 			}

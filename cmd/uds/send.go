@@ -5,9 +5,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/echo"
+	"github.com/udsecho/udsecho/internal/logtext"
 )
 
 type sendCmd struct {
@@ -19,7 +22,21 @@ type sendCmd struct {
 }
 
 // Validate rejects values that make no sense.
-func (c *sendCmd) Validate() error { return c.ValidateFor(true) }
+func (c *sendCmd) Validate() error {
+	if st, err := os.Stat(c.Message); err == nil && st.Mode()&fs.ModeSocket != 0 {
+		return fmt.Errorf("%[1]s is a socket, not a message; write uds send --connect %[1]s [MESSAGE], or send its name from standard input", logtext.Escape(c.Message))
+	}
+	return c.ValidateFor(true)
+}
+
+// Help ends the description in uds send --help.
+func (*sendCmd) Help() string {
+	return `Examples:
+
+	uds send --connect /run/app.sock 'hello'
+	printf 'GET / HTTP/1.0\r\n\r\n' | uds send --connect /run/http.sock
+	uds send --connect datagram:/dev/log '<14>app: hello'`
+}
 
 // Run sends, and prints everything until the server ends, or is silent.
 func (c *sendCmd) Run(ctx context.Context, std cli.Std) error {

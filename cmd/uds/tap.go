@@ -36,6 +36,15 @@ type tapCmd struct {
 	cli.LogFlags
 }
 
+// Help ends the description in uds tap --help.
+func (*tapCmd) Help() string {
+	return `Examples:
+
+	uds tap /run/app.sock
+	uds tap /run/app.sock --show json | jq .
+	sudo uds tap /var/run/postgresql/.s.PGSQL.5432 --show new.pcapng --show-port 5432`
+}
+
 // Validate takes the path out of an address, and rejects invalid flags.
 func (c *tapCmd) Validate() (err error) {
 	if c.Path == "" {
@@ -113,7 +122,7 @@ func (c *tapCmd) tap(ctx context.Context, std cli.Std, log zerolog.Logger, p *pl
 	ended := make(chan error, 1)
 	go func() {
 		defer stop()
-		early := t.watch(ctx, serve, c.Path)
+		early := t.watch(ctx, serve, c.Path, f.recorder.Failed())
 		ended <- cmp.Or(t.giveBack(), early)
 		// A client that has looked up the name just before connects now.
 		time.Sleep(grace)
@@ -240,7 +249,7 @@ func (t *tap) guard(shown string) error {
 }
 
 // watch returns nil at the end of ctx or serve, or why the tap has to end before.
-func (t *tap) watch(ctx, serve context.Context, shown string) error {
+func (t *tap) watch(ctx, serve context.Context, shown string, unwritten <-chan error) error {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	for {
@@ -249,6 +258,8 @@ func (t *tap) watch(ctx, serve context.Context, shown string) error {
 			return nil
 		case <-serve.Done():
 			return nil
+		case err := <-unwritten:
+			return fmt.Errorf("what passes cannot be shown: %w", err)
 		case err := <-t.guarded:
 			t.guarded <- err
 			return fmt.Errorf("the guard, which would give the name back if this process was killed, has ended: %w", cmp.Or(err, errors.New("exit status 0")))

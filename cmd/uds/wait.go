@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -26,6 +27,15 @@ type waitCmd struct {
 	Command []string      `arg:"" optional:"" passthrough:"" help:"After --, what to run in place of this process once all are served, with its arguments (default: end with exit status 0)."`
 	Timeout time.Duration `default:"0s" placeholder:"DURATION" help:"The longest wait. Then the exit status is 1, and a line for each path says why it is not served, with the cure; 0s: no limit."`
 	cli.RequireFlags
+}
+
+// Help ends the description in uds wait --help.
+func (*waitCmd) Help() string {
+	return `Examples:
+
+	uds wait /run/db.sock --timeout 30s -- my-program
+	uds wait /run/app.sock --timeout 2s            as a health check
+	uds wait /run/app.sock --require-uid 10001     only if this user serves`
 }
 
 // paths are positional arguments that a flag or -- ends.
@@ -48,6 +58,8 @@ func (c *waitCmd) Validate() error {
 	switch {
 	case c.Timeout < 0:
 		return fmt.Errorf("--timeout %v: choose 0s for no limit, or more", c.Timeout)
+	case len(c.Command) > 0 && c.Command[0] != "--" && strings.HasPrefix(c.Command[0], "-"):
+		return fmt.Errorf("unknown flag %s; there are --timeout, --require-uid and --require-gid", c.Command[0])
 	case len(c.Command) > 0 && c.Command[0] != "--":
 		return fmt.Errorf("%s: the paths come before the flags, and a command after --", c.Command[0])
 	case len(c.Command) == 1:
@@ -72,20 +84,23 @@ func (c *waitCmd) Run(ctx context.Context, std cli.Std) error {
 	defer stop()
 	var failed []error
 	for _, path := range c.Path {
-		if err := c.wait(waiting, path); err != nil {
+		if err := c.wait(waiting, path, func(why error) {
+			fmt.Fprintf(std.Err, "uds: waiting for %s: %s\n", logtext.Escape(path), logtext.Escape(why.Error()))
+		}); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", path, err))
 		}
 	}
-	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case failed != nil:
+	if ctx.Err() != nil && failed != nil {
+		failed = append(failed, context.Cause(ctx))
+	}
+	if failed != nil {
 		last := len(failed) - 1
 		for _, err := range failed[:last] {
 			fmt.Fprintf(std.Err, "uds: %s\n", logtext.Escape(err.Error()))
 		}
 		return failed[last]
-	case program == "":
+	}
+	if program == "" {
 		return nil
 	}
 	// This program ignores SIGPIPE, and the command would; execve(2) gives a
@@ -103,8 +118,9 @@ func (c *waitCmd) accept() func(unix.Ucred) error {
 
 // wait returns nil once a path is served, or at the end of ctx why it is not. A
 // file that appears wakes it. listen(2) shows nowhere, nor do files that appear
-// on another machine, so it looks again in any case, at growing intervals.
-func (c *waitCmd) wait(ctx context.Context, path string) error {
+// on another machine, so it looks again in any case, at growing intervals. After some
+// seconds it tells once why it still waits.
+func (c *waitCmd) wait(ctx context.Context, path string, tell func(why error)) error {
 	err := inspect.Served(path, c.accept())
 	if err == nil {
 		return nil
@@ -115,11 +131,16 @@ func (c *waitCmd) wait(ctx context.Context, path string) error {
 	}
 	defer func() { _ = w.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = w.SetReadDeadline(time.Unix(1, 0)) })()
-	wait := cli.NewBackOff()
+	wait, silent := cli.NewBackOff(), time.After(3*time.Second) // longer than a health check
 	for {
 		w.follow() // before it looks, so that nothing is missed
 		if err = inspect.Served(path, c.accept()); err == nil || ctx.Err() != nil {
 			return err
+		}
+		select {
+		case <-silent:
+			tell(err)
+		default:
 		}
 		if w.next(ctx, wait.NextBackOff()) {
 			wait.Reset()

@@ -17,16 +17,30 @@ import (
 	"github.com/udsecho/udsecho/internal/inspect"
 )
 
-// follow returns what to do at each look: redraw the table on a terminal,
-// otherwise print what has changed.
-func (c *lsCmd) follow(out io.Writer) func([]*inspect.Socket) error {
-	if f, ok := out.(*os.File); ok && c.Format == "table" {
+// screen returns the terminal on which --watch draws the table, or nil.
+func (c *lsCmd) screen(out io.Writer) *os.File {
+	if f, ok := out.(*os.File); ok && c.Watch && c.Format == "table" {
 		if _, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ); err == nil {
-			return func(sockets []*inspect.Socket) error { return redraw(f, string(c.text(sockets))) }
+			return f
+		}
+	}
+	return nil
+}
+
+// follow returns what to do at each look: redraw the table on a screen, with what
+// was not seen above it, otherwise print what has changed.
+func (c *lsCmd) follow(out io.Writer, screen *os.File) func([]*inspect.Socket, inspect.Unseen) error {
+	if screen != nil {
+		return func(sockets []*inspect.Socket, unseen inspect.Unseen) error {
+			text := unseen.String()
+			if text != "" {
+				text += "\n"
+			}
+			return redraw(screen, text+string(c.text(sockets)))
 		}
 	}
 	var before map[string]seen
-	return func(sockets []*inspect.Socket) error {
+	return func(sockets []*inspect.Socket, _ inspect.Unseen) error {
 		var b bytes.Buffer
 		before = c.changes(&b, before, sockets)
 		return write(out, b.Bytes())

@@ -47,7 +47,19 @@ func mistaken(name string, parsed *kong.Context) error {
 // withCure completes kong's error about a first argument that is not a command.
 func withCure(err error, args []string) error {
 	var wrong *kong.ParseError
-	if !errors.As(err, &wrong) || wrong.Context.Selected() != nil || len(args) == 0 || strings.HasPrefix(args[0], "-") {
+	if !errors.As(err, &wrong) || len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		return err
+	}
+	if command := wrong.Context.Selected(); command != nil {
+		var takers []string // of addresses
+		for _, f := range command.Flags {
+			if f.Name == "listen" || f.Name == "connect" {
+				takers = append(takers, "--"+f.Name)
+			}
+		}
+		if takers != nil && strings.HasPrefix(err.Error(), "unexpected argument ") {
+			return fmt.Errorf("%w; an address comes after %s", err, strings.Join(takers, " or "))
+		}
 		return err
 	}
 	switch word := args[0]; {

@@ -68,7 +68,7 @@ func (u Unseen) String() string {
 	if u == (Unseen{}) {
 		return ""
 	}
-	text := fmt.Sprintf("cannot look into %d processes and network namespaces", u.Processes+u.Namespaces)
+	text := fmt.Sprintf("cannot look into all processes and network namespaces (%d and %d are missing)", u.Processes, u.Namespaces)
 	if u.Outside {
 		text = "cannot look outside of this container"
 	}

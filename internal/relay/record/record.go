@@ -44,6 +44,7 @@ type Recorder struct {
 	bytes  atomic.Int64  // in queue
 	lost   atomic.Uint64 // pieces
 	gone   atomic.Bool   // the reader has ended, or Close gave up
+	failed chan error    // the first error of writing
 	ended  chan struct{}
 }
 
@@ -91,7 +92,7 @@ func Check(form string) error {
 // exists. In it the target has this port, by which Wireshark chooses the
 // protocol.
 func New(form string, port uint16, out io.Writer, colour bool, log zerolog.Logger) (*Recorder, error) {
-	r := &Recorder{out: out, log: log, queue: make(chan *piece, maxPieces), ended: make(chan struct{})}
+	r := &Recorder{out: out, log: log, queue: make(chan *piece, maxPieces), failed: make(chan error, 1), ended: make(chan struct{})}
 	switch form {
 	case "hex":
 		r.encode = hexDump(colour)
@@ -118,6 +119,9 @@ func New(form string, port uint16, out io.Writer, colour bool, log zerolog.Logge
 	go r.run()
 	return r, nil
 }
+
+// Failed returns a channel for the first error of writing the record.
+func (r *Recorder) Failed() <-chan error { return r.failed }
 
 // Open records that a connection begins.
 func (r *Recorder) Open(c Conn) *Conn {
@@ -205,6 +209,10 @@ func (r *Recorder) run() {
 		if err == nil {
 			missing = lost
 			continue
+		}
+		select {
+		case r.failed <- err:
+		default:
 		}
 		if n := r.lost.Add(1); n == lost+1 && told == lost {
 			r.log.Warn().Err(err).Msgf("cannot write the record: %s; relaying continues", logtext.Escape(err.Error()))
