@@ -138,7 +138,8 @@ func TestF11UnrequestedDescriptorsAreClosed(t *testing.T) {
 }
 
 // lingering returns a TCP socket whose last close waits for an hour, or until
-// its peer ends: with SO_LINGER and bytes that the peer does not read.
+// its peer ends: with SO_LINGER and bytes that the peer does not read. The last one
+// must not be a child's, see [testkit.NoStarts].
 func lingering(t *testing.T) (fd int) {
 	t.Helper()
 	listener, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -217,9 +218,10 @@ func queueUnread(t *testing.T, server *process, typ int, path string, expect err
 		}
 	}
 	check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20)) // room for a bit more
-	goOn := server.Pause(t)
+	goOn, end := server.Pause(t), testkit.NoStarts(t)
 	wantErr(t, handOver(t, fd, lingering(t)), expect)
 	check(t, unix.Close(fd))
+	end()
 	goOn()
 }
 
@@ -304,6 +306,7 @@ func TestF53TooManyHangingDescriptorsStopOnlyThoseWhoSendThem(t *testing.T) {
 	t.Run("hanging", func(t *testing.T) {
 		send := func(fd int) {
 			t.Helper()
+			defer testkit.NoStarts(t)()
 			hangs := nested(t)
 			check(t, unix.Sendmsg(fd, []byte("take these"), unix.UnixRights(append([]int{hangs}, nulls(t)[1:]...)...), nil, 0))
 			check(t, unix.Close(hangs))
@@ -342,10 +345,11 @@ func TestF53TooManyHangingDescriptorsStopOnlyThoseWhoSendThem(t *testing.T) {
 // and closes the connection.
 func whileStopped(t *testing.T, server *process, typ int, path string) (fd int, resume func()) {
 	t.Helper()
-	goOn := server.Pause(t)
+	goOn, end := server.Pause(t), testkit.NoStarts(t)
 	fd = rawClient(t, typ, path)
 	return fd, func() {
 		t.Helper()
+		end()
 		goOn()
 		check(t, unix.Close(fd))
 	}

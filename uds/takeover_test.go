@@ -165,7 +165,7 @@ func TestOldListenerKeepsNoCopy(t *testing.T) {
 	wantClosed(t, ended)
 	wantAnswer(t, d+"/s", fmt.Sprint(next.Cmd.Process.Pid))
 	next.Kill(t)
-	testkit.AwaitExec()
+	testkit.AwaitClosed(t, d+"/s")
 	wantError(t, testkit.Err(uds.Dial("unix", d+"/s")), unix.ECONNREFUSED)
 	third := listen(t, takeover, "unix", d+"/s")
 	check(t, old.Close())

@@ -90,7 +90,7 @@ func mountedIsNotStale(t *testing.T) {
 		mount -o remount,bind,ro mounted; "$0" inspect mounted; "$0" send --connect mounted hello; "$0" forward --listen mounted --connect none`, testkit.Program("uds"))
 	p.Err.Await(t, 1, "mounted")
 	check(t, old.Close())
-	testkit.AwaitExec()
+	testkit.AwaitClosed(t, d+"/s")
 	listen(t, d+"/s")
 	_, err := fmt.Fprintln(p.In)
 	check(t, err)

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/inspect"
-	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -107,11 +106,12 @@ func listen(t *testing.T, c sock.ListenConfig, a sock.Addr) {
 // stale leaves the file of a socket that no process serves.
 func stale(t *testing.T, path string) {
 	t.Helper()
+	syscall.ForkLock.RLock() // otherwise a child that is being started has a copy of the socket
+	defer syscall.ForkLock.RUnlock()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
 	check(t, unix.Close(fd))
-	testkit.AwaitExec()
 }
 
 func wantWords(t *testing.T, text string, words ...string) {

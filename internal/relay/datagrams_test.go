@@ -90,7 +90,7 @@ func TestForwardDatagramsAnswerTheirSender(t *testing.T) {
 	// arrive in order, although it reads late; and so do as many replies: the
 	// target is slowed down.
 	check(t, errors.Join(target.Close(), os.Remove(d+"/s")))
-	testkit.AwaitExec()
+	testkit.AwaitClosed(t, d+"/s")
 	target = listenDatagrams(t, d+"/s")
 	var sending errgroup.Group
 	numbers := func(write func(words []byte) (int, error)) {
@@ -259,7 +259,7 @@ func TestF60RelayLogsNoPayload(t *testing.T) {
 			target, client := listenDatagrams(t, d+"/s"), dialDatagrams(t, d+"/c", d+"/r")
 			answer(t, target, ask(t, client, target, secret), client, secret)
 			check(t, errors.Join(target.Close(), os.Remove(d+"/s")))
-			testkit.AwaitExec()
+			testkit.AwaitClosed(t, d+"/s")
 			send(t, client, secret)
 			relay.Err.Await(t, 1, "dropped a message to the target")
 		} else {

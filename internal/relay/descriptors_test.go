@@ -340,11 +340,12 @@ func TestF53DescriptorsThatWaitToBeClosedAreBounded(t *testing.T) {
 		d := dir(t)
 		refusingTarget(t, d, kind+":s")
 		relay := forward(t, d, kind+":r", kind+":s", "--pass-files", "--drain-timeout", "0s")
-		goOn := relay.Pause(t)
+		goOn, end := relay.Pause(t), testkit.NoStarts(t)
 		for range 4 { // as many as the relay closes at a time for one user
 			lingers := lingering(t)
 			check(t, errors.Join(sendFiles(t, dialAt(t, d, kind+":r"), nil, "x", lingers), lingers.Close()))
 		}
+		end()
 		goOn()
 		relay.Err.Await(t, 4, "disconnected a client")
 		for range 20 {
@@ -388,9 +389,10 @@ func TestF53NoCloseOfASentDescriptorStopsTheRelay(t *testing.T) {
 				l.SetUnlinkOnClose(false)
 				check(t, errors.Join(f.Close(), l.Close()))
 
-				goOn := relay.Pause(t) // so that nothing is closed before the sender has closed its own
+				goOn, end := relay.Pause(t), testkit.NoStarts(t) // so that the relay is the last to close
 				conn, lingers := dialAt(t, d, kind+":r"), lingering(t)
 				check(t, errors.Join(sendFiles(t, conn, nil, "x", lingers), lingers.Close()))
+				end()
 				goOn()
 				relay.Err.Await(t, 1, "disconnected a client")
 				wantHealthy(t, d, kind+":r")

@@ -249,7 +249,7 @@ func TestF48RelayBetweenBadEnds(t *testing.T) {
 	target := listenDatagrams(t, d+"/s")
 	refused(d, "disconnected a client: connect stream:s: protocol wrong type for socket (EPROTOTYPE): s is a datagram socket")
 	check(t, target.Close())
-	testkit.AwaitExec()
+	testkit.AwaitClosed(t, d+"/s")
 	refused(d, "disconnected a client: connect stream:s: connection refused (ECONNREFUSED)")
 
 	t.Run("late", func(t *testing.T) {

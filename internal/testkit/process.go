@@ -261,12 +261,12 @@ func (p *Process) CPUTime(t testing.TB) time.Duration {
 }
 
 // Pause stops the process, SIGSTOP, and waits until it has stopped. goOn lets it
-// continue, when nobody has a copy any more of what the test closed meanwhile.
+// continue.
 func (p *Process) Pause(t testing.TB) (goOn func()) {
 	t.Helper()
 	p.Signal(t, syscall.SIGSTOP)
 	Check(t, unix.Waitid(unix.P_PID, p.Pid(), nil, unix.WSTOPPED|unix.WNOWAIT, nil))
-	return func() { t.Helper(); AwaitExec(); p.Signal(t, syscall.SIGCONT) }
+	return func() { t.Helper(); p.Signal(t, syscall.SIGCONT) }
 }
 
 // KillAll kills the process and those that it has started, and waits for its end.

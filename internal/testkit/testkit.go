@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -258,12 +259,27 @@ func WatchModes(t testing.TB, d string) (changed func() []string) {
 	}
 }
 
-// AwaitExec waits until every child that other tests are starting executes its
-// program. Until then it has copies of all descriptors, also of those that this
-// test has closed.
-func AwaitExec() {
+// NoStarts keeps all tests from starting processes until end is called: a child has
+// copies of all descriptors until a moment after it executes its program, so it may
+// be the last to close one that was opened before.
+func NoStarts(t testing.TB) (end func()) {
 	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+	end = sync.OnceFunc(syscall.ForkLock.RUnlock)
+	t.Cleanup(end)
+	return end
+}
+
+// AwaitClosed waits until no process has a socket that was bound to this name: a
+// child may have a copy, see [NoStarts].
+func AwaitClosed(t testing.TB, name string) {
+	t.Helper()
+	Await(t, func() error {
+		sockets, err := os.ReadFile("/proc/net/unix")
+		if err == nil && bytes.Contains(sockets, []byte(" "+name+"\n")) {
+			err = fmt.Errorf("a socket is bound to %s", name)
+		}
+		return err
+	})
 }
 
 // Accepted accepts the connection of a client.

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -24,14 +23,6 @@ func Check(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// AwaitExec waits until every child that other tests are starting executes its
-// program. Until then it has copies of all descriptors, also of those that this
-// test has closed.
-func AwaitExec() {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
 }
 
 // Err returns the error of a call that returns something else too.
