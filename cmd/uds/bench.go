@@ -95,8 +95,8 @@ func (c *benchCmd) Run(ctx context.Context, std cli.Std) error {
 		err = bench.WriteFile(c.JSON, result.WriteJSON)
 	}
 	for _, row := range result.Rows {
-		if err == nil && row.Rate == 0 {
-			err = fmt.Errorf("bench %s: no message was echoed", row.Name)
+		if err == nil && row.Rate == 0 && row.FirstError != "" {
+			err = fmt.Errorf("bench %s: no message was echoed: %s", row.Name, row.FirstError)
 		}
 	}
 	return err
