@@ -74,7 +74,7 @@ func dial(ctx context.Context, a addr.Addr) (*sock.Conn, error) {
 func config(addrs ...addr.Addr) bench.Config {
 	return bench.Config{
 		Addrs: addrs, Dial: dial, Sizes: []int{64}, Connections: []int{1}, Window: 1, Baseline: 1,
-		Duration: 50 * time.Millisecond, Warmup: 10 * time.Millisecond, Rounds: 2, Spin: 100 * time.Microsecond,
+		Duration: testkit.Patience / 1000, Warmup: 10 * time.Millisecond, Rounds: 2, Spin: 100 * time.Microsecond,
 	}
 }
 
@@ -144,7 +144,7 @@ func TestServerThatAltersAByteIsAnError(t *testing.T) {
 			if _, err := io.ReadFull(conn, buf); err != nil {
 				return
 			}
-			if i == 5 {
+			if i == 0 {
 				buf[40] ^= 1
 			}
 			if _, err := conn.Write(buf); err != nil {
