@@ -13,9 +13,9 @@ import (
 
 // Served returns nil if a process serves the socket at a path or an abstract
 // name, otherwise why not, with a cure. Without accept it asks sock_diag(7) first,
-// so that a server in this network namespace sees no client. Otherwise it
-// connects and closes at once. accept may reject the process that listens, which
-// is not known for datagram sockets.
+// so that a server in this network namespace sees no client. Otherwise, and
+// without permission to connect, it connects and closes at once. accept may reject
+// the process that listens, which is not known for datagram sockets.
 func Served(path string, accept func(unix.Ucred) error) error {
 	name, is := path, func(s why.Socket) bool { return s.IsAbstract(path) }
 	if !sock.IsAbstract(path) {
@@ -27,7 +27,7 @@ func Served(path string, accept func(unix.Ucred) error) error {
 		// The file that is inspected stays the same, even if the name changes.
 		name, is = fmt.Sprintf("/proc/self/fd/%d", fd), why.IsFile(fd)
 	}
-	if accept == nil {
+	if accept == nil && (sock.IsAbstract(path) || unix.Faccessat(unix.AT_FDCWD, name, unix.W_OK, unix.AT_EACCESS) == nil) {
 		all, _ := why.Sockets()
 		if slices.ContainsFunc(all, func(s why.Socket) bool { return is(s) && s.Serves() && s.State != why.Established }) {
 			return nil

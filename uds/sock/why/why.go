@@ -273,6 +273,8 @@ func refuses(path string, bit uint32) string {
 	groups, _ := os.Getgroups()
 	member := int(st.Gid) == os.Getegid() || slices.Contains(groups, int(st.Gid))
 	switch {
+	case strings.HasPrefix(path, "/proc/"): // its modes cannot be changed
+		return text + "Run it as root; in a container, with CAP_SYS_PTRACE"
 	case owner && st.Mode&(bit<<6) == 0:
 		return text + fmt.Sprintf("chmod u+%s gives its owner permission", letter)
 	case !owner && list != nil:
