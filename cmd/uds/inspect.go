@@ -48,7 +48,7 @@ func pathOf(s string) (string, error) {
 	path := s
 	form, rest, ok := strings.Cut(s, ":")
 	switch t := addr.Type(form); {
-	case ok && (t == addr.Stream || t == addr.Datagram || t == addr.Seqpacket):
+	case ok && (t == addr.Stream || t == addr.Datagram || t == addr.Seqpacket || t == addr.Files):
 		path = rest
 	case ok && !t.Unix():
 		return "", fmt.Errorf("%s is not a path; only Unix sockets have one; write ./%s for a file of that name", s, s)

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/udsecho/udsecho/internal/addr"
 	"github.com/udsecho/udsecho/internal/cli"
 	"github.com/udsecho/udsecho/internal/inspect"
 	"github.com/udsecho/udsecho/internal/logtext"
@@ -36,8 +35,9 @@ func (*lsCmd) Help() string {
 // Validate takes the path out of an address, and rejects a graph that moves.
 func (c *lsCmd) Validate() error {
 	for i, s := range c.Path {
-		if a, err := addr.ParseAddr(s); err == nil && a.Type.Unix() {
-			c.Path[i] = a.Path
+		var err error
+		if c.Path[i], err = pathOf(s); err != nil {
+			return err
 		}
 	}
 	if c.Watch && (c.Format == "mermaid" || c.Format == "dot") {
@@ -87,7 +87,7 @@ func (c *lsCmd) Run(ctx context.Context, std cli.Std) error {
 		return err
 	}
 	if missing != nil {
-		return fmt.Errorf("no process is seen to serve %s", strings.Join(missing, ", "))
+		return fmt.Errorf("no process is seen to serve %s; uds inspect %s shows why", strings.Join(missing, ", "), strings.Join(missing, " "))
 	}
 	return nil
 }

@@ -247,6 +247,7 @@ func TestAPathThatIsMissingHereIsFoundByItsName(t *testing.T) {
 	wantLines(t, d, "stream:t", want)
 	check(t, os.Symlink("t", d+"/link"))
 	wantLines(t, d, "link", want)
+	wantLines(t, d, "files:t", want)
 }
 
 func TestArgumentsThatAreNotServedAreReported(t *testing.T) {
@@ -259,10 +260,9 @@ func TestArgumentsThatAreNotServedAreReported(t *testing.T) {
 		args   []string
 		err    string
 	}{
-		{1, []string{"s", "nothing", "stale"}, "uds: no process is seen to serve nothing, stale\n"},
-		{1, []string{"@nothing"}, "uds: no process is seen to serve @nothing\n"},
+		{1, []string{"s", "nothing", "stale"}, "uds: no process is seen to serve nothing, stale; uds inspect nothing stale shows why\n"},
+		{1, []string{"@nothing"}, "uds: no process is seen to serve @nothing; uds inspect @nothing shows why\n"},
 		{1, []string{"."}, "uds: . is a directory, not a socket\n"},
-		{1, []string{""}, "uds: the path is empty\n"},
 		{2, []string{"--watch", "--format", "dot"}, "uds: ls: --watch --format dot: only table and json can be followed (see uds ls --help)\n"},
 	} {
 		status, stdout, stderr := run(t, d, append([]string{"ls"}, tt.args...)...)

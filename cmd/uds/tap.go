@@ -10,11 +10,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/alecthomas/kong"
 	"github.com/rs/zerolog"
 	"golang.org/x/sys/unix"
 
@@ -46,9 +48,9 @@ func (*tapCmd) Help() string {
 }
 
 // Validate takes the path out of an address, and rejects invalid flags.
-func (c *tapCmd) Validate() (err error) {
-	if c.Path == "" {
-		return nil // kong reports that it is missing
+func (c *tapCmd) Validate(ctx *kong.Context) (err error) {
+	if !slices.ContainsFunc(ctx.Path, func(p *kong.Path) bool { return p.Positional != nil }) {
+		return nil // kong reports that the path is missing
 	}
 	if c.Path, err = pathOf(c.Path); err != nil {
 		return err
@@ -70,17 +72,20 @@ func (c *tapCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	defer p.close()
 	done, err := p.undo()
-	if err == nil && !c.Undo {
+	switch _, gone := p.inode(p.path()); {
+	case err != nil:
+	case c.Undo:
+		(&forwardCmd{Connect: addr.Addr{Type: addr.Datagram, Path: p.path()}}).removeStale(log)
+		if done == "" && gone != nil {
+			err = fmt.Errorf("%w: nothing was to be undone; look for a mistake in the path", gone)
+			break
+		}
+		log.Info().Msgf("tap: %s: %s", logtext.Escape(c.Path), cmp.Or(done, "nothing was to be undone"))
+	default:
 		if done != "" {
 			log.Warn().Msgf("tap: after another one was killed at %s: %s", logtext.Escape(c.Path), done)
 		}
 		err = c.tap(ctx, std, log, p)
-	} else if err == nil {
-		if done == "" {
-			done = "nothing was to be undone"
-		}
-		log.Info().Msgf("tap: %s: %s", logtext.Escape(c.Path), done)
-		(&forwardCmd{Connect: addr.Addr{Type: addr.Datagram, Path: p.path()}}).removeStale(log)
 	}
 	if err != nil {
 		return fmt.Errorf("tap %s: %w", c.Path, err)
