@@ -39,18 +39,7 @@ func findPlace(path string) (*place, error) {
 	if sock.IsAbstract(path) {
 		return nil, errors.New("an abstract name stays with its socket until that is closed, so it cannot be tapped; send the clients to another name, and use uds forward")
 	}
-	at, name := filepath.Split(path)
-	const most = 40 // as in the kernel
-	for range most {
-		to, err := os.Readlink(at + name)
-		if err != nil {
-			break
-		}
-		dir := at
-		if at, name = filepath.Split(to); !filepath.IsAbs(to) {
-			at = dir + at
-		}
-	}
+	at, name := filepath.Split(sock.FollowLinks(path))
 	if name == "" {
 		return nil, errors.New("name the socket's file, not a directory")
 	}

@@ -28,13 +28,14 @@ func TestF62ReasonsAreTheReasons(t *testing.T) {
 		{"a file system whose stat shows another device", deviceIsTheMounts},
 		{"an access control list", listIsNotTheMode},
 		{"an open socket", openSocketIsNotStale},
+		{"a socket whose tap was killed", tappedIsNotStale},
 	} {
 		t.Run(verdict.name, verdict.test)
 		count++
 	}
 	testkit.ReportFault(t, testkit.FaultRow{
 		ID:      "F62",
-		Done:    "paths at which a socket does not work: bound without listen(2); a mounted file whose server has started again; an empty directory; overlayfs over two devices; an access control list; /proc/PID/fd/N",
+		Done:    "paths at which a socket does not work: bound without listen(2); a mounted file whose server has started again; an empty directory; overlayfs over two devices; an access control list; /proc/PID/fd/N; a socket whose tap and guard were killed",
 		Count:   count,
 		Outcome: "inspect, the client's error and the error at a start name the same reason and a cure that helps; what the kernel does not report is said to be not known",
 	})
@@ -194,4 +195,26 @@ func openSocketIsNotStale(t *testing.T) {
 	check(t, err)
 	defer func() { check(t, g.Close()) }()
 	wantWords(t, failing(t, d, "uds", "inspect", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), g.Fd())), "it is not a Unix socket, or belongs to another network namespace")
+}
+
+// The socket is that of another program, which gives nothing back by itself.
+func tappedIsNotStale(t *testing.T) {
+	d := dir(t)
+	listen(t, d+"/s")
+	check(t, os.Symlink("s", d+"/link"))
+	tapping(t, d, "s").KillAll(t)
+	for _, path := range []string{"s", d + "/s", "link"} {
+		reason := fmt.Sprintf("a uds tap of %s was killed, and its server may still run; uds tap --undo %s gives the name back", path, path)
+		wantWords(t, inspected(t, d, path), "state     stale: no process serves it\n", "why       "+reason+"\n")
+		for _, args := range [][]string{{"client", "--connect", path, "hello"}, {"uds", "send", "--connect", path, "hello"}, {"uds", "wait", path, "--timeout", "50ms"}} {
+			wantWords(t, failing(t, d, args...), "(ECONNREFUSED): "+reason)
+		}
+		wantWords(t, failing(t, d, "uds", "ls", path), "uds inspect "+path+" shows why")
+	}
+	const reason = "a uds tap of s was killed"
+	wantWords(t, failing(t, d, "uds", "forward", "--listen", "s", "--connect", "none"), "in use: "+reason)
+	status, _, stderr := testkit.Run(t, d, "", "uds", "tap", "--undo", "link")
+	if status != 0 || strings.Contains(inspected(t, d, "s"), reason) {
+		t.Errorf("exit status %d: %s", status, stderr)
+	}
 }

@@ -81,6 +81,9 @@ func Path(path string) (*Result, error) {
 	if in != nil && path[0] != '@' && (err == nil || in.State == Unknown) {
 		reasons, readOnly := why.Path(path, in.State == Live || in.State == Private)
 		in.Why, in.ReadOnly = append(in.Why, reasons...), readOnly
+		if text := sock.KilledTap(path); in.State == Stale && text != "" {
+			in.Why = append(in.Why, text)
+		}
 	}
 	if err == nil {
 		return in, nil

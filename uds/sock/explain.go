@@ -78,6 +78,9 @@ func refused(path string) string {
 	case ErrBound:
 		return fmt.Sprintf("%s: %v; keep trying, or use the path of a server's socket", path, err)
 	case unix.ECONNREFUSED:
+		if text := KilledTap(path); text != "" {
+			return text
+		}
 		return fmt.Sprintf("no process serves %s, the file is stale; start the server again, it replaces the file", path)
 	default:
 		return fmt.Sprintf("%s was not served a moment ago; try again", path)

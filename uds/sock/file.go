@@ -230,6 +230,35 @@ func tapped(path string, st *unix.Stat_t) string {
 	return aside
 }
 
+// KilledTap returns what to do about a socket file at path that no process serves,
+// and which a killed `uds tap` has left; "" about any other.
+func KilledTap(path string) string {
+	at := FollowLinks(path)
+	var st unix.Stat_t
+	if unix.Lstat(at, &st) != nil || tapped(at, &st) == "" {
+		return ""
+	}
+	return fmt.Sprintf("a uds tap of %s was killed, and its server may still run; uds tap --undo %s gives the name back", path, path)
+}
+
+// FollowLinks follows symbolic links at the name itself. Its directory stays as
+// written, because it may be that of another mount namespace, /proc/PID/root/DIR.
+func FollowLinks(path string) string {
+	const most = 40 // as in the kernel
+	for range most {
+		to, err := os.Readlink(path)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			dir, _ := filepath.Split(path)
+			to = dir + to
+		}
+		path = to
+	}
+	return path
+}
+
 func (f *file) is(st *unix.Stat_t) bool { return st.Dev == f.dev && st.Ino == f.ino }
 
 // removeStale makes room at path for a new socket. It removes a socket that no
@@ -265,6 +294,12 @@ func stale(path string) (*unix.Stat_t, error) {
 	// lstat comes first.
 	switch t, err := Probe(path, nil); err {
 	case unix.ECONNREFUSED:
+		behind := st
+		if aside := tapped(path, &behind); aside != "" {
+			if _, err := Probe(aside, nil); err == nil || err == unix.EAGAIN || err == ErrBound {
+				return nil, fmt.Errorf("%w: %s", ErrInUse, KilledTap(path))
+			}
+		}
 		return &st, nil
 	case unix.ENOENT:
 		return nil, nil

@@ -548,6 +548,25 @@ func TestTappedSocketIsNotLost(t *testing.T) {
 		dies()
 		wantFiles(t, d)
 
+		// Another program's server has no lock, and does not take its name back.
+		s = listen("s")
+		dies = exchange()
+		check(t, os.Remove(d+"/.s.lock"))
+		dies()
+		if _, err := (sock.ListenConfig{}).Listen(sock.Addr{Type: kind, Path: d + "/s"}); !errors.Is(err, sock.ErrInUse) {
+			t.Errorf("%s: listening in the place of a hidden server: %v", kind, err)
+		}
+		check(t, s.Close())
+		wantFiles(t, d)
+
+		// The server has died, too.
+		stale(t, d+"/s")
+		var st unix.Stat_t
+		check(t, unix.Lstat(d+"/s", &st))
+		stale(t, sock.TapName(d+"/s", st.Ino))
+		check(t, listen("s").Close())
+		check(t, os.Remove(sock.TapName(d+"/s", st.Ino)))
+
 		s = listen("s")
 		dies = exchange()
 		check(t, os.Remove(d+"/s"))
