@@ -90,7 +90,7 @@ func (c *waitCmd) Run(ctx context.Context, std cli.Std) error {
 			failed = append(failed, fmt.Errorf("%s: %w", path, err))
 		}
 	}
-	if ctx.Err() != nil && failed != nil {
+	if ctx.Err() != nil { // also if all are served by now
 		failed = append(failed, context.Cause(ctx))
 	}
 	if failed != nil {
