@@ -101,7 +101,7 @@ func Count[T any](few, many T) T {
 
 // WaitInParallel makes more parallel tests run at once than there are
 // processors, unless the flag -parallel sets a number. It is for a package
-// whose tests wait for processes and containers most of the time.
+// whose tests wait for processes, containers or timeouts most of the time.
 func WaitInParallel() {
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
