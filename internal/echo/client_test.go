@@ -396,7 +396,7 @@ func TestHealthCheckFails(t *testing.T) {
 	})
 	t.Run("never accepts", func(t *testing.T) {
 		t.Parallel()
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), unhurried) // it connects in time
 		defer cancel()
 		s := listen(t)
 		wantWords(t, echo.Check(ctx, s.Addr), s.Addr.String(), "connected, but no echo in time", "paused or overloaded")
@@ -415,7 +415,7 @@ func TestHealthCheckFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), unhurried)
 			defer cancel()
 			if name != "never answers" {
 				ctx = t.Context()

@@ -9,7 +9,10 @@ import (
 	"github.com/udsecho/udsecho/internal/testkit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	testkit.WaitInParallel()
+	goleak.VerifyTestMain(m)
+}
 
 var (
 	patience = testkit.Patience

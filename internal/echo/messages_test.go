@@ -144,7 +144,7 @@ func TestHealthCheckOfMessageTypesFails(t *testing.T) {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
 			silent := listenOn(t, typ)
-			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), unhurried)
 			defer cancel()
 			wantWords(t, echo.Check(ctx, silent.Addr), silent.Addr.String(), "connected, but no echo in time")
 			check(t, silent.Close())
@@ -276,9 +276,9 @@ func TestNoMoreMessagesAreInFlightThanTheWindow(t *testing.T) {
 		asked <- struct{}{}
 		return copy(p, "x"), nil
 	})
-	client := echo.Client{Chunk: 1, Window: 3, Timeout: 100 * time.Millisecond, Log: zerolog.Nop()}
+	client := echo.Client{Chunk: 1, Window: 3, Timeout: unhurried, Log: zerolog.Nop()}
 	err := client.Copy(t.Context(), dial(t, a), in, io.Discard)
-	wantWords(t, err, "no answer for 100ms: received 0 messages", "paused or overloaded")
+	wantWords(t, err, "no answer for "+unhurried.String()+": received 0 messages", "paused or overloaded")
 	if n := len(asked); n != 4 { // the fourth waits for its turn
 		t.Errorf("%d messages were made of the input, not 4", n)
 	}

@@ -37,7 +37,7 @@ func TestSilenceEndsAClientThatExpectsNoEcho(t *testing.T) {
 		} {
 			t.Run(string(typ)+" "+name, func(t *testing.T) {
 				t.Parallel()
-				c := &echo.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Log: zerolog.Nop()}
+				c := &echo.Client{NoEcho: true, Timeout: unhurried / 10, Log: zerolog.Nop()}
 				check(t, send(c, unserved(t, typ)))
 			})
 		}
@@ -49,9 +49,9 @@ func TestNoEchoToAServerThatDoesNotReadIsAnError(t *testing.T) {
 	for _, typ := range unixTypes {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			c := &echo.Client{NoEcho: true, Timeout: 50 * time.Millisecond, Chunk: 1000, Log: zerolog.Nop()}
+			c := &echo.Client{NoEcho: true, Timeout: unhurried / 10, Chunk: 1000, Log: zerolog.Nop()}
 			err := c.Copy(t.Context(), unserved(t, typ), random(1, 8<<20), io.Discard)
-			wantWords(t, err, "the server has not read for 50ms", "paused or overloaded")
+			wantWords(t, err, "the server has not read for "+(unhurried/10).String(), "paused or overloaded")
 		})
 	}
 }

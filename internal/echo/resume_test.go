@@ -148,13 +148,14 @@ func TestTransferEndsAfterPatienceWithTheReason(t *testing.T) {
 					dial(t, srv.Addr)
 					srv.Log.Await(t, 1, "connection from")
 				}
-				c := resumes(t, srv.Addr, 100*time.Millisecond)
+				c := resumes(t, srv.Addr, unhurried/4)
+				tried := "tried for " + (unhurried / 4).String()
 				out := &bytes.Buffer{}
 				err := c.Message(t.Context(), dial(t, srv.Addr), []byte(message), out)
 				if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
-					wantWords(t, err, "tried for 100ms")
+					wantWords(t, err, tried)
 				} else {
-					wantWords(t, err, "it may be at its connection limit, or deny uid ", "tried for 100ms")
+					wantWords(t, err, "it may be at its connection limit, or deny uid ", tried)
 				}
 				if c.again.Load() == 0 || out.Len() > 0 {
 					t.Errorf("connected again %d times, received %q", c.again.Load(), out)
@@ -197,9 +198,9 @@ func TestProgressRenewsThePatience(t *testing.T) {
 // twice meanwhile.
 func TestIdleTransferOutlivesItsServers(t *testing.T) {
 	t.Parallel()
-	const patience = 20 * time.Millisecond
+	patience := unhurried / 10
 	over := make(chan struct{})
-	idle := func(*net.UnixConn) { <-time.After(50 * patience) }
+	idle := func(*net.UnixConn) { <-time.After(3 * patience) }
 	a := stubs(t, addr.Stream, idle, idle, func(conn *net.UnixConn) {
 		close(over)
 		_, _ = io.Copy(conn, conn)
