@@ -238,6 +238,10 @@ func KilledTap(path string) string {
 	if unix.Lstat(at, &st) != nil || tapped(at, &st) == "" {
 		return ""
 	}
+	return killedTap(path)
+}
+
+func killedTap(path string) string {
 	return fmt.Sprintf("a uds tap of %s was killed, and its server may still run; uds tap --undo %s gives the name back", path, path)
 }
 
@@ -296,8 +300,8 @@ func stale(path string) (*unix.Stat_t, error) {
 	case unix.ECONNREFUSED:
 		behind := st
 		if aside := tapped(path, &behind); aside != "" {
-			if _, err := Probe(aside, nil); err == nil || err == unix.EAGAIN || err == ErrBound {
-				return nil, fmt.Errorf("%w: %s", ErrInUse, KilledTap(path))
+			if _, err := stale(aside); err != nil {
+				return nil, fmt.Errorf("%w: %s", ErrInUse, killedTap(path))
 			}
 		}
 		return &st, nil

@@ -553,8 +553,18 @@ func TestTappedSocketIsNotLost(t *testing.T) {
 		dies = exchange()
 		check(t, os.Remove(d+"/.s.lock"))
 		dies()
-		if _, err := (sock.ListenConfig{}).Listen(sock.Addr{Type: kind, Path: d + "/s"}); !errors.Is(err, sock.ErrInUse) {
-			t.Errorf("%s: listening in the place of a hidden server: %v", kind, err)
+		isKept := func() {
+			t.Helper()
+			if _, err := (sock.ListenConfig{}).Listen(sock.Addr{Type: kind, Path: d + "/s"}); !errors.Is(err, sock.ErrInUse) {
+				t.Errorf("%s: listening in the place of a hidden server: %v", kind, err)
+			}
+		}
+		isKept()
+		if kind == sock.Datagram { // connected to another socket, it refuses those that ask (EPERM)
+			peer := dir(t) + "/peer"
+			bound(t, sock.Addr{Type: kind, Path: peer})
+			check(t, unix.Connect(s.FD(), &unix.SockaddrUnix{Name: peer}))
+			isKept()
 		}
 		check(t, s.Close())
 		wantFiles(t, d)
