@@ -72,15 +72,15 @@ func (c *tapCmd) Run(ctx context.Context, std cli.Std) error {
 	}
 	defer p.close()
 	done, err := p.undo()
-	switch _, gone := p.inode(p.path()); {
+	switch {
 	case err != nil:
 	case c.Undo:
 		(&forwardCmd{Connect: addr.Addr{Type: addr.Datagram, Path: p.path()}}).removeStale(log)
-		if done == "" && gone != nil {
+		if _, gone := p.inode(p.path()); done == "" && gone != nil {
 			err = fmt.Errorf("%w: nothing was to be undone; look for a mistake in the path", gone)
-			break
+		} else {
+			log.Info().Msgf("tap: %s: %s", logtext.Escape(c.Path), cmp.Or(done, "nothing was to be undone"))
 		}
-		log.Info().Msgf("tap: %s: %s", logtext.Escape(c.Path), cmp.Or(done, "nothing was to be undone"))
 	default:
 		if done != "" {
 			log.Warn().Msgf("tap: after another one was killed at %s: %s", logtext.Escape(c.Path), done)

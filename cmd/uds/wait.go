@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -84,9 +85,7 @@ func (c *waitCmd) Run(ctx context.Context, std cli.Std) error {
 	defer stop()
 	var failed []error
 	for _, path := range c.Path {
-		if err := c.wait(waiting, path, func(why error) {
-			fmt.Fprintf(std.Err, "uds: waiting for %s: %s\n", logtext.Escape(path), logtext.Escape(why.Error()))
-		}); err != nil {
+		if err := c.wait(waiting, path, std.Err); err != nil {
 			failed = append(failed, fmt.Errorf("%s: %w", path, err))
 		}
 	}
@@ -120,7 +119,7 @@ func (c *waitCmd) accept() func(unix.Ucred) error {
 // file that appears wakes it. listen(2) shows nowhere, nor do files that appear
 // on another machine, so it looks again in any case, at growing intervals. After some
 // seconds it tells once why it still waits.
-func (c *waitCmd) wait(ctx context.Context, path string, tell func(why error)) error {
+func (c *waitCmd) wait(ctx context.Context, path string, out io.Writer) error {
 	err := inspect.Served(path, c.accept())
 	if err == nil {
 		return nil
@@ -139,7 +138,7 @@ func (c *waitCmd) wait(ctx context.Context, path string, tell func(why error)) e
 		}
 		select {
 		case <-silent:
-			tell(err)
+			fmt.Fprintf(out, "uds: waiting for %s: %s\n", logtext.Escape(path), logtext.Escape(err.Error()))
 		default:
 		}
 		if w.next(ctx, wait.NextBackOff()) {

@@ -44,7 +44,8 @@ func mistaken(name string, parsed *kong.Context) error {
 	return nil
 }
 
-// withCure completes kong's error about a first argument that is not a command.
+// withCure completes kong's error about a first argument that is not a command, or
+// an address without its flag.
 func withCure(err error, args []string) error {
 	var wrong *kong.ParseError
 	if !errors.As(err, &wrong) || len(args) == 0 || strings.HasPrefix(args[0], "-") {
