@@ -144,7 +144,7 @@ func TestServerThatAltersAByteIsAnError(t *testing.T) {
 			if _, err := io.ReadFull(conn, buf); err != nil {
 				return
 			}
-			if i == 0 {
+			if i == 5 {
 				buf[40] ^= 1
 			}
 			if _, err := conn.Write(buf); err != nil {
@@ -152,7 +152,9 @@ func TestServerThatAltersAByteIsAnError(t *testing.T) {
 			}
 		}
 	})
-	result, err := config(a).Run(t.Context())
+	c := config(a)
+	c.Duration = testkit.Patience / 200 // for six messages
+	result, err := c.Run(t.Context())
 	testkit.Check(t, err)
 	if result.Rows[0].Errors == 0 {
 		t.Errorf("no error: %+v", result.Rows[0])
