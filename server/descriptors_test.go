@@ -218,10 +218,9 @@ func queueUnread(t *testing.T, server *process, typ int, path string, expect err
 		}
 	}
 	check(t, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 1<<20)) // room for a bit more
-	goOn, end := server.Pause(t), testkit.NoStarts(t)
+	goOn := server.PauseAlone(t)
 	wantErr(t, handOver(t, fd, lingering(t)), expect)
 	check(t, unix.Close(fd))
-	end()
 	goOn()
 }
 
@@ -345,11 +344,10 @@ func TestF53TooManyHangingDescriptorsStopOnlyThoseWhoSendThem(t *testing.T) {
 // and closes the connection.
 func whileStopped(t *testing.T, server *process, typ int, path string) (fd int, resume func()) {
 	t.Helper()
-	goOn, end := server.Pause(t), testkit.NoStarts(t)
+	goOn := server.PauseAlone(t)
 	fd = rawClient(t, typ, path)
 	return fd, func() {
 		t.Helper()
-		end()
 		goOn()
 		check(t, unix.Close(fd))
 	}

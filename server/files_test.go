@@ -101,14 +101,13 @@ func TestF53FilesConnectionsWhoseClosingHangs(t *testing.T) {
 	t.Parallel()
 	d := dir(t)
 	server := serve(t, d, "--listen", "files:f", "--listen", "s", "--admin", "a")
-	goOn, end := server.Pause(t), testkit.NoStarts(t)
+	goOn := server.PauseAlone(t)
 	const n = 200
 	for range n {
 		conn := rawClient(t, unix.SOCK_SEQPACKET, d+"/f")
 		check(t, unix.Sendmsg(conn, []byte("nonsense"), nil, nil, 0))
 		check(t, errors.Join(handOver(t, conn, lingering(t)), unix.Close(conn)))
 	}
-	end()
 	goOn()
 	awaitStatus(t, d+"/a", func(s status) bool { return s.Refused["request"] == n })
 	wantHealthy(t, d, "files:f", "s")

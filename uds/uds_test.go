@@ -23,6 +23,7 @@ import (
 var (
 	check     = testkit.Check
 	dir       = testkit.Dir
+	stale     = testkit.Stale
 	wantError = testkit.WantError
 	wantFiles = testkit.WantFiles
 )
@@ -348,17 +349,6 @@ func wantOp(t testing.TB, err error, op, address string) {
 	if o, ok := err.(*net.OpError); !ok || o.Op != op || o.Addr.String() != address || strings.Count(o.Error(), op+" ") != 1 {
 		t.Errorf("%T %v", err, err)
 	}
-}
-
-// stale leaves the file of a socket that no process serves.
-func stale(t testing.TB, path string) {
-	t.Helper()
-	syscall.ForkLock.RLock() // otherwise a child that is being started has a copy of the socket
-	defer syscall.ForkLock.RUnlock()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	check(t, err)
-	l.SetUnlinkOnClose(false)
-	check(t, l.Close())
 }
 
 func TestListenReplacesAStaleSocketAndNothingElse(t *testing.T) {

@@ -15,11 +15,9 @@ func TestMain(m *testing.M) {
 }
 
 var (
-	patience = testkit.Patience
-	message  = echotest.Message
-	// unhurried is a timeout that an echo on a busy machine does not exceed, and that
-	// a test can wait for.
-	unhurried = patience / 30
+	patience  = testkit.Patience
+	unhurried = testkit.Unhurried
+	message   = echotest.Message
 )
 
 type (

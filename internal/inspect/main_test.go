@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/udsecho/udsecho/internal/inspect"
+	"github.com/udsecho/udsecho/internal/testkit"
 	"github.com/udsecho/udsecho/uds/sock"
 )
 
@@ -106,8 +107,7 @@ func listen(t *testing.T, c sock.ListenConfig, a sock.Addr) {
 // stale leaves the file of a socket that no process serves.
 func stale(t *testing.T, path string) {
 	t.Helper()
-	syscall.ForkLock.RLock() // otherwise a child that is being started has a copy of the socket
-	defer syscall.ForkLock.RUnlock()
+	defer testkit.NoStarts(t)()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	check(t, err)
 	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))

@@ -340,12 +340,11 @@ func TestF53DescriptorsThatWaitToBeClosedAreBounded(t *testing.T) {
 		d := dir(t)
 		refusingTarget(t, d, kind+":s")
 		relay := forward(t, d, kind+":r", kind+":s", "--pass-files", "--drain-timeout", "0s")
-		goOn, end := relay.Pause(t), testkit.NoStarts(t)
+		goOn := relay.PauseAlone(t)
 		for range 4 { // as many as the relay closes at a time for one user
 			lingers := lingering(t)
 			check(t, errors.Join(sendFiles(t, dialAt(t, d, kind+":r"), nil, "x", lingers), lingers.Close()))
 		}
-		end()
 		goOn()
 		relay.Err.Await(t, 4, "disconnected a client")
 		for range 20 {
@@ -389,10 +388,9 @@ func TestF53NoCloseOfASentDescriptorStopsTheRelay(t *testing.T) {
 				l.SetUnlinkOnClose(false)
 				check(t, errors.Join(f.Close(), l.Close()))
 
-				goOn, end := relay.Pause(t), testkit.NoStarts(t) // so that the relay is the last to close
+				goOn := relay.PauseAlone(t) // so that the relay is the last to close
 				conn, lingers := dialAt(t, d, kind+":r"), lingering(t)
 				check(t, errors.Join(sendFiles(t, conn, nil, "x", lingers), lingers.Close()))
-				end()
 				goOn()
 				relay.Err.Await(t, 1, "disconnected a client")
 				wantHealthy(t, d, kind+":r")

@@ -58,7 +58,7 @@ func TestOnlyIdleClientsAreDisconnected(t *testing.T) {
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			timeout := patience / 30 // the honest client's process may be without a CPU for long
+			timeout := testkit.Unhurried // the honest client's process may be without a CPU for long
 			stats := new(server.Stats)
 			srv := serveSocket(t, listenOn(t, typ), config{Chunk: 100, IdleTimeout: timeout, Stats: stats}, zerolog.InfoLevel)
 			began := time.Now()
@@ -153,7 +153,7 @@ func TestClientThatReadsSlowlyIsNotDisconnected(t *testing.T) {
 	for _, typ := range connecting {
 		t.Run(string(typ), func(t *testing.T) {
 			t.Parallel()
-			timeout := patience / 30
+			timeout := testkit.Unhurried
 			stats := new(server.Stats)
 			srv := serveSocket(t, listenOn(t, typ), config{Chunk: 2048, WriteTimeout: timeout, Stats: stats}, zerolog.WarnLevel)
 			slow := dial(t, srv.Addr)

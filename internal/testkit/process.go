@@ -269,6 +269,14 @@ func (p *Process) Pause(t testing.TB) (goOn func()) {
 	return func() { t.Helper(); p.Signal(t, syscall.SIGCONT) }
 }
 
+// PauseAlone is Pause, and keeps all tests from starting processes meanwhile, see
+// [NoStarts].
+func (p *Process) PauseAlone(t testing.TB) (goOn func()) {
+	t.Helper()
+	goOn, end := p.Pause(t), NoStarts(t)
+	return func() { t.Helper(); end(); goOn() }
+}
+
 // KillAll kills the process and those that it has started, and waits for its end.
 // It is stopped meanwhile, so that it cannot notice their end.
 func (p *Process) KillAll(t testing.TB) {

@@ -35,6 +35,10 @@ import (
 // is long enough for a busy machine.
 var Patience = time.Duration(float64(time.Minute) * slowness())
 
+// Unhurried is a timeout that an echo on a busy machine does not exceed, and that a
+// test can wait for.
+var Unhurried = Patience / 30
+
 // slowness returns how much longer than on a quiet machine of 2020 a thousand round
 // trips through a pipe take here, at least 1. It is the best of several tries, as a
 // pause of the whole machine is as long as one of them.

@@ -24,6 +24,7 @@ var (
 	asStranger = testkit.AsStranger
 	check      = testkit.Check
 	dir        = testkit.Dir
+	stale      = testkit.Stale
 	start      = testkit.Start
 	wantError  = testkit.WantError
 	wantFiles  = testkit.WantFiles
@@ -151,17 +152,6 @@ func bound(t testing.TB, a sock.Addr) int {
 		check(t, unix.Listen(fd, 8))
 	}
 	return fd
-}
-
-// stale leaves the file of a socket that no process serves.
-func stale(t testing.TB, path string) {
-	t.Helper()
-	syscall.ForkLock.RLock() // otherwise a child that is being started has a copy of the socket
-	defer syscall.ForkLock.RUnlock()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	check(t, err)
-	check(t, unix.Bind(fd, &unix.SockaddrUnix{Name: path}))
-	check(t, unix.Close(fd))
 }
 
 // pair returns two sockets of a type, connected to each other.

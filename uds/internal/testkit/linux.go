@@ -80,19 +80,6 @@ func leaked() string {
 	}
 }
 
-// AwaitClosed waits until no process has a socket that was bound to this name: a
-// child has copies of all descriptors until a moment after it executes its program.
-func AwaitClosed(t testing.TB, name string) {
-	t.Helper()
-	Await(t, func() error {
-		sockets, err := os.ReadFile("/proc/net/unix")
-		if err == nil && bytes.Contains(sockets, []byte(" "+name+"\n")) {
-			err = fmt.Errorf("a socket is bound to %s", name)
-		}
-		return err
-	})
-}
-
 // Start starts a child as a user: 0 is the test's own. Without root all are.
 func Start(t testing.TB, uid int, role string, args ...string) *Child {
 	t.Helper()

@@ -5,10 +5,12 @@ package testkit
 
 import (
 	"errors"
+	"net"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -23,6 +25,17 @@ func Check(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Stale leaves the file of a socket that no process serves.
+func Stale(t testing.TB, path string) {
+	t.Helper()
+	syscall.ForkLock.RLock() // otherwise a child that is being started has a copy of the socket
+	defer syscall.ForkLock.RUnlock()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	Check(t, err)
+	l.SetUnlinkOnClose(false)
+	Check(t, l.Close())
 }
 
 // Err returns the error of a call that returns something else too.
