@@ -273,8 +273,8 @@ func (p *Process) Pause(t testing.TB) (goOn func()) {
 // [NoStarts].
 func (p *Process) PauseAlone(t testing.TB) (goOn func()) {
 	t.Helper()
-	goOn, end := p.Pause(t), NoStarts(t)
-	return func() { t.Helper(); end(); goOn() }
+	resume, end := p.Pause(t), NoStarts(t)
+	return func() { t.Helper(); end(); resume() }
 }
 
 // KillAll kills the process and those that it has started, and waits for its end.
