@@ -14,8 +14,9 @@ TOOL = GOWORK=off go tool -modfile=tools/go.mod
 ALL = ./... ./uds/...
 
 # Two packages at a time, on any machine: tests wait for events, but what they start
-# shares the processors. The race detector needs a C compiler.
-GOTEST = $$($(TOOL) -n gotestsum) --format $$([ -t 1 ] && echo testname || echo pkgname) -- -p 2 -count=1 -timeout 40m \
+# shares the processors. The race detector needs a C compiler, and would wait a second
+# at the end of each package for more reports.
+GOTEST = GORACE=atexit_sleep_ms=0 $$($(TOOL) -n gotestsum) --format $$([ -t 1 ] && echo testname || echo pkgname) -- -p 2 -count=1 -timeout 40m \
 	$$([ "$$(go env CGO_ENABLED)" = 0 ] || echo -race)
 
 help: # this list
@@ -26,7 +27,6 @@ demo: # the stack, both transcripts, the socket file; takes everything down agai
 
 test: engine # every test; what single tests need is installed (as root on Debian or Ubuntu), or they are skipped and named
 	@tools/need.sh --tests
-	go vet $(ALL)
 	@$(GOTEST) $(ALL)
 	@$(GOTEST) -tags uds_portable ./uds
 

@@ -27,7 +27,7 @@ for arch in arm 386 arm64; do
 	echo "linux/$arch: compiles"
 done
 
-for os in darwin freebsd windows; do
+for os in darwin freebsd openbsd windows; do
 	GOOS=$os CGO_ENABLED=0 go vet ./uds/...
 	echo "$os: the library compiles, with its tests"
 done

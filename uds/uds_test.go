@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -488,20 +487,5 @@ func TestAutoNameIsUniqueAndShort(t *testing.T) {
 	}
 	if name := uds.AutoName("."); strings.Contains(name, "/") {
 		t.Errorf("name in this directory is %s", name)
-	}
-}
-
-// An importer compiles on systems that have no takeover.
-func TestCompilesElsewhere(t *testing.T) {
-	t.Parallel()
-	if testing.Short() {
-		t.Skip("it compiles the package for other systems")
-	}
-	for _, system := range []string{"darwin", "freebsd", "openbsd", "windows"} {
-		cmd := exec.Command("go", "vet", "./...")
-		cmd.Env = append(os.Environ(), "GOOS="+system, "GOARCH=amd64", "CGO_ENABLED=0", "GOFLAGS=")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Errorf("%s: %v\n%s", system, err, out)
-		}
 	}
 }
