@@ -239,20 +239,20 @@ func TestReplacementUnderLoadFailsNoCall(t *testing.T) {
 		old.WantStatus(t, -1)
 		return next()
 	}
-	const each = 240 // calls of each server, before it is replaced
 	waiting := grpc.WithDefaultCallOptions(grpc.WaitForReady(true))
 	for name, c := range map[string]struct {
 		replace      func(*testing.T, *testkit.Process, func() *testkit.Process) *testkit.Process
 		replacements int
+		calls        int // of each server, before it is replaced
 		fresh        bool
 		lost         string // which calls may fail
 		options      []grpc.DialOption
 	}{
-		"takeover":                        {takeover, testkit.Count(3, 100), false, "none", nil},
-		"takeover, a connection each":     {takeover, testkit.Count(3, 100), true, "none", nil},
-		"restart, waiting":                {restart, testkit.Count(2, 30), false, "none", []grpc.DialOption{waiting}},
-		"kill, waiting":                   {kill, testkit.Count(2, 30), false, "in flight", []grpc.DialOption{waiting}},
-		"kill, waiting and calling again": {kill, testkit.Count(2, 30), false, "half answered", []grpc.DialOption{grpc.WithDefaultServiceConfig(again)}},
+		"takeover":                        {takeover, testkit.Count(3, 100), 240, false, "none", nil},
+		"takeover, a connection each":     {takeover, testkit.Count(3, 100), 240, true, "none", nil},
+		"restart, waiting":                {restart, testkit.Count(2, 30), 240, false, "none", []grpc.DialOption{waiting}},
+		"kill, waiting":                   {kill, testkit.Count(2, 30), 240, false, "in flight", []grpc.DialOption{waiting}},
+		"kill, waiting and calling again": {kill, testkit.Count(2, 30), 2400, false, "half answered", []grpc.DialOption{grpc.WithDefaultServiceConfig(again)}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := testkit.Dir(t)
@@ -270,7 +270,7 @@ func TestReplacementUnderLoadFailsNoCall(t *testing.T) {
 				defer mu.Unlock()
 				if calls++; err != nil {
 					failed++
-				} else if answers[answer]++; answers[answer] == each {
+				} else if answers[answer]++; answers[answer] == c.calls {
 					served <- struct{}{}
 				}
 			}
